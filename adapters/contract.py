@@ -1,0 +1,193 @@
+"""How a problem is put to an implementation, and its answer read back.
+
+An adapter knows how one implementation is called and what it offers. It knows nothing of right and wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attnspec.spec import CHOICES, Problem
+
+FEATURES: dict[str, str] = {
+    "mha": "as many key/value heads as query heads",
+    "mqa": "one key/value head, 4-D",
+    "gqa": "groups of query heads share a key/value head",
+    "shared_kv": "keys and values are one 3-D head (b j d)",
+    "value_width": "values wider or narrower than keys",
+    "mask": "bool mask that broadcasts to (b h i j)",
+    "rank3": "mask or bias of three dimensions (h i j)",
+    "key_padding": "bool key padding mask (b j)",
+    "bias": "float bias that is added to the scores",
+    "causal": "causal masking",
+    "scale": "a given scale",
+    "dropout": "dropout of probabilities",
+    "backward": "gradients of q, k, v",
+    "bias_grad": "the gradient of the bias",
+    "module": "a module with train() and eval()",
+}
+DEFAULT_OFFERS = frozenset({"mha", "backward"})
+
+
+class Unsupported(Exception):
+    """The calling convention has no way to say this; the implementation was not asked."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, ready to make: function(**arguments). `source` are lines of Python that define the name `attend`."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    source: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: tensors, or what was raised, and in which stage.
+
+    gradients by name (dq, dk, dv, dbias); None where autograd gave none. changed: inputs that the call modified.
+    """
+
+    o: Any = None
+    gradients: Mapping[str, Tensor | None] = field(default_factory=dict)
+    error: BaseException | None = None
+    stage: str = "forward"
+    unsupported: str | None = None
+    changed: tuple[str, ...] = ()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why there is no answer, in one line; None where there is one."""
+        if self.unsupported is not None:
+            return self.unsupported
+        if self.error is not None:
+            text = " ".join(str(self.error).split())
+            return f"{type(self.error).__name__}: {text[:240]}" if text else type(self.error).__name__
+        return None
+
+
+class Adapter:
+    """How one implementation is called. Subclass it and write :meth:`attend`; everything else has a default.
+
+    offers: which of FEATURES it promises. dialect: choices that its documentation makes (causal_alignment, empty_row,
+    head_grouping). accuracy: the class that it claims (A, T, B, C, D), or None. widths: the query widths that it can do,
+    or None for all. deterministic: True if it claims the same bits on every call.
+    """
+
+    name: str = ""
+    version: str = ""
+    variant: str = ""
+    offers: Iterable[str] = DEFAULT_OFFERS
+    dialect: Mapping[str, str] = {}
+    accuracy: str | None = None
+    widths: Iterable[int] | None = None
+    deterministic: bool = False
+    devices: ClassVar[Iterable[str] | None] = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None,
+               causal: bool = False, scale: float | None = None, dropout: float = 0.0, training: bool = False) -> Tensor:
+        """Call the implementation with (b h i d), (b g j d), (b g j e) and return (b h i e)."""
+        raise Unsupported(f"{type(self).__name__} defines no attend()")
+
+    def call(self, problem: Problem) -> Call:
+        """The call that puts a problem. Raises Unsupported where the convention can't say it."""
+        options = {name: x for name, x in problem.inputs().items() if name not in ("q", "k", "v")}
+        if problem.causal:
+            options["causal"] = True
+        if problem.scale is not None:
+            options["scale"] = problem.scale
+        if problem.dropout:
+            options |= {"dropout": problem.dropout, "training": problem.training}
+        kind = type(self)
+        source = (f"from {kind.__module__} import {kind.__qualname__}", f"attend = {kind.__qualname__}().attend")
+        return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, source)
+
+    def trace(self) -> str | None:
+        """Which backend really ran, as seen by the framework, or None where there is only one."""
+        return None
+
+    def run(self, problem: Problem) -> Answer:
+        """Put a problem, forward and, for the inputs in `problem.wrt`, backward; never raises for the implementation."""
+        leaves = _leaves(problem)
+        asked = problem.replace(**leaves)
+        before = {name: x.clone() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
+        with quiet():
+            answer = self._run(asked, leaves)
+        changed = tuple(name for name, x in before.items() if not same_bits(getattr(problem, name).detach(), x))
+        with torch.no_grad():
+            for name in changed:  # problems are shared between tests
+                getattr(problem, name).copy_(before[name])
+        return answer if not changed else Answer(answer.o, answer.gradients, answer.error, answer.stage,
+                                                 answer.unsupported, changed)
+
+    def _run(self, problem: Problem, leaves: dict[str, Tensor]) -> Answer:
+        try:
+            call = self.call(problem)
+        except Unsupported as error:
+            return Answer(unsupported=str(error))
+        except Exception as error:
+            return Answer(error=error)
+        try:
+            o = call.function(**call.arguments)
+        except Unsupported as error:
+            return Answer(unsupported=str(error))
+        except (Exception, SystemExit) as error:
+            return Answer(error=error)
+        if not isinstance(o, Tensor) or problem.do is None or not problem.wrt:
+            return Answer(o)
+        if not o.requires_grad or o.shape != problem.do.shape:
+            return Answer(o, {f"d{name}": None for name in problem.wrt})
+        try:
+            wanted = [leaves[name] for name in problem.wrt]
+            grads = torch.autograd.grad(o, wanted, problem.do.to(o.dtype), allow_unused=True)
+        except (Exception, SystemExit) as error:
+            return Answer(o.detach(), error=error, stage="backward")
+        return Answer(o.detach(), {f"d{name}": grad for name, grad in zip(problem.wrt, grads, strict=True)})
+
+
+def _leaves(problem: Problem) -> dict[str, Tensor]:
+    """Inputs as leaves that share memory and strides with the problem's; one tensor given twice stays one leaf."""
+    by_id: dict[int, Tensor] = {}
+    leaves = {}
+    for name, x in problem.inputs().items():
+        leaf = by_id.setdefault(id(x), x.detach())
+        if name in problem.wrt:
+            leaf.requires_grad_()
+        leaves[name] = leaf
+    return leaves
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in shape, dtype and every bit, so that NaN equals itself and −0 does not equal 0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.view(whole), b.view(whole))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """An implementation's warnings are its own: they neither fail a run under -W error nor fill the screen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def check(adapter: Adapter) -> None:
+    """Raise ValueError, naming the attribute, where a declaration uses a word that does not exist."""
+    unknown = set(adapter.offers) - FEATURES.keys()
+    if unknown:
+        raise ValueError(f"{type(adapter).__name__}.offers names {', '.join(sorted(unknown))}; "
+                         f"there are {', '.join(FEATURES)}")
+    for key, value in adapter.dialect.items():
+        if value not in CHOICES.get(key, ()):
+            raise ValueError(f"{type(adapter).__name__}.dialect has {key}={value}; there are "
+                             + "; ".join(f"{name} = {' | '.join(values)}" for name, values in CHOICES.items()))

@@ -1,0 +1,129 @@
+"""Calling conventions as data: which parameter of a signature carries which field of a problem."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from attnspec.adapters.contract import Adapter, Call, Unsupported
+from attnspec.spec import Problem
+
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "q": ("q", "query", "queries"),
+    "k": ("k", "key", "keys"),
+    "v": ("v", "value", "values"),
+    "mask": ("mask", "attn_mask", "attention_mask"),
+    "bias": ("attn_bias", "bias", "attention_bias"),
+    "causal": ("causal", "is_causal"),
+    "scale": ("scale", "sm_scale", "softmax_scale"),
+    "dropout": ("dropout", "dropout_p"),
+    "flash": ("flash", "use_flash", "use_flash_attn"),
+    "enable_gqa": ("enable_gqa",),
+}
+FIELD_OF = {name: field for field, names in PARAMETERS.items() for name in names}
+
+
+class UnknownSignature(Exception):
+    """A signature that no convention covers; an adapter of ten lines does."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The parameters of a callable by the field that they carry, and those that carry none."""
+
+    fields: dict[str, str]
+    unknown_required: tuple[str, ...]
+    unknown_optional: tuple[str, ...]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Signature:
+        """Read a signature. Raises UnknownSignature where Python can't show one."""
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError) as error:
+            raise UnknownSignature(f"Python can't show its signature ({error})") from None
+        fields: dict[str, str] = {}
+        required, optional = [], []
+        for p in parameters:
+            if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                optional.append(str(p))
+            elif p.name in FIELD_OF and FIELD_OF[p.name] not in fields:
+                fields[FIELD_OF[p.name]] = p.name
+            elif p.default is p.empty:
+                required.append(p.name)
+            else:
+                optional.append(p.name)
+        return cls(fields, tuple(required), tuple(optional))
+
+
+def is_torch_convention(signature: Signature) -> bool:
+    """True for torch's scaled_dot_product_attention and its likes: one mask parameter for bool and float, is_causal."""
+    return signature.fields.get("mask") == "attn_mask" and signature.fields.get("causal") == "is_causal"
+
+
+class FunctionAdapter(Adapter):
+    """A function of tensors (b h i d). What is offered follows from its parameters.
+
+    With torch SDPA's parameters it promises torch's semantics: `attn_mask` is bool or float, the causal alignment is
+    top-left, a row without a key is zero, and `attn_mask` and `is_causal` are exclusive, so that causal is merged into
+    the mask where both are asked for, as torch's documentation tells its users to.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, source: tuple[str, ...]) -> None:
+        self.function, self.name, self.source = function, name, source
+        self.signature = Signature.of(function)
+        fields = self.signature.fields
+        missing = [field for field in "qkv" if field not in fields]
+        if missing or self.signature.unknown_required:
+            raise UnknownSignature(
+                (f"no parameter for {', '.join(missing)}" if missing else "")
+                + (" and " if missing and self.signature.unknown_required else "")
+                + (f"required parameters that no convention knows: {', '.join(self.signature.unknown_required)}"
+                   if self.signature.unknown_required else ""))
+        self.torch_convention = is_torch_convention(self.signature)
+        offers = {"mha", "backward"} | ({"mask", "key_padding", "causal", "scale", "dropout", "bias"} & fields.keys())
+        if "mask" in fields:
+            offers |= {"key_padding", "rank3"}
+        if "enable_gqa" in fields:
+            offers |= {"gqa", "mqa"}
+        if self.torch_convention:
+            offers |= {"bias", "value_width"}
+            self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
+        if "bias" in offers:
+            offers.add("bias_grad")
+        self.offers = frozenset(offers)
+
+    def call(self, problem: Problem) -> Call:
+        """The function's own arguments for a problem."""
+        if problem.shared:
+            raise Unsupported("a function of (b h j d) keys has no form for one shared head (b j d)")
+        fields = self.signature.fields
+        arguments: dict[str, Any] = {fields["q"]: problem.q, fields["k"]: problem.k, fields["v"]: problem.v}
+        mask, bias, causal = problem.mask, problem.bias, problem.causal
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None, :]
+        if self.torch_convention:
+            if causal and not (mask is None and bias is None):
+                mask, causal = merge_causal(mask, problem), False
+            if bias is not None:
+                mask, bias = bias if mask is None else bias.masked_fill(~mask, float("-inf")), None
+        options = {"mask": mask, "bias": bias, "causal": causal or None, "scale": problem.scale,
+                   "dropout": (problem.dropout or None) if problem.training else None,
+                   "enable_gqa": True if "enable_gqa" in fields and problem.g != problem.h else None}
+        for field, value in options.items():
+            if value is None:
+                continue
+            if field not in fields:
+                raise Unsupported(f"{self.name} has no parameter for {field}")
+            arguments[fields[field]] = value
+        return Call(self.function, arguments, self.source)
+
+
+def merge_causal(mask: Tensor | None, problem: Problem) -> Tensor:
+    """A bool mask that also holds the top-left triangle, as torch's documentation writes it."""
+    triangle = problem.q.new_ones((problem.i, problem.j), dtype=mask.dtype if mask is not None else None).bool().tril()
+    return triangle if mask is None else mask & triangle

@@ -1,0 +1,3 @@
+"""What an implementation must show."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,22 @@
+"""What the right answer is: exact values, gradients and error bounds.
+
+:func:`solve` gives the exact answer to a problem; :mod:`dense` holds the formulas, one function a stage;
+:mod:`autograd` is a second form that shares nothing with it; :mod:`bounds` says how far an honest kernel may be.
+"""
+
+from attnspec.reference.accuracy import CLASSES, Arithmetic, arithmetic, default_class, stricter
+from attnspec.reference.solve import INPUT_OF, OUTPUTS, Exact, Tolerance, solve, to_float64
+
+__all__ = [
+    "CLASSES",
+    "INPUT_OF",
+    "OUTPUTS",
+    "Arithmetic",
+    "Exact",
+    "Tolerance",
+    "arithmetic",
+    "default_class",
+    "solve",
+    "stricter",
+    "to_float64",
+]

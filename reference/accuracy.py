@@ -1,0 +1,86 @@
+"""Classes of arithmetic: what an honest kernel rounds, and by how much.
+
+The symbols are those of Higham, Accuracy and Stability of Numerical Algorithms (SIAM 2002): u is a unit roundoff, η the
+absolute error of a rounding that underflows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from attnspec.spec import implements
+
+CLASSES = ("R", "A", "T", "B", "C", "D")
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+TF32 = 2.0**-11
+# Smallest normal number: flushing to zero is legal in all but float16, whose subnormals hardware keeps.
+UNDERFLOW = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-25, "bfloat16": 2.0**-126}
+LARGEST = {"float64": 1.7976931348623157e308, "float32": 3.4028234663852886e38, "float16": 65504.0,
+           "bfloat16": 3.3895313892515355e38}
+EXP_ULPS = 42  # a vectorised exp of 20 ulp, and the rounding of its argument's reduction, in units of u
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """One accuracy class for one dtype. Every field but the names is a unit roundoff, an η, or a relative error."""
+
+    name: str
+    dtype: str
+    u_out: float  # storage of outputs
+    eta_out: float
+    u_acc: float  # accumulators and softmax internals
+    eta_acc: float
+    exp: float  # relative error of exp of a score
+    rescale: float  # relative error of exp(old maximum − new maximum)
+    u_in: float = 0.0  # operands on entry of a matmul (tf32)
+    u_mma: float = 0.0  # probabilities and dS before a matmul
+    eta_mma: float = 0.0
+    u_s: float = 0.0  # every materialised score-like tensor
+    eta_s: float = 0.0
+    prescaled: int = 0  # operands that may be multiplied by a root of the scale and rounded
+    u_softmax: float = 0.0  # softmax internals, and their autograd
+    block: int = 16  # smallest key block of an online softmax
+
+
+@cache
+@implements("ACCURACY-4")
+def arithmetic(class_: str, dtype: str) -> Arithmetic:
+    """The arithmetic of a class for a storage dtype. Raises ValueError for names that do not exist.
+
+    float64 is computed in float64, everything else in float32 inside. For float32 and float64 storage B, C and D round
+    at the precision that A accumulates in, so their bounds differ from A's by constants only.
+    """
+    if class_ not in CLASSES or dtype not in UNIT:
+        raise ValueError(f"no accuracy class {class_!r} for {dtype!r}; there are {', '.join(CLASSES)} for {', '.join(UNIT)}")
+    u, eta = UNIT[dtype], UNDERFLOW[dtype]
+    inside = "float64" if dtype == "float64" or class_ == "R" else "float32"
+    u_acc = UNIT[inside]
+    exp = (8 if inside == "float64" else EXP_ULPS) * u_acc
+    wide = Arithmetic(class_, dtype, u, eta, u_acc, UNDERFLOW[inside], exp, exp)
+    if class_ in ("R", "A"):
+        return wide
+    if class_ == "T":
+        return replace(wide, u_in=TF32, u_mma=TF32) if dtype == "float32" else wide
+    half = dtype in ("float16", "bfloat16")
+    # A short polynomial for exp2 is legal once probabilities are rounded to a half type; not in the rescale, where it compounds.
+    flash = replace(wide, u_mma=u if half else 0.0, eta_mma=eta if half else 0.0, exp=2.0**-13 if half else exp)
+    if class_ == "B":
+        return flash
+    eager = replace(flash, u_mma=u, eta_mma=eta, u_s=u, eta_s=eta, prescaled=2)
+    if class_ == "C":
+        return eager
+    return replace(eager, u_softmax=u, eta_mma=3 * eta)
+
+
+def default_class(dtype: str) -> str:
+    """The class that an implementation without a claim must stay within (ACCURACY-1)."""
+    return "A" if dtype in ("float64", "float32") else "C"
+
+
+def stricter(class_: str, dtype: str) -> list[str]:
+    """The classes from the strictest that can be told apart for this dtype up to and including `class_`."""
+    ladder = {"float64": ["A"], "float32": ["A", "T"]}.get(dtype, ["A", "B", "C", "D"])
+    if class_ not in ladder:
+        return ["A", class_]
+    return ladder[: ladder.index(class_) + 1]

@@ -1,0 +1,75 @@
+"""Attention in float64 PyTorch, gradients by autograd: the second, independent form of the reference.
+
+It shares no helper with :mod:`attnspec.reference.dense`. Hidden scores are left out of the softmax by gathering the
+visible keys of one row at a time, so nothing is filled, masked or multiplied by zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnspec.spec import Dialect, Problem
+
+
+def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
+    """o, lse and, with a cotangent, dq, dk, dv and dbias, all float64, by visiting each query row by itself."""
+    leaves = {name: x.detach().to(torch.float64).clone().requires_grad_()
+              for name, x in problem.inputs().items() if name != "mask"}
+    o, lse = _rows(leaves, problem, dialect, keep)
+    answer = {"o": o.detach(), "lse": lse.detach()}
+    if problem.do is not None:
+        grads = torch.autograd.grad(o, list(leaves.values()), problem.do.to(torch.float64), allow_unused=True,
+                                    materialize_grads=True) if o.requires_grad else [torch.zeros_like(x) for x in leaves.values()]
+        answer |= {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    return answer
+
+
+def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    q, k, v = x["q"], x["k"], x["v"]
+    if problem.shared:
+        k, v = k.unsqueeze(1), v.unsqueeze(1)
+    scale = problem.scale if problem.scale is not None else 1 / max(problem.d, 1) ** 0.5
+    full = (problem.b, problem.h, problem.i, problem.j)
+    mask, bias = problem.mask, x.get("bias")
+    if mask is not None:
+        mask = (mask.view(problem.b, 1, 1, problem.j) if mask.dim() == 2 else mask).expand(full)
+    if bias is not None:
+        bias = bias.expand(full)
+    per_group = problem.h // max(k.shape[1], 1)
+    outputs, sums = [], []
+    for n in range(problem.b):
+        for head in range(problem.h):
+            kv = head // per_group if dialect.head_grouping == "blocked" else head % k.shape[1]
+            for row in range(problem.i):
+                last = problem.j if not problem.causal else row + 1 + (
+                    problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
+                keys = [c for c in range(min(last, problem.j)) if (mask is None or bool(mask[n, head, row, c]))
+                        and (bias is None or float(bias[n, head, row, c].detach()) != float("-inf"))]
+                values, weights, total = _row(q[n, head, row], k[n, kv], v[n, kv],
+                                              None if bias is None else bias[n, head, row], keys, scale, dialect)
+                if problem.training and problem.dropout and keep is not None:
+                    used = keep[n, head, row][keys] if keys else keep[n, head, row]
+                    factor = used.to(torch.float64) / (1 - problem.dropout) if problem.dropout < 1 else 0.0
+                    weights = weights * (factor if len(weights) else 1.0)
+                outputs.append(weights @ values)
+                sums.append(total)
+    shape = full[:3]
+    o = torch.stack(outputs).view(*shape, problem.e) if outputs else q.new_zeros((*shape, problem.e))
+    lse = torch.stack(sums).view(shape) if sums else q.new_zeros(shape)
+    return o, lse
+
+
+def _row(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keys: list[int], scale: float,
+         dialect: Dialect) -> tuple[Tensor, Tensor, Tensor]:
+    """The values that a row sees, their weights, and the log of the sum of exponentials."""
+    if keys:
+        s = scale * (k[keys] @ q)
+        if bias is not None:
+            s = s + bias[keys]
+        return v[keys], torch.softmax(s, 0), torch.logsumexp(s, 0)
+    lse = torch.full((), float("-inf"), dtype=torch.float64)
+    if dialect.empty_row == "zero" or not len(k):
+        return v[:0], v.new_zeros(0), lse
+    weight = 1 / len(k) if dialect.empty_row == "uniform" else float("nan")
+    return v, v.new_full((len(k),), weight), lse

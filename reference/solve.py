@@ -1,0 +1,204 @@
+"""The exact answer to a problem, and how far from it an answer may be.
+
+A problem's tensors are upcast exactly, so the answer is the one for the very numbers that the implementation received.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from attnspec.reference import bounds, dense
+from attnspec.reference.accuracy import LARGEST, arithmetic
+from attnspec.spec import Dialect, Problem, implements
+
+OUTPUTS = ("o", "dq", "dk", "dv", "dbias")
+INPUT_OF = {"dq": "q", "dk": "k", "dv": "v", "dbias": "bias"}
+# float64's own error in the reference is that of class A in float64 (measured: a seventh of it). Every term of a bound
+# grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there.
+REFERENCE_SHARE = 2.0**-20
+
+
+def to_float64(x: torch.Tensor) -> Array:
+    """A tensor's values, exactly, as a NumPy float64 array."""
+    return x.detach().to("cpu", torch.float64).numpy()
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds by output name, and the elements that no class can promise because a legal intermediate may overflow."""
+
+    bound: dict[str, Array]
+    exempt: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact answer: float64 arrays in the shapes of the implementation's answer.
+
+    o (b h i e), lse (b h i), dq, dk, dv and dbias in the shapes of their inputs; None where nothing asked for them.
+    zero holds for each output where it must be exactly zero. undefined: where a visible operand is not finite.
+    """
+
+    problem: Problem
+    dialect: Dialect
+    forward: dense.Forward
+    lse: Array
+    values: dict[str, Array]
+    zero: dict[str, Array]
+    undefined: dict[str, Array]
+    _operands: bounds.Operands
+    _backward: dense.Backward | None
+    _do: Array | None
+    _cache: dict[str, Tolerance] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Array | None:
+        if name in OUTPUTS:
+            return self.values.get(name)
+        raise AttributeError(name)
+
+    @cached_property
+    def empty(self) -> Array:
+        """Rows without a visible key, (b h i) bool."""
+        return self.forward.empty
+
+    def tolerance(self, class_: str) -> Tolerance:
+        """The bound of each output for an accuracy class, 0 where the answer must be exactly zero."""
+        if class_ not in self._cache:
+            self._cache[class_] = self._tolerance(class_)
+        return self._cache[class_]
+
+    def _tolerance(self, class_: str) -> Tolerance:
+        dtype = str(self.problem.dtype).removeprefix("torch.")
+        a = arithmetic(class_, dtype)
+        share = 1 + (1.0 if a.u_acc == 2.0**-53 else REFERENCE_SHARE)
+        x, f = self._operands, self.forward
+        # A row that is NaN by rule has no bound; it is compared as NaN.
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            w = bounds.forward_bound(x, f, a)
+            row, both = bounds.may_overflow(x, self._do, f, a)
+            bound, exempt = {"o": w.o}, {"o": np.broadcast_to(row[..., None], w.o.shape)}
+            if self._backward is not None and self._do is not None:
+                problem, grouping = self.problem, self.dialect.head_grouping
+                g = bounds.backward_bound(x, self._do, f, self._backward, w, a, problem.h // max(problem.g, 1))
+                touched = both.any(-1)[..., None, None]
+                bound["dq"], exempt["dq"] = g.dq, np.broadcast_to(both[..., None], g.dq.shape)
+                for name, head in (("dk", g.dk), ("dv", g.dv)):
+                    like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
+                    spread = np.broadcast_to(touched, head.shape)
+                    bound[name] = dense.sum_over_group(head, like, grouping)
+                    exempt[name] = dense.sum_over_group(spread, like, grouping) > 0
+                    if head.shape[1] != (1 if len(like) == 3 else like[1]):
+                        bound[name] = bound[name] + a.u_out * (np.abs(self.values[name]) + bound[name])
+                if problem.bias is not None:
+                    bound["dbias"], exempt["dbias"] = self._bias_bound(g.ds, both, a.u_out, a.u_acc)
+        for name, value in self.values.items():
+            bound[name] = np.where(self.zero[name], 0.0, bound[name] * share)
+            exempt[name] = exempt[name] | self.undefined[name] | (np.abs(value) + bound[name] > LARGEST[dtype])
+        return Tolerance(bound, exempt)
+
+    def _bias_bound(self, each: Array, rows: Array, u_out: float, u_acc: float) -> tuple[Array, Array]:
+        assert self.problem.bias is not None
+        assert self._backward is not None
+        like = tuple(self.problem.bias.shape)
+        total, repeated = dense.reduce_to(each, like), each.size // max(1, int(np.prod(like)))
+        if repeated > 1:
+            magnitude = dense.reduce_to(np.abs(self._backward.ds) + each, like)
+            total = total + bounds.kappa(repeated, u_acc) * magnitude + u_out * (np.abs(self.values["dbias"]) + total)
+        touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like) > 0
+        return total, touched
+
+
+@implements("DTYPE-1", "DTYPE-2", "DTYPE-3", "GRAD-7")
+def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exact:
+    """The exact answer to a problem in a dialect. keep (b h i j) bool is the mask that dropout drew, in training.
+
+    Gradients are there where the problem has a cotangent. Raises ValueError where dropout is active without `keep`.
+    """
+    if problem.training and 0 < problem.dropout < 1 and keep is None:
+        raise ValueError("with dropout in training the answer depends on the keep mask; give `keep` (b h i j)")
+    h, grouping = problem.h, dialect.head_grouping
+    scale = dense.default_scale(problem.d) if problem.scale is None else float(problem.scale)
+    given = [to_float64(problem.q), to_float64(problem.k), to_float64(problem.v)]
+    q, k, v = (np.where(np.isfinite(x), x, 0.0) for x in given)
+    k_heads, v_heads = dense.per_query_head(k, h, grouping), dense.per_query_head(v, h, grouping)
+    bias = None if problem.bias is None else to_float64(problem.bias)
+    mask = None if problem.mask is None else problem.mask.cpu().numpy()
+    causal = dense.causal_mask(problem.i, problem.j, dialect.causal_alignment) if problem.causal else None
+    rate = problem.dropout if problem.training else 0.0
+    if rate == 1 and keep is None:
+        keep = np.zeros((problem.b, h, problem.i, problem.j))
+    factor = dense.keep_factor(keep, rate)
+
+    f = dense.forward(q, k_heads, v_heads, scale=scale, bias=bias, mask=mask, causal=causal, factor=factor,
+                      empty_row=dialect.empty_row)
+    live = f.visible | (f.empty[..., None] & (dialect.empty_row == "uniform"))
+    values, back, do = {"o": f.o}, None, None
+    if problem.do is not None:
+        do = to_float64(problem.do)
+        back = dense.backward(q, k_heads, v_heads, do, f, scale=scale, factor=factor)
+        values["dq"] = back.dq
+        values["dk"] = dense.sum_over_group(back.dk, tuple(problem.k.shape), grouping)
+        values["dv"] = dense.sum_over_group(back.dv, tuple(problem.v.shape), grouping)
+        if problem.bias is not None:
+            values["dbias"] = dense.reduce_to(back.ds, tuple(problem.bias.shape))
+    zero = _zeros(problem, dialect, values, live, f, do)
+    undefined = _undefined(problem, dialect, given, bias, f, values)
+    return Exact(problem, dialect, f, f.lse, values, zero, undefined,
+                 bounds.Operands(q, k_heads, v_heads, scale, bias, factor), back, do)
+
+
+@implements("ACCURACY-3")
+def _zeros(problem: Problem, dialect: Dialect, values: dict[str, Array], live: Array, f: dense.Forward,
+           do: Array | None) -> dict[str, Array]:
+    """Where nothing contributes to an output, so that it is exactly zero."""
+    grouping = dialect.head_grouping
+
+    def nothing_reaches(pairs: Array, like: tuple[int, ...]) -> Array:
+        """Keys (b h j) that no row reaches, in the shape of keys or values."""
+        each = np.broadcast_to(pairs.any(-2)[..., None], (*pairs.shape[:2], pairs.shape[3], like[-1])).astype(float)
+        return dense.sum_over_group(each, like, grouping) == 0
+
+    no_value = ~live.any(-1)[..., None]
+    zero = {"o": np.broadcast_to(no_value, f.o.shape) & (dialect.empty_row != "nan" or problem.j == 0)}
+    if do is None:
+        return zero
+    asked = (do != 0).any(-1)[..., None]
+    scored = f.visible & asked
+    zero["dq"] = np.broadcast_to(~scored.any(-1)[..., None], values["dq"].shape)
+    zero["dk"] = nothing_reaches(scored, tuple(problem.k.shape))
+    zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))
+    if "dbias" in values:
+        zero["dbias"] = dense.reduce_to(scored.astype(float), values["dbias"].shape) == 0
+    return zero
+
+
+def _undefined(problem: Problem, dialect: Dialect, given: list[Array], bias: Array | None, f: dense.Forward,
+               values: dict[str, Array]) -> dict[str, Array]:
+    """Where the clauses promise nothing: a visible operand is NaN or infinite, or a NaN row reaches a gradient."""
+    undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
+    poisoned = f.empty & (dialect.empty_row == "nan")
+    bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)
+    if bad_q.any() or bad_k.any() or bad_v.any():
+        bad = dense.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
+        rows = (f.visible & (bad[:, :, None, :] | bad_q[..., None])).any(-1)
+        undefined["o"] |= rows[..., None]
+        poisoned = poisoned | rows
+    if bias is not None and (np.isnan(bias) | (bias == np.inf)).any():
+        rows = (np.broadcast_to(np.isnan(bias) | (bias == np.inf), f.visible.shape) & f.visible).any(-1)
+        undefined["o"] |= rows[..., None]
+        poisoned = poisoned | rows
+    if len(values) > 1 and poisoned.any():
+        undefined["dq"] |= poisoned[..., None]
+        heads = np.broadcast_to(poisoned.any(-1)[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
+        for name, x in (("dk", problem.k), ("dv", problem.v)):
+            like = (*x.shape[:-1], 1)
+            undefined[name] |= dense.sum_over_group(heads, like, dialect.head_grouping) > 0
+        if "dbias" in values:
+            rows = np.broadcast_to(poisoned[..., None], f.visible.shape).astype(float)
+            undefined["dbias"] |= dense.reduce_to(rows, values["dbias"].shape) > 0
+    return undefined
