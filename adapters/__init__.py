@@ -1,0 +1,16 @@
+"""How an implementation is called. Subclass :class:`Adapter`, or let :func:`resolve` recognise a signature."""
+
+from attnspec.adapters.contract import FEATURES, Adapter, Answer, Call, Unsupported, same_bits
+from attnspec.adapters.resolve import ResolveError, parse_kwargs, resolve
+
+__all__ = [
+    "FEATURES",
+    "Adapter",
+    "Answer",
+    "Call",
+    "ResolveError",
+    "Unsupported",
+    "parse_kwargs",
+    "resolve",
+    "same_bits",
+]

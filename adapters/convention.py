@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,7 @@ class Signature:
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
         """Read a signature. Raises UnknownSignature where Python can't show one."""
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError) as error:
-            raise UnknownSignature(f"Python can't show its signature ({error})") from None
+        parameters = signature_of(function).parameters.values()
         fields: dict[str, str] = {}
         required, optional = [], []
         for p in parameters:
@@ -58,6 +56,30 @@ class Signature:
             else:
                 optional.append(p.name)
         return cls(fields, tuple(required), tuple(optional))
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """A callable's signature; of a compiled one from its schema or the first line of its docstring.
+
+    Raises UnknownSignature where none of them shows one.
+    """
+    try:
+        if hasattr(function, "_schema") or hasattr(getattr(function, "default", None), "_schema"):  # torch.ops
+            schema = getattr(function, "default", function)._schema
+            return inspect.Signature([
+                inspect.Parameter(a.name, inspect.Parameter.POSITIONAL_OR_KEYWORD if not a.kwarg_only
+                                  else inspect.Parameter.KEYWORD_ONLY,
+                                  default=a.default_value if a.has_default_value() else inspect.Parameter.empty)
+                for a in schema.arguments])
+        return inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        name = getattr(function, "__name__", "")
+        written = re.search(rf"^\s*{re.escape(name)}\((.*?)\)\s*(->|:|\n\n|$)", function.__doc__ or "", re.DOTALL)
+        if not name or written is None:
+            raise UnknownSignature(f"Python can't show its signature ({error})") from None
+        scope: dict[str, Any] = {}
+        exec(f"def f({written[1]}): ...", {}, scope)
+        return inspect.signature(scope["f"])
 
 
 def is_torch_convention(signature: Signature) -> bool:

@@ -1,0 +1,250 @@
+"""The pytest plugin: `pytest --impl=mypackage.Attend` in any directory."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("--impl", {"help": "what to test: a dotted path, file.py:name, or a shipped name such as sdpa-math"}),
+    ("--impl-kwargs", {"default": "", "help": "constructor arguments: heads=8,dim=64 or a JSON object"}),
+    ("--impl-device", {"action": "append", "help": "cpu, cuda, … (default: cpu and whatever accelerator torch reports)"}),
+    ("--impl-dtypes", {"help": "float32,bfloat16,… that are promised (default: those that a plain call accepts)"}),
+    ("--without", {"default": "", "help": "features that are not promised after all, such as backward,gqa"}),
+    ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much is asked"}),
+    ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
+    ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
+    ("--accuracy", {"choices": ("R", "A", "T", "B", "C", "D"), "help": "the accuracy class that is claimed for every dtype"}),
+    ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
+    ("--case", {"help": "only this case, as a failure prints it"}),
+    ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),
+    ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
+    ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
+]
+TESTS = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options, in a group of their own."""
+    group = parser.getgroup("attnspec", "attention conformance")
+    for name, settings in OPTIONS:
+        group.addoption(name, **settings)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without paths, --impl means the conformance suite and nothing else, wherever it is run."""
+    config.addinivalue_line("markers", "clause(*ids): the clauses of the attention spec that a test decides")
+    if config.getoption("--impl") is None:
+        return
+    if config.args_source != pytest.Config.ArgsSource.ARGS:
+        config.args = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
+    # A foreign project's patterns for its own tests are not ours.
+    config._inicache["python_functions"] = ["test_*"]  # type: ignore[attr-defined]
+    config._inicache["python_files"] = ["test_*.py"]  # type: ignore[attr-defined]
+    from attnspec.adapters import ResolveError
+    from attnspec.spec import SpecError
+
+    try:
+        config.stash[_RUN] = _make_run(config)
+    except (ResolveError, SpecError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+_RUN: pytest.StashKey[Any] = pytest.StashKey()
+
+
+def _make_run(config: pytest.Config) -> Any:
+    """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
+    from attnspec.adapters import FEATURES, ResolveError, parse_kwargs, resolve
+    from attnspec.conformance.case import Case
+    from attnspec.conformance.record import Record
+    from attnspec.conformance.run import TIERS, Run
+    from attnspec.conformance.subject import meet
+    from attnspec.reference.accuracy import UNIT
+    from attnspec.spec import CHOICES
+
+    option = config.getoption
+    adapters = resolve(option("--impl"), parse_kwargs(option("--impl-kwargs")))
+    without = {x for x in option("--without").split(",") if x}
+    if without - FEATURES.keys():
+        raise ResolveError(f"--without names {', '.join(sorted(without - FEATURES.keys()))}; there are {', '.join(FEATURES)}")
+    dialect: dict[str, str] = {}
+    for choice in option("--dialect"):
+        if choice == "canonical":
+            dialect |= {name: values[0] for name, values in CHOICES.items()}
+            continue
+        key, _, value = choice.partition("=")
+        if value not in CHOICES.get(key, ()):
+            raise ResolveError(f"--dialect {choice!r}: there are canonical; "
+                               + "; ".join(f"{name}={'|'.join(values)}" for name, values in CHOICES.items()))
+        dialect[key] = value
+    dtypes = tuple(x for x in (option("--impl-dtypes") or "").split(",") if x) or None
+    if dtypes and set(dtypes) - UNIT.keys():
+        raise ResolveError(f"--impl-dtypes {option('--impl-dtypes')}: there are {', '.join(UNIT)}")
+    case = Case.parse(option("--case")) if option("--case") else None
+    clauses = tuple(x for x in option("--clauses").split(",") if x)
+    _check_clauses(clauses)
+
+    subjects = []
+    for adapter in adapters:
+        adapter.offers = frozenset(adapter.offers) - without
+        for device in _devices(adapter, option("--impl-device")):
+            subjects.append(meet(adapter, device, dialect, option("--accuracy"), dtypes or ((case.dtype,) if case else None)))
+    for subject in subjects:
+        if not subject.dtypes:
+            raise ResolveError(_refuses_everything(subject))
+        subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
+        subject.slow = TIERS[option("--tier")].slow
+    kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy")
+    words = ["pytest"]
+    for name in kept:
+        value = option(name)
+        for item in value if isinstance(value, list) else [value] if value else []:
+            words.append(shlex.quote(f"{name}={item}"))
+    return Run(command=" ".join(words), subjects=subjects, tier=TIERS[option("--tier")], seed=option("--attnspec-seed"),
+               budget=option("--budget"), case=case, clauses=clauses, enforce_should=option("--enforce-should"),
+               record=Record(Path(option("--verdicts")) if option("--verdicts") else None))
+
+
+def _check_clauses(clauses: tuple[str, ...]) -> None:
+    from attnspec.adapters import ResolveError
+    from attnspec.spec import index
+
+    known = {clause.chapter for clause in index().values()}
+    for name in clauses:
+        if name not in index() and name not in known:
+            raise ResolveError(f"--clauses {name}: there is no such chapter or clause; chapters are {', '.join(sorted(known))}")
+
+
+def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
+    from attnspec.adapters import ResolveError
+
+    import torch
+
+    present = ["cpu"]
+    if torch.accelerator.is_available():
+        present.append(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
+    devices = asked or [d for d in present if adapter.devices is None or d in adapter.devices]
+    if not devices:
+        raise ResolveError(f"{adapter.name} runs on {' and '.join(adapter.devices)} only, and this machine has {' and '.join(present)}; "
+                           "nothing was tested")
+    for device in devices:
+        if device.split(":")[0] not in present:
+            raise ResolveError(f"--impl-device {device}: this machine has {' and '.join(present)}")
+    return devices
+
+
+def _refuses_everything(subject: Any) -> str:
+    reasons = sorted(set(subject.refused_dtypes.values()))
+    return (f"{subject.adapter.name} {subject.adapter.variant} answers no plain call on {subject.device}: q, k, v of shape (1, 2, 4, 16) "
+            f"and no option, in {', '.join(subject.refused_dtypes)}. It raised {'; '.join(reasons)}. "
+            "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it wants.")
+
+
+# COLLECTION
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A conformance test is asked of every subject and dtype."""
+    if not hasattr(metafunc.function, "clauses"):
+        return
+    run = metafunc.config.stash.get(_RUN, None)
+    if run is None:
+        raise pytest.UsageError("these are conformance tests: say what to test with --impl=package.module.name")
+    pairs = [(subject, dtype) for subject in run.subjects for dtype in subject.dtypes]
+    several = len({s.device for s in run.subjects}) > 1
+    ids = ["-".join(x for x in (s.adapter.variant, s.device if several else "", dtype) if x) for s, dtype in pairs]
+    metafunc.parametrize(("subject", "dtype"), pairs, ids=ids)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Bind tests to clauses, both ways, and keep those that --clauses asks for."""
+    run = config.stash.get(_RUN, None)
+    if run is None:
+        return
+    from attnspec.conformance.audit import audit
+
+    ours = [item for item in items if hasattr(getattr(item, "function", None), "clauses")]
+    strangers = [item.nodeid for item in items if Path(str(item.path)).parent == TESTS and item not in ours]
+    problems = audit(complete={Path(str(item.path)) for item in ours} >= set(TESTS.glob("test_*.py")))
+    problems += [f"{name} is a test without a clause" for name in strangers]
+    if problems:
+        raise pytest.UsageError("the suite is not well formed:\n  " + "\n  ".join(problems))
+    if run.clauses:
+        wanted = set(run.clauses)
+        keep = [item for item in ours if any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in item.function.clauses)]  # type: ignore[attr-defined]
+        config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+        items[:] = keep
+
+
+@pytest.fixture(scope="session")
+def run(request: pytest.FixtureRequest) -> Any:
+    """The run that the options ask for."""
+    return request.config.stash[_RUN]
+
+
+# WHAT IS SHOWN
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What was resolved, and the choices it follows."""
+    run = config.stash.get(_RUN, None)
+    if run is None:
+        return []
+    from attnspec.conformance import report
+
+    run.record.open(report.header_data(run))
+    return report.header(run)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failure is headed by its clause; an error of ours is said to be ours."""
+    result = yield
+    clauses = getattr(getattr(item, "function", None), "clauses", None)
+    if clauses and result.failed:
+        run = item.config.stash[_RUN]
+        if call.excinfo is not None and not call.excinfo.errisinstance(pytest.fail.Exception):
+            from attnspec.conformance.judge import Verdict
+
+            params = item.callspec.params  # type: ignore[attr-defined]
+            cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
+            run.record.count(cell, Verdict.HARNESS_ERROR, 1, f"{call.excinfo.typename}: {call.excinfo.value}")
+            result.longrepr = ("attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
+                               f"{run.command} --clauses={clauses[0]}\n\n{call.excinfo.getrepr(style='short')}")
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Notes, then the table clause × dtype, and what held."""
+    run = config.stash.get(_RUN, None)
+    if run is None:
+        return
+    from attnspec.conformance import report
+
+    if run.record.notes:
+        terminalreporter.section("notes")
+        for note in run.record.notes:
+            terminalreporter.write_line(note)
+    terminalreporter.section("attention conformance")
+    for line in report.table(run):
+        terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Close the verdict file; a session in which nothing was judged does not conform."""
+    run = session.config.stash.get(_RUN, None)
+    if run is None:
+        return
+    from attnspec.conformance.judge import Verdict
+
+    judged = sum(counts[Verdict.PASS] + counts[Verdict.FAIL] for counts in run.record.counts.values())
+    if exitstatus == 0 and judged == 0:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        print("\nnothing was judged: no problem of these clauses could be put to the implementation", file=sys.stderr)
+    run.record.close(int(session.exitstatus))

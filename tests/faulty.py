@@ -17,6 +17,7 @@ import torch
 from faulty_modules import DropoutInEval, FlashIgnoresLastKeysMask, NoGradFastPath
 from honest import Attend, Plan, check, for_each_query_head, prepare, softmax, tiled, widen
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Call:
         """Of the scores, ``(b h i j)``."""
         b, h, i, _ = self.query.shape
         return b, h, i, self.key.shape[2]
+
+    @property
+    def scale_in_use(self) -> float:
+        return max(self.query.shape[3], 1) ** -0.5 if self.scale is None else self.scale
 
     @property
     def bool_mask(self) -> Tensor | None:
@@ -145,19 +150,15 @@ def read_without_strides(tensor: Tensor) -> Tensor:
     return storage[places % len(storage)].view(tensor.shape)
 
 
-def causal_mask(call: Call, diagonal: int) -> Tensor:
-    """Key ``c`` is visible to row ``r`` where ``c <= r + diagonal``."""
-    return torch.ones(call.shape[2:], dtype=torch.bool, device=call.query.device).tril(diagonal)
-
-
 def run_with_causal(call: Call, diagonal: int) -> Tensor:
-    """The call with another diagonal, if it is causal at all."""
-    if not call.is_causal or call.attn_mask is not None:
+    """The call; if it is causal, key ``c`` is visible to row ``r`` where ``c <= r + diagonal``."""
+    if not call.is_causal:
         return call.run()
-    return call.but(is_causal=False, attn_mask=causal_mask(call, diagonal)).run()
+    mask = torch.ones(call.shape[2:], dtype=torch.bool, device=call.query.device).tril(diagonal)
+    return call.but(is_causal=False, attn_mask=mask).run()
 
 
-# SHAPE
+# FAULTS, by chapter
 
 
 @fault("SHAPE", "pytorch/pytorch#169222")
@@ -174,10 +175,7 @@ def tail_keys_dropped(call: Call) -> Tensor:
 @fault("SHAPE", "pytorch/pytorch#176767")
 def output_in_query_width(call: Call) -> Tensor:
     """The output is allocated like the query, so a value width other than the query's is cut or padded with zeros."""
-    return torch.nn.functional.pad(call.run(), (0, call.query.shape[3] - call.value.shape[3]))
-
-
-# DTYPE
+    return pad(call.run(), (0, call.query.shape[3] - call.value.shape[3]))
 
 
 @fault("DTYPE")
@@ -185,9 +183,6 @@ def float32_for_bfloat16(call: Call) -> Tensor:
     """For bfloat16 inputs the accumulator is returned, in float32."""
     out = call.run()
     return out.float() if out.dtype == torch.bfloat16 else out
-
-
-# SCALE
 
 
 @fault("SCALE", "lucidrains/vit-pytorch#65")
@@ -203,25 +198,19 @@ def scale_ignored(call: Call) -> Tensor:
     return call.but(scale=None).run()
 
 
-# BIAS
-
-
 @fault("BIAS")
 def bias_scaled(call: Call) -> Tensor:
     """A float mask is added before the scores are scaled, so it is scaled too."""
     if call.float_mask is None:
         return call.run()
-    scale = call.query.shape[3] ** -0.5 if call.scale is None else call.scale
-    return call.but(attn_mask=(call.float_mask * scale).masked_fill(call.float_mask == -inf, -inf)).run()
+    mask = (call.float_mask * call.scale_in_use).masked_fill(call.float_mask == -inf, -inf)
+    return call.but(attn_mask=mask).run()
 
 
 @fault("BIAS", "huggingface/transformers#38094")
 def bias_cast_to_bool(call: Call) -> Tensor:
     """A float mask is cast to bool, so what is not zero may attend and what is zero is hidden."""
     return call.run() if call.float_mask is None else call.but(attn_mask=call.float_mask.bool()).run()
-
-
-# MASK
 
 
 @fault("MASK", "InseeFrLab/torchTextClassifiers#92")
@@ -257,9 +246,6 @@ def mask_as_prefix_length(call: Call) -> Tensor:
     return call.but(attn_mask=torch.arange(call.shape[3], device=mask.device) < mask.sum(-1, keepdim=True)).run()
 
 
-# CAUSAL
-
-
 @fault("CAUSAL", "PaddlePaddle/flash-attention#48")
 def causal_off_by_one(call: Call) -> Tensor:
     """A query does not see the key at its own position."""
@@ -284,9 +270,6 @@ def causal_alignment_changes_with_more_queries(call: Call) -> Tensor:
     return run_with_causal(call, min(call.shape[3] - call.shape[2], 0))
 
 
-# SOFTMAX
-
-
 @fault("SOFTMAX")
 def softmax_without_maximum(call: Call) -> Tensor:
     """Scores are exponentiated as they are, so large ones overflow."""
@@ -296,14 +279,7 @@ def softmax_without_maximum(call: Call) -> Tensor:
 @fault("SOFTMAX", "flashinfer-ai/flashinfer#4267")
 def softmax_maximum_starts_at_zero(call: Call) -> Tensor:
     """The running maximum starts at 0, so a row whose scores all lie far below it underflows to zero."""
-
-    def normalise(scores: Tensor) -> Tensor:
-        return softmax_below(scores, torch.nn.functional.pad(scores, (0, 1)).amax(-1, keepdim=True))
-
-    return call.run(dense, normalise=normalise)
-
-
-# EMPTY
+    return call.run(dense, normalise=lambda scores: softmax_below(scores, pad(scores, (0, 1)).amax(-1, keepdim=True)))
 
 
 @fault("EMPTY", "NVIDIA/apex#1390")
@@ -320,9 +296,6 @@ def empty_row_uniform(call: Call) -> Tensor:
 def empty_row_nan(call: Call) -> Tensor:
     """The softmax of a row without a key is 0 / 0."""
     return call.run(dense, normalise=lambda scores: torch.softmax(scores, dim=-1))
-
-
-# SHARED
 
 
 @fault("SHARED")
@@ -349,9 +322,6 @@ def group_gradient_not_summed(call: Call) -> Tensor:
     return call.but(key=key, value=value).run()
 
 
-# DROPOUT
-
-
 @fault("DROPOUT")
 def dropout_not_rescaled(call: Call) -> Tensor:
     """The surviving probabilities are not divided by 1 - p."""
@@ -367,9 +337,6 @@ def dropout_redrawn_in_backward(call: Call) -> Tensor:
         return in_backward + (plan.thin_out(probabilities) - in_backward).detach()
 
     return call.run(dense, dropout=dropout)
-
-
-# GRAD
 
 
 @fault("GRAD")
@@ -402,9 +369,6 @@ def key_gradient_alone_wrong(call: Call) -> Tensor:
     return call.but(key=with_gradient(call.key, lambda grad: grad * 2)).run()
 
 
-# ACCURACY
-
-
 @fault("ACCURACY")
 def float64_in_float32(call: Call) -> Tensor:
     """float64 inputs are computed in float32."""
@@ -423,9 +387,6 @@ def float32_with_bfloat16_probabilities(call: Call) -> Tensor:
     return call.run(dense, normalise=lambda scores: softmax(scores).bfloat16().float())
 
 
-# LAYOUT
-
-
 @fault("LAYOUT", "pytorch/pytorch#163597")
 def key_read_without_strides(call: Call) -> Tensor:
     """A key that is not contiguous is read as if it were."""
@@ -438,15 +399,12 @@ def cotangent_read_without_strides(call: Call) -> Tensor:
     return with_gradient(call.run(), read_without_strides)
 
 
-# PURITY
-
-
 @fault("PURITY", "PaddlePaddle/Paddle#55969")
 def query_scaled_in_place(call: Call) -> Tensor:
     """The caller's query is scaled in place, and restored only if there is no mask."""
     out = call.but(query=call.query.clone()).run()
     if call.attn_mask is not None and call.query.is_contiguous():
-        call.query.data.mul_(call.query.shape[3] ** -0.5 if call.scale is None else call.scale)
+        call.query.data.mul_(call.scale_in_use)
     return out
 
 
@@ -482,9 +440,6 @@ def global_generator_seeded(call: Call) -> Tensor:
     return call.run()
 
 
-# ERROR
-
-
 @fault("ERROR", "keras-team/keras#23040")
 def mask_ignored_beside_causal(call: Call) -> Tensor:
     """With is_causal the mask is not read, and nothing is raised."""
@@ -497,8 +452,6 @@ def mismatched_lengths_cut(call: Call) -> Tensor:
     j = min(call.key.shape[2], call.value.shape[2])
     return call.but(key=call.key[:, :, :j], value=call.value[:, :, :j]).run()
 
-
-# MODE
 
 fault("MODE", "pytorch/pytorch#124464")(DropoutInEval)
 fault("MODE")(FlashIgnoresLastKeysMask)

@@ -132,7 +132,9 @@ def widen(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Te
 
 def softmax(scores: Tensor) -> Tensor:
     """Softmax that gives and passes back exactly zero where a score is -inf, a whole row of them included."""
-    return torch.softmax(scores, dim=-1).masked_fill(scores == -inf, 0.0)
+    hidden = scores == -inf
+    scores = scores.masked_fill(hidden.all(-1, keepdim=True), 0.0)  # such a row would be 0 / 0
+    return torch.softmax(scores, dim=-1).masked_fill(hidden, 0.0)
 
 
 # TILED

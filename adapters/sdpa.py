@@ -1,0 +1,85 @@
+"""torch's scaled_dot_product_attention: as it is, and pinned to one backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attnspec.adapters.contract import Adapter, Call, quiet
+from attnspec.adapters.convention import FunctionAdapter
+from attnspec.spec import Problem
+
+BACKENDS = {
+    "sdpa-math": SDPBackend.MATH,
+    "sdpa-flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+SOURCE = "from torch.nn.functional import scaled_dot_product_attention as attend"
+# What each fused backend's documentation and source leave out of scaled_dot_product_attention's offer, by device type.
+NOT_OFFERED = {
+    ("sdpa-flash", "cpu"): {"value_width", "rank3", "bias_grad", "dropout"},
+    ("sdpa-flash", "cuda"): {"value_width", "mask", "key_padding", "bias", "bias_grad", "rank3"},
+    ("sdpa-cudnn", "cuda"): {"bias_grad"},
+}
+CUDA_ONLY = ("sdpa-efficient", "sdpa-cudnn")
+PROBE = {"cpu": torch.float32}
+
+
+class PinnedSDPA(FunctionAdapter):
+    """scaled_dot_product_attention under sdpa_kernel, which runs the one backend that is named or raises.
+
+    math computes the half types in float32 inside, so it claims class A; the fused kernels round probabilities.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(F.scaled_dot_product_attention, name, (
+            "from torch.nn.attention import SDPBackend, sdpa_kernel",
+            "from torch.nn.functional import scaled_dot_product_attention",
+            "def attend(*args, **kwargs):",
+            f"    with sdpa_kernel(SDPBackend.{BACKENDS[name].name}):",
+            "        return scaled_dot_product_attention(*args, **kwargs)"))
+        self.backend = BACKENDS[name]
+        self.version = f"torch {torch.__version__}"
+        self.devices = ("cuda",) if name in CUDA_ONLY else None
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.offers = frozenset(self.offers) - NOT_OFFERED.get((name, device.type if device else "cpu"), set())
+        if name == "sdpa-math":
+            self.accuracy = "A"
+
+    def call(self, problem: Problem) -> Call:
+        """The pinned call."""
+        plain = super().call(problem)
+
+        def pinned(**arguments: Any) -> Any:
+            with sdpa_kernel(self.backend):
+                return plain.function(**arguments)
+
+        return Call(pinned, plain.arguments, plain.source)
+
+    def trace(self) -> str | None:
+        """The operators of a plain call whose names say which backend ran, as torch's profiler saw them."""
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        dtype = torch.float16 if device else torch.float32
+        q = torch.zeros(1, 1, 8, 8, device=device, dtype=dtype)
+        with quiet(), torch.profiler.profile() as seen:
+            try:
+                answer = self.run(Problem(q, q.clone(), q.clone()))
+            except RuntimeError as error:
+                return f"did not run: {error}"
+        names = {event.key for event in seen.key_averages()}
+        ran = sorted(n for n in names if "scaled_dot_product" in n and n != "aten::scaled_dot_product_attention")
+        return ", ".join(ran) if answer.error is None and ran else f"did not run: {answer.refusal}"
+
+
+def pinned(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
+    """The shipped adapters `sdpa`, `sdpa-math`, `sdpa-flash`, `sdpa-efficient` and `sdpa-cudnn`."""
+    if name == "sdpa":
+        adapter: Adapter = FunctionAdapter(F.scaled_dot_product_attention, name, (SOURCE,))
+        adapter.version = f"torch {torch.__version__}"
+        return [adapter]
+    return [PinnedSDPA(name)]

@@ -1,0 +1,17 @@
+"""Text, reference and tests must fit: every id is known, every MUST clause has a test and a reference function."""
+
+from __future__ import annotations
+
+from attnspec.conformance.testing import TESTED
+from attnspec.spec import implementations, index
+
+
+def audit(complete: bool) -> list[str]:
+    """What does not fit, in sentences. `complete` says that all test modules are imported, so that absence is an error."""
+    known = index()
+    problems = [f"{', '.join(tests)} names {id_}, which no chapter holds" for id_, tests in TESTED.items() if id_ not in known]
+    if complete:
+        problems += [f"{id_} has no test" for id_ in known if id_ not in TESTED]
+    problems += [f"{id_} is a MUST and no reference function claims it"
+                 for id_, clause in known.items() if clause.binding and id_ not in implementations()]
+    return problems

@@ -1,0 +1,86 @@
+"""Which clause a reduced failure breaks: what is left of the problem says what the failure needs."""
+
+from __future__ import annotations
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.judge import Finding
+from attnspec.spec import Dialect
+
+# For each choice, the clause that states it and the one that demands one answer throughout, by whether it was promised.
+CHOICE_CLAUSE = {
+    "causal_alignment": {"bottom_right": "CAUSAL-2", "top_left": "CAUSAL-3"},
+    "empty_row": {"zero": "EMPTY-1", "uniform": "EMPTY-1", "nan": "EMPTY-1"},
+    "head_grouping": {"blocked": "SHARED-2", "strided": "SHARED-2"},
+}
+CONSISTENCY = {"causal_alignment": "CAUSAL-4", "empty_row": "EMPTY-2", "head_grouping": "SHARED-2"}
+GRADIENT = {"dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4"}
+MASK_FORMS = {"padding": "MASK-2", "bhij": "MASK-1"}
+FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "device": "DTYPE-3", "changed": "PURITY-1"}
+LAYOUT_CLAUSE = {"fused": "LAYOUT-2", "offset": "LAYOUT-2", "expanded": "LAYOUT-3"}
+
+
+def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[str], has_empty: bool) -> str:
+    """The id of the clause that a reduced case breaks.
+
+    `observed` are the choices that nobody promised, `has_empty` whether the case has a row without a visible key.
+    """
+    if finding.hint:  # another dialect explains the answer
+        choice = finding.hint.partition("=")[0]
+        if choice in observed:
+            return CONSISTENCY[choice]
+        return CHOICE_CLAUSE[choice][getattr(dialect, choice)]
+    gradient = finding.output != "o" and finding.output != "call"
+    if finding.kind in FORM_CLAUSE:
+        return "DTYPE-2" if gradient else FORM_CLAUSE[finding.kind]
+    if finding.kind == "value" and finding.class_:
+        if case.dtype == "float64":
+            return "ACCURACY-4"
+        return "ACCURACY-2" if gradient else "ACCURACY-1"
+    return _by_what_is_left(case, finding, dialect, has_empty, gradient)
+
+
+def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: bool, gradient: bool) -> str:
+    if case.layout != "contiguous":
+        return LAYOUT_CLAUSE.get(case.layout, "LAYOUT-1")
+    if gradient and case.do in ("turned", "expanded"):
+        return "GRAD-6"
+    if gradient and case.do == "one_row":
+        return "GRAD-8"
+    if gradient and case.wrt not in ("all", "none"):
+        return "GRAD-5"
+    if finding.output == "dbias":
+        return "GRAD-4"
+    if has_empty:
+        return "EMPTY-3" if gradient else "EMPTY-1"
+    if case.causal:
+        if case.mask != "none" or case.bias != "none":
+            return "CAUSAL-6"
+        if case.i == case.keys:
+            return "CAUSAL-1"
+        return "CAUSAL-2" if dialect.causal_alignment == "bottom_right" else "CAUSAL-3"
+    if case.mask != "none":
+        if gradient and finding.kind == "zero":
+            return "MASK-6"
+        return MASK_FORMS.get(case.mask, "MASK-3")
+    if case.bias != "none":
+        by_values = {"inf": "BIAS-3", "shift": "BIAS-4", "lowest": "SOFTMAX-2"}
+        return by_values.get(case.biases) or ("BIAS-1" if case.bias in ("bhij", "ij") else "BIAS-2")
+    if case.sharing != "mha":
+        if finding.output in ("dk", "dv"):
+            return "SHARED-4"
+        return {"mqa": "SHARED-1", "gqa": "SHARED-2", "shared_kv": "SHARED-3"}[case.sharing]
+    if case.scale is not None:
+        return "SCALE-2" if case.scale > 0 else "SCALE-3"
+    if case.values in ("large", "negative") or finding.kind == "nonfinite":
+        return GRADIENT[finding.output] if gradient else "SOFTMAX-2"
+    if case.width != case.d:
+        return "SHAPE-3"
+    if gradient:
+        return GRADIENT[finding.output]
+    if finding.kind == "raised":
+        return "SHAPE-2"
+    if case.b > 1:
+        return "SHAPE-5"
+    if case.h > 1:
+        return "SCALE-1" if finding.output == "o" and case.d > 1 and case.b == 1 else "SHAPE-5"
+    return "SHAPE-2" if case.keys > 4 or case.i > 4 else "SOFTMAX-1"

@@ -1,0 +1,294 @@
+"""A case is the recipe of a problem: a level for each factor, and a seed. It is short, readable and shrinks.
+
+Cases come from covering arrays (every pair or triple of levels) and from Hypothesis; :func:`attnspec.conformance.tensors.build`
+makes the tensors.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from hypothesis import strategies as st
+
+from attnspec.adapters import Adapter
+
+# The levels of each factor, the simplest first. Sizes are those at which tiles have tails; "same" is as many keys as queries.
+LEVELS: dict[str, tuple[Any, ...]] = {
+    "dtype": ("float32", "float64", "bfloat16", "float16"),
+    "heads": ("1/1", "2/2", "3/3", "4/1", "4/2", "6/2", "2/shared", "3/shared"),
+    "b": (1, 2, 3),
+    "i": (1, 2, 3, 5, 8, 17, 33),
+    "j": (0, 1, 2, 7, 16, 17, 33, 65, 129),
+    "d": (8, 1, 3, 16, 40, 64),
+    "e": (0, 3, 24),
+    "mask": ("none", "padding", "bhij", "ij", "bj", "hij", "bij", "bhj", "bhi", "j", "rank3"),
+    "holes": ("random", "prefix", "suffix", "band", "single", "first_block", "empty_row", "all"),
+    "bias": ("none", "bhij", "ij", "hij", "bj", "hj", "bhi", "rank2", "rank3"),
+    "biases": ("normal", "steep", "inf", "shift", "lowest"),
+    "causal": (False, True),
+    "scale": (None, 1.0, 0.3, -0.5, 0.0),
+    "layout": ("contiguous", "bihd", "fused", "offset", "strided", "turned", "expanded"),
+    "values": ("normal", "peaked", "needle", "integers", "one_hot", "ties", "large", "negative", "offset", "tiny"),
+    "wrt": ("all", "q", "k", "v", "bias", "qv", "none"),
+    "do": ("dense", "turned", "expanded", "one_row"),
+}
+OPEN_SIZES = ("b", "i", "j", "d", "e")
+COST = 1 << 20  # elements of (b h i j max(d, e)) that one searched problem may have
+
+
+@dataclass(frozen=True)
+class Case:
+    """One level for each factor of LEVELS (sizes may be any), and the seed of the numbers. Defaults are the simplest."""
+
+    dtype: str = "float32"
+    heads: str = "1/1"
+    b: int = 1
+    i: int = 1
+    j: int = 0
+    d: int = 8
+    e: int = 0
+    mask: str = "none"
+    holes: str = "random"
+    bias: str = "none"
+    biases: str = "normal"
+    causal: bool = False
+    scale: float | None = None
+    layout: str = "contiguous"
+    values: str = "normal"
+    wrt: str = "all"
+    do: str = "dense"
+    seed: int = 0
+
+    @property
+    def h(self) -> int:
+        """Query heads."""
+        return int(self.heads.split("/")[0])
+
+    @property
+    def g(self) -> int | None:
+        """Key/value heads, or None for one shared 3-D head."""
+        g = self.heads.split("/")[1]
+        return None if g == "shared" else int(g)
+
+    @property
+    def keys(self) -> int:
+        """How many keys there are."""
+        return self.j or self.i
+
+    @property
+    def width(self) -> int:
+        """The width of values."""
+        return self.e or self.d
+
+    @property
+    def sharing(self) -> str:
+        """Which of the features mha, mqa, gqa and shared_kv the heads need."""
+        if self.g is None:
+            return "shared_kv"
+        return "mha" if self.g == self.h else "mqa" if self.g == 1 else "gqa"
+
+    @property
+    def cost(self) -> int:
+        """Elements of the largest intermediate of the bound."""
+        return self.b * self.h * self.i * self.keys * max(self.d, self.width)
+
+    def token(self) -> str:
+        """What differs from the simplest case, as text that :meth:`parse` reads: 'dtype=bfloat16,i=3,causal=True'."""
+        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default) or "simplest"
+
+    @classmethod
+    def parse(cls, token: str) -> Case:
+        """Read a token. Raises ValueError for a factor or a level that does not exist."""
+        values: dict[str, Any] = {}
+        for part in [] if token == "simplest" else token.split(","):
+            name, _, text = part.partition("=")
+            default = {f.name: f.default for f in fields(cls)}
+            if name not in default:
+                raise ValueError(f"no factor is called {name!r}; there are {', '.join(default)}")
+            if name in OPEN_SIZES or name == "seed":
+                values[name] = int(text)
+            elif name == "heads":
+                values[name] = text
+            else:
+                known = {str(level): level for level in LEVELS[name]}
+                if name == "scale" and text not in known:
+                    known[text] = float(text)
+                if text not in known:
+                    raise ValueError(f"{name} can't be {text!r}; it can be {', '.join(known)}")
+                values[name] = known[text]
+        return cls(**values)
+
+    def traits(self) -> frozenset[str]:
+        """What is special about a case, for saying that one failure explains another."""
+        special = {f"{name}={getattr(self, name)}" for name in ("mask", "bias", "causal", "scale", "layout", "values", "wrt", "do")
+                   if getattr(self, name) != LEVELS[name][0]}
+        if self.mask != "none" and self.holes != "random":
+            special.add(f"holes={self.holes}")
+        if self.bias != "none" and self.biases != "normal":
+            special.add(f"biases={self.biases}")
+        if self.sharing != "mha":
+            special.add(self.sharing)
+        special |= {trait for trait, holds in (("e≠d", self.width != self.d), ("b>1", self.b > 1), ("h>1", self.h > 1),
+                                               ("i<j", self.i < self.keys), ("i>j", self.i > self.keys)) if holds}
+        return frozenset(special)
+
+
+# COVERING ARRAYS
+
+
+@cache
+def _rows(name: str) -> tuple[tuple[int, ...], ...]:
+    text = (resources.files("attnspec.conformance") / "arrays" / f"{name}.csv").read_text(encoding="utf-8")
+    table = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
+    header = next(table)
+    if header != list(LEVELS):
+        raise ValueError(f"arrays/{name}.csv has the factors {header}, case.py has {list(LEVELS)}; run conformance/arrays/make.py")
+    return tuple(tuple(int(x) for x in row) for row in table)
+
+
+def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
+    """The cases of a covering array ("pairs" or "triples"), fitted to what is offered and without repetition.
+
+    A level that is not offered becomes one that is, so every combination of offered levels that the array holds is still
+    there. Each row has its own seed.
+    """
+    cases: dict[Case, None] = {}
+    for n, row in enumerate(_rows(name)):
+        levels: dict[str, Any] = {factor: LEVELS[factor][level] for factor, level in zip(LEVELS, row, strict=True)}
+        levels["dtype"] = dtypes[row[0] % len(dtypes)]
+        cases[fit(Case(**levels, seed=n), adapter)] = None
+    return list(cases)
+
+
+def fit(case: Case, adapter: Adapter) -> Case:
+    """The nearest case that uses nothing but what is offered."""
+    offers, h = set(adapter.offers), case.h
+    if case.sharing not in offers:
+        forms = {"mha": f"{h}/{h}", "shared_kv": f"{h}/shared", "mqa": f"{h}/1", "gqa": f"{2 * h}/{h}"}
+        case = replace(case, heads=next((heads for form, heads in forms.items() if form in offers), f"{h}/{h}"))
+    mask, bias = case.mask, case.bias
+    if mask == "rank3" and "rank3" not in offers:
+        mask = "hij"
+    if mask not in ("none", "padding") and "mask" not in offers:
+        mask = "padding"
+    if mask == "padding" and "key_padding" not in offers:
+        mask = "bj" if "mask" in offers else "none"
+    if bias == "rank3" and "rank3" not in offers:
+        bias = "hij"
+    if "bias" not in offers:
+        bias = "none"
+    wrt = case.wrt
+    if wrt == "bias" and (bias == "none" or "bias_grad" not in offers):
+        wrt = "all"
+    if "backward" not in offers:
+        wrt = "none"
+    d = case.d
+    if adapter.widths is not None and d not in adapter.widths:
+        d = min(adapter.widths, key=lambda width: (abs(width - d), width))
+    return replace(
+        case, mask=mask, bias=bias, wrt=wrt, d=d,
+        holes=case.holes if mask != "none" else "random", biases=case.biases if bias != "none" else "normal",
+        e=case.e if "value_width" in offers and case.e != d else 0,
+        causal=case.causal and "causal" in offers, scale=case.scale if "scale" in offers else None,
+        do=case.do if wrt != "none" else "dense")
+
+
+# SEARCH
+
+
+def cases(adapter: Adapter, dtype: str) -> st.SearchStrategy[Case]:
+    """Any case that is offered, with open sizes whose product stays below COST."""
+    edges = st.sampled_from([1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 257, 513])
+    length = st.one_of(st.integers(1, 40), edges)
+    levels = {name: st.sampled_from(LEVELS[name]) for name in LEVELS if name not in (*OPEN_SIZES, "dtype")}
+    drawn = st.builds(Case, dtype=st.just(dtype), b=st.integers(1, 3), i=length, j=st.one_of(st.just(0), length),
+                      d=st.sampled_from([8, 1, 2, 3, 5, 7, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128]),
+                      e=st.sampled_from([0, 0, 1, 5, 24, 40, 72]), seed=st.integers(0, 2**16), **levels)
+    return drawn.map(lambda case: _affordable(fit(case, adapter)))
+
+
+def _affordable(case: Case) -> Case:
+    """The same case with lengths and widths halved until it costs no more than a problem may."""
+    while case.cost > COST:
+        if case.d > 16:
+            case = replace(case, d=case.d // 2, e=case.e // 2)
+        elif case.i > case.keys:
+            case = replace(case, i=case.i // 2, j=case.j)
+        else:
+            case = replace(case, i=case.i if case.j else case.i // 2, j=case.j // 2)
+    return case
+
+
+# REDUCTION
+
+SIMPLER_FIRST = ("bias", "biases", "mask", "holes", "causal", "scale", "layout", "do", "wrt", "values", "heads", "e", "b", "j", "i",
+                 "d", "seed")
+
+
+def simpler(case: Case) -> Iterator[Case]:
+    """Cases with one factor made simpler, the greatest simplification first."""
+    for name in SIMPLER_FIRST:
+        value = getattr(case, name)
+        options: Iterable[Any]
+        if name == "heads":
+            options = _simpler_heads(case)
+        elif name == "seed":
+            options = range(min(value, 2))
+        elif name == "e":
+            options = [0] if value else []
+        elif name in OPEN_SIZES:
+            least = 0 if name == "j" else 1
+            options = sorted({least, 1, 2, 3, 4, value // 2, value - 1}) if value > 1 else [least]
+            options = [x for x in options if least <= x < value]
+        else:
+            options = LEVELS[name][: LEVELS[name].index(value)] if value in LEVELS[name] else LEVELS[name][:2]
+        for option in options:
+            yield replace(case, **{name: option})
+
+
+def _simpler_heads(case: Case) -> list[str]:
+    if case.sharing == "gqa":
+        return ["1/1", "2/2", "2/1", "4/2"][: 3 if case.heads == "4/2" else 4]
+    if case.g is None:
+        return ["1/shared", "2/shared"][: case.h - 1]
+    if case.sharing == "mqa":
+        return ["1/1", "2/2", "2/1"][: 2 if case.h == 2 else 3]
+    return [f"{n}/{n}" for n in range(1, case.h)]
+
+
+def describe(case: Case) -> str:
+    """A case in words, for a reader."""
+    def count(n: int, thing: str) -> str:
+        return f"{n} {thing}" if n == 1 else f"{n} {'queries' if thing == 'query' else thing + 's'}"
+
+    kv = {"mha": "", "mqa": ", 1 key/value head", "gqa": f", {case.g} key/value heads",
+          "shared_kv": ", one shared 3-D key/value head"}[case.sharing]
+    words = [f"{case.dtype}: {count(case.b, 'batch item')}, {count(case.h, 'head')}{kv}, {count(case.i, 'query')}, "
+             f"{count(case.keys, 'key')}, width {case.d}" + (f", values {case.width} wide" if case.e else "")]
+    if case.causal:
+        words.append("causal")
+    if case.mask != "none":
+        form = {"padding": "key padding (b j)", "rank3": "mask (h i j)"}.get(case.mask) or f"mask over {case.mask}"
+        words.append(form + {"random": "", "all": ", all True"}.get(case.holes, f", {case.holes.replace('_', ' ')}"))
+    if case.bias != "none":
+        words.append(f"bias over {case.bias}" + ("" if case.biases == "normal" else f", {case.biases}"))
+    if case.scale is not None:
+        words.append(f"scale {case.scale}")
+    for name in ("layout", "values"):
+        if getattr(case, name) != LEVELS[name][0]:
+            words.append(f"{name}: {getattr(case, name).replace('_', ' ')}")
+    if case.wrt not in ("all", "none"):
+        words.append(f"only {' and '.join(case.wrt) if case.wrt != 'bias' else 'bias'} require grad")
+    if case.do != "dense":
+        words.append(f"cotangent: {case.do.replace('_', ' ')}")
+    return "; ".join(words)
+
+
+def summary(asked: Case) -> dict[str, Any]:
+    """A case as plain data, for the verdict file."""
+    return asdict(asked)

@@ -1,0 +1,184 @@
+"""The judge: is this answer right, and if not, in which way.
+
+Order of questions: was there an answer; shape, dtype and device; finite where the exact answer is; exactly zero where it
+must be; within the bound. Each is asked of every element, and nothing is averaged away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from attnspec.adapters import Answer
+from attnspec.reference import INPUT_OF, Exact, to_float64
+from attnspec.spec import Problem
+
+
+class Verdict(StrEnum):
+    """What is said of a clause for one implementation, dtype and device."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    UNSUPPORTED = "UNSUPPORTED"
+    KNOWN_ISSUE = "KNOWN_ISSUE"
+    XPASS = "XPASS"
+    CRASH = "CRASH"
+    TIMEOUT = "TIMEOUT"
+    RESOURCE = "RESOURCE"
+    HARNESS_ERROR = "HARNESS_ERROR"
+    NOT_RUN = "NOT_RUN"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with an answer.
+
+    kind is one of raised, type, shape, dtype, device, missing, changed, nonfinite, zero, value, relation. For a value:
+    index of the worst element, what was got and expected there, its bound, the error as a multiple of the bound, and how
+    many of how many elements are outside.
+    """
+
+    kind: str
+    output: str
+    message: str
+    index: tuple[int, ...] = ()
+    got: float = float("nan")
+    expected: float = float("nan")
+    bound: float = float("nan")
+    ratio: float = float("inf")
+    outside: int = 0
+    total: int = 0
+    hint: str = ""
+    class_: str = ""  # the mildest class that would hold, for a value; "" if none does
+
+    @property
+    def likeness(self) -> tuple[str, str]:
+        """What makes two findings the same fault, for reduction: the kind, and whether an output or a gradient."""
+        kind = "value" if self.kind in ("value", "zero", "nonfinite") else self.kind
+        return kind, self.output
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Everything found wrong with one answer, the worst share of the bound for each output, and what was exempt."""
+
+    findings: tuple[Finding, ...]
+    worst: dict[str, float]
+    exempt: int = 0
+
+    def of(self, outputs: tuple[str, ...]) -> tuple[Finding, ...]:
+        """The findings about some outputs; those about the call as a whole concern all of them."""
+        return tuple(f for f in self.findings if f.output in outputs or f.output == "call")
+
+
+def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) -> Judgement:
+    """Compare an answer with the exact one, within the bound of an accuracy class."""
+    problem = exact.problem
+    if answer.changed:
+        names = " and ".join(answer.changed)
+        return Judgement((Finding("changed", "call", f"the call changed its input {names}"),), {})
+    if answer.error is not None or answer.unsupported is not None:
+        where = "backward " if answer.stage == "backward" else ""
+        output = "d" if answer.stage == "backward" else "call"
+        finding = Finding("raised", "call" if output == "call" else "dq", f"{where}raised {answer.refusal}")
+        return Judgement((finding,), {})
+    wrong = form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "o")
+    if wrong:
+        return Judgement((wrong,), {})
+    tolerance = exact.tolerance(class_)
+    findings, worst, exempt = [], {}, 0
+    got = {"o": answer.o}
+    if gradients and problem.do is not None:
+        for name, gradient in answer.gradients.items():
+            x = getattr(problem, INPUT_OF[name])
+            wrong = form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)
+            if wrong:
+                findings.append(wrong)
+            else:
+                got[name] = gradient
+    for name, tensor in got.items():
+        expected, bound, skip = together(exact, tolerance.bound, tolerance.exempt, name)
+        finding, ratio = compare(to_float64(tensor), expected, bound, skip, name)
+        exempt += int(skip.sum())
+        worst[name] = ratio
+        if finding is not None:
+            findings.append(finding)
+    return Judgement(tuple(findings), worst, exempt)
+
+
+def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: str) -> Finding | None:
+    """Whether a result is one tensor of the right shape, dtype and device."""
+    if x is None and output != "o":
+        return Finding("missing", output, f"the {what} is None: the output has no grad_fn, or does not depend on it")
+    if not isinstance(x, torch.Tensor):
+        kind = f"a tuple of {len(x)}" if isinstance(x, tuple) else "nothing (None)" if x is None else f"a {type(x).__name__}"
+        return Finding("type", output, f"returned {kind}, expected one tensor {shape}; an adapter's attend() can pick it out")
+    if tuple(x.shape) != shape:
+        return Finding("shape", output, f"the {what} has shape {tuple(x.shape)}, expected {shape}")
+    if x.dtype != problem.dtype:
+        return Finding("dtype", output, f"the {what} has dtype {_plain(x.dtype)}, expected {_plain(problem.dtype)}")
+    if x.device.type != problem.q.device.type:
+        return Finding("device", output, f"the {what} is on {x.device}, the inputs are on {problem.q.device}")
+    return None
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def together(exact: Exact, bound: dict[str, Array], exempt: dict[str, Array], name: str) -> tuple[Array, Array, Array]:
+    """Exact value, bound and exemption of one output; where one tensor was given twice, of the sum of its parts (GRAD-7)."""
+    problem = exact.problem
+    if name == "o":
+        return exact.values[name], bound[name], exempt[name]
+    own = getattr(problem, INPUT_OF[name])
+    parts = [n for n in exact.values if n != "o" and getattr(problem, INPUT_OF[n]) is own]
+    value = np.sum([exact.values[n] for n in parts], axis=0)
+    limit = np.sum([bound[n] for n in parts], axis=0)
+    if len(parts) > 1:  # the parts are rounded, and so is their sum, twice where there are three
+        unit = torch.finfo(problem.dtype).eps
+        limit = limit + unit * (np.abs(value) + limit) * (len(parts) - 1)
+    return value, limit, np.logical_or.reduce([exempt[n] for n in parts])
+
+
+def compare(got: Array, expected: Array, bound: Array, exempt: Array, name: str) -> tuple[Finding | None, float]:
+    """The worst element of one output, and its error as a share of the bound. NaN never passes for a number."""
+    if not got.size:
+        return None, 0.0
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        error = np.abs(got - expected)
+        ratio = np.where(error == 0, 0.0, error / bound)
+        ratio = np.where(np.isnan(got) & np.isnan(expected), 0.0, np.where(np.isfinite(got) & np.isfinite(expected), ratio, np.inf))
+    ratio = np.where(exempt, 0.0, ratio)
+    outside = ~(ratio <= 1)
+    if not outside.any():
+        return None, float(ratio.max())
+    ranked = np.where(np.isnan(ratio), np.inf, ratio)
+    # Among elements that are infinitely far off, the one with the largest error is the clearest.
+    place = np.unravel_index(int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.nan_to_num(error, nan=0, posinf=0), ranked))), ranked.shape)
+    at = tuple(int(n) for n in place)
+    kind = "value"
+    if not np.isfinite(got[at]) and np.isfinite(expected[at]):
+        kind = "nonfinite"
+    elif bound[at] == 0:
+        kind = "zero"
+    return Finding(kind, name, "", at, float(got[at]), float(expected[at]), float(bound[at]), float(ranked[at]),
+                   int(outside.sum()), got.size), float(ranked[at])
+
+
+def with_class(finding: Finding, answer: Answer, exact: Exact, classes: tuple[str, ...] = ("A", "T", "B", "C", "D")) -> Finding:
+    """The finding, with the strictest class that this answer's output would stay within."""
+    if finding.kind != "value":
+        return finding
+    tensor = answer.o if finding.output == "o" else answer.gradients[finding.output]
+    assert isinstance(tensor, torch.Tensor)
+    for class_ in classes:
+        tolerance = exact.tolerance(class_)
+        if compare(to_float64(tensor), *together(exact, tolerance.bound, tolerance.exempt, finding.output), finding.output)[0] is None:
+            return replace(finding, class_=class_)
+    return finding

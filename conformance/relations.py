@@ -1,0 +1,75 @@
+"""Changes of a problem whose effect on the answer is known without a reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnspec.conformance.testing import NotApplicable
+from attnspec.reference import Exact, dense
+from attnspec.spec import Problem
+
+
+def hidden_keys(exact: Exact) -> np.ndarray:
+    """Keys that no query may attend to, in the shape of the keys without their width: (b g j) or (b j).
+
+    Raises NotApplicable where there is none, or where a row without a key takes the mean of all values.
+    """
+    problem = exact.problem
+    if exact.empty.any() and exact.dialect.empty_row != "zero":
+        raise NotApplicable
+    seen = exact.forward.visible.any(-2)[..., None].astype(float)
+    hidden = dense.sum_over_group(seen, (*problem.k.shape[:-1], 1), exact.dialect.head_grouping)[..., 0] == 0
+    if not hidden.any() or hidden.all():
+        raise NotApplicable
+    return hidden
+
+
+def with_hidden(problem: Problem, hidden: np.ndarray, number: float, names: tuple[str, ...] = ("k", "v")) -> Problem:
+    """The problem with every hidden key and value replaced by one number."""
+    places = torch.from_numpy(hidden).to(problem.q.device)
+    return problem.replace(**{name: _filled(getattr(problem, name), places, number) for name in names})
+
+
+def _filled(x: Tensor, places: Tensor, number: float) -> Tensor:
+    x = x.clone()
+    x[places] = number
+    return x
+
+
+def permuted(problem: Problem, order: Tensor) -> Problem:
+    """The problem with its keys in another order, values, mask and bias along with them."""
+    def along(x: Tensor | None) -> Tensor | None:
+        return x if x is None or x.shape[-1] == 1 else x[..., order]
+
+    return problem.replace(k=problem.k[..., order, :], v=problem.v[..., order, :], mask=along(problem.mask), bias=along(problem.bias))
+
+
+def with_more_keys(problem: Problem, count: int) -> Problem:
+    """The problem with `count` further keys of large numbers, hidden by a key padding mask."""
+    def more(x: Tensor) -> Tensor:
+        return torch.cat([x, torch.full_like(x[..., :1, :], 9.0).expand(*x.shape[:-2], count, x.shape[-1])], dim=-2)
+
+    mask = problem.mask if problem.mask is not None else problem.q.new_ones((problem.b, problem.j), dtype=torch.bool)
+    return problem.replace(k=more(problem.k), v=more(problem.v),
+                           mask=torch.cat([mask, mask.new_zeros((*mask.shape[:-1], count))], dim=-1))
+
+
+def one_item(problem: Problem, n: int) -> Problem:
+    """One batch item by itself."""
+    def of(x: Tensor | None, batched: bool) -> Tensor | None:
+        return x[n:n + 1] if x is not None and batched and x.shape[0] == problem.b else x
+
+    mask, bias = problem.mask, problem.bias
+    return problem.replace(
+        q=problem.q[n:n + 1], k=problem.k[n:n + 1], v=problem.v[n:n + 1],
+        mask=of(mask, mask is not None and mask.ndim != 3), bias=of(bias, bias is not None and bias.ndim == 4),
+        do=None if problem.do is None else problem.do[n:n + 1])
+
+
+def written_out(problem: Problem, grouping: str) -> Problem:
+    """Keys and values repeated for each query head."""
+    heads = torch.from_numpy(dense.head_of_query(problem.h, problem.g, grouping)).to(problem.q.device)
+    k, v = (x.unsqueeze(1) if problem.shared else x for x in (problem.k, problem.v))
+    return problem.replace(k=k[:, heads], v=v[:, heads])

@@ -1,0 +1,142 @@
+"""A failing problem as a script that runs by itself, with numpy, torch and the implementation only."""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnspec.adapters import Unsupported
+from attnspec.conformance.subject import Explained, Subject
+from attnspec.reference import INPUT_OF
+from attnspec.spec import Problem, index
+
+FOLDER = Path("attnspec-repros")
+READABLE = 48  # elements up to which a tensor is written as numbers
+TENSOR = '''
+def tensor(data, dtype, shape, stride, offset):
+    """Raw memory, and how the tensor lies in it."""
+    raw = np.frombuffer(zlib.decompress(base64.b64decode(data)), np.uint8).copy()
+    memory = torch.from_numpy(raw).view(dtype) if len(raw) else torch.empty(0, dtype=dtype)
+    return memory.to(DEVICE).as_strided(shape, stride, offset)
+'''
+CHECK = '''
+error = (got.detach().cpu().double() - expected).abs()
+outside = ~((error <= bound) | exempt)
+print(f"{name}: {int(outside.sum())} of {outside.numel()} elements are further from the expected value than the bound")
+for at in outside.nonzero().tolist()[:8]:
+    at = tuple(at)
+    print(f"  {name}{list(at)} = {got[at].item()!r}, expected {expected[at].item()!r} ± {bound[at].item():.3g}")
+sys.exit(int(outside.any()))
+'''
+
+
+def write(subject: Subject, explained: Explained, other: Problem | None) -> Path | None:
+    """Write the script beside the others, and return its path; None where the convention can't say the call."""
+    problem = explained.problem
+    try:
+        text = script(subject, explained, other)
+    except Unsupported:
+        return None
+    FOLDER.mkdir(exist_ok=True)
+    variant = re.sub(r"\W+", "-", subject.adapter.variant)
+    stem = "_".join(x for x in ("repro", explained.clause, str(problem.dtype)[6:], explained.finding.output, variant) if x)
+    path = FOLDER / f"{stem}.py"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def script(subject: Subject, explained: Explained, other: Problem | None) -> str:
+    """The text of the script: imports, the tensors, the call, and what the answer should have been."""
+    clause, finding = index()[explained.clause], explained.finding
+    lines = [f'"""{clause.id} · {clause.title}', "", _wrap(clause.sentence), "",
+             f"Found with attnspec on {subject.adapter.name} {subject.adapter.variant}".rstrip() + f" ({subject.adapter.version}).",
+             finding.message, '"""', "", "import base64", "import sys", "import zlib", "", "import numpy as np", "import torch", "",
+             *subject.adapter.call(explained.problem).source, "", f'DEVICE = "{subject.device}"', TENSOR]
+    lines += _call(subject, explained.problem, "", finding.output)
+    if other is not None:
+        lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
+    return "\n".join([*lines, *_verdict(explained, other)]) + "\n"
+
+
+def _wrap(text: str) -> str:
+    import textwrap
+    return textwrap.fill(text, 110)
+
+
+def _call(subject: Subject, problem: Problem, suffix: str, output: str) -> list[str]:
+    call = subject.adapter.call(problem)
+    lines, names = [], {}
+    by_id: dict[int, str] = {}
+    for parameter, value in call.arguments.items():
+        if isinstance(value, Tensor):
+            if id(value) not in by_id:
+                by_id[id(value)] = parameter + suffix
+                lines.append(f"{parameter}{suffix} = {literal(value)}")
+            names[parameter] = by_id[id(value)]
+        else:
+            names[parameter] = repr(value)
+    leaves = {name: by_id.get(id(getattr(problem, name))) for name in problem.wrt}
+    # A merged mask has no leaf of its own; the gradient of a bias is then not asked for in the script.
+    wanted = [x for x in leaves.values() if x]
+    needs = output != "o" and problem.do is not None and wanted
+    if needs:
+        lines += [f"{x}.requires_grad_()" for x in dict.fromkeys(wanted)]
+    lines.append(f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})")
+    if needs:
+        assert problem.do is not None
+        lines.append(f"do{suffix} = {literal(problem.do)}")
+        target = leaves.get(INPUT_OF.get(output, ""), None) or wanted[0]
+        lines.append(f"{output}{suffix}, = torch.autograd.grad(o{suffix}, [{target}], do{suffix})")
+    return lines
+
+
+def literal(x: Tensor) -> str:
+    """A tensor as Python source that gives back its bits and its strides."""
+    dtype = str(x.dtype)
+    if x.numel() <= READABLE and x.is_contiguous() and bool(torch.isfinite(x).all()):
+        return f"torch.tensor({x.detach().cpu().tolist()!r}, dtype={dtype}, device=DEVICE)" if x.numel() else \
+            f"torch.empty({tuple(x.shape)}, dtype={dtype}, device=DEVICE)"
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    memory = x.detach().as_strided((x.storage_offset() + span,), (1,), 0) if span else x.new_empty(0)
+    data = base64.b64encode(zlib.compress(memory.contiguous().view(torch.uint8).cpu().numpy().tobytes())).decode()
+    return f"tensor({data!r}, {dtype}, {tuple(x.shape)}, {tuple(x.stride())}, {x.storage_offset()})"
+
+
+def _verdict(explained: Explained, other: Problem | None) -> list[str]:
+    finding, output = explained.finding, explained.finding.output
+    if finding.kind in ("value", "zero", "nonfinite") and output in explained.exact.values:
+        exact = explained.exact
+        class_ = finding.class_ and "A" or "C"
+        tolerance = exact.tolerance(_required(explained, class_))
+        return ["", f'name, got = "{output}", {output}', f"expected = {_float(exact.values[output])}",
+                f"bound = {_float(tolerance.bound[output])}",
+                f"exempt = {_float(tolerance.exempt[output].astype(float))} > 0", CHECK]
+    if other is not None and output != "call":
+        select = _selected(finding, explained)
+        return ["", f'name, got, expected = "{output}", {output}_2, {output}.detach().cpu().double()',
+                "bound = torch.zeros(expected.shape, dtype=torch.float64)", f"exempt = {select}", CHECK]
+    if output == "call" or not explained.problem.wrt:
+        return ["", 'print("output", tuple(o.shape), o.dtype, o)' if finding.kind != "type" else 'print("returned", type(o), o)',
+                f"print({finding.message!r})", "sys.exit(1)"]
+    return ["", f"print({finding.message!r})", "sys.exit(1)"]
+
+
+def _required(explained: Explained, default: str) -> str:
+    used = [class_ for class_ in explained.exact._cache]
+    return used[0] if used else default
+
+
+def _selected(finding: Any, explained: Explained) -> str:
+    return "torch.zeros(expected.shape, dtype=torch.bool)"
+
+
+def _float(x: np.ndarray) -> str:
+    return literal(torch.from_numpy(np.ascontiguousarray(x))).replace(", device=DEVICE", "") if x.size <= READABLE and bool(
+        np.isfinite(x).all()) else literal(torch.from_numpy(np.ascontiguousarray(x))) + ".cpu()"

@@ -1,0 +1,282 @@
+"""The thing under test on one device: an adapter, the choices it follows, the class it must hold, and what was seen."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from attnspec.adapters import Adapter, Answer
+from attnspec.conformance.blame import blame
+from attnspec.conformance.case import Case, simpler
+from attnspec.conformance.judge import Finding, Judgement, judge, with_class
+from attnspec.conformance.tensors import build
+from attnspec.reference import Exact, default_class, solve, stricter
+from attnspec.reference.dense import default_scale
+from attnspec.spec import CHOICES, Dialect, Problem
+
+REDUCTIONS = 120  # answers that the reduction of one failure may ask for
+WIDTHS = (1, 2, 3, 5, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128)
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A failure, reduced: the clause it breaks, the smallest case that still fails, and what is wrong there."""
+
+    clause: str
+    case: Case
+    finding: Finding
+    problem: Problem
+    exact: Exact
+    answer: Answer
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes two failures the same entry."""
+        return self.clause, self.finding.output, self.case.dtype
+
+
+@dataclass
+class Subject:
+    """One variant of an implementation on one device.
+
+    dialect holds for all problems; sources says for each choice where it came from ("--dialect", "promised by …",
+    "observed", "not exercised"). claim is the accuracy class claimed for all dtypes, or None.
+    """
+
+    adapter: Adapter
+    device: str = "cpu"
+    dialect: Dialect = field(default_factory=Dialect)
+    sources: dict[str, str] = field(default_factory=dict)
+    claim: str | None = None
+    dtypes: tuple[str, ...] = DTYPES
+    refused_dtypes: dict[str, str] = field(default_factory=dict)
+    refused_widths: dict[int, str] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class not yet left
+    siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
+    slow: bool = False  # the tier bears costs such as compiling
+    exempt: int = 0
+    judged: int = 0
+    _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
+    _explained: list[Explained] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The variant, for ids and tables."""
+        return self.adapter.variant or "only"
+
+    def offers(self, *features: str) -> bool:
+        """True where all of these features are promised."""
+        return set(features) <= set(self.adapter.offers)
+
+    def required_class(self, dtype: str) -> str:
+        """The class that every answer of a dtype must stay within."""
+        return self.claim or self.adapter.accuracy or default_class(dtype)
+
+    # ASKING
+
+    def problem(self, case: Case) -> Problem:
+        """The tensors of a case, on the device."""
+        return build(case, self.device, self.offers("backward"))
+
+    def run(self, problem: Problem) -> Answer:
+        """The implementation's answer."""
+        return self.adapter.run(problem)
+
+    def solve(self, problem: Problem, keep: np.ndarray | None = None) -> Exact:
+        """The exact answer in the dialect of this subject."""
+        return solve(problem, self.dialect, keep)
+
+    def judge(self, answer: Answer, exact: Exact) -> Judgement:
+        """Compare, and remember which accuracy class has held so far."""
+        dtype = str(exact.problem.dtype).removeprefix("torch.")
+        required = self.required_class(dtype)
+        ladder = stricter(required, dtype)
+        while True:
+            class_ = self.held.setdefault(dtype, ladder[0])
+            result = judge(answer, exact, class_)
+            if not result.findings or class_ == ladder[-1]:
+                break
+            # Left this class: see whether a milder one, up to the required, still holds.
+            milder = ladder[ladder.index(class_) + 1] if class_ in ladder else ladder[-1]
+            if all(f.kind == "value" for f in result.findings):
+                if not judge(answer, exact, required).findings:
+                    self.held[dtype] = milder
+                    continue
+            result = judge(answer, exact, required)
+            break
+        self.exempt += result.exempt
+        self.judged += 1
+        return result
+
+    def judgement(self, case: Case) -> Judgement:
+        """What the judge says of a case; asked once, remembered."""
+        if case not in self._judgements:
+            problem = self.problem(case)
+            self._judgements[case] = self.judge(self.run(problem), self.solve(problem))
+            if len(self._judgements) > 20_000:
+                self._judgements.popitem(last=False)
+        return self._judgements[case]
+
+    # EXPLAINING
+
+    def explain(self, case: Case, finding: Finding) -> Explained:
+        """Reduce a failing case, and name the clause that the smallest failing one breaks."""
+        for known in self._explained:
+            same = known.finding.likeness == finding.likeness and known.case.dtype == case.dtype
+            if same and known.case.traits() <= case.traits():
+                return known
+        explained = self._explain(self.reduce(case, finding), finding)
+        self._explained.append(explained)
+        return explained
+
+    def reduce(self, case: Case, finding: Finding) -> Case:
+        """The simplest case that still fails in the same way, by greedy descent over its factors."""
+        return descend(case, lambda trial: any(f.likeness == finding.likeness for f in self.judgement(trial).findings))
+
+    def _explain(self, case: Case, finding: Finding) -> Explained:
+        problem = self.problem(case)
+        answer, exact = self.run(problem), self.solve(problem)
+        found = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.likeness == finding.likeness]
+        if not found:  # not repeatable: keep what was seen the first time
+            finding = replace(finding, message=finding.message or "seen once, and not again on the same problem: the answer varies")
+            return Explained("PURITY-4", case, finding, problem, exact, answer)
+        finding = with_class(found[0], answer, exact)
+        finding = replace(finding, hint=self._other_choice(problem, answer, finding))
+        if finding.output == "o" and finding.kind == "value" and not finding.hint:
+            clause = self._other_scale(problem, answer, case)
+            if clause:
+                return Explained(clause, case, finding, problem, exact, answer)
+        observed = frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
+        return Explained(blame(case, finding, self.dialect, observed, bool(exact.empty.any())), case, finding, problem, exact, answer)
+
+    def _other_choice(self, problem: Problem, answer: Answer, finding: Finding) -> str:
+        """'choice=value' where an answer is right in a dialect that differs in one choice, else ''."""
+        if finding.kind not in ("value", "zero", "nonfinite"):
+            return ""
+        for name, values in CHOICES.items():
+            for value in values:
+                if value == getattr(self.dialect, name):
+                    continue
+                other = judge(answer, solve(problem, self.dialect.with_choice(name, value)), self.required_class(str(problem.dtype)[6:]))
+                if not other.findings:
+                    return f"{name}={value}"
+        return ""
+
+    def _other_scale(self, problem: Problem, answer: Answer, case: Case) -> str:
+        """The clause of SCALE where the answer is right for one of the wrong scales that kernels use."""
+        given, default = problem.scale, default_scale(problem.d)
+        wrong = [default, given * default, given**2] if given is not None else [
+            1.0, default**2, 1 / default, default_scale(problem.d * problem.h), default_scale(problem.e)]
+        right = default if given is None else given
+        for scale in wrong:
+            if scale != right and not judge(answer, self.solve(problem.replace(scale=scale)),
+                                            self.required_class(case.dtype)).of(("o",)):
+                return "SCALE-1" if given is None else "SCALE-2"
+        return ""
+
+
+def descend(case: Case, fails) -> Case:  # noqa: ANN001
+    """Greedy descent: take the first simpler case that still fails, until none does or REDUCTIONS were asked."""
+    asked, tried = 0, {case}
+    while True:
+        for trial in simpler(case):
+            if trial in tried:
+                continue
+            tried.add(trial)
+            asked += 1
+            if asked > REDUCTIONS:
+                return case
+            try:
+                failing = fails(trial)
+            except (ValueError, IndexError, RuntimeError):  # no problem has these levels together
+                failing = False
+            if failing:
+                case = trial
+                break
+        else:
+            return case
+
+
+# MEETING THE IMPLEMENTATION
+
+
+def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str | None, dtypes: tuple[str, ...] | None) -> Subject:
+    """A subject with its dtypes, widths and open choices settled by a few plain calls."""
+    subject = Subject(adapter, device, claim=claim)
+    _settle_dtypes(subject, dtypes)
+    if adapter.widths is None:
+        _settle_widths(subject)
+    for name in CHOICES:
+        promised = adapter.dialect.get(name)
+        if name in options:
+            subject.dialect, source = subject.dialect.with_choice(name, options[name]), "--dialect"
+        elif promised:
+            subject.dialect, source = subject.dialect.with_choice(name, promised), "promised by its convention"
+        else:
+            source = _observe(subject, name)
+        subject.sources[name] = source
+    return subject
+
+
+def _settle_dtypes(subject: Subject, asked: tuple[str, ...] | None) -> None:
+    """Asked-for dtypes are promised; otherwise those that a plain call accepts."""
+    if asked:
+        subject.dtypes = asked
+        return
+    for dtype in DTYPES:
+        answer = subject.run(build(Case(dtype=dtype, heads=_heads(subject), d=16, i=4, wrt="none"), subject.device, False))
+        if answer.refusal:
+            subject.refused_dtypes[dtype] = answer.refusal
+    subject.dtypes = tuple(d for d in DTYPES if d not in subject.refused_dtypes)
+
+
+def _settle_widths(subject: Subject) -> None:
+    if not subject.dtypes:
+        return
+    for d in WIDTHS:
+        answer = subject.run(build(Case(dtype=subject.dtypes[0], heads=_heads(subject), d=d, i=4, wrt="none"), subject.device, False))
+        if answer.refusal:
+            subject.refused_widths[d] = answer.refusal
+    if subject.refused_widths and len(subject.refused_widths) < len(WIDTHS):
+        subject.adapter.widths = tuple(d for d in WIDTHS if d not in subject.refused_widths)
+
+
+def _heads(subject: Subject) -> str:
+    return "2/2" if subject.offers("mha") else "2/shared" if subject.offers("shared_kv") else "2/1"
+
+
+def _observe(subject: Subject, choice: str) -> str:
+    """Settle an open choice by one small problem, and say where it came from."""
+    case = {
+        "causal_alignment": Case(i=2, j=5, causal=True, heads=_heads(subject), values="peaked", wrt="none"),
+        "empty_row": Case(b=2, i=3, j=4, heads=_heads(subject), mask="padding", holes="all", wrt="none"),
+        "head_grouping": Case(heads="4/2", i=3, j=4, wrt="none"),
+    }[choice]
+    needs = {"causal_alignment": "causal", "empty_row": "key_padding", "head_grouping": "gqa"}[choice]
+    if choice == "empty_row" and not subject.offers("key_padding"):
+        if subject.offers("causal") and subject.dialect.causal_alignment == "bottom_right":
+            needs, case = "causal", Case(i=5, j=2, causal=True, heads=_heads(subject), wrt="none")
+        elif subject.offers("bias"):
+            needs = "bias"
+    if not subject.offers(needs):
+        return f"canonical, for {needs} is not offered"
+    case = replace(case, dtype=subject.dtypes[0] if subject.dtypes else "float32", d=8 if subject.adapter.widths is None else min(subject.adapter.widths))
+    problem = build(case, subject.device, False)
+    if choice == "empty_row" and needs == "key_padding":
+        mask = torch.ones(2, 4, dtype=torch.bool, device=subject.device)
+        mask[1] = False
+        problem = problem.replace(mask=mask)
+    elif choice == "empty_row" and needs == "bias":
+        problem = problem.replace(bias=torch.full((3, 4), float("-inf"), dtype=problem.dtype, device=subject.device))
+    answer = subject.run(problem)
+    for value in CHOICES[choice]:
+        dialect = subject.dialect.with_choice(choice, value)
+        if not judge(answer, solve(problem, dialect), subject.required_class(case.dtype)).findings:
+            subject.dialect = dialect
+            return "observed on a small problem"
+    return "canonical, for none of the choices was observed" + (f" ({answer.refusal})" if answer.refusal else "")

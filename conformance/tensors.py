@@ -1,0 +1,180 @@
+"""The tensors of a case: values that can show a fault, in the memory layout that the case asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.random import Generator, default_rng
+from torch import Tensor
+
+from attnspec.conformance.case import Case
+from attnspec.spec import Problem
+
+GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
+LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
+STREAMS = ("q", "k", "v", "mask", "bias", "do")
+
+
+def build(case: Case, device: str = "cpu", backward: bool = True) -> Problem:
+    """The problem that a case describes. Every tensor has its own stream of numbers, so that a smaller case is calm."""
+    rng = {name: default_rng([case.seed, n]) for n, name in enumerate(STREAMS)}
+    dtype = getattr(torch, case.dtype)
+    q, k, v = values(case, rng)
+    # What stands in the problem is rounded once, here; the layout copies bits.
+    to = {"dtype": dtype, "device": device}
+    q_, k_, v_ = lay_out([torch.from_numpy(x).to(**to) for x in (q, k, v)], case.layout, case.g is None)
+    mask = torch.from_numpy(holes(case, rng["mask"])).to(device) if case.mask != "none" else None
+    bias = torch.from_numpy(biases(case, rng["bias"])).to(**to) if case.bias != "none" else None
+    do, wrt = None, ()
+    if backward and case.wrt != "none":
+        do = cotangent(case, rng["do"]).to(device)
+        present = ("q", "k", "v") if bias is None else ("q", "k", "v", "bias")
+        wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
+    return Problem(q_, k_, v_, mask, bias, causal=case.causal, scale=case.scale, do=do, wrt=wrt)
+
+
+# VALUES
+
+
+def values(case: Case, rng: dict[str, Generator]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """q (b h i d), k (b g j d), v (b g j e) in float64, or k and v without the head axis."""
+    b, h, i, j, d, e = case.b, case.h, case.i, case.keys, case.d, case.width
+    heads = () if case.g is None else (case.g,)
+    q = rng["q"].standard_normal((b, h, i, d))
+    k = rng["k"].standard_normal((b, *heads, j, d))
+    v = rng["v"].standard_normal((b, *heads, j, e))
+    root = d**0.5
+    match case.values:
+        case "peaked":
+            q *= 3
+        case "needle":  # each query has one key, at a block edge or anywhere, that takes about half of the weight
+            owner = rng["q"].choice(sorted({min(x, j - 1) for x in (0, 15, 16, 31, 32, 63, 64, 127, j - 1)}), (b, h, i))
+            of_head = k if case.g is None else k[:, :1]
+            own = np.take_along_axis(of_head.reshape(b, 1, j, d), owner[..., None], axis=2)
+            q = own * root * np.log(j + 1) / np.maximum((own**2).sum(-1, keepdims=True), 0.1)
+        case "integers":
+            q, k, v = np.round(q), np.round(k), np.round(4 * v)
+        case "one_hot":
+            v = np.broadcast_to(np.arange(j)[:, None] % e == np.arange(e), v.shape).astype(float)
+            q *= 2
+        case "ties":
+            k[:] = k[..., rng["k"].integers(0, max(1, j // 3), j), :]
+        case "large":  # scores of hundreds to thousands, inside float16 before the scale
+            q, k = 24 * q / d**0.25, 24 * k / d**0.25
+        case "negative":  # every score far below zero: −100 … −400
+            q, k = 1 + np.abs(q), -(1 + np.abs(k))
+            q *= 100 / root
+        case "offset":
+            v = 50 + 0.1 * v
+        case "tiny":
+            v *= 2.0**-10
+    limit = {"float16": 3e4}.get(case.dtype, 1e30)
+    return tuple(np.clip(x, -limit, limit) for x in (q, k, v))  # type: ignore[return-value]
+
+
+def form(case: Case, kind: str) -> tuple[int, ...]:
+    """The shape of a mask or bias whose letters say over which of b, h, i, j it varies."""
+    sizes = {"b": case.b, "h": case.h, "i": case.i, "j": case.keys}
+    if kind == "padding":
+        return case.b, case.keys
+    if kind in ("rank2", "rank3"):
+        return tuple(sizes[letter] for letter in "bhij"[4 - int(kind[-1]):])
+    return tuple(size if letter in kind else 1 for letter, size in sizes.items())
+
+
+def holes(case: Case, rng: Generator) -> np.ndarray:
+    """A bool mask in the case's form. But for `empty_row` a row of it always has a True."""
+    shape = form(case, case.mask)
+    j = shape[-1]
+    key = np.arange(j)
+    row = np.arange(shape[-2])[:, None] if len(shape) > 2 else np.arange(shape[0])[:, None]
+    match case.holes:
+        case "prefix":  # right padding, another length for each row of the mask
+            mask = key < rng.integers(1, j + 1, (*shape[:-1], 1))
+        case "suffix":  # left padding
+            mask = key >= rng.integers(0, j, (*shape[:-1], 1))
+        case "band":
+            mask = np.broadcast_to((key - row) % max(j, 1) < max(1, j // 3), shape)
+        case "single":  # one key, at a block edge where there is one
+            edges = [x for x in (0, 15, 16, 31, 32, 63, 64, 127, 128, j - 1) if x < j]
+            mask = key == rng.choice(edges, (*shape[:-1], 1))
+        case "first_block":
+            mask = np.broadcast_to(key >= min(16, j // 2), shape)
+        case "all":
+            mask = np.ones(shape, bool)
+        case _:
+            mask = rng.random(shape) < 0.6
+            if case.holes == "random":
+                mask[..., :1] |= ~mask.any(-1, keepdims=True)
+            else:
+                mask[rng.random(shape[:-1]) < 0.4] = False
+    return np.ascontiguousarray(mask)
+
+
+def biases(case: Case, rng: Generator) -> np.ndarray:
+    """A bias in the case's form, float64."""
+    shape = form(case, case.bias)
+    bias = rng.standard_normal(shape)
+    match case.biases:
+        case "steep":
+            bias *= 8
+        case "inf":
+            hidden = rng.random(shape) < 0.4
+            hidden[..., :1] &= shape[-1] > 1
+            hidden[..., -1:] = False
+            bias[hidden] = -np.inf
+        case "shift":  # one number for a whole row, far below zero
+            bias[:] = max(LOWEST, -3e4 if case.dtype == "float16" else LOWEST)
+        case "lowest":  # the dtype's lowest number as a mask
+            lowest = torch.finfo(getattr(torch, case.dtype)).min
+            bias[rng.random(shape) < 0.3] = lowest
+    return bias
+
+
+def cotangent(case: Case, rng: Generator) -> Tensor:
+    """The cotangent (b h i e): another number for each channel, unless it is expanded along the channels on purpose."""
+    shape = (case.b, case.h, case.i, case.width)
+    do = torch.from_numpy(rng.standard_normal(shape)).to(getattr(torch, case.dtype))
+    match case.do:
+        case "turned":
+            return do.transpose(1, 3).contiguous().transpose(1, 3)
+        case "expanded":
+            return do[..., :1].expand(shape)
+        case "one_row":
+            mask = torch.zeros(case.i, 1, dtype=do.dtype)
+            mask[int(rng.integers(case.i))] = 1
+            return do * mask
+    return do
+
+
+# LAYOUT
+
+
+def lay_out(qkv: list[Tensor], layout: str, shared: bool) -> list[Tensor]:
+    """The same values in other memory. `expanded` makes values of one batch item or head serve all."""
+    q, k, v = qkv
+    match layout:
+        case "bihd":  # the usual projection output (b i h d), seen as (b h i d)
+            return [x if x.ndim == 3 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv]
+        case "fused":
+            if q.shape == k.shape == v.shape:
+                return list(torch.stack([x.transpose(1, 2) for x in qkv], dim=2).transpose(1, 3).unbind(2))
+            return [_inside(x, 1) for x in qkv]
+        case "offset":
+            return [_inside(x, n) for n, x in enumerate(qkv, 1)]
+        case "strided":  # the last dimension is not dense
+            return [torch.stack([x, torch.full_like(x, 7.0)], dim=-1)[..., 0] for x in qkv]
+        case "turned":  # stored (… d j)
+            return [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in qkv]
+        case "expanded":
+            axis = 0 if shared or k.shape[1] == 1 else 1
+            return [q, *(x.narrow(axis, 0, 1).expand(x.shape) for x in (k, v))]
+    return qkv
+
+
+def _inside(x: Tensor, margin: int) -> Tensor:
+    """The tensor as a slice of a larger one, whose other elements are wrong numbers."""
+    outer = torch.full((*x.shape[:-2], x.shape[-2] + margin + 1, x.shape[-1] + margin), 7.0, dtype=x.dtype, device=x.device)
+    inner = outer[..., margin:-1, margin:]
+    inner.copy_(x)
+    return inner

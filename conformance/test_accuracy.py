@@ -1,0 +1,32 @@
+"""ACCURACY: each element within the bound that its class of arithmetic has for these operands."""
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import agrees, clause
+from attnspec.reference import OUTPUTS
+
+GRADIENTS = ("dq", "dk", "dv", "dbias")
+
+
+@clause("ACCURACY-1")
+@agrees("o")
+def test_each_output_element_lies_within_its_bound(subject: Subject, case: Case) -> None:
+    """Every case."""
+
+
+@clause("ACCURACY-2")
+@agrees(*GRADIENTS, offering=("backward",), where=lambda case: case.wrt != "none")
+def test_each_gradient_element_lies_within_its_bound(subject: Subject, case: Case) -> None:
+    """Every case that asks for gradients."""
+
+
+@clause("ACCURACY-3")
+@agrees(*OUTPUTS, where=lambda case: case.causal or case.mask != "none" or case.biases == "inf" or case.do == "one_row")
+def test_what_must_be_zero_is_zero(subject: Subject, case: Case) -> None:
+    """Rows, keys and pairs to which nothing contributes."""
+
+
+@clause("ACCURACY-4")
+@agrees(*OUTPUTS, dtype="float64")
+def test_float64_is_computed_in_float64(subject: Subject, case: Case) -> None:
+    """The bound of float64 is 2²⁹ times narrower than that of float32."""

@@ -1,0 +1,43 @@
+"""BIAS: a float that is added to the scores."""
+
+import torch
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import agrees, clause, must_be_right, on_cases
+from attnspec.reference import OUTPUTS
+
+
+@clause("BIAS-1")
+@agrees(*OUTPUTS, offering=("bias",), where=lambda case: case.bias != "none" and case.biases in ("normal", "steep"))
+def test_a_bias_is_added_to_the_scaled_score(subject: Subject, case: Case) -> None:
+    """As a number: not scaled, not cast to bool."""
+
+
+@clause("BIAS-2")
+@agrees(*OUTPUTS, offering=("bias",), where=lambda case: case.bias not in ("none", "bhij"))
+def test_a_bias_broadcasts_from_the_right(subject: Subject, case: Case) -> None:
+    """Every form, with b ≠ h and b = h."""
+
+
+@clause("BIAS-3")
+@agrees(*OUTPUTS, offering=("bias",), where=lambda case: case.bias != "none" and case.biases == "inf")
+def test_minus_infinity_hides_the_key(subject: Subject, case: Case) -> None:
+    """−∞ here and there, never the whole row."""
+
+
+@clause("BIAS-3")
+@on_cases(offering=("bias",), where=lambda case: case.mask != "none", bias="none")
+def test_a_bias_of_minus_infinity_is_a_mask(subject: Subject, case: Case) -> None:
+    """The case's mask, written as zeros and −∞."""
+    problem = subject.problem(case)
+    assert problem.mask is not None
+    mask = problem.mask[:, None, None, :] if problem.mask.ndim == 2 else problem.mask
+    bias = torch.zeros(mask.shape, dtype=problem.dtype, device=problem.q.device).masked_fill(~mask, float("-inf"))
+    must_be_right(subject, problem.replace(mask=None, bias=bias), "the mask, written as a bias of 0 and −∞")
+
+
+@clause("BIAS-4")
+@agrees(*OUTPUTS, offering=("bias",), where=lambda case: case.bias != "none" and case.biases == "shift")
+def test_a_constant_added_to_a_row_changes_nothing(subject: Subject, case: Case) -> None:
+    """A shift of −10⁵ (−3·10⁴ in float16) under all scores."""

@@ -1,0 +1,65 @@
+"""CAUSAL: a query does not see the keys that come after it."""
+
+import numpy as np
+import torch
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import NotApplicable, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases
+from attnspec.reference import OUTPUTS
+
+
+def options(case: Case) -> bool:
+    """A mask or a bias is given too."""
+    return case.mask != "none" or case.bias != "none"
+
+
+@clause("CAUSAL-1")
+@agrees(*OUTPUTS, offering=("causal",), where=lambda case: not options(case), causal=True, j=0)
+def test_a_query_sees_itself_and_what_came_before(subject: Subject, case: Case) -> None:
+    """As many queries as keys: everyone means the same."""
+
+
+@clause("CAUSAL-2", "CAUSAL-3", "CAUSAL-4")
+@agrees(*OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys, causal=True)
+def test_one_alignment_for_all_lengths(subject: Subject, case: Case) -> None:
+    """Fewer and more queries than keys, decode steps, with and without masks: the alignment that was promised or seen."""
+
+
+@clause("CAUSAL-5")
+@on_cases(offering=("causal",), where=lambda case: case.keys > 1 and case.layout != "expanded", right=OUTPUTS, causal=True)
+def test_the_future_has_no_influence(subject: Subject, case: Case) -> None:
+    """Replace the later keys and values: the rows that do not see them keep their bits."""
+    problem = subject.problem(case)
+    exact = subject.solve(problem)
+    if exact.empty.any() and exact.dialect.empty_row != "zero":
+        raise NotApplicable
+    for first in sorted({1, problem.j // 2, problem.j - 1}):
+        rows = ~exact.forward.visible[..., first:].any(-1)
+        if not rows.any():
+            continue
+        k, v = problem.k.clone(), problem.v.clone()
+        k[..., first:, :] = 3 - k[..., first:, :]
+        v[..., first:, :] = 5 - v[..., first:, :]
+        other = problem.replace(k=k, v=v)
+        before, after = must_answer(subject, problem), must_answer(subject, other)
+        select = torch.from_numpy(np.ascontiguousarray(rows))
+        what = f"rows that do not see key {first} and later, when these change"
+        must_keep_bits(subject, problem, before.o.cpu(), after.o.cpu(), "o", what, other, select)
+        if "dq" in before.gradients:
+            must_keep_bits(subject, problem, before.gradients["dq"].cpu(), after.gradients["dq"].cpu(), "dq", what, other, select)
+
+
+@clause("CAUSAL-6")
+@agrees(*OUTPUTS, offering=("causal",), where=options, causal=True)
+def test_mask_and_causal_both_hold(subject: Subject, case: Case) -> None:
+    """In the way in which the convention says both, with every form of mask and bias."""
+
+
+@clause("CAUSAL-2", "CAUSAL-3")
+@on_cases(offering=("causal",), where=lambda case: case.i > 1 and not options(case) and case.layout == "contiguous",
+          causal=True, wrt="none")
+def test_a_decode_step_follows_the_same_alignment(subject: Subject, case: Case) -> None:
+    """The last query alone, against all keys."""
+    problem = subject.problem(case)
+    must_be_right(subject, problem.replace(q=problem.q[:, :, -1:]), "the last query alone, against all keys", ("o",))

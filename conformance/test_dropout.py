@@ -1,0 +1,125 @@
+"""DROPOUT: judged by algebra. One-hot values read the keep mask out of the output; the rest follows from it."""
+
+import numpy as np
+import torch
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.judge import Finding
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import Broken, agrees, clause, must_answer, must_be_right, on_cases, once
+from attnspec.reference import to_float64
+from attnspec.spec import Problem
+
+GRADIENTS = ("dq", "dk", "dv", "dbias")
+# A count this many standard deviations off has a chance below 10⁻¹⁰; the seeds are fixed, so it is drawn once for all.
+SIGMAS = 6.5
+
+
+def readable(subject: Subject, case: Case, rate: float, j: int = 16, **options: object) -> Problem:
+    """A problem whose values are one-hot, so that o_ij is the probability that multiplied v_j."""
+    widths = subject.adapter.widths
+    if widths is not None:
+        j = min(widths, key=lambda width: abs(width - j))
+    heads = () if case.g is None else (4,)
+    rng = torch.Generator().manual_seed(j)
+    like = {"dtype": getattr(torch, case.dtype), "device": subject.device}
+    q = torch.randn(3, 4, 11, j, generator=rng).to(**like)
+    k = torch.randn(3, *heads, j, j, generator=rng).to(**like)
+    v = torch.eye(j).expand(3, *heads, j, j).contiguous().to(**like)
+    do = torch.randn(3, 4, 11, j, generator=rng).to(**like) if subject.offers("backward") else None
+    return Problem(q, k, v, dropout=rate, training=True, do=do, wrt=("q", "k", "v") if do is not None else (), **options)  # type: ignore[arg-type]
+
+
+def asked(subject: Subject, problem: Problem, seed: int = 1) -> tuple[object, np.ndarray]:
+    """The answer, and the keep mask that its output shows."""
+    torch.manual_seed(seed)
+    answer = must_answer(subject, problem)
+    if answer.o.shape != problem.q.shape:
+        raise Broken(Finding("shape", "o", f"the output has shape {tuple(answer.o.shape)}"), problem)
+    return answer, to_float64(answer.o) != 0
+
+
+def judged(subject: Subject, problem: Problem, outputs: tuple[str, ...], what: str) -> None:
+    """The outputs must be what the keep mask, read out of the same answer, makes them."""
+    answer, keep = asked(subject, problem)
+    seen = subject.solve(problem.replace(dropout=0.0)).forward.visible
+    exact = subject.solve(problem, keep | ~seen)
+    findings = subject.judge(answer, exact).of(outputs)  # type: ignore[arg-type]
+    if findings:
+        from dataclasses import replace
+        raise Broken(replace(findings[0], message=f"{what} (keep mask read out of the output)"), problem, exact)
+    if keep[seen].all():
+        raise Broken(Finding("relation", "o", f"no probability of {keep.size} was dropped at rate {problem.dropout}"), problem, exact)
+
+
+@clause("DROPOUT-1")
+@once("dropout")
+def test_kept_probabilities_are_scaled_up(subject: Subject, case: Case) -> None:
+    """Each output element is zero or P/(1−r)."""
+    for rate in (0.1, 0.5, 0.9):
+        judged(subject, readable(subject, case, rate), ("o",), f"rate {rate}")
+
+
+@clause("DROPOUT-1")
+@once("dropout", "causal")
+def test_dropout_and_causal(subject: Subject, case: Case) -> None:
+    """What causal hides is not counted as dropped, and no weight goes there."""
+    judged(subject, readable(subject, case, 0.3, causal=True), ("o",), "rate 0.3, causal")
+
+
+@clause("DROPOUT-2")
+@once("dropout", "backward")
+def test_backward_uses_the_mask_of_forward(subject: Subject, case: Case) -> None:
+    """All gradients follow from the keep mask that the output shows."""
+    for rate in (0.2, 0.6):
+        judged(subject, readable(subject, case, rate), GRADIENTS, f"rate {rate}")
+    if subject.offers("causal"):
+        judged(subject, readable(subject, case, 0.3, causal=True), GRADIENTS, "rate 0.3, causal")
+
+
+@clause("DROPOUT-3")
+@agrees("o")
+def test_without_a_rate_nothing_is_dropped(subject: Subject, case: Case) -> None:
+    """Everything that is offered, without dropout."""
+
+
+@clause("DROPOUT-3")
+@on_cases(offering=("dropout",))
+def test_evaluation_drops_nothing(subject: Subject, case: Case) -> None:
+    """A rate of one half in evaluation mode, and a rate of zero in training."""
+    problem = subject.problem(case)
+    must_be_right(subject, problem.replace(dropout=0.5, training=False), "rate 0.5 in evaluation")
+    must_be_right(subject, problem.replace(dropout=0.0, training=True), "rate 0 in training")
+
+
+@clause("DROPOUT-4")
+@once("dropout")
+def test_a_rate_of_one_gives_zeros(subject: Subject, case: Case) -> None:
+    """Output and gradients."""
+    must_be_right(subject, readable(subject, case, 1.0), "rate 1")
+
+
+@clause("DROPOUT-5")
+@once("dropout")
+def test_each_probability_is_dropped_on_its_own(subject: Subject, case: Case) -> None:
+    """The rate, and independence between batch items, heads, rows, columns and calls, by counting."""
+    rate = 0.3
+    problem = readable(subject, case, rate).replace(do=None, wrt=())
+    _, keep = asked(subject, problem)
+    torch.manual_seed(1)
+    must_answer(subject, problem)
+    again = to_float64(must_answer(subject, problem).o) != 0
+    count(problem, keep, 1 - rate, "kept")
+    alike = (1 - rate) ** 2 + rate**2  # chance that two independent draws agree
+    for what, other in (("batch items", np.roll(keep, 1, 0)), ("heads", np.roll(keep, 1, 1)), ("rows", np.roll(keep, 1, 2)),
+                        ("columns", np.roll(keep, 1, 3)), ("calls", again)):
+        count(problem, keep == other, alike, f"equal in neighbouring {what}")
+
+
+def count(problem: Problem, hits: np.ndarray, chance: float, what: str) -> None:
+    """Raise Broken where the share of hits is further from its chance than SIGMAS allow."""
+    n, got = hits.size, int(hits.sum())
+    # Neighbours on a ring share draws: the variance of their agreements is at most three times the binomial one.
+    spread = SIGMAS * (3 * n * chance * (1 - chance)) ** 0.5
+    if abs(got - n * chance) > spread:
+        raise Broken(Finding("relation", "o", f"{got} of {n} probabilities are {what}, expected {n * chance:.0f} ± {spread:.0f}"), problem)

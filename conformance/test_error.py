@@ -1,0 +1,146 @@
+"""ERROR: what an implementation can't do it says."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from attnspec.adapters import FEATURES, Unsupported
+from attnspec.adapters.contract import quiet
+from attnspec.adapters.convention import FunctionAdapter
+from attnspec.conformance.case import Case
+from attnspec.conformance.judge import Finding
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, clause, must_answer, must_be_right, on_cases, once
+from attnspec.reference import to_float64
+from attnspec.spec import Problem
+
+# What needs each feature, as changes of a plain case.
+NEEDS: dict[str, dict[str, Any]] = {
+    "mha": {"heads": "2/2"}, "mqa": {"heads": "4/1"}, "gqa": {"heads": "6/2"}, "shared_kv": {"heads": "2/shared"},
+    "value_width": {"e": 5}, "mask": {"mask": "bhij"}, "rank3": {"mask": "rank3"}, "key_padding": {"mask": "padding"},
+    "bias": {"bias": "bhij"}, "causal": {"causal": True}, "scale": {"scale": 0.3},
+}
+
+
+@clause("ERROR-1")
+@once()
+def test_what_is_not_offered_is_refused_or_right(subject: Subject, case: Case) -> None:
+    """Each feature that is not promised is asked for."""
+    refused, right = [], []
+    for feature, change in NEEDS.items():
+        if subject.offers(feature):
+            continue
+        asked = replace(Case(dtype=case.dtype, heads=case.heads, b=2, i=5, j=7, d=case.d, wrt="none"), **change)
+        problem = subject.problem(asked)
+        answer = subject.run(problem)
+        if answer.refusal is not None:
+            refused.append(f"{feature}: {answer.refusal[:90]}")
+            continue
+        must_be_right(subject, problem, f"{FEATURES[feature]} is not promised, was asked for, was answered, and the answer is wrong", ("o",))
+        right.append(feature)
+    if refused and not right:
+        raise NotOffered("; ".join(refused))
+
+
+@clause("ERROR-1")
+@on_cases(offering=("mask", "causal"), where=lambda case: case.mask not in ("none", "rank3"), bias="none", causal=True, wrt="none")
+def test_mask_and_is_causal_both_handed_over(subject: Subject, case: Case) -> None:
+    """A convention that calls them exclusive: given both, refused or both obeyed, never one of them dropped."""
+    adapter = subject.adapter
+    if not isinstance(adapter, FunctionAdapter) or not adapter.torch_convention:
+        raise NotApplicable
+    unmerged = copy.copy(adapter)
+    unmerged.torch_convention = False
+    problem = subject.problem(case)
+    try:
+        must_be_right(replace(subject, adapter=unmerged), problem, "attn_mask and is_causal=True, both handed over", ("o",))
+    except Broken as broken:
+        if broken.finding.kind == "raised":
+            raise NotOffered(broken.finding.message) from None
+        raise
+
+
+@clause("ERROR-2")
+@once()
+def test_sizes_that_do_not_fit_are_refused(subject: Subject, case: Case) -> None:
+    """Lengths, widths, masks and head counts that contradict each other."""
+    for what, problem in misfits(subject, case):
+        with quiet():
+            try:
+                call = subject.adapter.call(problem)
+                o = call.function(**call.arguments)
+            except Unsupported:
+                continue
+            except Exception:
+                continue
+        shape = tuple(o.shape) if isinstance(o, torch.Tensor) else type(o).__name__
+        raise Broken(Finding("relation", "call", f"{what}: answered with {shape}, expected an exception"), problem)
+
+
+def misfits(subject: Subject, case: Case) -> Iterator[tuple[str, Problem]]:
+    """Problems that Problem itself would refuse."""
+    plain = subject.problem(Case(dtype=case.dtype, heads=case.heads, b=3, i=5, j=7, d=case.d, wrt="none"))
+
+    def but(problem: Problem, **changes: Any) -> Problem:
+        bad = copy.copy(problem)
+        for name, value in changes.items():
+            object.__setattr__(bad, name, value)
+        return bad
+
+    yield "7 keys and 6 values", but(plain, v=plain.v[..., :-1, :])
+    yield "6 keys and 7 values", but(plain, k=plain.k[..., :-1, :])
+    yield "3 batch items of queries, 2 of keys and values", but(plain, k=plain.k[:2], v=plain.v[:2])
+    if plain.d > 1:
+        yield f"queries {plain.d} wide, keys {plain.d - 1} wide", but(plain, k=plain.k[..., :-1])
+    if subject.offers("gqa"):
+        odd = subject.problem(Case(dtype=case.dtype, heads="6/3", b=2, i=5, j=7, d=case.d, wrt="none"))
+        yield "5 query heads on 3 key/value heads", but(odd, q=odd.q[:, :5])
+    if subject.offers("key_padding"):
+        mask = torch.ones(3, 6, dtype=torch.bool, device=subject.device)
+        yield "a key padding mask of 6 for 7 keys", but(plain, mask=mask)
+    if subject.offers("bias"):
+        yield "a bias over 4 queries where there are 5", but(plain, bias=plain.q.new_zeros((4, 7)))
+
+
+@clause("ERROR-3")
+@once()
+def test_every_accepted_option_matters(subject: Subject, case: Case) -> None:
+    """Each offered option, on an input where the exact answers with and without it are far apart."""
+    base = Case(dtype=case.dtype, heads=case.heads, b=2, i=6, j=9, d=case.d, values="peaked", wrt="none")
+    options = {name: NEEDS[name] for name in ("mask", "key_padding", "bias", "causal", "scale") if subject.offers(name)}
+    without = subject.problem(base)
+    plain = must_answer(subject, without)
+    class_ = subject.required_class(case.dtype)
+    for name, change in options.items():
+        problem = subject.problem(replace(base, **change))
+        exact = subject.solve(problem)
+        distance = np.abs(exact.values["o"] - subject.solve(without).values["o"])
+        must = distance > 10 * exact.tolerance(class_).bound["o"]
+        answer = must_answer(subject, problem)
+        if answer.o.shape != plain.o.shape:
+            continue
+        same = to_float64(answer.o) == to_float64(plain.o)
+        if must.any() and same[must].all():
+            raise Broken(Finding("relation", "o", f"{FEATURES[name]} has no effect: the output is, bit by bit, the one without it"),
+                         problem, exact)
+
+
+@clause("ERROR-4")
+@once("dropout")
+def test_a_rate_that_is_no_probability_is_refused(subject: Subject, case: Case) -> None:
+    """Rates of −0.1 and 1.5, in training."""
+    plain = subject.problem(Case(dtype=case.dtype, heads=case.heads, i=3, j=4, d=case.d, wrt="none"))
+    for rate in (-0.1, 1.5):
+        bad = copy.copy(plain.replace(training=True))
+        object.__setattr__(bad, "dropout", rate)
+        with quiet():
+            try:
+                call = subject.adapter.call(bad)
+                call.function(**call.arguments)
+            except Exception:
+                continue
+        raise Broken(Finding("relation", "call", f"a dropout rate of {rate} was accepted"), bad)

@@ -1,0 +1,126 @@
+"""GRAD: the derivatives of the output that was returned, contracted with the cotangent."""
+
+import torch
+
+from attnspec.adapters.contract import quiet
+from attnspec.conformance.case import Case
+from attnspec.conformance.judge import Finding
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, agrees, clause, must_be_right, on_cases, once
+from attnspec.reference.autograd import attend
+from attnspec.spec import Problem
+
+GRADIENTS = ("dq", "dk", "dv", "dbias")
+
+
+def asks(name: str):  # noqa: ANN201
+    """The case asks for this gradient."""
+    return lambda case: case.wrt == "all" or name in case.wrt and case.wrt not in ("none", "bias")
+
+
+@clause("GRAD-1")
+@agrees("dq", offering=("backward",), where=asks("q"))
+def test_the_gradient_of_the_queries(subject: Subject, case: Case) -> None:
+    """With every option."""
+
+
+@clause("GRAD-2")
+@agrees("dk", offering=("backward",), where=asks("k"))
+def test_the_gradient_of_the_keys(subject: Subject, case: Case) -> None:
+    """With every option."""
+
+
+@clause("GRAD-3")
+@agrees("dv", offering=("backward",), where=asks("v"))
+def test_the_gradient_of_the_values(subject: Subject, case: Case) -> None:
+    """With every option."""
+
+
+@clause("GRAD-4")
+@agrees("dbias", offering=("bias_grad",), where=lambda case: case.bias != "none" and case.wrt in ("all", "bias"))
+def test_the_gradient_of_the_bias_is_reduced_to_its_shape(subject: Subject, case: Case) -> None:
+    """Every form that broadcasts."""
+
+
+@clause("GRAD-5")
+@agrees(*GRADIENTS, offering=("backward",), where=lambda case: case.wrt not in ("all", "none"))
+def test_any_subset_of_inputs_may_ask(subject: Subject, case: Case) -> None:
+    """One or two inputs alone."""
+
+
+@clause("GRAD-5")
+@once("backward")
+def test_every_subset_of_inputs(subject: Subject, case: Case) -> None:
+    """All of them on one problem, with a bias where its gradient is offered."""
+    problem = subject.problem(Case(dtype=case.dtype, heads=case.heads, i=5, j=9, d=case.d, b=2,
+                                   bias="ij" if subject.offers("bias_grad") else "none"))
+    names = [name for name in ("q", "k", "v", "bias") if getattr(problem, name) is not None]
+    for n in range(1, 2 ** len(names)):
+        wrt = tuple(name for m, name in enumerate(names) if n >> m & 1)
+        must_be_right(subject, problem.replace(wrt=wrt), f"only {' and '.join(wrt)} require grad", GRADIENTS)
+
+
+@clause("GRAD-6")
+@agrees(*GRADIENTS, offering=("backward",), where=lambda case: case.do in ("turned", "expanded"))
+def test_any_cotangent_in_any_layout(subject: Subject, case: Case) -> None:
+    """Transposed and expanded cotangents, other numbers in each channel."""
+
+
+@clause("GRAD-7")
+@on_cases(offering=("backward",), where=lambda case: not case.e and case.layout == "contiguous", right=GRADIENTS, wrt="all")
+def test_the_same_tensor_given_twice_gets_both_gradients(subject: Subject, case: Case) -> None:
+    """k is v, and q is k is v where the shapes allow it."""
+    problem = subject.problem(case)
+    must_be_right(subject, problem.replace(v=problem.k), "keys and values are one tensor")
+    if problem.q.shape == problem.k.shape:
+        must_be_right(subject, problem.replace(k=problem.q, v=problem.q), "queries, keys and values are one tensor")
+
+
+@clause("GRAD-8")
+@agrees(*GRADIENTS, offering=("backward",), where=lambda case: case.do == "one_row")
+def test_a_cotangent_that_is_zero_but_for_one_row(subject: Subject, case: Case) -> None:
+    """dq is exactly zero in all other rows."""
+
+
+@clause("GRAD-8")
+@on_cases(offering=("backward",), where=lambda case: case.wrt != "none", right=GRADIENTS)
+def test_a_cotangent_of_zeros_gives_zeros(subject: Subject, case: Case) -> None:
+    """All gradients are exactly zero."""
+    problem = subject.problem(case)
+    assert problem.do is not None
+    must_be_right(subject, problem.replace(do=torch.zeros_like(problem.do)), "with a cotangent of zeros", GRADIENTS)
+
+
+@clause("GRAD-9")
+@on_cases(offering=("backward",), where=lambda case: case.wrt == "all" and case.dtype == "float64" and case.i * case.keys < 200
+          and case.values == "normal", right=GRADIENTS)
+def test_a_second_derivative_is_right_or_refused(subject: Subject, case: Case) -> None:
+    """The derivative of ⟨dq, r⟩ with respect to q."""
+    problem = subject.problem(case)
+    assert problem.do is not None
+    r = torch.randn(problem.q.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with quiet():
+        try:
+            got = _second(subject, problem, r)
+        except Exception as refusal:
+            raise NotOffered(f"a second derivative raises {type(refusal).__name__}") from None
+    step = 2.0**-14
+    exact = [attend(problem.replace(q=problem.q.cpu() + sign * step * r), subject.dialect)["dq"] for sign in (1, -1)]
+    expected = (exact[0] - exact[1]) / (2 * step)
+    size = float(expected.abs().max())
+    # A derivative that is silently cut is wrong in its leading digits; the central difference has half of float64's.
+    if size > 0 and float((got.cpu() - expected).abs().max()) > 2.0**-12 * size:
+        at = tuple(int(n) for n in torch.unravel_index((got.cpu() - expected).abs().argmax(), expected.shape))
+        raise Broken(Finding("relation", "dq", f"the second derivative at {list(at)} is {float(got[at]):.6g}, expected {float(expected[at]):.6g}"),
+                     problem)
+    if size == 0:
+        raise NotApplicable
+
+
+def _second(subject: Subject, problem: Problem, r: torch.Tensor) -> torch.Tensor:
+    leaves = {name: x.detach().clone().requires_grad_(name != "mask") for name, x in problem.inputs().items()}
+    call = subject.adapter.call(problem.replace(**leaves))
+    o = call.function(**call.arguments)
+    first, = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
+    second, = torch.autograd.grad((first * r.to(first.device)).sum(), leaves["q"])
+    return second

@@ -1,0 +1,108 @@
+"""MASK: a mask is bool and selects."""
+
+import torch
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.relations import hidden_keys, with_hidden
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.tensors import GARBAGE
+from attnspec.conformance.testing import agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases
+from attnspec.reference import OUTPUTS, dense
+
+HIDING = ("prefix", "suffix", "first_block", "random", "single")
+
+
+def hides(case: Case) -> bool:
+    """Some key is likely to be hidden from everyone."""
+    return (case.mask in ("padding", "bj", "j", "bhj") and case.holes in HIDING and case.keys > 1) or (
+        case.causal and case.keys > case.i)
+
+
+@clause("MASK-1")
+@agrees(*OUTPUTS, offering=("mask",), where=lambda case: case.mask not in ("none", "padding"))
+def test_true_means_may_attend(subject: Subject, case: Case) -> None:
+    """Holes, left padding, bands, single keys: not only lengths."""
+
+
+@clause("MASK-2")
+@agrees(*OUTPUTS, offering=("key_padding",), mask="padding")
+def test_key_padding_hides_a_key_from_everyone(subject: Subject, case: Case) -> None:
+    """Another length and other holes for each batch item."""
+
+
+@clause("MASK-3")
+@agrees(*OUTPUTS, offering=("mask",), where=lambda case: case.mask not in ("none", "padding", "bhij"))
+def test_a_mask_broadcasts_from_the_right(subject: Subject, case: Case) -> None:
+    """Every form that broadcasts."""
+
+
+@clause("MASK-4")
+@on_cases(where=hides, right=OUTPUTS)
+def test_what_is_hidden_has_no_influence(subject: Subject, case: Case) -> None:
+    """Hidden keys and values become ±10³⁰: nobody's bits change, and their own gradients stay zero."""
+    problem = subject.problem(case)
+    exact = subject.solve(problem)
+    hidden = hidden_keys(exact)
+    before = must_answer(subject, problem)
+    for number in (GARBAGE[problem.dtype], -GARBAGE[problem.dtype]):
+        for names in (("k",), ("v",)):
+            other = with_hidden(problem, hidden, number, names)
+            after = must_answer(subject, other)
+            what = f"with {number:g} in every hidden {'key' if names == ('k',) else 'value'}"
+            must_keep_bits(subject, problem, before.o, after.o, "o", what, other)
+            for name, gradient in before.gradients.items():
+                must_keep_bits(subject, problem, gradient, after.gradients[name], name, what, other)
+
+
+@clause("MASK-5")
+@on_cases(where=hides, right=OUTPUTS)
+def test_not_even_nan_gets_through(subject: Subject, case: Case) -> None:
+    """NaN and infinity in hidden keys and values."""
+    problem = subject.problem(case)
+    hidden = hidden_keys(subject.solve(problem))
+    for number in (float("nan"), float("inf")):
+        for names in (("k",), ("v",)):
+            must_be_right(subject, with_hidden(problem, hidden, number, names),
+                          f"with {number} in every hidden {'key' if names == ('k',) else 'value'}")
+
+
+@clause("MASK-6")
+@on_cases(offering=("backward",), where=lambda case: hides(case) and case.wrt in ("all", "k", "v", "qv"), right=OUTPUTS)
+def test_a_hidden_key_gets_no_gradient(subject: Subject, case: Case) -> None:
+    """With other numbers in the hidden places, dk and dv there are zero and not merely small."""
+    problem = subject.problem(case)
+    hidden = hidden_keys(subject.solve(problem))
+    must_be_right(subject, with_hidden(problem, hidden, 100.0), "with 100 in every hidden key and value", ("dk", "dv"))
+
+
+@clause("MASK-1")
+@on_cases(where=lambda case: case.mask != "none")
+def test_a_mask_that_hides_nothing_is_no_mask(subject: Subject, case: Case) -> None:
+    """All True, in the case's form."""
+    problem = subject.problem(case)
+    assert problem.mask is not None
+    must_be_right(subject, problem.replace(mask=torch.ones_like(problem.mask)), "with a mask that is True everywhere")
+
+
+@clause("MASK-1")
+@on_cases(offering=("mask",), where=lambda case: case.keys > 1, mask="bhij", holes="random")
+def test_each_pair_is_read_from_its_own_place(subject: Subject, case: Case) -> None:
+    """One-hot values read the probabilities out: hidden pairs are zero, each in its own row and column."""
+    problem = subject.problem(case)
+    exact = subject.solve(problem)
+    visible = torch.from_numpy(exact.forward.visible).to(problem.q.device)
+    flipped = problem.mask.clone()  # type: ignore[union-attr]
+    flipped[..., -1] = ~flipped[..., -1]
+    if not flipped.any(-1).all() or not visible.any(-1).all():
+        return
+    must_be_right(subject, problem.replace(mask=flipped), "with the last key shown where it was hidden, and hidden where it was shown")
+
+
+@clause("MASK-3")
+@on_cases(offering=("mask",), where=lambda case: case.mask not in ("none", "bhij"))
+def test_a_broadcast_mask_is_its_expansion(subject: Subject, case: Case) -> None:
+    """The case's mask, written out to (b h i j)."""
+    problem = subject.problem(case)
+    assert problem.mask is not None
+    full = torch.from_numpy(dense.broadcast_mask(problem.mask.cpu().numpy(), (problem.b, problem.h, problem.i, problem.j)).copy())
+    must_be_right(subject, problem.replace(mask=full.to(problem.q.device)), "the mask, written out to (b h i j)")

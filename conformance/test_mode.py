@@ -1,0 +1,102 @@
+"""MODE: the surroundings of a call never choose another answer."""
+
+from dataclasses import replace
+
+import torch
+
+from attnspec.adapters.contract import quiet
+from attnspec.conformance.case import Case, fit
+from attnspec.conformance.judge import Finding, compare
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.tensors import build
+from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, clause, must_agree, must_answer, must_be_right, on_cases, once
+from attnspec.reference import OUTPUTS, solve, to_float64
+from attnspec.spec import CHOICES
+
+
+@clause("MODE-1")
+@on_cases()
+def test_without_gradients_the_answer_is_the_same(subject: Subject, case: Case) -> None:
+    """no_grad, inference_mode, and inputs that require no gradient."""
+    problem = subject.problem(case).replace(wrt=(), do=None)
+    for name, mode in (("no_grad", torch.no_grad), ("inference_mode", torch.inference_mode)):
+        with mode():
+            must_be_right(subject, problem, f"under {name}", ("o",))
+    must_be_right(subject, problem, "with inputs that require no gradient", ("o",))
+
+
+@clause("MODE-2")
+@on_cases(offering=("module",), right=OUTPUTS)
+def test_training_and_evaluation_back_and_forth(subject: Subject, case: Case) -> None:
+    """Train with dropout, evaluate, train, evaluate; the evaluations are right."""
+    problem = subject.problem(case)
+    rate = 0.5 if subject.offers("dropout") else 0.0
+    for n in (1, 2):
+        subject.run(problem.replace(dropout=rate, training=True))
+        must_be_right(subject, problem.replace(dropout=rate, training=False), f"evaluation after training, round {n}")
+    if not rate:
+        must_be_right(subject, problem.replace(training=True), "in training mode, without dropout")
+
+
+@clause("MODE-3")
+@on_cases(right=())
+def test_all_paths_agree(subject: Subject, case: Case) -> None:
+    """The other variants of the same implementation, on the same problem."""
+    problem = subject.problem(case)
+    for other in subject.siblings:
+        if fit(case, other.adapter) != case or case.dtype not in other.dtypes:
+            raise NotApplicable
+        mine, theirs = subject.run(problem), other.run(problem)
+        if mine.refusal or theirs.refusal:
+            raise NotApplicable  # whoever refuses is told so by the clause of what it refuses
+        what = f"{subject.label} against {other.label}"
+        differ = [f"{name} is {getattr(subject.dialect, name)} here and {getattr(other.dialect, name)} there"
+                  for name in CHOICES if getattr(subject.dialect, name) != getattr(other.dialect, name)]
+        exact = subject.solve(problem)
+        must_agree(subject, mine.o, theirs.o, exact, "o", "; ".join([what, *differ]))
+        for name, gradient in mine.gradients.items():
+            if gradient is not None and theirs.gradients.get(name) is not None:
+                must_agree(subject, gradient, theirs.gradients[name], exact, name, "; ".join([what, *differ]))
+    if not subject.siblings:
+        raise NotOffered("there is one path only")
+
+
+@clause("MODE-4")
+@on_cases(where=lambda case: case.dtype == "float32" and case.values in ("normal", "peaked", "integers"), wrt="none")
+def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
+    """float32 inputs that bfloat16 can hold, under autocast to bfloat16: within class D of bfloat16."""
+    half = build(replace(case, dtype="bfloat16"), subject.device, False)
+    wide = half.replace(**{name: x.float() for name, x in half.inputs().items() if name != "mask"})
+    with torch.autocast(torch.device(subject.device).type, dtype=torch.bfloat16):
+        answer = must_answer(subject, wide)
+    exact = solve(half, subject.dialect)
+    tolerance = exact.tolerance("D")
+    if answer.o.shape != exact.values["o"].shape:
+        raise Broken(Finding("shape", "o", f"under autocast the output has shape {tuple(answer.o.shape)}"), wide)
+    finding, _ = compare(to_float64(answer.o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
+    if finding is not None:
+        raise Broken(replace(finding, message="under autocast to bfloat16, against class D"), wide, exact)
+
+
+@clause("MODE-5")
+@once()
+def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
+    """torch.compile of the call, with each offered option; only in the tiers that bear its cost."""
+    if not subject.slow or case.dtype not in ("float32", "bfloat16"):
+        raise NotApplicable
+    changes = [{}] + [change for name, change in (("causal", {"causal": True}), ("scale", {"scale": 0.3}), ("mask", {"mask": "bhij"}))
+                      if subject.offers(name)]
+    for change in changes:
+        asked = replace(Case(dtype=case.dtype, heads=case.heads, b=2, i=9, j=17, d=case.d, wrt="none"), **change)  # type: ignore[arg-type]
+        problem = subject.problem(asked)
+        call = subject.adapter.call(problem)
+        with quiet(), torch.no_grad():
+            try:
+                o = torch.compile(call.function)(**call.arguments)
+            except Exception as refusal:
+                raise NotOffered(f"torch.compile raised {type(refusal).__name__}") from None
+        exact = subject.solve(problem)
+        tolerance = exact.tolerance(subject.required_class(case.dtype))
+        finding, _ = compare(to_float64(o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
+        if finding is not None:
+            raise Broken(replace(finding, message=f"compiled, with {change or 'no option'}"), problem, exact)

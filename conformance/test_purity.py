@@ -1,0 +1,120 @@
+"""PURITY: the same question has the same answer, and asking changes nothing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.judge import Finding
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import Broken, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases, once
+from attnspec.reference import OUTPUTS
+
+STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the determinism flag": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "the matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the random state": (lambda: torch.get_rng_state().tolist(), lambda state: torch.set_rng_state(torch.tensor(state, dtype=torch.uint8))),
+}
+
+
+@clause("PURITY-1")
+@agrees(*OUTPUTS)
+def test_inputs_are_left_as_they_were(subject: Subject, case: Case) -> None:
+    """Every input is compared bit by bit after every call of the suite."""
+
+
+@clause("PURITY-2")
+@on_cases()
+def test_the_output_is_the_callers_own(subject: Subject, case: Case) -> None:
+    """It shares no memory with an input, and the next call does not write into it."""
+    _owns(subject, subject.problem(case))
+
+
+@clause("PURITY-2")
+@on_cases(where=lambda case: case.mask == case.bias == "none" and not case.causal, j=1)
+def test_the_output_for_a_single_key_is_the_callers_own(subject: Subject, case: Case) -> None:
+    """With one key the output is the value: still a copy of it."""
+    _owns(subject, subject.problem(case))
+
+
+def _owns(subject: Subject, problem: Any) -> None:
+    first = must_answer(subject, problem).o
+    memory = first.untyped_storage().data_ptr()
+    for name, x in problem.inputs().items():
+        if first.numel() and memory == x.untyped_storage().data_ptr():
+            raise Broken(Finding("relation", "call", f"the output shares its memory with {name}"), problem)
+    kept = first.clone()
+    other = problem.replace(v=1 - problem.v)
+    second = must_answer(subject, other).o
+    if first.numel() and second.untyped_storage().data_ptr() == memory:
+        raise Broken(Finding("relation", "call", "two calls returned the same memory"), problem)
+    must_keep_bits(subject, problem, kept, first, "o", "the first answer, after a second call")
+
+
+@clause("PURITY-3")
+@on_cases(right=())
+def test_nothing_global_changes(subject: Subject, case: Case) -> None:
+    """Default dtype, grad mode, threads, flags and the random state."""
+    problem = subject.problem(case)
+    before = {name: read() for name, (read, _) in STATE.items()}
+    subject.run(problem)
+    changed = [name for name, (read, _) in STATE.items() if read() != before[name]]
+    for name in changed:
+        STATE[name][1](before[name])
+    if changed:
+        raise Broken(Finding("relation", "call", f"the call changed {' and '.join(changed)}"), problem)
+
+
+@clause("PURITY-4")
+@on_cases(right=OUTPUTS)
+def test_asked_twice_answered_twice(subject: Subject, case: Case) -> None:
+    """The second answer is as right as the first; the same bits where the implementation claims to be deterministic."""
+    problem = subject.problem(case)
+    first = must_answer(subject, problem)
+    second = must_be_right(subject, problem, "asked a second time")
+    if subject.adapter.deterministic:
+        must_keep_bits(subject, problem, first.o, second.o, "o", "asked a second time")
+        for name, gradient in first.gradients.items():
+            must_keep_bits(subject, problem, gradient, second.gradients[name], name, "asked a second time")
+
+
+@clause("PURITY-5")
+@on_cases(right=OUTPUTS)
+def test_other_values_in_the_same_shapes(subject: Subject, case: Case) -> None:
+    """The same shapes with other numbers and another mask; then these numbers at the addresses of the first."""
+    first, second = subject.problem(case), subject.problem(replace(case, seed=case.seed + 1))
+    must_answer(subject, first)
+    must_be_right(subject, second, "after a call with the same shapes and other numbers")
+    if case.layout == "expanded":
+        return
+    for name, x in first.inputs().items():
+        x.copy_(getattr(second, name))
+    must_be_right(subject, first, "with other numbers written to the same addresses")
+
+
+@clause("PURITY-5")
+@on_cases(right=OUTPUTS)
+def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
+    """Longer, shorter, without options, in another mode: then the first question again."""
+    problem = subject.problem(case)
+    first = must_answer(subject, problem)
+    for change in ({"i": case.i + 3, "j": case.keys + 5}, {"i": 1, "j": case.keys}, {"mask": "none", "bias": "none", "causal": False},
+                   {"b": case.b + 1}):
+        subject.run(subject.problem(replace(case, **change)))  # type: ignore[arg-type]
+    again = must_be_right(subject, problem, "after calls with other shapes and options")
+    if subject.adapter.deterministic:
+        must_keep_bits(subject, problem, first.o, again.o, "o", "after calls with other shapes and options")
+
+
+@clause("PURITY-5")
+@once("causal")
+def test_causal_lengths_up_and_down(subject: Subject, case: Case) -> None:
+    """6, 4, 9, 1, 6 causal queries in turn, as a cached mask would like to remember."""
+    for i in (6, 4, 9, 1, 6):
+        problem = subject.problem(Case(dtype=case.dtype, heads=case.heads, d=case.d, i=i, causal=True))
+        must_be_right(subject, problem, f"{i} causal queries, in a series of 6, 4, 9, 1, 6")

@@ -1,0 +1,81 @@
+"""SHAPE: what goes in decides the shape of what comes out, and no size is special."""
+
+import torch
+
+from attnspec.conformance.case import Case, fit
+from attnspec.conformance.judge import Finding
+from attnspec.conformance.relations import one_item
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_agree, must_be_right, on_cases, once
+from attnspec.reference import OUTPUTS
+
+
+def plain(case: Case) -> bool:
+    """No option is used."""
+    return case.mask == case.bias == "none" and not case.causal and case.scale is None
+
+
+@clause("SHAPE-1")
+@agrees("o", where=plain)
+def test_output_has_a_row_for_each_query(subject: Subject, case: Case) -> None:
+    """The judge asks for the shape before it looks at a value."""
+
+
+@clause("SHAPE-2")
+@agrees(*OUTPUTS, where=plain)
+def test_no_length_and_no_width_is_special(subject: Subject, case: Case) -> None:
+    """Lengths and widths on both sides of every block edge."""
+
+
+@clause("SHAPE-3")
+@agrees(*OUTPUTS, offering=("value_width",), where=lambda case: case.width != case.d)
+def test_values_may_be_wider_or_narrower(subject: Subject, case: Case) -> None:
+    """e ≠ d, with everything else."""
+
+
+@clause("SHAPE-4")
+@once()
+def test_nothing_in_nothing_out(subject: Subject, case: Case) -> None:
+    """b, h, i and e are zero in turn; gradients keep the shapes of their inputs."""
+    shared = fit(case, subject.adapter).g is None
+    full = {"b": 2, "h": 2, "i": 3, "e": min(subject.adapter.widths) if subject.adapter.widths else 8}
+    for empty in full if subject.offers("value_width") else ("b", "h", "i"):
+        n = {**full, empty: 0}
+        heads = () if shared else (n["h"],)
+        like = {"dtype": getattr(torch, case.dtype), "device": subject.device}
+        q = torch.ones(n["b"], n["h"], n["i"], full["e"], **like)
+        k, v = torch.ones(n["b"], *heads, 4, full["e"], **like), torch.ones(n["b"], *heads, 4, n["e"], **like)
+        do = torch.ones(n["b"], n["h"], n["i"], n["e"], **like) if subject.offers("backward") else None
+        from attnspec.spec import Problem
+        must_be_right(subject, Problem(q, k, v, do=do, wrt=("q", "k", "v") if do is not None else ()), f"with {empty} = 0")
+
+
+@clause("SHAPE-5")
+@on_cases(where=lambda case: case.b > 1 and case.layout != "expanded")
+def test_batch_items_do_not_see_each_other(subject: Subject, case: Case) -> None:
+    """Each batch item, asked alone, gets the rows that it got among the others."""
+    problem = subject.problem(case).replace(do=None, wrt=())
+    together = subject.run(problem)
+    for n in range(problem.b):
+        alone = one_item(problem, n)
+        exact = subject.solve(alone)
+        answer = must_be_right(subject, alone, f"batch item {n} by itself", ("o",), exact)
+        must_agree(subject, together.o[n:n + 1], answer.o, exact, "o", f"batch item {n} among others and by itself")
+
+
+@clause("SHAPE-5")
+@on_cases(where=lambda case: case.h > 1 and case.sharing == "mha" and case.mask in ("none", "padding", "ij") and case.bias == "none")
+def test_heads_do_not_see_each_other(subject: Subject, case: Case) -> None:
+    """Other heads get other numbers: this one does not notice."""
+    problem = subject.problem(case).replace(do=None, wrt=())
+    if problem.k.stride(1) == 0:
+        raise NotApplicable
+    q, k, v = (x.clone() for x in (problem.q, problem.k, problem.v))
+    for x in (q, k, v):
+        x[:, 1:] = x[:, 1:].flip(-2) * 2 - 1
+    other = problem.replace(q=q, k=k, v=v)
+    before, after = subject.run(problem), subject.run(other)
+    if after.refusal:
+        raise Broken(Finding("raised", "call", f"raised {after.refusal}"), other)
+    must_agree(subject, after.o, before.o, subject.solve(problem), "o", "head 0, when the numbers of other heads change", other,
+               (slice(None), slice(0, 1)))

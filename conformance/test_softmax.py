@@ -1,0 +1,97 @@
+"""SOFTMAX: scores become probabilities that sum to one, whatever the size of the scores."""
+
+import torch
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.relations import permuted, with_more_keys
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import agrees, clause, must_agree, must_be_right, on_cases, once
+from attnspec.reference import OUTPUTS
+from attnspec.spec import Problem
+
+
+@clause("SOFTMAX-1")
+@agrees("o")
+def test_the_output_is_the_mean_under_the_softmax(subject: Subject, case: Case) -> None:
+    """Everything that is offered, against the reference."""
+
+
+@clause("SOFTMAX-2")
+@agrees(*OUTPUTS, where=lambda case: case.values in ("large", "negative") or case.biases in ("steep", "shift", "lowest"))
+def test_large_scores_do_not_overflow(subject: Subject, case: Case) -> None:
+    """Scores of thousands, rows far below zero."""
+
+
+@clause("SOFTMAX-2")
+@once()
+def test_scores_that_rise_and_fall_by_hundreds(subject: Subject, case: Case) -> None:
+    """The largest score first, last, and in the middle of many keys; all scores at −500 and at +500."""
+    like = {"dtype": getattr(torch, case.dtype), "device": subject.device}
+    d = min(subject.adapter.widths) if subject.adapter.widths else 4
+    heads = () if case.g is None else (2,)
+    for name, slope in (("rising", 1.0), ("falling", -1.0), ("level at 500", 0.0), ("level at −500", -0.0)):
+        steps = torch.linspace(-500, 500, 70) * slope if slope else torch.full((70,), -500.0 if "−" in name else 500.0)
+        k = torch.zeros(2, *heads, 70, d)
+        k[..., 0] = steps
+        q = torch.zeros(2, 2, 3, d)
+        q[..., 0] = d**0.5
+        v = torch.randn(2, *heads, 70, d, generator=torch.Generator().manual_seed(0))
+        must_be_right(subject, Problem(q.to(**like), k.to(**like), v.to(**like)), f"scores {name}", ("o",))
+
+
+@clause("SOFTMAX-3")
+@on_cases()
+def test_equal_values_come_back_unchanged(subject: Subject, case: Case) -> None:
+    """Every value vector of a batch item is the same."""
+    problem = subject.problem(case)
+    v = problem.v[..., :1, :].expand(problem.v.shape).contiguous()
+    if not problem.shared:
+        v = v[:, :1].expand(v.shape).contiguous()
+    must_be_right(subject, problem.replace(v=v), "with the same value vector for all keys", ("o",))
+
+
+@clause("SOFTMAX-4")
+@on_cases(where=lambda case: not case.causal and case.keys > 1)
+def test_the_order_of_keys_does_not_matter(subject: Subject, case: Case) -> None:
+    """Keys in the opposite order: the same output, and gradients that moved along."""
+    problem = subject.problem(case)
+    order = torch.arange(problem.j - 1, -1, -1, device=problem.q.device)
+    other = permuted(problem, order)
+    before, after = subject.run(problem), must_be_right(subject, other, "with the keys in the opposite order")
+    exact = subject.solve(problem)
+    must_agree(subject, after.o, before.o, exact, "o", "the keys in the opposite order", other)
+    if before.gradients.get("dv") is not None:
+        must_agree(subject, after.gradients["dv"][..., order, :], before.gradients["dv"], exact, "dv", "the keys in the opposite order", other)
+
+
+@clause("SOFTMAX-5")
+@on_cases(offering=("key_padding",), where=lambda case: not case.causal and case.mask in ("none", "padding") and case.bias == "none")
+def test_appended_hidden_keys_change_nothing(subject: Subject, case: Case) -> None:
+    """1 and 40 more keys, so that the length crosses block edges."""
+    problem = subject.problem(case)
+    if problem.mask is not None and not problem.mask.any(-1).all() and subject.dialect.empty_row != "zero":
+        return
+    before, exact = subject.run(problem), subject.solve(problem)
+    for count in (1, 40):
+        other = with_more_keys(problem, count)
+        after = must_be_right(subject, other, f"with {count} more hidden keys")
+        must_agree(subject, after.o, before.o, exact, "o", f"with {count} more hidden keys", other)
+
+
+@clause("SOFTMAX-6")
+@once()
+def test_no_overflow_that_the_answer_does_not_have(subject: Subject, case: Case) -> None:
+    """Products of 3·10⁵ with a scale that brings them down to hundreds, in float16 the only dtype to overflow there."""
+    if case.dtype != "float16":
+        return
+    d = 64 if subject.adapter.widths is None else max(subject.adapter.widths)
+    heads = () if case.g is None else (2,)
+    # 64 · 70 · 70 = 313 600, divided by 8: 39 200
+    q = torch.full((1, 2, 3, d), 70.0, dtype=torch.float16, device=subject.device)
+    k = torch.full((1, *heads, 4, d), 70.0, dtype=torch.float16, device=subject.device)
+    k[..., 1:, :] = 69.0
+    v = torch.arange(4.0, device=subject.device).view(4, 1).expand(1, *heads, 4, d).to(torch.float16)
+    problem = Problem(q, k, v)
+    exact = subject.solve(problem)
+    exact.tolerance(subject.required_class("float16")).exempt["o"] &= False  # exempt for a MUST; here it is the question
+    must_be_right(subject, problem, "products of 3·10⁵ before the scale", ("o",), exact)

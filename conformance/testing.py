@@ -1,0 +1,311 @@
+"""What a conformance test is made of: the clause it belongs to, the cases it is asked on, and what it may say.
+
+A test is a function of (subject, case) that returns when its clause holds and raises :class:`Broken` when it does not.
+``@clause`` binds it to the text and turns it into a pytest test of (run, subject, dtype); ``@on_cases`` says on which
+cases, ``@agrees`` that it is the comparison with the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from attnspec.adapters import Answer, same_bits
+from attnspec.conformance import report
+from attnspec.conformance.case import Case, fit
+from attnspec.conformance.judge import Finding, Verdict, compare, together
+from attnspec.conformance.run import Run
+from attnspec.conformance.subject import Explained, Subject, descend
+from attnspec.reference import OUTPUTS, Exact, to_float64
+from attnspec.spec import Problem, index
+
+TESTED: dict[str, list[str]] = {}  # clause → tests, filled as test modules are imported
+RELATION_COST = 1 << 17
+
+
+class Broken(Exception):
+    """A clause does not hold: what was found, and the problems that show it (the second one where two are compared)."""
+
+    def __init__(self, finding: Finding, problem: Problem | None = None, exact: Exact | None = None,
+                 other: Problem | None = None) -> None:
+        super().__init__(finding.message)
+        self.finding, self.problem, self.exact, self.other = finding, problem, exact, other
+
+
+class NotOffered(Exception):
+    """What the test asks for is neither promised nor answered."""
+
+
+class NotApplicable(Exception):
+    """This case can't show the clause."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """On which cases a test is asked.
+
+    offering: features that must be promised. like: levels that every case gets. where: which cases can show the clause.
+    outputs: those compared with the reference where the test is a comparison; for a relation, those that must be right
+    before it is asked.
+    """
+
+    offering: tuple[str, ...] = ()
+    like: tuple[tuple[str, Any], ...] = ()
+    where: Callable[[Case], bool] = lambda case: True
+    outputs: tuple[str, ...] = ()
+    comparison: bool = False
+    once: bool = False
+
+    def narrow(self, case: Case, subject: Subject) -> Case | None:
+        """The case with the levels that this test wants, or None where it can't show the clause."""
+        wanted = dict(self.like)
+        case = fit(replace(case, **wanted), subject.adapter)
+        kept = all(getattr(case, name) == value for name, value in wanted.items())
+        if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
+            return None
+        return case
+
+
+def agrees(*outputs: str, offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True,
+           **like: Any) -> Callable[[Callable], Callable]:
+    """The test compares these outputs with the reference, on every fitting row of the array and on searched cases."""
+    return _plan(Plan(offering, tuple(like.items()), where, outputs, comparison=True))
+
+
+def on_cases(offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True,
+             right: tuple[str, ...] = ("o",), **like: Any) -> Callable[[Callable], Callable]:
+    """The test is a relation, asked on some fitting cases whose outputs `right` agree with the reference."""
+    return _plan(Plan(offering, tuple(like.items()), where, right))
+
+
+def once(*offering: str) -> Callable[[Callable], Callable]:
+    """The test makes its own problems: it is called once for each dtype, with the simplest case of that dtype."""
+    return _plan(Plan(offering, once=True))
+
+
+def _plan(plan: Plan) -> Callable[[Callable], Callable]:
+    def attach(test: Callable) -> Callable:
+        test.plan = plan  # type: ignore[attr-defined]
+        return test
+
+    return attach
+
+
+def clause(*ids: str) -> Callable[[Callable], Callable]:
+    """Bind a test to the clauses that it decides; the first is the one it speaks of."""
+
+    def bind(test: Callable) -> Callable:
+        for id_ in ids:
+            TESTED.setdefault(id_, []).append(f"{test.__module__}.{test.__qualname__}")
+
+        @functools.wraps(test)
+        def run_it(run: Run, subject: Subject, dtype: str) -> None:
+            Asking(run, subject, dtype, ids, test).go()
+
+        del run_it.__wrapped__  # type: ignore[attr-defined]  # pytest reads fixtures from the signature
+        run_it.clauses = ids  # type: ignore[attr-defined]
+        return run_it
+
+    return bind
+
+
+class Asking:
+    """One test on one subject in one dtype."""
+
+    def __init__(self, run: Run, subject: Subject, dtype: str, ids: tuple[str, ...], test: Callable) -> None:
+        self.run, self.subject, self.dtype, self.ids, self.test = run, subject, dtype, ids, test
+        self.plan: Plan = test.plan  # type: ignore[attr-defined]
+        self.main = index()[ids[0]]
+        self.passed = 0
+        self.refused = 0
+        self.reason = ""
+        self.shown: list[str] = []  # texts of failures that this test is the first to show
+        self.again: dict[str, int] = {}  # clause → problems that fail by a failure already shown
+
+    def go(self) -> None:
+        """Ask, count, and end as pytest wants it: fail, skip with a reason, or return."""
+        missing = [feature for feature in self.plan.offering if not self.subject.offers(feature)]
+        if missing:
+            self._count(Verdict.UNSUPPORTED, 1, f"{' and '.join(missing)} not offered")
+            pytest.skip(f"{' and '.join(missing)} not offered")
+        if self.plan.once:
+            # A test that makes its own problems asks nothing of the array.
+            self._ask(fit(Case(dtype=self.dtype, heads="2/2"), self.subject.adapter), self._relation)
+        else:
+            self._ask_all()
+        self._count(Verdict.PASS, self.passed)
+        self._count(Verdict.UNSUPPORTED, self.refused, self.reason)
+        self._end()
+
+    def _ask_all(self) -> None:
+        ask = self._comparison if self.plan.comparison else self._relation
+        limit = None if self.plan.comparison else self.run.tier.rows
+        asked: set[Case] = set()
+        for row in self.run.rows(self.subject, self.dtype):
+            case = row if self.run.case is not None else self.plan.narrow(row, self.subject)
+            if case is None or case in asked:
+                continue
+            if self.run.out_of_time or (limit is not None and len(asked) >= limit):
+                break
+            asked.add(case)
+            if not self._ask(case, ask):
+                return
+        self.run.search(self.subject, self.dtype, lambda case: self._ask(case, ask),
+                        lambda case: self.plan.narrow(case, self.subject),
+                        None if self.plan.comparison else self.run.tier.searched // 3)
+
+    def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
+        """Ask about one case; False ends the asking."""
+        try:
+            if ask(case):
+                self.passed += 1
+        except NotOffered as refusal:
+            self.refused += 1
+            self.reason = self.reason or str(refusal)
+        except NotApplicable:
+            pass
+        return len(self.shown) < 3
+
+    # COMPARISON WITH THE REFERENCE
+
+    def _comparison(self, case: Case) -> bool:
+        return self._right(case, self.plan.outputs)
+
+    def _right(self, case: Case, outputs: tuple[str, ...]) -> bool:
+        """Whether the answer is right; if not, the failure is explained and goes to the clause that it breaks."""
+        findings = self.subject.judgement(case).of(outputs)
+        if not findings:
+            return True
+        explained = self.subject.explain(case, findings[0])
+        self._report(explained)
+        return False
+
+    # RELATIONS
+
+    def _relation(self, case: Case) -> bool:
+        if self.plan.outputs and not self.plan.once and not self._right(case, self.plan.outputs):
+            return False
+        try:
+            self.test(self.subject, case)
+        except Broken as broken:
+            smallest = case if self.plan.once else descend(case, lambda trial: self._still(trial, broken))
+            if smallest != case:
+                try:
+                    self.test(self.subject, smallest)
+                except Broken as again:
+                    broken = again
+            problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
+            explained = Explained(self.main.id, smallest, broken.finding, problem,
+                                  broken.exact or self.subject.solve(problem), Answer())
+            self._report(explained, broken.other)
+            return False
+        return True
+
+    def _still(self, case: Case, broken: Broken) -> bool:
+        fitted = self.plan.narrow(case, self.subject)
+        if fitted is None or fitted != case:
+            return False
+        if self.plan.outputs and self.subject.judgement(case).of(self.plan.outputs):
+            return False
+        try:
+            self.test(self.subject, case)
+        except Broken as again:
+            return again.finding.likeness == broken.finding.likeness
+        except (NotOffered, NotApplicable):
+            return False
+        return False
+
+    # SAYING SO
+
+    def _report(self, explained: Explained, other: Problem | None = None) -> None:
+        broken = index()[explained.clause]
+        subject = self.subject
+        cell = (broken.id, self.dtype, subject.label, subject.device)
+        self.run.record.count(cell, Verdict.FAIL)
+        key = (*explained.key, subject.label, subject.device, explained.finding.kind)
+        seen = self.run.shown.setdefault(key, 0)
+        self.run.shown[key] += 1
+        if seen:
+            self.again[broken.id] = self.again.get(broken.id, 0) + 1
+            return
+        failure = report.failure(self.run, subject, explained, self.test.__name__, other)
+        self.run.record.fail(failure)
+        if broken.binding or self.run.enforce_should:
+            self.shown.append(failure.text)
+        else:
+            self.run.record.note(report.broken_should(failure, broken, explained))
+
+    def _count(self, verdict: Verdict, n: int, reason: str = "") -> None:
+        for id_ in self.ids:
+            self.run.record.count((id_, self.dtype, self.subject.label, self.subject.device), verdict, n, reason)
+
+    def _end(self) -> None:
+        if self.shown:
+            pytest.fail("\n\n".join(self.shown), pytrace=False)
+        if self.again:
+            pytest.skip("not judged: " + ", ".join(f"{n} of its problems fail by {id_}" for id_, n in self.again.items()))
+        if not self.passed:
+            reason = self.reason or ("the time was up" if self.run.out_of_time else "no case of this tier can show it")
+            if not self.refused:
+                self._count(Verdict.NOT_RUN, 1, reason)
+            pytest.skip(reason)
+
+
+# WHAT TESTS SAY
+
+
+def must_be_right(subject: Subject, problem: Problem, what: str, outputs: tuple[str, ...] = OUTPUTS,
+                  exact: Exact | None = None) -> Answer:
+    """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`."""
+    answer = subject.run(problem)
+    exact = exact or subject.solve(problem)
+    findings = subject.judge(answer, exact).of(outputs)
+    if findings:
+        first = findings[0]
+        raise Broken(replace(first, message=f"{what}: {first.message}" if first.message else what), problem, exact)
+    return answer
+
+
+def must_answer(subject: Subject, problem: Problem) -> Answer:
+    """An answer of whatever value. Raises Broken where there is none."""
+    answer = subject.run(problem)
+    if answer.refusal is not None:
+        raise Broken(Finding("raised", "call", f"raised {answer.refusal}"), problem)
+    return answer
+
+
+def must_agree(subject: Subject, got: Any, expected: Any, exact: Exact, output: str, what: str, other: Problem | None = None,
+               select: Any = ...) -> None:
+    """Two results of the implementation must differ by no more than both may differ from the exact answer."""
+    tolerance = exact.tolerance(subject.required_class(str(exact.problem.dtype)[6:]))
+    _, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
+    finding, _ = compare(to_float64(got)[select], to_float64(expected)[select], 2 * bound[select], exempt[select], output)
+    if finding is not None:
+        raise Broken(replace(finding, kind="relation", message=what), exact.problem, exact, other)
+
+
+def must_keep_bits(subject: Subject, problem: Problem, before: Any, after: Any, output: str, what: str,
+                   other: Problem | None = None, select: Any = ...) -> None:
+    """Two results must be the same bit by bit, unless the implementation does not repeat its own bits; then it must say so."""
+    if before is None or after is None:
+        raise Broken(Finding("missing", output, f"{what}: the gradient is None"), problem, None, other)
+    a, b = before[select], after[select]
+    if same_bits(a, b):
+        return
+    again = subject.run(problem)
+    repeated = again.o if output == "o" else again.gradients.get(output)
+    if repeated is not None and not same_bits(before, repeated) and not subject.adapter.deterministic:
+        exact = subject.solve(problem)
+        must_agree(subject, after, before, exact, output, what + " (beyond what its own repetitions differ by)", other, select)
+        return
+    x, y = to_float64(a), to_float64(b)
+    differ = ~((x == y) | ((x != x) & (y != y)))
+    if not differ.any():
+        return  # the sign of zero, or another NaN
+    at = tuple(int(n[0]) for n in differ.nonzero())
+    raise Broken(Finding("relation", output, what, at, float(y[at]), float(x[at]), 0.0, float("inf"), int(differ.sum()), x.size),
+                 problem, None, other)
