@@ -49,7 +49,7 @@ class AttendAdapter(Adapter):
 
     def _offers(self) -> frozenset[str]:
         fields = self.forward.fields.keys() | (self.constructor.fields.keys() - self.kwargs.keys())
-        offers = {"backward"} | ({"causal", "scale", "dropout", "bias"} & fields)
+        offers = {"backward", "strided"} | ({"causal", "scale", "dropout", "bias"} & fields)
         if "mask" in self.forward.fields:
             offers.add("key_padding")
         if "bias" in offers:
@@ -73,6 +73,8 @@ class AttendAdapter(Adapter):
     def call(self, problem: Problem) -> Call:
         """An instance with the problem's constructor settings, in its mode, and the arguments of its forward."""
         forward, constructor = self.forward.fields, self.constructor.fields
+        if problem.shared != ("shared_kv" in self.offers):
+            raise Unsupported("its keys have no head axis" if "shared_kv" in self.offers else "its keys have a head axis")
         arguments: dict[str, Any] = {forward["q"]: problem.q, forward["k"]: problem.k, forward["v"]: problem.v}
         for field, value in (("mask", problem.mask), ("bias", problem.bias)):
             if value is None:

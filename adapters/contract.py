@@ -21,6 +21,7 @@ FEATURES: dict[str, str] = {
     "mqa": "one key/value head, 4-D",
     "gqa": "groups of query heads share a key/value head",
     "shared_kv": "keys and values are one 3-D head (b j d)",
+    "strided": "inputs whose last dimension is not dense",
     "value_width": "values wider or narrower than keys",
     "mask": "bool mask that broadcasts to (b h i j)",
     "rank3": "mask or bias of three dimensions (h i j)",
@@ -33,7 +34,7 @@ FEATURES: dict[str, str] = {
     "bias_grad": "the gradient of the bias",
     "module": "a module with train() and eval()",
 }
-DEFAULT_OFFERS = frozenset({"mha", "backward"})
+DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
 
 
 class Unsupported(Exception):

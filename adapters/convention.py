@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attnspec.adapters.contract import Adapter, Call, Unsupported
+from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Call, Unsupported
 from attnspec.spec import Problem
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -107,7 +107,7 @@ class FunctionAdapter(Adapter):
                 + (f"required parameters that no convention knows: {', '.join(self.signature.unknown_required)}"
                    if self.signature.unknown_required else ""))
         self.torch_convention = is_torch_convention(self.signature)
-        offers = {"mha", "backward"} | ({"mask", "key_padding", "causal", "scale", "dropout", "bias"} & fields.keys())
+        offers = set(DEFAULT_OFFERS) | ({"mask", "key_padding", "causal", "scale", "dropout", "bias"} & fields.keys())
         if "mask" in fields:
             offers |= {"key_padding", "rank3"}
         if "enable_gqa" in fields:

@@ -19,16 +19,19 @@ FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "devic
 LAYOUT_CLAUSE = {"fused": "LAYOUT-2", "offset": "LAYOUT-2", "expanded": "LAYOUT-3"}
 
 
+def choice_clause(finding: Finding, dialect: Dialect, observed: frozenset[str]) -> str:
+    """The clause of the choice that explains an answer: the promise, or where there was none that it be one choice always."""
+    choice = finding.hint.partition("=")[0]
+    return CONSISTENCY[choice] if choice in observed else CHOICE_CLAUSE[choice][getattr(dialect, choice)]
+
+
 def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[str], has_empty: bool) -> str:
     """The id of the clause that a reduced case breaks.
 
     `observed` are the choices that nobody promised, `has_empty` whether the case has a row without a visible key.
     """
     if finding.hint:  # another dialect explains the answer
-        choice = finding.hint.partition("=")[0]
-        if choice in observed:
-            return CONSISTENCY[choice]
-        return CHOICE_CLAUSE[choice][getattr(dialect, choice)]
+        return choice_clause(finding, dialect, observed)
     gradient = finding.output != "o" and finding.output != "call"
     if finding.kind in FORM_CLAUSE:
         return "DTYPE-2" if gradient else FORM_CLAUSE[finding.kind]
@@ -40,6 +43,10 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
 
 
 def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: bool, gradient: bool) -> str:
+    if finding.kind == "raised":  # options that are refused together, or here; not what would have come out
+        if case.causal and (case.mask != "none" or case.bias != "none"):
+            return "CAUSAL-6"
+        has_empty = has_empty and not case.causal
     if case.layout != "contiguous":
         return LAYOUT_CLAUSE.get(case.layout, "LAYOUT-1")
     if gradient and case.do in ("turned", "expanded"):
@@ -52,6 +59,10 @@ def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: 
         return "GRAD-4"
     if has_empty:
         return "EMPTY-3" if gradient else "EMPTY-1"
+    if case.scale is not None and case.scale <= 0:
+        return "SCALE-3"
+    if case.bias != "none" and case.biases == "lowest":
+        return "SOFTMAX-2"
     if case.causal:
         if case.mask != "none" or case.bias != "none":
             return "CAUSAL-6"
@@ -63,14 +74,14 @@ def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: 
             return "MASK-6"
         return MASK_FORMS.get(case.mask, "MASK-3")
     if case.bias != "none":
-        by_values = {"inf": "BIAS-3", "shift": "BIAS-4", "lowest": "SOFTMAX-2"}
+        by_values = {"inf": "BIAS-3", "shift": "BIAS-4"}
         return by_values.get(case.biases) or ("BIAS-1" if case.bias in ("bhij", "ij") else "BIAS-2")
     if case.sharing != "mha":
         if finding.output in ("dk", "dv"):
             return "SHARED-4"
         return {"mqa": "SHARED-1", "gqa": "SHARED-2", "shared_kv": "SHARED-3"}[case.sharing]
     if case.scale is not None:
-        return "SCALE-2" if case.scale > 0 else "SCALE-3"
+        return "SCALE-2"
     if case.values in ("large", "negative") or finding.kind == "nonfinite":
         return GRADIENT[finding.output] if gradient else "SOFTMAX-2"
     if case.width != case.d:

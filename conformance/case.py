@@ -16,6 +16,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from attnspec.adapters import Adapter
+from attnspec.spec import Problem
 
 # The levels of each factor, the simplest first. Sizes are those at which tiles have tails; "same" is as many keys as queries.
 LEVELS: dict[str, tuple[Any, ...]] = {
@@ -37,6 +38,7 @@ LEVELS: dict[str, tuple[Any, ...]] = {
     "wrt": ("all", "q", "k", "v", "bias", "qv", "none"),
     "do": ("dense", "turned", "expanded", "one_row"),
 }
+NOT_DENSE = ("strided", "turned")
 OPEN_SIZES = ("b", "i", "j", "d", "e")
 COST = 1 << 20  # elements of (b h i j max(d, e)) that one searched problem may have
 
@@ -187,11 +189,12 @@ def fit(case: Case, adapter: Adapter) -> Case:
         wrt = "all"
     if "backward" not in offers:
         wrt = "none"
+    layout = case.layout if case.layout not in NOT_DENSE or "strided" in offers else "bihd"
     d = case.d
     if adapter.widths is not None and d not in adapter.widths:
         d = min(adapter.widths, key=lambda width: (abs(width - d), width))
     return replace(
-        case, mask=mask, bias=bias, wrt=wrt, d=d,
+        case, mask=mask, bias=bias, wrt=wrt, d=d, layout=layout,
         holes=case.holes if mask != "none" else "random", biases=case.biases if bias != "none" else "normal",
         e=case.e if "value_width" in offers and case.e != d else 0,
         causal=case.causal and "causal" in offers, scale=case.scale if "scale" in offers else None,
@@ -287,6 +290,14 @@ def describe(case: Case) -> str:
     if case.do != "dense":
         words.append(f"cotangent: {case.do.replace('_', ' ')}")
     return "; ".join(words)
+
+
+def describe_problem(problem: Problem) -> str:
+    """A problem in words, where a test made it without a case."""
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in problem.inputs().items())
+    options = [f"{name} {getattr(problem, name)}" for name in ("scale", "dropout") if getattr(problem, name)]
+    modes = [name for name in ("causal", "training") if getattr(problem, name)]
+    return "; ".join([f"{str(problem.dtype)[6:]}: {shapes}", *modes, *options])
 
 
 def summary(asked: Case) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
 ]
 TESTS = Path(__file__).parent
+_HEADING = re.compile(r"[A-Z]+-\d+ · ")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -208,6 +210,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     clauses = getattr(getattr(item, "function", None), "clauses", None)
     if clauses and result.failed:
         run = item.config.stash[_RUN]
+        if isinstance(result.longrepr, str):
+            broken = dict.fromkeys(line.split(" · ")[0] for line in result.longrepr.splitlines() if _HEADING.match(line))
+            file, line, test = result.location
+            result.location = (file, line, f"{' '.join(broken)} · {test}")
         if call.excinfo is not None and not call.excinfo.errisinstance(pytest.fail.Exception):
             from attnspec.conformance.judge import Verdict
 
@@ -215,7 +221,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
             run.record.count(cell, Verdict.HARNESS_ERROR, 1, f"{call.excinfo.typename}: {call.excinfo.value}")
             result.longrepr = ("attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
-                               f"{run.command} --clauses={clauses[0]}\n\n{call.excinfo.getrepr(style='short')}")
+                               f"{run.command} --clauses={clauses[0]}\n\n"
+                               + "\n".join(f"{entry.path.name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:])
+                               + f"\n{call.excinfo.typename}: {call.excinfo.value}")
     return result
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnspec.conformance.testing import NotApplicable
 from attnspec.reference import Exact, dense
-from attnspec.spec import Problem
+from attnspec.spec import Problem, twin
 
 
 def hidden_keys(exact: Exact) -> np.ndarray:
@@ -33,7 +33,7 @@ def with_hidden(problem: Problem, hidden: np.ndarray, number: float, names: tupl
 
 
 def _filled(x: Tensor, places: Tensor, number: float) -> Tensor:
-    x = x.clone()
+    x = twin(x)
     x[places] = number
     return x
 

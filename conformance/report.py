@@ -12,7 +12,7 @@ import torch
 
 from attnspec.adapters import FEATURES
 from attnspec.conformance import __version__
-from attnspec.conformance.case import describe, summary
+from attnspec.conformance.case import describe, describe_problem, summary
 from attnspec.conformance.judge import Finding, Verdict
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import write
@@ -46,6 +46,8 @@ def header(run: Run) -> list[str]:
         lines += [f"    {name} = {getattr(subject.dialect, name)} ({source})" for name, source in subject.sources.items()]
         if subject.refused_dtypes:
             lines.append("    refused: " + "; ".join(f"{d} ({why[:80]})" for d, why in subject.refused_dtypes.items()))
+        if subject.refused_strides:
+            lines.append(f"    a last dimension that is not dense is refused by a plain call ({subject.refused_strides[:80]})")
         if subject.refused_widths:
             lines.append(f"    widths refused by a plain call: {', '.join(map(str, subject.refused_widths))} "
                          f"({next(iter(subject.refused_widths.values()))[:80]})")
@@ -83,13 +85,19 @@ def header_data(run: Run) -> dict[str, Any]:
 # FAILURES
 
 
-def failure(run: Run, subject: Subject, explained: Explained, test: str, other: Problem | None = None) -> Failure:
-    """One broken clause, as it is shown, with its script and the command that asks again."""
+def failure(run: Run, subject: Subject, explained: Explained, test: str, other: Problem | None = None,
+            brief: bool = False) -> Failure:
+    """One broken clause, as it is shown, with its script and the command that asks again.
+
+    Brief where the same fault was shown in full in another dtype or variant.
+    """
     clause, finding, case = index()[explained.clause], explained.finding, explained.case
-    lines = [f"{clause.id} · {clause.title} ({clause.level})", f"  {clause.sentence}"]
-    lines += [f"      {line}" for line in clause.formula.splitlines()]
+    lines = [f"{clause.id} · {clause.title} ({clause.level}){', as above' if brief else ''}"]
+    if not brief:
+        lines += [f"  {clause.sentence}", *(f"      {line}" for line in clause.formula.splitlines())]
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
-    lines += ["", f"{where} on {subject.device}", f"  problem   {describe(case) if other is None else describe(case)}"]
+    lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
+    lines.append(f"  problem   {describe(case) if explained.by_case else describe_problem(explained.problem)}")
     lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(finding, subject, case.dtype))]
     if finding.hint:
         lines.append(f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}")

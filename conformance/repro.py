@@ -111,8 +111,8 @@ def literal(x: Tensor) -> str:
 
 def _verdict(explained: Explained, other: Problem | None) -> list[str]:
     finding, output = explained.finding, explained.finding.output
-    if finding.kind in ("value", "zero", "nonfinite") and output in explained.exact.values:
-        exact = explained.exact
+    exact = explained.exact
+    if finding.kind in ("value", "zero", "nonfinite") and exact is not None and output in exact.values:
         class_ = finding.class_ and "A" or "C"
         tolerance = exact.tolerance(_required(explained, class_))
         return ["", f'name, got = "{output}", {output}', f"expected = {_float(exact.values[output])}",

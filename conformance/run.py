@@ -47,13 +47,19 @@ class Run:
     record: Record = field(default_factory=Record)
     repros: bool = True
     started: float = field(default_factory=time.monotonic)
-    shown: dict[tuple, int] = field(default_factory=dict)  # failures by what makes them one entry → problems
+    _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
 
     @property
     def out_of_time(self) -> bool:
         """True once the budget is spent."""
         return self.budget is not None and time.monotonic() - self.started > self.budget
+
+    def first_time(self, key: tuple, dtype: str) -> bool:
+        """Whether a failure with this key is met for the first time, in this dtype or (dtype "") at all."""
+        fresh = (*key, dtype) not in self._shown
+        self._shown.add((*key, dtype))
+        return fresh
 
     def rows(self, subject: Subject, dtype: str) -> Iterable[Case]:
         """The covering array's cases of a dtype, fitted to the subject; the one case of --case if that was given."""

@@ -11,7 +11,7 @@ import torch
 
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import blame
-from attnspec.conformance.case import Case, simpler
+from attnspec.conformance.case import Case, fit, simpler
 from attnspec.conformance.judge import Finding, Judgement, judge, with_class
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve, stricter
@@ -31,13 +31,15 @@ class Explained:
     case: Case
     finding: Finding
     problem: Problem
-    exact: Exact
-    answer: Answer
+    exact: Exact | None  # None where the problem is none that the reference would take
+    by_case: bool = True  # False where the test made the problem itself
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What makes two failures the same entry."""
-        return self.clause, self.finding.output, self.case.dtype
+    def key(self) -> tuple[str, ...]:
+        """What makes two failures the same fault, whatever the dtype."""
+        if self.finding.hint:
+            return self.clause, self.finding.hint
+        return self.clause, *self.finding.likeness, *sorted(self.case.traits() - {"b>1", "h>1"})
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Subject:
     dtypes: tuple[str, ...] = DTYPES
     refused_dtypes: dict[str, str] = field(default_factory=dict)
     refused_widths: dict[int, str] = field(default_factory=dict)
+    refused_strides: str = ""
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class not yet left
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
     slow: bool = False  # the tier bears costs such as compiling
@@ -81,7 +84,8 @@ class Subject:
 
     def problem(self, case: Case) -> Problem:
         """The tensors of a case, on the device."""
-        return build(case, self.device, self.offers("backward"))
+        names = ("q", "k", "v", "bias") if self.offers("bias_grad") else ("q", "k", "v")
+        return build(case, self.device, names if self.offers("backward") else ())
 
     def run(self, problem: Problem) -> Answer:
         """The implementation's answer."""
@@ -144,15 +148,23 @@ class Subject:
         found = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.likeness == finding.likeness]
         if not found:  # not repeatable: keep what was seen the first time
             finding = replace(finding, message=finding.message or "seen once, and not again on the same problem: the answer varies")
-            return Explained("PURITY-4", case, finding, problem, exact, answer)
+            return Explained("PURITY-4", case, finding, problem, exact)
         finding = with_class(found[0], answer, exact)
         finding = replace(finding, hint=self._other_choice(problem, answer, finding))
         if finding.output == "o" and finding.kind == "value" and not finding.hint:
             clause = self._other_scale(problem, answer, case)
             if clause:
-                return Explained(clause, case, finding, problem, exact, answer)
-        observed = frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
-        return Explained(blame(case, finding, self.dialect, observed, bool(exact.empty.any())), case, finding, problem, exact, answer)
+                return Explained(clause, case, finding, problem, exact)
+        return Explained(blame(case, finding, self.dialect, self.observed, bool(exact.empty.any())), case, finding, problem, exact)
+
+    @property
+    def observed(self) -> frozenset[str]:
+        """The choices that nobody promised."""
+        return frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
+
+    def hinted(self, problem: Problem, finding: Finding) -> Finding:
+        """The finding, with the choice that explains the answer to this problem, if one does."""
+        return replace(finding, hint=self._other_choice(problem, self.run(problem), finding))
 
     def _other_choice(self, problem: Problem, answer: Answer, finding: Finding) -> str:
         """'choice=value' where an answer is right in a dialect that differs in one choice, else ''."""
@@ -211,6 +223,7 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
     _settle_dtypes(subject, dtypes)
     if adapter.widths is None:
         _settle_widths(subject)
+    _settle_strides(subject)
     for name in CHOICES:
         promised = adapter.dialect.get(name)
         if name in options:
@@ -229,7 +242,7 @@ def _settle_dtypes(subject: Subject, asked: tuple[str, ...] | None) -> None:
         subject.dtypes = asked
         return
     for dtype in DTYPES:
-        answer = subject.run(build(Case(dtype=dtype, heads=_heads(subject), d=16, i=4, wrt="none"), subject.device, False))
+        answer = subject.run(build(Case(dtype=dtype, heads=_heads(subject), d=16, i=4, wrt="none"), subject.device, ()))
         if answer.refusal:
             subject.refused_dtypes[dtype] = answer.refusal
     subject.dtypes = tuple(d for d in DTYPES if d not in subject.refused_dtypes)
@@ -239,11 +252,22 @@ def _settle_widths(subject: Subject) -> None:
     if not subject.dtypes:
         return
     for d in WIDTHS:
-        answer = subject.run(build(Case(dtype=subject.dtypes[0], heads=_heads(subject), d=d, i=4, wrt="none"), subject.device, False))
+        answer = subject.run(build(Case(dtype=subject.dtypes[0], heads=_heads(subject), d=d, i=4, wrt="none"), subject.device, ()))
         if answer.refusal:
             subject.refused_widths[d] = answer.refusal
     if subject.refused_widths and len(subject.refused_widths) < len(WIDTHS):
         subject.adapter.widths = tuple(d for d in WIDTHS if d not in subject.refused_widths)
+
+
+def _settle_strides(subject: Subject) -> None:
+    """No signature promises that any strides are taken; what a plain call refuses is not offered."""
+    if not subject.dtypes or not subject.offers("strided"):
+        return
+    case = fit(Case(dtype=subject.dtypes[0], heads=_heads(subject), d=16, i=4, layout="strided", wrt="none"), subject.adapter)
+    refusal = subject.run(build(case, subject.device, ())).refusal
+    if refusal:
+        subject.adapter.offers = frozenset(subject.adapter.offers) - {"strided"}
+        subject.refused_strides = refusal
 
 
 def _heads(subject: Subject) -> str:
@@ -266,7 +290,7 @@ def _observe(subject: Subject, choice: str) -> str:
     if not subject.offers(needs):
         return f"canonical, for {needs} is not offered"
     case = replace(case, dtype=subject.dtypes[0] if subject.dtypes else "float32", d=8 if subject.adapter.widths is None else min(subject.adapter.widths))
-    problem = build(case, subject.device, False)
+    problem = build(case, subject.device, ())
     if choice == "empty_row" and needs == "key_padding":
         mask = torch.ones(2, 4, dtype=torch.bool, device=subject.device)
         mask[1] = False

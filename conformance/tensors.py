@@ -8,15 +8,18 @@ from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from attnspec.conformance.case import Case
-from attnspec.spec import Problem
+from attnspec.spec import DIFFERENTIABLE, Problem
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
 STREAMS = ("q", "k", "v", "mask", "bias", "do")
 
 
-def build(case: Case, device: str = "cpu", backward: bool = True) -> Problem:
-    """The problem that a case describes. Every tensor has its own stream of numbers, so that a smaller case is calm."""
+def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFERENTIABLE) -> Problem:
+    """The problem that a case describes, asking for none but these gradients.
+
+    Every tensor has its own stream of numbers, so that a smaller case is calm.
+    """
     rng = {name: default_rng([case.seed, n]) for n, name in enumerate(STREAMS)}
     dtype = getattr(torch, case.dtype)
     q, k, v = values(case, rng)
@@ -26,9 +29,9 @@ def build(case: Case, device: str = "cpu", backward: bool = True) -> Problem:
     mask = torch.from_numpy(holes(case, rng["mask"])).to(device) if case.mask != "none" else None
     bias = torch.from_numpy(biases(case, rng["bias"])).to(**to) if case.bias != "none" else None
     do, wrt = None, ()
-    if backward and case.wrt != "none":
+    present = tuple(name for name in gradients if name != "bias" or bias is not None)
+    if present and case.wrt != "none":
         do = cotangent(case, rng["do"]).to(device)
-        present = ("q", "k", "v") if bias is None else ("q", "k", "v", "bias")
         wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
     return Problem(q_, k_, v_, mask, bias, causal=case.causal, scale=case.scale, do=do, wrt=wrt)
 
@@ -69,7 +72,7 @@ def values(case: Case, rng: dict[str, Generator]) -> tuple[np.ndarray, np.ndarra
         case "tiny":
             v *= 2.0**-10
     limit = {"float16": 3e4}.get(case.dtype, 1e30)
-    return tuple(np.clip(x, -limit, limit) for x in (q, k, v))  # type: ignore[return-value]
+    return tuple(np.ascontiguousarray(np.clip(x, -limit, limit)) for x in (q, k, v))  # type: ignore[return-value]
 
 
 def form(case: Case, kind: str) -> tuple[int, ...]:
@@ -108,7 +111,7 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
                 mask[..., :1] |= ~mask.any(-1, keepdims=True)
             else:
                 mask[rng.random(shape[:-1]) < 0.4] = False
-    return np.ascontiguousarray(mask)
+    return np.array(mask, order="C")
 
 
 def biases(case: Case, rng: Generator) -> np.ndarray:

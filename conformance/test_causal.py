@@ -7,6 +7,7 @@ from attnspec.conformance.case import Case
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import NotApplicable, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases
 from attnspec.reference import OUTPUTS
+from attnspec.spec import twin
 
 
 def options(case: Case) -> bool:
@@ -38,7 +39,7 @@ def test_the_future_has_no_influence(subject: Subject, case: Case) -> None:
         rows = ~exact.forward.visible[..., first:].any(-1)
         if not rows.any():
             continue
-        k, v = problem.k.clone(), problem.v.clone()
+        k, v = twin(problem.k), twin(problem.v)
         k[..., first:, :] = 3 - k[..., first:, :]
         v[..., first:, :] = 5 - v[..., first:, :]
         other = problem.replace(k=k, v=v)

@@ -6,7 +6,7 @@ import torch
 from attnspec.conformance.case import Case
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import Broken, agrees, clause, must_answer, must_be_right, on_cases, once
+from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_answer, must_be_right, on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
 
@@ -23,10 +23,11 @@ def readable(subject: Subject, case: Case, rate: float, j: int = 16, **options: 
     heads = () if case.g is None else (4,)
     rng = torch.Generator().manual_seed(j)
     like = {"dtype": getattr(torch, case.dtype), "device": subject.device}
-    q = torch.randn(3, 4, 11, j, generator=rng).to(**like)
+    i = j if options.get("causal") else 11  # whatever the alignment
+    q = torch.randn(3, 4, i, j, generator=rng).to(**like)
     k = torch.randn(3, *heads, j, j, generator=rng).to(**like)
     v = torch.eye(j).expand(3, *heads, j, j).contiguous().to(**like)
-    do = torch.randn(3, 4, 11, j, generator=rng).to(**like) if subject.offers("backward") else None
+    do = torch.randn(3, 4, i, j, generator=rng).to(**like) if subject.offers("backward") else None
     return Problem(q, k, v, dropout=rate, training=True, do=do, wrt=("q", "k", "v") if do is not None else (), **options)  # type: ignore[arg-type]
 
 
@@ -41,8 +42,10 @@ def asked(subject: Subject, problem: Problem, seed: int = 1) -> tuple[object, np
 
 def judged(subject: Subject, problem: Problem, outputs: tuple[str, ...], what: str) -> None:
     """The outputs must be what the keep mask, read out of the same answer, makes them."""
+    if subject.judge(subject.run(calm := problem.replace(dropout=0.0)), subject.solve(calm)).findings:
+        raise NotApplicable  # wrong without dropout: another clause says so
     answer, keep = asked(subject, problem)
-    seen = subject.solve(problem.replace(dropout=0.0)).forward.visible
+    seen = subject.solve(calm).forward.visible
     exact = subject.solve(problem, keep | ~seen)
     findings = subject.judge(answer, exact).of(outputs)  # type: ignore[arg-type]
     if findings:

@@ -20,9 +20,9 @@ from attnspec.spec import Problem
 
 # What needs each feature, as changes of a plain case.
 NEEDS: dict[str, dict[str, Any]] = {
-    "mha": {"heads": "2/2"}, "mqa": {"heads": "4/1"}, "gqa": {"heads": "6/2"}, "shared_kv": {"heads": "2/shared"},
+    "mha": {"heads": "2/2"}, "mqa": {"heads": "4/1"}, "gqa": {"heads": "6/2"}, "shared_kv": {"heads": "3/shared"},
     "value_width": {"e": 5}, "mask": {"mask": "bhij"}, "rank3": {"mask": "rank3"}, "key_padding": {"mask": "padding"},
-    "bias": {"bias": "bhij"}, "causal": {"causal": True}, "scale": {"scale": 0.3},
+    "bias": {"bias": "bhij"}, "causal": {"causal": True}, "scale": {"scale": 0.3}, "strided": {"layout": "strided"},
 }
 
 

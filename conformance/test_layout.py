@@ -50,7 +50,7 @@ def test_strides_of_masks_and_biases_do_not_matter(subject: Subject, case: Case)
 
 
 @clause("LAYOUT-1")
-@on_cases(where=lambda case: case.i > 1 and case.j == 0)
+@on_cases(offering=("strided",), where=lambda case: case.i > 1 and case.j == 0)
 def test_each_tensor_has_its_own_strides(subject: Subject, case: Case) -> None:
     """q contiguous, k (b j h d), v (… d j) in memory."""
     problem = subject.problem(case)

@@ -14,8 +14,8 @@ HIDING = ("prefix", "suffix", "first_block", "random", "single")
 
 def hides(case: Case) -> bool:
     """Some key is likely to be hidden from everyone."""
-    return (case.mask in ("padding", "bj", "j", "bhj") and case.holes in HIDING and case.keys > 1) or (
-        case.causal and case.keys > case.i)
+    return case.layout != "expanded" and (case.mask in ("padding", "bj", "j", "bhj") and case.holes in HIDING and case.keys > 1
+                                          or case.causal and case.keys > case.i)
 
 
 @clause("MASK-1")

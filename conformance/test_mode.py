@@ -65,7 +65,7 @@ def test_all_paths_agree(subject: Subject, case: Case) -> None:
 @on_cases(where=lambda case: case.dtype == "float32" and case.values in ("normal", "peaked", "integers"), wrt="none")
 def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
     """float32 inputs that bfloat16 can hold, under autocast to bfloat16: within class D of bfloat16."""
-    half = build(replace(case, dtype="bfloat16"), subject.device, False)
+    half = build(replace(case, dtype="bfloat16"), subject.device, ())
     wide = half.replace(**{name: x.float() for name, x in half.inputs().items() if name != "mask"})
     with torch.autocast(torch.device(subject.device).type, dtype=torch.bfloat16):
         answer = must_answer(subject, wide)

@@ -8,6 +8,7 @@ from attnspec.conformance.relations import one_item
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_agree, must_be_right, on_cases, once
 from attnspec.reference import OUTPUTS
+from attnspec.spec import Problem, twin
 
 
 def plain(case: Case) -> bool:
@@ -46,7 +47,6 @@ def test_nothing_in_nothing_out(subject: Subject, case: Case) -> None:
         q = torch.ones(n["b"], n["h"], n["i"], full["e"], **like)
         k, v = torch.ones(n["b"], *heads, 4, full["e"], **like), torch.ones(n["b"], *heads, 4, n["e"], **like)
         do = torch.ones(n["b"], n["h"], n["i"], n["e"], **like) if subject.offers("backward") else None
-        from attnspec.spec import Problem
         must_be_right(subject, Problem(q, k, v, do=do, wrt=("q", "k", "v") if do is not None else ()), f"with {empty} = 0")
 
 
@@ -70,7 +70,7 @@ def test_heads_do_not_see_each_other(subject: Subject, case: Case) -> None:
     problem = subject.problem(case).replace(do=None, wrt=())
     if problem.k.stride(1) == 0:
         raise NotApplicable
-    q, k, v = (x.clone() for x in (problem.q, problem.k, problem.v))
+    q, k, v = (twin(x) for x in (problem.q, problem.k, problem.v))
     for x in (q, k, v):
         x[:, 1:] = x[:, 1:].flip(-2) * 2 - 1
     other = problem.replace(q=q, k=k, v=v)

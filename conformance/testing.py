@@ -16,6 +16,7 @@ import pytest
 
 from attnspec.adapters import Answer, same_bits
 from attnspec.conformance import report
+from attnspec.conformance.blame import choice_clause
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, Verdict, compare, together
 from attnspec.conformance.run import Run
@@ -177,10 +178,11 @@ class Asking:
 
     def _right(self, case: Case, outputs: tuple[str, ...]) -> bool:
         """Whether the answer is right; if not, the failure is explained and goes to the clause that it breaks."""
-        findings = self.subject.judgement(case).of(outputs)
-        if not findings:
+        judgement = self.subject.judgement(case)
+        if not judgement.of(outputs):
             return True
-        explained = self.subject.explain(case, findings[0])
+        # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
+        explained = self.subject.explain(case, judgement.findings[0])
         self._report(explained)
         return False
 
@@ -199,8 +201,9 @@ class Asking:
                 except Broken as again:
                     broken = again
             problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
-            explained = Explained(self.main.id, smallest, broken.finding, problem,
-                                  broken.exact or self.subject.solve(problem), Answer())
+            finding = self.subject.hinted(problem, broken.finding) if broken.exact is not None else broken.finding
+            explained = Explained(choice_clause(finding, self.subject.dialect, self.subject.observed) if finding.hint else self.main.id, smallest, finding, problem, broken.exact,
+                                  not self.plan.once)
             self._report(explained, broken.other)
             return False
         return True
@@ -226,13 +229,11 @@ class Asking:
         subject = self.subject
         cell = (broken.id, self.dtype, subject.label, subject.device)
         self.run.record.count(cell, Verdict.FAIL)
-        key = (*explained.key, subject.label, subject.device, explained.finding.kind)
-        seen = self.run.shown.setdefault(key, 0)
-        self.run.shown[key] += 1
-        if seen:
+        if not self.run.first_time((*explained.key, subject.label, subject.device), self.dtype):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
-        failure = report.failure(self.run, subject, explained, self.test.__name__, other)
+        failure = report.failure(self.run, subject, explained, self.test.__name__, other,
+                                 brief=not self.run.first_time((*explained.key, subject.adapter.name), ""))
         self.run.record.fail(failure)
         if broken.binding or self.run.enforce_should:
             self.shown.append(failure.text)

@@ -182,6 +182,11 @@ def _undefined(problem: Problem, dialect: Dialect, given: list[Array], bias: Arr
     """Where the clauses promise nothing: a visible operand is NaN or infinite, or a NaN row reaches a gradient."""
     undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
     poisoned = f.empty & (dialect.empty_row == "nan")
+    if bias is not None and dialect.empty_row == "uniform":
+        # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open.
+        open_rows = f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1)
+        undefined["o"] |= open_rows[..., None]
+        poisoned = poisoned | open_rows
     bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)
     if bad_q.any() or bad_k.any() or bad_v.any():
         bad = dense.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]

@@ -6,11 +6,12 @@ The text in ``clauses/*.md`` is the one source of truth; :func:`index` parses it
 
 from attnspec.spec.dialect import CANONICAL, CHOICES, Dialect
 from attnspec.spec.index import SPEC_VERSION, Clause, SpecError, implementations, implements, index
-from attnspec.spec.problem import TENSORS, Problem
+from attnspec.spec.problem import DIFFERENTIABLE, TENSORS, Problem, twin
 
 __all__ = [
     "CANONICAL",
     "CHOICES",
+    "DIFFERENTIABLE",
     "SPEC_VERSION",
     "TENSORS",
     "Clause",
@@ -20,4 +21,5 @@ __all__ = [
     "implementations",
     "implements",
     "index",
+    "twin",
 ]

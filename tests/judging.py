@@ -1,0 +1,61 @@
+"""Run the conformance suite on something, inside this process, and say what it said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from attnspec.conformance import plugin
+from attnspec.conformance.record import Failure, Record
+from attnspec.conformance.run import Run
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Outcome:
+    """Exit code, the run with its record, and what stood on the screen."""
+
+    exit: int
+    run: Run
+    screen: str
+
+    @property
+    def record(self) -> Record:
+        return self.run.record
+
+    @property
+    def failures(self) -> list[Failure]:
+        return self.record.failures
+
+    def broken(self) -> dict[str, int]:
+        """MUST clauses that failed, and how often each was shown."""
+        from attnspec.spec import index
+
+        counts: dict[str, int] = {}
+        for failure in self.failures:
+            if index()[failure.clause].binding:
+                counts[failure.clause] = counts.get(failure.clause, 0) + 1
+        return counts
+
+
+class _Keep:
+    run: Run | None = None
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.run = session.config.stash[plugin._RUN]
+        assert self.run is not None
+
+
+def judge(impl: str, *options: str, tier: str = "smoke") -> Outcome:
+    """The outcome of `pytest --impl=… --tier=…`; no repro files are written."""
+    keep = _Keep()
+    with contextlib.redirect_stdout(io.StringIO()) as screen:
+        code = pytest.main([f"--impl={impl}", f"--tier={tier}", "-p", "no:cacheprovider", "--rootdir", str(HERE.parent),
+                            "-c", str(HERE.parent / "pyproject.toml"), *options], plugins=[keep])
+    assert keep.run is not None, f"--impl={impl} {' '.join(options)} did not start: exit {code}\n{screen.getvalue()}"
+    return Outcome(int(code), keep.run, screen.getvalue())
