@@ -1,15 +1,14 @@
-"""Modules of the `Attend` family: options in the constructor, tensors in forward, a flash switch with two paths."""
+"""Classes of the `Attend` family: options in the constructor, tensors in forward, a flash switch with two paths."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from attnspec.adapters.contract import Adapter, Call, Unsupported, quiet
-from attnspec.adapters.convention import Signature, UnknownSignature
+from attnspec.adapters.convention import ResolveError, Signature, UnknownSignature, ready
 from attnspec.spec import Problem
 
 # Options that a constructor or a forward may carry.
@@ -19,8 +18,8 @@ OPTIONS = ("causal", "scale", "dropout")
 class AttendAdapter(Adapter):
     """A class whose instances attend. One instance is kept for each constructor setting and used for all calls.
 
-    The convention promises key padding `(b j)`, bottom-right causal masking, and leaves rows without a key open. Masks of
-    four dimensions are not promised: they are tried, and may be refused.
+    The convention promises key padding `(b j)`, bottom-right causal masking, and leaves rows without a key open. Masks
+    of four dimensions are not promised: they are tried, and may be refused.
     """
 
     def __init__(self, kind: type, name: str, source: tuple[str, ...], kwargs: Mapping[str, Any] | None = None,
@@ -28,53 +27,67 @@ class AttendAdapter(Adapter):
         self.kind, self.name, self.source = kind, name, source
         self.kwargs = dict(kwargs or {})
         self.module = issubclass(kind, torch.nn.Module)
+        method = "forward" if self.module else "__call__"
+        if not any(method in base.__dict__ for base in kind.__mro__):
+            raise UnknownSignature(f"the class has no {method}()")
         self.constructor = Signature.of(kind)
-        self.forward = Signature.of(_unbound(kind, "forward" if self.module else "__call__"))
+        self.forward = Signature.of(getattr(kind, method))
         missing = [field for field in "qkv" if field not in self.forward.fields]
         required = [p for p in self.forward.unknown_required if p != "self"]
-        unset = [p for p in self.constructor.unknown_required if p not in self.kwargs]
         if missing or required:
-            raise UnknownSignature(f"forward has no parameter for {', '.join(missing)}" if missing
-                                   else f"forward requires {', '.join(required)}, which no convention knows")
-        if unset:
-            raise UnknownSignature(f"the constructor requires {', '.join(unset)}; give them with --impl-kwargs, "
-                                   f"for example --impl-kwargs {unset[0]}=8")
-        self.flash = flash
+            raise UnknownSignature(f"{method} has no parameter for {', '.join(missing)}" if missing
+                                   else f"{method} requires {', '.join(required)}, which no convention knows")
+        for field in OPTIONS:
+            parameter = self.constructor.fields.get(field, "")
+            if self.kwargs.get(parameter):
+                value, alone = self.kwargs[parameter], "None" if field == "scale" else "0"
+                raise ResolveError(f"--impl-kwargs sets {parameter}={value!r}, which the suite varies by itself; leave it "
+                                   f"out, or have it left alone with {parameter}={alone}")
         if flash is not None:
             self.variant = f"{self.constructor.fields['flash']}={flash}"
+            self.kwargs[self.constructor.fields["flash"]] = flash
+        self.flash = bool(self.kwargs.get(self.constructor.fields.get("flash", "")))
         self._instances: dict[tuple, Any] = {}
+        self.heads = self._observed_heads()
         self.offers = self._offers()
         if "causal" in self.offers:
             self.dialect = {"causal_alignment": "bottom_right"}
 
     def _offers(self) -> frozenset[str]:
-        fields = self.forward.fields.keys() | (self.constructor.fields.keys() - self.kwargs.keys())
-        offers = {"backward", "strided"} | ({"causal", "scale", "dropout", "bias"} & fields)
+        free = {field for field, parameter in self.constructor.fields.items() if parameter not in self.kwargs}
+        offers = {"backward", "strided"} | ({"bias", *OPTIONS} & (self.forward.fields.keys() | free))
         if "mask" in self.forward.fields:
             offers.add("key_padding")
         if "bias" in offers:
             offers.add("bias_grad")
         if self.module:
             offers.add("module")
-        return frozenset(offers | {self._observed_heads()})
+        return frozenset(offers | self.heads)
 
-    def _observed_heads(self) -> str:
-        """A signature does not say whether keys have a head axis. Ask with one, and if that is refused, without."""
-        q, kv = torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8)
-        for form, x in (("mha", kv), ("shared_kv", kv[:, 0])):
-            with quiet(), torch.no_grad():
-                try:
-                    if self._instance()(q, x, x).shape == q.shape:
-                        return form
-                except Exception:
-                    continue
-        return "mha"
+    def _observed_heads(self) -> set[str]:
+        """A signature does not say whether keys have a head axis. Ask with one and without."""
+        places = [torch.zeros(2, 3, 4, 8)]
+        if torch.accelerator.is_available():
+            places.append(places[0].to(torch.accelerator.current_accelerator(), torch.float16))
+        seen = set()
+        for x in places:
+            for form, kv in (("mha", x), ("shared_kv", x[:, 0])):
+                with quiet(), torch.no_grad():
+                    try:
+                        plain = Problem(x, kv, kv)
+                        instance = ready(self.instance(), plain)[0] if self.module else self.instance()
+                        arguments = {self.forward.fields[field]: getattr(plain, field) for field in "qkv"}
+                        if instance(**arguments).shape == x.shape:
+                            seen.add(form)
+                    except (Exception, SystemExit):
+                        continue
+        return seen or {"mha"}
 
     def call(self, problem: Problem) -> Call:
         """An instance with the problem's constructor settings, in its mode, and the arguments of its forward."""
         forward, constructor = self.forward.fields, self.constructor.fields
-        if problem.shared != ("shared_kv" in self.offers):
-            raise Unsupported("its keys have no head axis" if "shared_kv" in self.offers else "its keys have a head axis")
+        if problem.shared != ("shared_kv" in self.heads) and self.heads != {"mha", "shared_kv"}:
+            raise Unsupported("its keys have a head axis" if problem.shared else "its keys have no head axis")
         arguments: dict[str, Any] = {forward["q"]: problem.q, forward["k"]: problem.k, forward["v"]: problem.v}
         for field, value in (("mask", problem.mask), ("bias", problem.bias)):
             if value is None:
@@ -83,7 +96,8 @@ class AttendAdapter(Adapter):
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[forward[field]] = value
         settings: dict[str, Any] = {}
-        rate = problem.dropout if self.module or problem.training else 0.0
+        # Only a module knows of itself whether it is training.
+        rate = problem.dropout if problem.training or (self.module and "dropout" not in forward) else 0.0
         for field, value in zip(OPTIONS, (problem.causal or None, problem.scale, rate or None), strict=True):
             if value is None:
                 continue
@@ -93,21 +107,17 @@ class AttendAdapter(Adapter):
                 settings[constructor[field]] = value
             else:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
-        instance = self._instance(**settings)
+        instance, mode = self.instance(**settings), ""
         if self.module:
-            instance.train(problem.training)
-        kwargs = ", ".join(f"{key}={value!r}" for key, value in self._settings(settings).items())
-        mode = f".train({problem.training})" if self.module else ""
-        return Call(instance, arguments, (*self.source, f"attend = {self.kind.__qualname__}({kwargs}){mode}"))
+            instance, mode = ready(instance, problem)
+        kwargs = ", ".join(f"{key}={value!r}" for key, value in {**self.kwargs, **settings}.items())
+        return Call(instance, arguments, (*self.source, f"attend = attend({kwargs}){mode}"))
 
-    def _settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        flash = {} if self.flash is None else {self.constructor.fields["flash"]: self.flash}
-        return {**self.kwargs, **flash, **settings}
-
-    def _instance(self, **settings: Any) -> Any:
+    def instance(self, **settings: Any) -> Any:
+        """The one instance with these constructor settings."""
         key = tuple(sorted(settings.items()))
         if key not in self._instances:
-            self._instances[key] = self.kind(**self._settings(settings))
+            self._instances[key] = self.kind(**self.kwargs, **settings)
         return self._instances[key]
 
 
@@ -116,10 +126,3 @@ def variants(kind: type, name: str, source: tuple[str, ...], kwargs: Mapping[str
     switch = Signature.of(kind).fields.get("flash")
     settings = [None] if switch is None or switch in kwargs else [False, True]
     return [AttendAdapter(kind, name, source, kwargs, flash) for flash in settings]
-
-
-def _unbound(kind: type, method: str) -> Any:
-    function = inspect.getattr_static(kind, method, None)
-    if function is None:
-        raise UnknownSignature(f"the class {kind.__qualname__} has no {method}()")
-    return getattr(kind, method)

@@ -34,6 +34,7 @@ FEATURES: dict[str, str] = {
     "bias_grad": "the gradient of the bias",
     "module": "a module with train() and eval()",
 }
+ACCURACY_CLASSES = ("R", "A", "T", "B", "C", "D")
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
 
 
@@ -79,8 +80,9 @@ class Adapter:
     """How one implementation is called. Subclass it and write :meth:`attend`; everything else has a default.
 
     offers: which of FEATURES it promises. dialect: choices that its documentation makes (causal_alignment, empty_row,
-    head_grouping). accuracy: the class that it claims (A, T, B, C, D), or None. widths: the query widths that it can do,
-    or None for all. deterministic: True if it claims the same bits on every call.
+    head_grouping). accuracy: the class that it claims (A, T, B, C, D), or None. widths: the query widths that it can
+    do, or None for all. deterministic: True if it claims the same bits on every call. source: lines of Python that
+    define `attend` for a script of its own.
     """
 
     name: str = ""
@@ -92,9 +94,11 @@ class Adapter:
     widths: Iterable[int] | None = None
     deterministic: bool = False
     devices: ClassVar[Iterable[str] | None] = None
+    source: tuple[str, ...] = ()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None,
-               causal: bool = False, scale: float | None = None, dropout: float = 0.0, training: bool = False) -> Tensor:
+               causal: bool = False, scale: float | None = None, dropout: float = 0.0,
+               training: bool = False) -> Tensor:
         """Call the implementation with (b h i d), (b g j d), (b g j e) and return (b h i e)."""
         raise Unsupported(f"{type(self).__name__} defines no attend()")
 
@@ -109,14 +113,14 @@ class Adapter:
             options |= {"dropout": problem.dropout, "training": problem.training}
         kind = type(self)
         source = (f"from {kind.__module__} import {kind.__qualname__}", f"attend = {kind.__qualname__}().attend")
-        return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, source)
+        return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, self.source or source)
 
     def trace(self) -> str | None:
         """Which backend really ran, as seen by the framework, or None where there is only one."""
         return None
 
     def run(self, problem: Problem) -> Answer:
-        """Put a problem, forward and, for the inputs in `problem.wrt`, backward; never raises for the implementation."""
+        """The answer to a problem: forward and, for the inputs in `problem.wrt`, backward, and what is raised there."""
         leaves = _leaves(problem)
         asked = problem.replace(**leaves)
         before = {name: x.clone() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
@@ -125,7 +129,7 @@ class Adapter:
         changed = tuple(name for name, x in before.items() if not same_bits(getattr(problem, name).detach(), x))
         with torch.no_grad():
             for name in changed:  # problems are shared between tests
-                getattr(problem, name).copy_(before[name])
+                _restore(getattr(problem, name), before[name])
         return answer if not changed else Answer(answer.o, answer.gradients, answer.error, answer.stage,
                                                  answer.unsupported, changed)
 
@@ -134,13 +138,17 @@ class Adapter:
             call = self.call(problem)
         except Unsupported as error:
             return Answer(unsupported=str(error))
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return Answer(error=error)
         try:
             o = call.function(**call.arguments)
         except Unsupported as error:
             return Answer(unsupported=str(error))
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # pytest's skip and fail are no Exception, and an implementation may raise them
             return Answer(error=error)
         if not isinstance(o, Tensor) or problem.do is None or not problem.wrt:
             return Answer(o)
@@ -149,7 +157,9 @@ class Adapter:
         try:
             wanted = [leaves[name] for name in problem.wrt]
             grads = torch.autograd.grad(o, wanted, problem.do.to(o.dtype), allow_unused=True)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return Answer(o.detach(), error=error, stage="backward")
         return Answer(o.detach(), {f"d{name}": grad for name, grad in zip(problem.wrt, grads, strict=True)})
 
@@ -166,10 +176,20 @@ def _leaves(problem: Problem) -> dict[str, Tensor]:
     return leaves
 
 
+def _restore(x: Tensor, before: Tensor) -> None:
+    """Copy, to an expanded tensor too, which torch does not write to."""
+    for dim, stride in enumerate(x.stride()):
+        if stride == 0:
+            x, before = (t.narrow(dim, 0, min(1, t.shape[dim])) for t in (x, before))
+    x.copy_(before)
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal in shape, dtype and every bit, so that NaN equals itself and −0 does not equal 0."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.view(whole), b.view(whole))
 
@@ -188,6 +208,9 @@ def check(adapter: Adapter) -> None:
     if unknown:
         raise ValueError(f"{type(adapter).__name__}.offers names {', '.join(sorted(unknown))}; "
                          f"there are {', '.join(FEATURES)}")
+    if adapter.accuracy not in (None, *ACCURACY_CLASSES):
+        raise ValueError(f"{type(adapter).__name__}.accuracy is {adapter.accuracy!r}; "
+                         f"there are {', '.join(ACCURACY_CLASSES)}")
     for key, value in adapter.dialect.items():
         if value not in CHOICES.get(key, ()):
             raise ValueError(f"{type(adapter).__name__}.dialect has {key}={value}; there are "

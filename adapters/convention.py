@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Call, Unsupported
@@ -28,7 +29,11 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 FIELD_OF = {name: field for field, names in PARAMETERS.items() for name in names}
 
 
-class UnknownSignature(Exception):
+class ResolveError(Exception):
+    """--impl names nothing that can be tested. The message says what was found and what to do."""
+
+
+class UnknownSignature(ResolveError):
     """A signature that no convention covers; an adapter of ten lines does."""
 
 
@@ -49,7 +54,9 @@ class Signature:
         for p in parameters:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
-            elif p.name in FIELD_OF and FIELD_OF[p.name] not in fields:
+            elif p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
+                raise UnknownSignature(f"its parameter {p.name} is positional-only, and conventions go by name")
+            elif p.name in FIELD_OF and FIELD_OF[p.name] not in fields and p.kind is not p.POSITIONAL_ONLY:
                 fields[FIELD_OF[p.name]] = p.name
             elif p.default is p.empty:
                 required.append(p.name)
@@ -59,13 +66,17 @@ class Signature:
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """A callable's signature; of a compiled one from its schema or the first line of its docstring.
+    """A callable's signature; of an operator from its schema, of a compiled function from its docstring's first line.
 
     Raises UnknownSignature where none of them shows one.
     """
+    if isinstance(function, torch.nn.Module):
+        function = function.forward
+    # An operator of torch.library, or of torch.ops, or neither.
+    operator = getattr(function, "_opoverload", getattr(function, "default", function))
+    schema = getattr(operator, "_schema", None)
     try:
-        if hasattr(function, "_schema") or hasattr(getattr(function, "default", None), "_schema"):  # torch.ops
-            schema = getattr(function, "default", function)._schema
+        if schema is not None and hasattr(schema, "arguments"):
             return inspect.Signature([
                 inspect.Parameter(a.name, inspect.Parameter.POSITIONAL_OR_KEYWORD if not a.kwarg_only
                                   else inspect.Parameter.KEYWORD_ONLY,
@@ -77,9 +88,12 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
         written = re.search(rf"^\s*{re.escape(name)}\((.*?)\)\s*(->|:|\n\n|$)", function.__doc__ or "", re.DOTALL)
         if not name or written is None:
             raise UnknownSignature(f"Python can't show its signature ({error})") from None
-        scope: dict[str, Any] = {}
-        exec(f"def f({written[1]}): ...", {}, scope)
-        return inspect.signature(scope["f"])
+    scope: dict[str, Any] = {}
+    try:
+        exec(f"from __future__ import annotations\ndef f({written[1]}): ...", scope)
+    except Exception:
+        raise UnknownSignature(f"its docstring begins with {name}({written[1]}), which Python can't read") from None
+    return inspect.signature(scope["f"])
 
 
 def is_torch_convention(signature: Signature) -> bool:
@@ -142,7 +156,17 @@ class FunctionAdapter(Adapter):
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value
-        return Call(self.function, arguments, self.source)
+        if not isinstance(self.function, torch.nn.Module):
+            return Call(self.function, arguments, self.source)
+        module, mode = ready(self.function, problem)
+        return Call(module, arguments, (*self.source, f"attend{mode}"))
+
+
+def ready(module: torch.nn.Module, problem: Problem) -> tuple[torch.nn.Module, str]:
+    """A module in the problem's mode and on its device, and what says the same in Python."""
+    device = problem.q.device
+    moved = "" if device.type == "cpu" else f".to({str(device)!r})"
+    return module.train(problem.training).to(device), f".train({problem.training}){moved}"
 
 
 def merge_causal(mask: Tensor | None, problem: Problem) -> Tensor:

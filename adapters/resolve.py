@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from attnspec.adapters.attend import variants
-from attnspec.adapters.contract import FEATURES, Adapter, check
-from attnspec.adapters.convention import FunctionAdapter, UnknownSignature
+from attnspec.adapters.contract import FEATURES, Adapter, check, quiet
+from attnspec.adapters.convention import FunctionAdapter, ResolveError, UnknownSignature
 
 # Shipped names, and the module and function that make their adapters; imported when asked for.
 SHIPPED = {
-    **{f"sdpa{suffix}": ("attnspec.adapters.sdpa", "pinned") for suffix in ("", "-math", "-flash", "-efficient", "-cudnn")},
-    **{name: ("attnspec.adapters.seeds", "published") for name in (
-        "mixture-of-attention", "audiolm-pytorch", "recurrent-memory-transformer-pytorch",
-        "simple-hierarchical-transformer", "bs-roformer")},
+    **dict.fromkeys(("sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"),
+                    ("attnspec.adapters.sdpa", "pinned")),
+    **dict.fromkeys(("mixture-of-attention", "audiolm-pytorch", "recurrent-memory-transformer-pytorch",
+                     "simple-hierarchical-transformer", "bs-roformer"), ("attnspec.adapters.seeds", "published")),
 }
-
-
-class ResolveError(Exception):
-    """--impl names nothing that can be tested. The message says what was found and what to do."""
 
 
 def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapter]:
     """The adapters of an implementation, one for each variant. Raises ResolveError with one clear message."""
     kwargs = kwargs or {}
-    if isinstance(target, str):
-        if target in SHIPPED:
+    with quiet():
+        if isinstance(target, str) and target in SHIPPED:
             module, function = SHIPPED[target]
             adapters = getattr(importlib.import_module(module), function)(target, kwargs)
-        else:
+        elif isinstance(target, str):
             found, source = _load(target)
             adapters = _adapt(found, target, source, kwargs)
-    else:
-        name = getattr(target, "__qualname__", type(target).__qualname__)
-        adapters = _adapt(target, name, (f"from {getattr(target, '__module__', '__main__')} import {name} as attend",), kwargs)
+        else:
+            kind = target if hasattr(target, "__qualname__") else type(target)
+            adapters = _adapt(target, kind.__qualname__, (_import(kind.__module__, kind.__qualname__),), kwargs)
     for adapter in adapters:
         try:
             check(adapter)
@@ -59,9 +54,13 @@ def parse_kwargs(text: str) -> dict[str, Any]:
     try:
         if text.lstrip().startswith("{"):
             return dict(json.loads(text))
-        call = compile(f"f({text})", "--impl-kwargs", "eval", 1024)  # 1024: only parse
-        import ast
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.body.keywords}  # type: ignore[attr-defined]
+        call = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError(text)
+        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if None in values or len(values) < len(call.keywords):
+            raise ValueError(text)
+        return {str(name): value for name, value in values.items()}
     except (ValueError, SyntaxError):
         raise ResolveError(f"--impl-kwargs {text!r} can't be read; write heads=8,dim=64 or a JSON object") from None
 
@@ -71,42 +70,65 @@ def parse_kwargs(text: str) -> dict[str, Any]:
 
 def _load(target: str) -> tuple[Any, tuple[str, ...]]:
     if ".py:" in target:
-        path, _, name = target.rpartition(":")
-        module, source = _load_file(Path(path)), _file_source(Path(path), name)
-        return _attribute(module, name, target), source
+        file, _, name = target.rpartition(":")
+        path = Path(file)
+        found = _attribute(_load_file(path), name, target)
+        return found, (f"import sys; sys.path.insert(0, {str(path.resolve().parent)!r})", _import(path.stem, name))
     if target.endswith(".py"):
         names = ", ".join(_callables(_load_file(Path(target)))) or "nothing callable"
         raise ResolveError(f"--impl={target} names a file; say which of its names, {target}:NAME. It holds {names}.")
     sys.path.insert(0, "")  # as `python -m pytest` would
     parts = target.split(".")
-    for n in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:n])
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(error.name + ".")):
-                continue
-            raise _import_failed(name, error) from None
-        except (Exception, SystemExit) as error:
-            raise _import_failed(name, error) from None
-        found: Any = module
-        for m, part in enumerate(parts[n:], n):
-            found = _attribute(found, part, ".".join(parts[: m + 1]))
-        return found, (f"from {'.'.join(parts[:-1])} import {parts[-1]} as attend" if n == len(parts) - 1
-                       else f"import {name}; attend = {target}",)
-    known = ", ".join(SHIPPED)
-    raise ResolveError(f"--impl={target} was not found: no module {parts[0]!r} can be imported from here, and it is no shipped "
-                       f"name ({known}). Write package.module.name, file.py:name, or install the package.")
+    module = None
+    for n in range(1, max(len(parts), 2)):
+        deeper = _import_module(".".join(parts[:n]))
+        if deeper is None:
+            break
+        module, rest = deeper, ".".join(parts[n:])
+    if module is None:
+        known = ", ".join(SHIPPED)
+        raise ResolveError(f"--impl={target} was not found: no module {parts[0]!r} can be imported from here, and it is "
+                           f"no shipped name ({known}). Write package.module.name, file.py:name, or install the package.")
+    if not rest or (rest == parts[-1] and not hasattr(module, rest) and _import_module(target)):
+        names = ", ".join(_callables(_import_module(target))[:8]) or "nothing callable"
+        raise ResolveError(f"--impl={target} names a module; say which of its names, {target}.NAME. It holds {names}.")
+    return _attribute(module, rest, target), (_import(module.__name__, rest),)
+
+
+def _import_module(name: str) -> ModuleType | None:
+    """A module, or None where there is none of this name. Raises ResolveError where importing it fails."""
+    if not all(name.split(".")):
+        return None
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return None
+        raise _import_failed(name, error) from None
+    except (Exception, SystemExit) as error:
+        raise _import_failed(name, error) from None
+
+
+def _import(module: str, path: str) -> str:
+    """A line of Python that calls something in a module `attend`."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return f"from importlib import import_module; attend = import_module({module!r}).{path}"
+    first, *rest = path.split(".")
+    return f"from {module} import {first} as attend" + (f"; attend = attend.{'.'.join(rest)}" if rest else "")
 
 
 def load_file(path: Path, name: str) -> ModuleType:
-    """Import one file as a module, without running the package around it."""
+    """Import one file as a module, without running the package around it. Raises ResolveError where that fails."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ResolveError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise _import_failed(str(path), error) from None
     return module
 
 
@@ -114,28 +136,23 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ResolveError(f"there is no file {path} (looked from {Path.cwd().name}/)")
     sys.path.insert(0, str(path.resolve().parent))
-    try:
-        return load_file(path, path.stem)
-    except ResolveError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise _import_failed(str(path), error) from None
-
-
-def _file_source(path: Path, name: str) -> tuple[str, ...]:
-    return (f"import sys; sys.path.insert(0, {str(path.resolve().parent)!r})", f"from {path.stem} import {name} as attend")
+    return load_file(path, path.stem)
 
 
 def _import_failed(name: str, error: BaseException) -> ResolveError:
-    return ResolveError(f"importing {name} raised {type(error).__name__}: {error}. Try `python -c 'import {Path(name).stem}'`.")
+    alone = f"python {name}" if name.endswith(".py") else f"python -c 'import {name}'"
+    return ResolveError(f"importing {name} raised {type(error).__name__}: {error}. Try `{alone}`.")
 
 
-def _attribute(owner: Any, name: str, path: str) -> Any:
-    if not hasattr(owner, name):
-        near = [n for n in _callables(owner) if n.lower().startswith(name[:1].lower())] or _callables(owner)
-        raise ResolveError(f"{path} does not exist: {getattr(owner, '__name__', owner)} has no {name!r}; "
-                           f"it has {', '.join(near[:8]) or 'nothing callable'}.")
-    return getattr(owner, name)
+def _attribute(module: Any, path: str, target: str) -> Any:
+    found = module
+    for name in path.split("."):
+        if not hasattr(found, name):
+            near = [n for n in _callables(found) if n.lower().startswith(name[:1].lower())] or _callables(found)
+            raise ResolveError(f"--impl={target} does not exist: {getattr(found, '__name__', found)} has no {name!r}; "
+                               f"it has {', '.join(near[:8]) or 'nothing callable'}.")
+        found = getattr(found, name)
+    return found
 
 
 def _callables(owner: Any) -> list[str]:
@@ -146,39 +163,41 @@ def _callables(owner: Any) -> list[str]:
 
 
 def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, Any]) -> list[Adapter]:
+    adapter: Adapter
+    if inspect.isclass(found) and issubclass(found, Adapter):
+        adapter = _construct(lambda: found(**kwargs), name, kwargs)
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        return [_named(adapter, name, (*source, f"attend = attend({given}).attend"))]
+    if not callable(found) and not isinstance(found, Adapter):
+        raise ResolveError(f"--impl={name} is not callable: it is a {type(found).__name__}, {_short(found)}. "
+                           "Name a function, a class with forward(q, k, v), or an adapter.")
+    if kwargs and not inspect.isclass(found):
+        raise ResolveError(f"--impl-kwargs are constructor arguments, and {name} is no class")
     if isinstance(found, Adapter):
-        return [_named(found, name)]
+        return [_named(found, name, (*source, "attend = attend.attend"))]
     try:
-        if inspect.isclass(found) and issubclass(found, Adapter):
-            return [_named(_construct(found, name, kwargs), name)]
-        if not callable(found):
-            raise ResolveError(f"--impl={name} is not callable: it is a {type(found).__name__}, {_short(found)}. "
-                               "Name a function, a class with forward(q, k, v), or an adapter.")
-        adapters: list[Adapter]
         if inspect.isclass(found):
-            as_class = (*source[:-1], source[-1].replace(" as attend", ""))
-            adapters = list(variants(found, name, as_class, kwargs))
-            for adapter in adapters:
-                _construct(lambda **_: adapter._instance(), name, {})  # type: ignore[attr-defined]  # noqa: B023
+            adapters = variants(found, name, source, kwargs)
+            for attending in adapters:
+                _construct(attending.instance, name, attending.kwargs)
         else:
-            if kwargs:
-                raise ResolveError(f"--impl-kwargs are constructor arguments, and {name} is no class")
-            adapters = [FunctionAdapter(found.forward if isinstance(found, torch.nn.Module) else found, name, source)]
+            adapters = [FunctionAdapter(found, name, source)]  # type: ignore[list-item]
     except UnknownSignature as error:
         raise ResolveError(_ten_lines(found, name, str(error))) from None
     for adapter in adapters:
         adapter.version = version_of(found)
-    return adapters
+    return list(adapters)
 
 
-def _named(adapter: Adapter, name: str) -> Adapter:
+def _named(adapter: Adapter, name: str, source: tuple[str, ...]) -> Adapter:
     adapter.name = adapter.name or name
+    adapter.source = adapter.source or source
     return adapter
 
 
-def _construct(kind: Any, name: str, kwargs: Mapping[str, Any]) -> Any:
+def _construct(make: Callable[[], Any], name: str, kwargs: Mapping[str, Any]) -> Any:
     try:
-        return kind(**kwargs)
+        return make()
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
         raise ResolveError(f"constructing {name} with {given} raised {type(error).__name__}: {error}. "
@@ -192,7 +211,8 @@ def version_of(found: Any) -> str:
     top = (getattr(found, "__module__", "") or "").split(".")[0]
     for distribution in metadata.packages_distributions().get(top, []):
         return f"{distribution} {metadata.version(distribution)}"
-    return f"{top} {getattr(sys.modules.get(top), '__version__', '')}".strip() if top and top != "__main__" else ""
+    version = getattr(sys.modules.get(top), "__version__", "")
+    return f"{top} {version}" if version else ""
 
 
 def _short(x: Any) -> str:
@@ -201,23 +221,33 @@ def _short(x: Any) -> str:
 
 
 def _ten_lines(found: Any, name: str, problem: str) -> str:
-    try:
-        signature = str(inspect.signature(found))
-    except (TypeError, ValueError):
-        signature = "(…)"
-    module, _, attribute = name.replace(".py:", ".").rpartition(".")
-    return f"""--impl={name} has a signature that no convention covers: {attribute}{signature}
+    file, _, inside = name.rpartition(":" if ".py:" in name else ".")
+    module = Path(file).stem if file.endswith(".py") else file or getattr(found, "__module__", "mypackage")
+    first, last = inside.split(".")[0], inside.split(".")[-1]
+    made = f"; attend = {inside}()" if inspect.isclass(found) else f"; attend = {inside}"
+    beside = f", beside {Path(file).name}" if file.endswith(".py") else ""
+    return f"""--impl={name} has a signature that no convention covers: {last}{_signature(found)}
 {problem}.
 
-Write an adapter, say attn_adapter.py, and run pytest --impl=attn_adapter.py:Attention
+Write an adapter, say attn_adapter.py{beside}, and run pytest --impl=attn_adapter.py:Attention
 
     from attnspec.adapters import Adapter
-    from {module or "mypackage"} import {attribute}
+    from {module} import {first}{made}
 
     class Attention(Adapter):
         offers = {{"mha", "backward", "causal"}}       # of {', '.join(FEATURES)}
 
         def attend(self, q, k, v, *, mask=None, bias=None, causal=False, scale=None, dropout=0.0, training=False):
             # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); options that are not offered never arrive
-            return {attribute}(q, k, v, causal)
+            return attend(q, k, v, causal)
 """
+
+
+def _signature(found: Any) -> str:
+    try:
+        if not inspect.isclass(found):
+            return str(inspect.signature(getattr(found, "forward", found)))
+        method = "forward" if hasattr(found, "forward") else "__call__"
+        return f"{inspect.signature(found)}, whose {method} is {inspect.signature(getattr(found, method))}"
+    except (TypeError, ValueError):
+        return "(…)"

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnspec.adapters.contract import Adapter, Call, quiet
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.contract import Adapter, Call
+from attnspec.adapters.convention import FunctionAdapter, ResolveError
 from attnspec.spec import Problem
 
 BACKENDS = {
@@ -27,7 +28,6 @@ NOT_OFFERED = {
     ("sdpa-cudnn", "cuda"): {"bias_grad"},
 }
 CUDA_ONLY = ("sdpa-efficient", "sdpa-cudnn")
-PROBE = {"cpu": torch.float32}
 
 
 class PinnedSDPA(FunctionAdapter):
@@ -62,22 +62,35 @@ class PinnedSDPA(FunctionAdapter):
         return Call(pinned, plain.arguments, plain.source)
 
     def trace(self) -> str | None:
-        """The operators of a plain call whose names say which backend ran, as torch's profiler saw them."""
+        """The operators of a plain call that say which backend ran, as torch's dispatcher saw them."""
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        dtype = torch.float16 if device else torch.float32
-        q = torch.zeros(1, 1, 8, 8, device=device, dtype=dtype)
-        with quiet(), torch.profiler.profile() as seen:
-            try:
-                answer = self.run(Problem(q, q.clone(), q.clone()))
-            except RuntimeError as error:
-                return f"did not run: {error}"
-        names = {event.key for event in seen.key_averages()}
-        ran = sorted(n for n in names if "scaled_dot_product" in n and n != "aten::scaled_dot_product_attention")
-        return ", ".join(ran) if answer.error is None and ran else f"did not run: {answer.refusal}"
+        q = torch.zeros(1, 1, 8, 8, device=device, dtype=torch.float16 if device else torch.float32)
+        with Dispatched() as seen:
+            answer = self.run(Problem(q, q.clone(), q.clone()))
+        fused = [name for name in seen.operators if "scaled_dot_product" in name]
+        # The math backend is no operator: it is dispatched as its parts.
+        parts = [name for name in seen.operators if "softmax" in name or name == "aten::bmm"]
+        if answer.refusal is not None or not fused + parts:
+            return f"did not run: {answer.refusal}"
+        return ", ".join(fused) or f"math, as {', '.join(parts)}"
+
+
+class Dispatched(TorchDispatchMode):
+    """Keeps the names of all operators that are dispatched, in order, each once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.setdefault(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
 
 
 def pinned(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     """The shipped adapters `sdpa`, `sdpa-math`, `sdpa-flash`, `sdpa-efficient` and `sdpa-cudnn`."""
+    if kwargs:
+        raise ResolveError(f"--impl-kwargs are constructor arguments, and {name} is no class")
     if name == "sdpa":
         adapter: Adapter = FunctionAdapter(F.scaled_dot_product_attention, name, (SOURCE,))
         adapter.version = f"torch {torch.__version__}"

@@ -37,10 +37,11 @@ def published(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     module = load_file(path, f"seed_{name.replace('-', '_')}")
     source = ("import importlib.util, sys; from importlib import metadata",
               f"path = metadata.distribution({name!r}).locate_file({FILES[name]!r})",
-              "spec = importlib.util.spec_from_file_location('seed', path); seed = importlib.util.module_from_spec(spec)",
-              "sys.modules['seed'] = seed; spec.loader.exec_module(seed); Attend = seed.Attend")
+              "spec = importlib.util.spec_from_file_location('seed', path)",
+              "seed = importlib.util.module_from_spec(spec)",
+              "sys.modules['seed'] = seed; spec.loader.exec_module(seed); attend = seed.Attend")
     adapters = variants(module.Attend, name, source, kwargs)
     for adapter in adapters:
         adapter.version = f"{distribution.name} {distribution.version}"
-        adapter.offers = frozenset(adapter.offers) - STATED_REFUSALS.get((name, bool(adapter.flash)), set())
+        adapter.offers = frozenset(adapter.offers) - STATED_REFUSALS.get((name, adapter.flash), set())
     return list(adapters)

@@ -25,6 +25,15 @@ def choice_clause(finding: Finding, dialect: Dialect, observed: frozenset[str]) 
     return CONSISTENCY[choice] if choice in observed else CHOICE_CLAUSE[choice][getattr(dialect, choice)]
 
 
+def accuracy_clause(finding: Finding, dtype: str) -> str:
+    """The clause of a value that would be right in coarser arithmetic, or ''."""
+    if finding.kind != "value" or not finding.class_:
+        return ""
+    if dtype == "float64":
+        return "ACCURACY-4"
+    return "ACCURACY-1" if finding.output == "o" else "ACCURACY-2"
+
+
 def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[str], has_empty: bool) -> str:
     """The id of the clause that a reduced case breaks.
 
@@ -35,11 +44,7 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
     gradient = finding.output != "o" and finding.output != "call"
     if finding.kind in FORM_CLAUSE:
         return "DTYPE-2" if gradient else FORM_CLAUSE[finding.kind]
-    if finding.kind == "value" and finding.class_:
-        if case.dtype == "float64":
-            return "ACCURACY-4"
-        return "ACCURACY-2" if gradient else "ACCURACY-1"
-    return _by_what_is_left(case, finding, dialect, has_empty, gradient)
+    return accuracy_clause(finding, case.dtype) or _by_what_is_left(case, finding, dialect, has_empty, gradient)
 
 
 def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: bool, gradient: bool) -> str:

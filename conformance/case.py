@@ -112,6 +112,11 @@ class Case:
             default = {f.name: f.default for f in fields(cls)}
             if name not in default:
                 raise ValueError(f"no factor is called {name!r}; there are {', '.join(default)}")
+            if name in (*OPEN_SIZES, "seed") and not text.isdecimal():
+                raise ValueError(f"{name} can't be {text!r}; it is a whole number")
+            h, _, g = text.partition("/")
+            if name == "heads" and not (h.isdecimal() and (g == "shared" or (g.isdecimal() and int(g) and not int(h) % int(g)))):
+                raise ValueError(f"heads can't be {text!r}; it is query heads/key heads, or query heads/shared")
             if name in OPEN_SIZES or name == "seed":
                 values[name] = int(text)
             elif name == "heads":
@@ -127,7 +132,7 @@ class Case:
 
     def traits(self) -> frozenset[str]:
         """What is special about a case, for saying that one failure explains another."""
-        special = {f"{name}={getattr(self, name)}" for name in ("mask", "bias", "causal", "scale", "layout", "values", "wrt", "do")
+        special = {f"{name}={getattr(self, name)}" for name in ("mask", "bias", "causal", "layout", "values", "wrt", "do")
                    if getattr(self, name) != LEVELS[name][0]}
         if self.mask != "none" and self.holes != "random":
             special.add(f"holes={self.holes}")
@@ -135,7 +140,7 @@ class Case:
             special.add(f"biases={self.biases}")
         if self.sharing != "mha":
             special.add(self.sharing)
-        special |= {trait for trait, holds in (("e≠d", self.width != self.d), ("b>1", self.b > 1), ("h>1", self.h > 1),
+        special |= {trait for trait, holds in (("scale", self.scale is not None), ("scale≤0", self.scale is not None and self.scale <= 0), ("e≠d", self.width != self.d), ("b>1", self.b > 1), ("h>1", self.h > 1),
                                                ("i<j", self.i < self.keys), ("i>j", self.i > self.keys)) if holds}
         return frozenset(special)
 
@@ -246,10 +251,12 @@ def simpler(case: Case) -> Iterator[Case]:
             options = [0] if value else []
         elif name in OPEN_SIZES:
             least = 0 if name == "j" else 1
-            options = sorted({least, 1, 2, 3, 4, value // 2, value - 1}) if value > 1 else [least]
+            options = sorted({least, 1, 2, 3, 4, value // 2, value // 2 + 1, value - 1}) if value > 1 else [least]
             options = [x for x in options if least <= x < value]
         else:
             options = LEVELS[name][: LEVELS[name].index(value)] if value in LEVELS[name] else LEVELS[name][:2]
+        if name == "i" and not case.j and case.i > 1:  # as many keys as before, fewer queries
+            yield replace(case, i=1, j=case.keys)
         for option in options:
             yield replace(case, **{name: option})
 

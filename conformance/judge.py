@@ -54,7 +54,7 @@ class Finding:
     outside: int = 0
     total: int = 0
     hint: str = ""
-    class_: str = ""  # the mildest class that would hold, for a value; "" if none does
+    class_: str = ""  # the finest arithmetic in which a value would be right, "C of bfloat16"; "" if none
 
     @property
     def likeness(self) -> tuple[str, str]:
@@ -118,6 +118,8 @@ def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: st
     if not isinstance(x, torch.Tensor):
         kind = f"a tuple of {len(x)}" if isinstance(x, tuple) else "nothing (None)" if x is None else f"a {type(x).__name__}"
         return Finding("type", output, f"returned {kind}, expected one tensor {shape}; an adapter's attend() can pick it out")
+    if x.layout != torch.strided:
+        return Finding("type", output, f"the {what} is a {_plain(x.layout)} tensor, expected a dense one")
     if tuple(x.shape) != shape:
         return Finding("shape", output, f"the {what} has shape {tuple(x.shape)}, expected {shape}")
     if x.dtype != problem.dtype:
@@ -171,14 +173,23 @@ def compare(got: Array, expected: Array, bound: Array, exempt: Array, name: str)
                    int(outside.sum()), got.size), float(ranked[at])
 
 
-def with_class(finding: Finding, answer: Answer, exact: Exact, classes: tuple[str, ...] = ("A", "T", "B", "C", "D")) -> Finding:
-    """The finding, with the strictest class that this answer's output would stay within."""
-    if finding.kind != "value":
+# What a computation that is right but too coarse may have been done in, the finest first.
+COARSER = {
+    "float64": (("A", "float32"), ("C", "bfloat16")),
+    "float32": (("T", "float32"), ("C", "float16"), ("C", "bfloat16")),
+    "float16": (("A", "float16"), ("B", "float16"), ("C", "float16"), ("D", "float16"), ("C", "bfloat16")),
+    "bfloat16": (("A", "bfloat16"), ("B", "bfloat16"), ("C", "bfloat16"), ("D", "bfloat16")),
+}
+
+
+def with_class(finding: Finding, answer: Answer, exact: Exact) -> Finding:
+    """The finding, with the finest arithmetic that would have been allowed this error: 'C of bfloat16', or ''."""
+    tensor = answer.o if finding.output == "o" else answer.gradients.get(finding.output)
+    if finding.kind != "value" or not isinstance(tensor, torch.Tensor):
         return finding
-    tensor = answer.o if finding.output == "o" else answer.gradients[finding.output]
-    assert isinstance(tensor, torch.Tensor)
-    for class_ in classes:
-        tolerance = exact.tolerance(class_)
-        if compare(to_float64(tensor), *together(exact, tolerance.bound, tolerance.exempt, finding.output), finding.output)[0] is None:
-            return replace(finding, class_=class_)
+    for class_, dtype in COARSER[_plain(exact.problem.dtype)]:
+        tolerance = exact.tolerance(class_, dtype)
+        allowed = together(exact, tolerance.bound, tolerance.exempt, finding.output)
+        if compare(to_float64(tensor), *allowed, finding.output)[0] is None:
+            return replace(finding, class_=f"{class_} of {dtype}")
     return finding

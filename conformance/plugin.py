@@ -45,8 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.args_source != pytest.Config.ArgsSource.ARGS:
         config.args = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
     # A foreign project's patterns for its own tests are not ours.
-    config._inicache["python_functions"] = ["test_*"]  # type: ignore[attr-defined]
-    config._inicache["python_files"] = ["test_*.py"]  # type: ignore[attr-defined]
+    if all(arg.startswith("attnspec.") or Path(arg.split("::")[0]).absolute().is_relative_to(TESTS) for arg in config.args):
+        config._inicache["python_functions"] = ["test_*"]  # type: ignore[attr-defined]
+        config._inicache["python_files"] = ["test_*.py"]  # type: ignore[attr-defined]
     from attnspec.adapters import ResolveError
     from attnspec.spec import SpecError
 
@@ -88,6 +89,8 @@ def _make_run(config: pytest.Config) -> Any:
     if dtypes and set(dtypes) - UNIT.keys():
         raise ResolveError(f"--impl-dtypes {option('--impl-dtypes')}: there are {', '.join(UNIT)}")
     case = Case.parse(option("--case")) if option("--case") else None
+    if option("--verdicts") and not Path(option("--verdicts")).absolute().parent.is_dir():
+        raise ResolveError(f"--verdicts {option('--verdicts')}: there is no folder {Path(option('--verdicts')).parent}")
     clauses = tuple(x for x in option("--clauses").split(",") if x)
     _check_clauses(clauses)
 
@@ -123,9 +126,9 @@ def _check_clauses(clauses: tuple[str, ...]) -> None:
 
 
 def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
-    from attnspec.adapters import ResolveError
-
     import torch
+
+    from attnspec.adapters import ResolveError
 
     present = ["cpu"]
     if torch.accelerator.is_available():
@@ -169,6 +172,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if run is None:
         return
     from attnspec.conformance.audit import audit
+    from attnspec.spec import index
 
     ours = [item for item in items if hasattr(getattr(item, "function", None), "clauses")]
     strangers = [item.nodeid for item in items if Path(str(item.path)).parent == TESTS and item not in ours]
@@ -176,6 +180,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     problems += [f"{name} is a test without a clause" for name in strangers]
     if problems:
         raise pytest.UsageError("the suite is not well formed:\n  " + "\n  ".join(problems))
+    order = {id_: n for n, id_ in enumerate(index())}
+    items.sort(key=lambda item: min((order[id_] for id_ in getattr(getattr(item, "function", None), "clauses", ())), default=-1))
     if run.clauses:
         wanted = set(run.clauses)
         keep = [item for item in ours if any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in item.function.clauses)]  # type: ignore[attr-defined]
@@ -184,7 +190,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def run(request: pytest.FixtureRequest) -> Any:
+def attnspec_run(request: pytest.FixtureRequest) -> Any:
     """The run that the options ask for."""
     return request.config.stash[_RUN]
 
@@ -210,11 +216,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     clauses = getattr(getattr(item, "function", None), "clauses", None)
     if clauses and result.failed:
         run = item.config.stash[_RUN]
-        if isinstance(result.longrepr, str):
+        assert call.excinfo is not None
+        if call.excinfo.errisinstance(pytest.fail.Exception):
+            result.longrepr = str(call.excinfo.value)
             broken = dict.fromkeys(line.split(" · ")[0] for line in result.longrepr.splitlines() if _HEADING.match(line))
             file, line, test = result.location
-            result.location = (file, line, f"{' '.join(broken)} · {test}")
-        if call.excinfo is not None and not call.excinfo.errisinstance(pytest.fail.Exception):
+            result.location = (file, line, f"{', '.join(broken)}, found by {test}")
+        else:
             from attnspec.conformance.judge import Verdict
 
             params = item.callspec.params  # type: ignore[attr-defined]
@@ -222,7 +230,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             run.record.count(cell, Verdict.HARNESS_ERROR, 1, f"{call.excinfo.typename}: {call.excinfo.value}")
             result.longrepr = ("attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
                                f"{run.command} --clauses={clauses[0]}\n\n"
-                               + "\n".join(f"{entry.path.name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:])
+                               + "\n".join(f"{Path(str(entry.path)).name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:])
                                + f"\n{call.excinfo.typename}: {call.excinfo.value}")
     return result
 

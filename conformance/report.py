@@ -39,7 +39,7 @@ def header(run: Run) -> list[str]:
                      f"{', '.join(subject.dtypes) or 'no dtype'}; class "
                      + ", ".join(dict.fromkeys(f"{subject.required_class(d)} for {d}" for d in subject.dtypes)))
         if traced:
-            lines.append(f"    backend seen in torch's profiler: {traced}")
+            lines.append(f"    backend seen in torch's dispatcher: {traced}")
         offered = [name for name in FEATURES if subject.offers(name)]
         absent = [name for name in FEATURES if not subject.offers(name)]
         lines.append(f"    offers {', '.join(offered)}" + (f"; not {', '.join(absent)}" if absent else ""))
@@ -128,7 +128,7 @@ def found(finding: Finding, subject: Subject, dtype: str) -> list[str]:
         lines.append(f"error {error:.3g} = {finding.ratio:.3g} × the bound ({finding.bound:.3g}) of class "
                      f"{subject.required_class(dtype)}; {finding.outside} of {finding.total} elements are outside")
     if finding.class_:
-        lines.append(f"it would stay within class {finding.class_}")
+        lines.append(f"it would be right in class {finding.class_}")
     return lines
 
 

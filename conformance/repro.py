@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
+import textwrap
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
+from attnspec.conformance.judge import together
 from attnspec.conformance.subject import Explained, Subject
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index
@@ -28,7 +29,7 @@ def tensor(data, dtype, shape, stride, offset):
 '''
 CHECK = '''
 error = (got.detach().cpu().double() - expected).abs()
-outside = ~((error <= bound) | exempt)
+outside = ~(error <= bound) & ~((got != got).cpu() & (expected != expected))
 print(f"{name}: {int(outside.sum())} of {outside.numel()} elements are further from the expected value than the bound")
 for at in outside.nonzero().tolist()[:8]:
     at = tuple(at)
@@ -55,19 +56,14 @@ def write(subject: Subject, explained: Explained, other: Problem | None) -> Path
 def script(subject: Subject, explained: Explained, other: Problem | None) -> str:
     """The text of the script: imports, the tensors, the call, and what the answer should have been."""
     clause, finding = index()[explained.clause], explained.finding
-    lines = [f'"""{clause.id} · {clause.title}', "", _wrap(clause.sentence), "",
+    lines = [f'"""{clause.id} · {clause.title}', "", textwrap.fill(clause.sentence, 110), "",
              f"Found with attnspec on {subject.adapter.name} {subject.adapter.variant}".rstrip() + f" ({subject.adapter.version}).",
              finding.message, '"""', "", "import base64", "import sys", "import zlib", "", "import numpy as np", "import torch", "",
              *subject.adapter.call(explained.problem).source, "", f'DEVICE = "{subject.device}"', TENSOR]
     lines += _call(subject, explained.problem, "", finding.output)
     if other is not None:
         lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
-    return "\n".join([*lines, *_verdict(explained, other)]) + "\n"
-
-
-def _wrap(text: str) -> str:
-    import textwrap
-    return textwrap.fill(text, 110)
+    return "\n".join([*lines, *_verdict(subject, explained, other)]) + "\n"
 
 
 def _call(subject: Subject, problem: Problem, suffix: str, output: str) -> list[str]:
@@ -92,8 +88,8 @@ def _call(subject: Subject, problem: Problem, suffix: str, output: str) -> list[
     if needs:
         assert problem.do is not None
         lines.append(f"do{suffix} = {literal(problem.do)}")
-        target = leaves.get(INPUT_OF.get(output, ""), None) or wanted[0]
-        lines.append(f"{output}{suffix}, = torch.autograd.grad(o{suffix}, [{target}], do{suffix})")
+        target = leaves.get(INPUT_OF.get(output, "")) or wanted[0]
+        lines.append(f"{output}{suffix}, = torch.autograd.grad(o{suffix}, [{target}], do{suffix}, allow_unused=True)")
     return lines
 
 
@@ -109,32 +105,28 @@ def literal(x: Tensor) -> str:
     return f"tensor({data!r}, {dtype}, {tuple(x.shape)}, {tuple(x.stride())}, {x.storage_offset()})"
 
 
-def _verdict(explained: Explained, other: Problem | None) -> list[str]:
-    finding, output = explained.finding, explained.finding.output
-    exact = explained.exact
+def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> list[str]:
+    """The end of the script: exit 1 while the fault is there, 0 without it."""
+    finding, output, exact = explained.finding, explained.finding.output, explained.exact
     if finding.kind in ("value", "zero", "nonfinite") and exact is not None and output in exact.values:
-        class_ = finding.class_ and "A" or "C"
-        tolerance = exact.tolerance(_required(explained, class_))
-        return ["", f'name, got = "{output}", {output}', f"expected = {_float(exact.values[output])}",
-                f"bound = {_float(tolerance.bound[output])}",
-                f"exempt = {_float(tolerance.exempt[output].astype(float))} > 0", CHECK]
-    if other is not None and output != "call":
-        select = _selected(finding, explained)
+        tolerance = exact.tolerance(subject.required_class(str(explained.problem.dtype)[6:]))
+        expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
+        return ["", f'name, got = "{output}", {output}', f"expected = {_float(expected)}",
+                f"bound = {_float(np.where(exempt, np.inf, bound))}", CHECK]
+    if other is not None and explained.margin is not None and output != "call":
         return ["", f'name, got, expected = "{output}", {output}_2, {output}.detach().cpu().double()',
-                "bound = torch.zeros(expected.shape, dtype=torch.float64)", f"exempt = {select}", CHECK]
-    if output == "call" or not explained.problem.wrt:
-        return ["", 'print("output", tuple(o.shape), o.dtype, o)' if finding.kind != "type" else 'print("returned", type(o), o)',
-                f"print({finding.message!r})", "sys.exit(1)"]
-    return ["", f"print({finding.message!r})", "sys.exit(1)"]
-
-
-def _required(explained: Explained, default: str) -> str:
-    used = [class_ for class_ in explained.exact._cache]
-    return used[0] if used else default
-
-
-def _selected(finding: Any, explained: Explained) -> str:
-    return "torch.zeros(expected.shape, dtype=torch.bool)"
+                f"bound = {_float(explained.margin)}", CHECK]
+    shape, dtype = (explained.problem.b, explained.problem.h, explained.problem.i, explained.problem.e), explained.problem.dtype
+    if finding.kind in ("type", "shape", "dtype") and output == "o":
+        return ["", 'print("output", type(o), getattr(o, "shape", ""), getattr(o, "dtype", ""))',
+                f"sys.exit(not (isinstance(o, torch.Tensor) and o.shape == {shape} and o.dtype == {dtype}))"]
+    if finding.kind == "missing":
+        return ["", f"print({finding.message!r})", f"sys.exit({output} is None)"]
+    if finding.kind == "changed":
+        names = [name for name in explained.problem.inputs() if name in finding.message.split()]
+        return ["", f"print({finding.message!r})", f"# compare {', '.join(names)} before and after the call", "sys.exit(1)"]
+    # An exception ends the script by itself; what remains is a relation that the message describes.
+    return ["", 'print("answered", getattr(o, "shape", o))', f"print({finding.message!r})"]
 
 
 def _float(x: np.ndarray) -> str:

@@ -1,10 +1,12 @@
 """BIAS: a float that is added to the scores."""
 
+from dataclasses import replace
+
 import torch
 
 from attnspec.conformance.case import Case
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import agrees, clause, must_be_right, on_cases
+from attnspec.conformance.testing import agrees, clause, must_be_right, on_cases, once
 from attnspec.reference import OUTPUTS
 
 
@@ -18,6 +20,14 @@ def test_a_bias_is_added_to_the_scaled_score(subject: Subject, case: Case) -> No
 @agrees(*OUTPUTS, offering=("bias",), where=lambda case: case.bias not in ("none", "bhij"))
 def test_a_bias_broadcasts_from_the_right(subject: Subject, case: Case) -> None:
     """Every form, with b ≠ h and b = h."""
+
+
+@clause("BIAS-2")
+@once("bias", "rank3")
+def test_three_dimensions_are_heads_first(subject: Subject, case: Case) -> None:
+    """A bias (h i j) where b = h, so that a reading as (b i j) fits and is wrong."""
+    problem = subject.problem(replace(case, heads="3/3", b=3, i=5, j=7, bias="rank3"))
+    must_be_right(subject, problem, "a bias (h i j) where b = h")
 
 
 @clause("BIAS-3")

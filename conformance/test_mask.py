@@ -1,12 +1,14 @@
 """MASK: a mask is bool and selects."""
 
+from dataclasses import replace
+
 import torch
 
 from attnspec.conformance.case import Case
 from attnspec.conformance.relations import hidden_keys, with_hidden
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.tensors import GARBAGE
-from attnspec.conformance.testing import agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases
+from attnspec.conformance.testing import agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases, once
 from attnspec.reference import OUTPUTS, dense
 
 HIDING = ("prefix", "suffix", "first_block", "random", "single")
@@ -14,8 +16,8 @@ HIDING = ("prefix", "suffix", "first_block", "random", "single")
 
 def hides(case: Case) -> bool:
     """Some key is likely to be hidden from everyone."""
-    return case.layout != "expanded" and (case.mask in ("padding", "bj", "j", "bhj") and case.holes in HIDING and case.keys > 1
-                                          or case.causal and case.keys > case.i)
+    return case.layout != "expanded" and ((case.mask in ("padding", "bj", "j", "bhj") and case.holes in HIDING and case.keys > 1)
+                                          or (case.causal and case.keys > case.i))
 
 
 @clause("MASK-1")
@@ -36,8 +38,16 @@ def test_a_mask_broadcasts_from_the_right(subject: Subject, case: Case) -> None:
     """Every form that broadcasts."""
 
 
+@clause("MASK-3")
+@once("mask", "rank3")
+def test_three_dimensions_are_heads_first(subject: Subject, case: Case) -> None:
+    """A mask (h i j) where b = h, so that a reading as (b i j) fits and is wrong."""
+    problem = subject.problem(replace(case, heads="3/3", b=3, i=5, j=7, mask="rank3"))
+    must_be_right(subject, problem, "a mask (h i j) where b = h")
+
+
 @clause("MASK-4")
-@on_cases(where=hides, right=OUTPUTS)
+@on_cases(where=hides)
 def test_what_is_hidden_has_no_influence(subject: Subject, case: Case) -> None:
     """Hidden keys and values become ±10³⁰: nobody's bits change, and their own gradients stay zero."""
     problem = subject.problem(case)
@@ -55,7 +65,7 @@ def test_what_is_hidden_has_no_influence(subject: Subject, case: Case) -> None:
 
 
 @clause("MASK-5")
-@on_cases(where=hides, right=OUTPUTS)
+@on_cases(where=hides)
 def test_not_even_nan_gets_through(subject: Subject, case: Case) -> None:
     """NaN and infinity in hidden keys and values."""
     problem = subject.problem(case)
@@ -67,7 +77,7 @@ def test_not_even_nan_gets_through(subject: Subject, case: Case) -> None:
 
 
 @clause("MASK-6")
-@on_cases(offering=("backward",), where=lambda case: hides(case) and case.wrt in ("all", "k", "v", "qv"), right=OUTPUTS)
+@on_cases(offering=("backward",), where=lambda case: hides(case) and case.wrt in ("all", "k", "v", "qv"))
 def test_a_hidden_key_gets_no_gradient(subject: Subject, case: Case) -> None:
     """With other numbers in the hidden places, dk and dv there are zero and not merely small."""
     problem = subject.problem(case)

@@ -11,19 +11,14 @@ from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem, twin
 
 
-def plain(case: Case) -> bool:
-    """No option is used."""
-    return case.mask == case.bias == "none" and not case.causal and case.scale is None
-
-
 @clause("SHAPE-1")
-@agrees("o", where=plain)
+@agrees("o")
 def test_output_has_a_row_for_each_query(subject: Subject, case: Case) -> None:
     """The judge asks for the shape before it looks at a value."""
 
 
 @clause("SHAPE-2")
-@agrees(*OUTPUTS, where=plain)
+@agrees(*OUTPUTS, mask="none", bias="none", causal=False, scale=None)
 def test_no_length_and_no_width_is_special(subject: Subject, case: Case) -> None:
     """Lengths and widths on both sides of every block edge."""
 

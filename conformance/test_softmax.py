@@ -61,11 +61,11 @@ def test_the_order_of_keys_does_not_matter(subject: Subject, case: Case) -> None
     exact = subject.solve(problem)
     must_agree(subject, after.o, before.o, exact, "o", "the keys in the opposite order", other)
     if before.gradients.get("dv") is not None:
-        must_agree(subject, after.gradients["dv"][..., order, :], before.gradients["dv"], exact, "dv", "the keys in the opposite order", other)
+        must_agree(subject, after.gradients["dv"][..., order, :], before.gradients["dv"], exact, "dv", "the keys in the opposite order")
 
 
 @clause("SOFTMAX-5")
-@on_cases(offering=("key_padding",), where=lambda case: not case.causal and case.mask in ("none", "padding") and case.bias == "none")
+@on_cases(offering=("key_padding",), causal=False, mask="padding", bias="none")
 def test_appended_hidden_keys_change_nothing(subject: Subject, case: Case) -> None:
     """1 and 40 more keys, so that the length crosses block edges."""
     problem = subject.problem(case)

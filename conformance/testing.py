@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from attnspec.adapters import Answer, same_bits
 from attnspec.conformance import report
-from attnspec.conformance.blame import choice_clause
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, Verdict, compare, together
 from attnspec.conformance.run import Run
@@ -32,9 +32,9 @@ class Broken(Exception):
     """A clause does not hold: what was found, and the problems that show it (the second one where two are compared)."""
 
     def __init__(self, finding: Finding, problem: Problem | None = None, exact: Exact | None = None,
-                 other: Problem | None = None) -> None:
+                 other: Problem | None = None, margin: np.ndarray | None = None) -> None:
         super().__init__(finding.message)
-        self.finding, self.problem, self.exact, self.other = finding, problem, exact, other
+        self.finding, self.problem, self.exact, self.other, self.margin = finding, problem, exact, other, margin
 
 
 class NotOffered(Exception):
@@ -78,7 +78,7 @@ def agrees(*outputs: str, offering: tuple[str, ...] = (), where: Callable[[Case]
 
 
 def on_cases(offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True,
-             right: tuple[str, ...] = ("o",), **like: Any) -> Callable[[Callable], Callable]:
+             right: tuple[str, ...] = OUTPUTS, **like: Any) -> Callable[[Callable], Callable]:
     """The test is a relation, asked on some fitting cases whose outputs `right` agree with the reference."""
     return _plan(Plan(offering, tuple(like.items()), where, right))
 
@@ -104,8 +104,8 @@ def clause(*ids: str) -> Callable[[Callable], Callable]:
             TESTED.setdefault(id_, []).append(f"{test.__module__}.{test.__qualname__}")
 
         @functools.wraps(test)
-        def run_it(run: Run, subject: Subject, dtype: str) -> None:
-            Asking(run, subject, dtype, ids, test).go()
+        def run_it(attnspec_run: Run, subject: Subject, dtype: str) -> None:
+            Asking(attnspec_run, subject, dtype, ids, test).go()
 
         del run_it.__wrapped__  # type: ignore[attr-defined]  # pytest reads fixtures from the signature
         run_it.clauses = ids  # type: ignore[attr-defined]
@@ -191,22 +191,30 @@ class Asking:
     def _relation(self, case: Case) -> bool:
         if self.plan.outputs and not self.plan.once and not self._right(case, self.plan.outputs):
             return False
+        broken = self._breaks(case)
+        if broken is None:
+            return True
+        known = self.subject.known(case, broken.finding)
+        if known is not None:
+            self._report(known)
+            return False
+        smallest = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(trial, broken))
+        if smallest != case:
+            broken = self._breaks(smallest) or broken
+        problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
+        clause, finding = self.main.id, broken.finding
+        if broken.exact is not None and finding.kind != "relation" and self.main.binding:
+            clause, finding = self.subject.attribute(clause, problem, finding, broken.exact)
+        explained = Explained(clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin)
+        self._report(explained, broken.other)
+        return False
+
+    def _breaks(self, case: Case) -> Broken | None:
         try:
             self.test(self.subject, case)
         except Broken as broken:
-            smallest = case if self.plan.once else descend(case, lambda trial: self._still(trial, broken))
-            if smallest != case:
-                try:
-                    self.test(self.subject, smallest)
-                except Broken as again:
-                    broken = again
-            problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
-            finding = self.subject.hinted(problem, broken.finding) if broken.exact is not None else broken.finding
-            explained = Explained(choice_clause(finding, self.subject.dialect, self.subject.observed) if finding.hint else self.main.id, smallest, finding, problem, broken.exact,
-                                  not self.plan.once)
-            self._report(explained, broken.other)
-            return False
-        return True
+            return broken
+        return None
 
     def _still(self, case: Case, broken: Broken) -> bool:
         fitted = self.plan.narrow(case, self.subject)
@@ -282,11 +290,16 @@ def must_answer(subject: Subject, problem: Problem) -> Answer:
 def must_agree(subject: Subject, got: Any, expected: Any, exact: Exact, output: str, what: str, other: Problem | None = None,
                select: Any = ...) -> None:
     """Two results of the implementation must differ by no more than both may differ from the exact answer."""
+    like = exact.values[output].shape
+    if getattr(got, "shape", None) != like or getattr(expected, "shape", None) != like:
+        raise NotApplicable  # no two answers to compare; the clause of what is missing says so
     tolerance = exact.tolerance(subject.required_class(str(exact.problem.dtype)[6:]))
     _, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
     finding, _ = compare(to_float64(got)[select], to_float64(expected)[select], 2 * bound[select], exempt[select], output)
     if finding is not None:
-        raise Broken(replace(finding, kind="relation", message=what), exact.problem, exact, other)
+        margin = np.full(bound.shape, np.inf)
+        margin[select] = np.where(exempt, np.inf, 2 * bound)[select]
+        raise Broken(replace(finding, kind="relation", message=what), exact.problem, exact, other, margin)
 
 
 def must_keep_bits(subject: Subject, problem: Problem, before: Any, after: Any, output: str, what: str,
@@ -308,5 +321,7 @@ def must_keep_bits(subject: Subject, problem: Problem, before: Any, after: Any, 
     if not differ.any():
         return  # the sign of zero, or another NaN
     at = tuple(int(n[0]) for n in differ.nonzero())
+    margin = np.full(tuple(before.shape), np.inf)
+    margin[select] = 0.0
     raise Broken(Finding("relation", output, what, at, float(y[at]), float(x[at]), 0.0, float("inf"), int(differ.sum()), x.size),
-                 problem, None, other)
+                 problem, None, other, margin)

@@ -54,7 +54,7 @@ class Exact:
     _operands: bounds.Operands
     _backward: dense.Backward | None
     _do: Array | None
-    _cache: dict[str, Tolerance] = field(default_factory=dict)
+    _cache: dict[tuple[str, str], Tolerance] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Array | None:
         if name in OUTPUTS:
@@ -66,16 +66,19 @@ class Exact:
         """Rows without a visible key, (b h i) bool."""
         return self.forward.empty
 
-    def tolerance(self, class_: str) -> Tolerance:
-        """The bound of each output for an accuracy class, 0 where the answer must be exactly zero."""
-        if class_ not in self._cache:
-            self._cache[class_] = self._tolerance(class_)
-        return self._cache[class_]
+    def tolerance(self, class_: str, dtype: str | None = None) -> Tolerance:
+        """The bound of each output for an accuracy class, 0 where the answer must be exactly zero.
 
-    def _tolerance(self, class_: str) -> Tolerance:
-        dtype = str(self.problem.dtype).removeprefix("torch.")
+        `dtype` is for asking what a computation in another dtype would have been allowed.
+        """
+        dtype = dtype or str(self.problem.dtype).removeprefix("torch.")
+        if (class_, dtype) not in self._cache:
+            self._cache[class_, dtype] = self._tolerance(class_, dtype)
+        return self._cache[class_, dtype]
+
+    def _tolerance(self, class_: str, dtype: str) -> Tolerance:
         a = arithmetic(class_, dtype)
-        share = 1 + (1.0 if a.u_acc == 2.0**-53 else REFERENCE_SHARE)
+        share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
         x, f = self._operands, self.forward
         # A row that is NaN by rule has no bound; it is compared as NaN.
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
@@ -97,7 +100,7 @@ class Exact:
                 if problem.bias is not None:
                     bound["dbias"], exempt["dbias"] = self._bias_bound(g.ds, both, a.u_out, a.u_acc)
         for name, value in self.values.items():
-            bound[name] = np.where(self.zero[name], 0.0, bound[name] * share)
+            bound[name] = np.where(self.zero[name], 0.0, np.where(np.isnan(value), np.nan, bound[name] * share))
             exempt[name] = exempt[name] | self.undefined[name] | (np.abs(value) + bound[name] > LARGEST[dtype])
         return Tolerance(bound, exempt)
 
@@ -146,7 +149,7 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exac
         values["dv"] = dense.sum_over_group(back.dv, tuple(problem.v.shape), grouping)
         if problem.bias is not None:
             values["dbias"] = dense.reduce_to(back.ds, tuple(problem.bias.shape))
-    zero = _zeros(problem, dialect, values, live, f, do)
+    zero = _zeros(problem, dialect, values, live, f, factor, do)
     undefined = _undefined(problem, dialect, given, bias, f, values)
     return Exact(problem, dialect, f, f.lse, values, zero, undefined,
                  bounds.Operands(q, k_heads, v_heads, scale, bias, factor), back, do)
@@ -154,21 +157,24 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exac
 
 @implements("ACCURACY-3")
 def _zeros(problem: Problem, dialect: Dialect, values: dict[str, Array], live: Array, f: dense.Forward,
-           do: Array | None) -> dict[str, Array]:
-    """Where nothing contributes to an output, so that it is exactly zero."""
+           factor: Array | float, do: Array | None) -> dict[str, Array]:
+    """Where nothing contributes to an output, so that it is exactly zero. What dropout removed contributes nothing."""
     grouping = dialect.head_grouping
+    kept = np.broadcast_to(np.not_equal(factor, 0), live.shape)
 
     def nothing_reaches(pairs: Array, like: tuple[int, ...]) -> Array:
         """Keys (b h j) that no row reaches, in the shape of keys or values."""
         each = np.broadcast_to(pairs.any(-2)[..., None], (*pairs.shape[:2], pairs.shape[3], like[-1])).astype(float)
         return dense.sum_over_group(each, like, grouping) == 0
 
-    no_value = ~live.any(-1)[..., None]
-    zero = {"o": np.broadcast_to(no_value, f.o.shape) & (dialect.empty_row != "nan" or problem.j == 0)}
+    live = live & kept
+    not_a_number = f.empty & (dialect.empty_row == "nan") & (problem.j > 0)
+    zero = {"o": np.broadcast_to(~(live.any(-1) | not_a_number)[..., None], f.o.shape)}
     if do is None:
         return zero
     asked = (do != 0).any(-1)[..., None]
-    scored = f.visible & asked
+    # Where dropout removed a whole row, dP and D are zero, and with them all of dS.
+    scored = f.visible & asked & (f.visible & kept).any(-1)[..., None]
     zero["dq"] = np.broadcast_to(~scored.any(-1)[..., None], values["dq"].shape)
     zero["dk"] = nothing_reaches(scored, tuple(problem.k.shape))
     zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))

@@ -1,0 +1,83 @@
+"""What a run costs: whole processes, wall clock and peak memory, beside the cheapest alternative on the same problems.
+
+    python benchmarks/whole_process.py [--runs 3] [--impl sdpa-math]
+
+The alternative is what a kernel's own test usually is: torch.autograd.gradcheck (fast mode) in float64, and assert_close of
+output and gradients against an eager formula, once for each problem of the covering array.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+ALTERNATIVE = """
+import torch
+from attnspec.adapters import resolve
+from attnspec.conformance.case import array
+from attnspec.conformance.tensors import build
+from attnspec.reference.autograd import attend  # noqa: F401  the import that the suite pays for, too
+from attnspec.spec import Dialect
+adapter, = resolve({impl!r})
+def eager(q, k, v, mask, bias, causal, scale):
+    g = k.shape[1]
+    k, v = (x.repeat_interleave(q.shape[1] // g, 1) for x in (k, v))
+    s = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None: s = s + bias
+    visible = torch.ones_like(s, dtype=torch.bool)
+    if mask is not None: visible = visible & (mask[:, None, None] if mask.ndim == 2 else mask)
+    if causal: visible = visible & torch.ones(s.shape[-2:], dtype=torch.bool).tril()
+    visible = visible & (s > float("-inf"))
+    p = torch.softmax(s.masked_fill(~visible, -1e300), -1) * visible
+    return p @ v
+checked = 0
+for case in array({array!r}, adapter, ("float64",)):
+    p = build(case)
+    leaves = [x.detach().clone().requires_grad_() for x in (p.q, p.k, p.v)]
+    def ours(q, k, v): return adapter.call(p.replace(q=q, k=k, v=v)).function(**adapter.call(p.replace(q=q, k=k, v=v)).arguments)
+    def theirs(q, k, v): return eager(q, k, v, p.mask, p.bias, p.causal, p.scale)
+    try:
+        torch.testing.assert_close(ours(*leaves), theirs(*leaves))
+        do = torch.ones_like(ours(*leaves))
+        for a, b in zip(torch.autograd.grad(ours(*leaves), leaves, do), torch.autograd.grad(theirs(*leaves), leaves, do)):
+            torch.testing.assert_close(a, b)
+        torch.autograd.gradcheck(ours, leaves, fast_mode=True)
+        checked += 1
+    except (AssertionError, RuntimeError):
+        pass
+print(checked, "problems agree")
+"""
+
+
+def measure(command: list[str]) -> tuple[float, float, int]:
+    """Seconds, peak resident MiB, and exit code of a process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    return time.perf_counter() - started, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--impl", default="sdpa-math")
+    options = parser.parse_args()
+    rows: list[tuple[str, list[str]]] = []
+    for tier, array in (("smoke", "pairs"), ("standard", "triples")):
+        rows.append((f"attnspec --tier {tier}", [sys.executable, "-m", "pytest", "-q", f"--impl={options.impl}", f"--tier={tier}"]))
+        rows.append((f"gradcheck + assert_close, {array}", [sys.executable, "-c", ALTERNATIVE.format(impl=options.impl, array=array)]))
+    rows.append(("import torch", [sys.executable, "-c", "import torch"]))
+    print(f"{'whole process':36}{'seconds (min / median / max)':>32}{'peak MiB':>10}{'exit':>6}")
+    for name, command in rows:
+        runs = [measure(command) for _ in range(options.runs)]
+        seconds = sorted(run[0] for run in runs)
+        print(f"{name:36}{f'{seconds[0]:.1f} / {statistics.median(seconds):.1f} / {seconds[-1]:.1f}':>32}"
+              f"{max(run[1] for run in runs):>10.0f}{runs[-1][2]:>6}")
+
+
+if __name__ == "__main__":
+    main()

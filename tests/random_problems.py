@@ -1,0 +1,85 @@
+"""Small random problems of every form, for testing the reference: what a case of the suite can't say is here too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import inf
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from attnspec.spec import Problem
+
+LETTERS = "bhij"
+# A form is the rank of a mask or bias and the letters over which it varies; it has size one along the others.
+FORMS = [(4, "".join(x for x, used in zip(LETTERS, which, strict=True) if used)) for which in product((0, 1), repeat=4)]
+RANK_3 = [(3, form) for rank, form in FORMS if "b" not in form]
+RANK_2 = [(2, form) for rank, form in RANK_3 if "h" not in form]
+PADDING = (0, "bj")
+MASKS = [None, None, None, *FORMS, *RANK_3, PADDING, PADDING, PADDING]
+BIASES = [None, None, None, *FORMS, *RANK_3, *RANK_2]
+HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 2), (6, 3))  # query heads, key/value heads
+SCALES = (None, 0.5, -0.7, 0.0, 6.0)
+RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A problem, the keep mask of its dropout, and what was chosen, for seeing that all was."""
+
+    problem: Problem
+    keep: Tensor
+    choices: tuple[tuple[str, object], ...]
+
+
+def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4,
+         least: int = 0) -> Drawn:
+    """Any problem: sizes from `least` on, every form, every option."""
+    def choose(options):
+        return options[int(rng.integers(len(options)))]
+
+    def size(largest: int) -> int:  # a size of zero is rare, or most problems would be empty
+        return int(rng.integers(1, largest + 1)) if least or rng.random() > 0.04 else 0
+
+    def numbers(*shape: int, spread: float = 1.0) -> Tensor:
+        return torch.from_numpy(spread * rng.standard_normal(shape)).to(dtype)
+
+    b, i, j, d, e = size(2), size(longest), size(longest + 1), size(widest), size(widest)
+    h, g = choose(HEADS) if least or rng.random() > 0.02 else (0, 0)
+    shared = g == 1 and bool(rng.random() < 0.5)
+    sizes = dict(zip(LETTERS, (b, h, i, j), strict=True))
+
+    def shape(form: tuple[int, str]) -> tuple[int, ...]:
+        rank, over = form
+        return (b, j) if form == PADDING else tuple(sizes[x] if x in over else 1 for x in LETTERS[4 - rank:])
+
+    mask_form, bias_form = choose(MASKS), choose(BIASES)
+    mask = None if mask_form is None else torch.from_numpy(rng.random(shape(mask_form)) < choose((0.3, 0.7, 0.9)))
+    bias = None if bias_form is None else numbers(*shape(bias_form), spread=choose((1.0, 8.0)))
+    holes = bias is not None and bool(rng.random() < 0.4)
+    if holes:
+        bias = bias.masked_fill(bias < -0.4, -inf)
+    k, v = numbers(b, g, j, d), numbers(b, g, j, e)
+    do = numbers(b, h, i, e)
+    do = do * torch.from_numpy(rng.random((b, h, i, 1)) < 0.9)  # some rows are silent
+    rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
+    problem = Problem(
+        numbers(b, h, i, d), k[:, 0] if shared else k, v[:, 0] if shared else v, mask, bias, causal=causal, scale=scale,
+        dropout=rate, training=rate > 0, do=do, wrt=("q", "k", "v") if bias is None else ("q", "k", "v", "bias"))
+    lengths = "i<j" if i < j else "i>j" if i > j else "i=j"
+    empty = next((x for x, n in zip("bhijde", (b, h, i, j, d, e), strict=True) if n == 0), "")
+    chosen = {"mask": mask_form, "bias": bias_form, "holes": holes, "heads": (h, g, shared), "scale": scale,
+              "rate": rate, "causal": (causal, lengths), "wider": e > d, "empty": empty}
+    return Drawn(problem, torch.from_numpy(rng.random((b, h, i, j)) >= rate), tuple(chosen.items()))
+
+
+def share(got: np.ndarray, expected: np.ndarray, bound: np.ndarray, skip: np.ndarray) -> float:
+    """The worst error as a share of its bound; NaN equals NaN, and infinity stands for a broken zero or a lost NaN."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.abs(got - expected)
+        ratio = np.where(error == 0, 0.0, error / bound)
+    ratio = np.where(np.isnan(got) & np.isnan(expected), 0.0, np.where(np.isnan(ratio), inf, ratio))
+    return float(np.where(skip, 0.0, ratio).max(initial=0.0))

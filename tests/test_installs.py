@@ -1,0 +1,137 @@
+"""The suite beside the tests of somebody else, in a bare clone, and from a wheel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICK = ("--impl=sdpa-math", "--tier=smoke", "--clauses=CAUSAL-1", "--impl-dtypes=float32", "-p", "no:cacheprovider")
+
+
+def run(python: Path | str, *command: str, cwd: Path) -> tuple[int, str]:
+    """A process that sees no attnspec but what its Python has installed, and no option of ours."""
+    hidden = ("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run([str(python), *command], cwd=cwd, env={**environment, "OMP_NUM_THREADS": "1"}, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory) -> Path:
+    """A Python with the packages of this one, but without attnspec, its entry point and its editable finder.
+
+    Each package is linked, one by one, into the site-packages of a new environment.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere") / "python"
+    venv.create(folder, with_pip=False)
+    packages = next(folder.glob("lib*/python*/site-packages"), None) or folder / "Lib" / "site-packages"
+    for place in dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")):
+        for entry in Path(place).iterdir():
+            ours = "attnspec" in entry.name or (entry.suffix == ".pth" and "attnspec" in entry.read_text())
+            if not ours and not (packages / entry.name).exists():
+                (packages / entry.name).symlink_to(entry)
+    python = next(path for path in (folder / "bin" / "python", folder / "Scripts" / "python.exe") if path.exists())
+    code, said = run(python, "-c", "import torch, hypothesis, pytest, einops; import attnspec", cwd=folder)
+    assert code == 1, said
+    assert "No module named 'attnspec'" in said
+    return python
+
+
+def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
+    source, wheels, empty = tmp_path / "source", tmp_path / "wheels", tmp_path / "empty"
+    for name in ("spec", "reference", "conformance", "adapters"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    code, said = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet",
+                     "--wheel-dir", str(wheels), str(source), cwd=tmp_path)
+    assert code == 0, said
+    (wheel,) = wheels.glob("attnspec-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    wanted = [path for pattern in ("spec/**/*.md", "spec/**/*.py", "reference/**/*.py", "adapters/**/*.py",
+                                   "conformance/*.py", "conformance/arrays/*.csv") for path in ROOT.glob(pattern)]
+    assert {path.suffix for path in wanted} == {".md", ".py", ".csv"}
+    missing = {f"attnspec/{path.relative_to(ROOT).as_posix()}" for path in wanted} - inside
+    assert not missing
+    assert not [name for name in inside if name.startswith(("attnspec/tests", "tests/"))]
+
+    shutil.rmtree(source)
+    target = tmp_path / "target"
+    code, said = run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(target),
+                     str(wheel), cwd=tmp_path)
+    assert code == 0, said
+    empty.mkdir()
+    start = f"import sys; sys.path.insert(0, {str(target)!r}); import pytest; sys.exit(pytest.main())"
+    code, said = run(elsewhere, "-c", start, *QUICK, cwd=empty)
+    assert code == 0, said
+    assert re.search(r"^  CAUSAL-1 +(\d+)/\1$", said, re.M)
+    assert str(ROOT) not in said
+    code, said = run(elsewhere, "-c", f"import sys; sys.path.insert(0, {str(target)!r}); import attnspec.conformance as c; "
+                                      "print(c.__file__, c.__version__)", cwd=empty)
+    assert code == 0
+    assert str(target) in said
+
+
+def test_a_bare_clone_works_where_nothing_is_installed(elsewhere, tmp_path):
+    clone = tmp_path / "any-name"
+    for name in ("spec", "reference", "adapters", "conformance"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, clone / name)
+    code, said = run(elsewhere, "-m", "pytest", *QUICK[:2], "--clauses=CAUSAL", *QUICK[3:], cwd=clone)
+    assert code == 0, said
+    assert re.search(r"^  CAUSAL-1 +(\d+)/\1$", said, re.M)
+    assert str(ROOT) not in said
+
+
+# BESIDE THE TESTS OF SOMEBODY ELSE
+
+
+@pytest.fixture
+def foreign(tmp_path) -> Path:
+    """A project with patterns, markers and fixtures of its own."""
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\naddopts = --strict-markers --strict-config\npython_functions = check_*\npython_files = check_*.py\n"
+        "markers =\n    ours: a marker of the project\n")
+    (tmp_path / "conftest.py").write_text(
+        "import pytest\n\n@pytest.fixture\ndef run():\n    return 'the fixture of the project'\n\n"
+        "@pytest.fixture(autouse=True)\ndef everywhere():\n    print('always')\n")
+    (tmp_path / "check_own.py").write_text(
+        "import pytest\n\n@pytest.mark.ours\ndef check_run(run):\n    assert run == 'the fixture of the project'\n\n"
+        "def test_is_no_test_here():\n    raise AssertionError\n")
+    (tmp_path / "test_not_collected.py").write_text("raise AssertionError('not a test file here')\n")
+    return tmp_path
+
+
+def test_impl_runs_the_suite_and_nothing_else(foreign):
+    code, said = run(sys.executable, "-m", "pytest", *QUICK, cwd=foreign)
+    assert code == 0, said
+    assert "check_own" not in said
+    assert re.search(r"^  CAUSAL-1 +(\d+)/\1$", said, re.M)
+
+
+def test_without_impl_the_project_runs_its_own_tests(foreign):
+    code, said = run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", cwd=foreign)
+    assert code == 0, said
+    assert "1 passed" in said
+    assert "CAUSAL" not in said
+    assert "attention conformance" not in said
+
+
+def test_what_is_named_is_run(foreign):
+    code, said = run(sys.executable, "-m", "pytest", *QUICK[:2], *QUICK[3:], "check_own.py", cwd=foreign)
+    assert "check_own.py" in said
+    assert "1 passed" in said, said
+    assert "CAUSAL-1 " not in said

@@ -1,0 +1,361 @@
+"""The judge is seen both passing and failing on each of its rules, and a reference with a planted error is noticed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf, nan
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import default_rng
+from random_problems import Drawn, draw, share
+
+from attnspec.adapters import Adapter, Answer
+from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
+from attnspec.reference import Exact, dense, solve
+from attnspec.reference.autograd import attend
+from attnspec.spec import CHOICES, Dialect, Problem
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.from_numpy(default_rng([20, seed]).standard_normal(shape)).to(dtype)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """Two heads, three queries, four keys of which the last is hidden from everyone; values one wider than keys."""
+    mask = torch.tensor([[True, True, True, False]])
+    return Problem(random(1, 2, 3, 2, seed=0), random(1, 2, 4, 2, seed=1), random(1, 2, 4, 3, seed=2), mask,
+                   random(3, 4, seed=3), do=random(1, 2, 3, 3, seed=4), wrt=("q", "k", "v", "bias"))
+
+
+@pytest.fixture(scope="module")
+def exact(problem: Problem) -> Exact:
+    return solve(problem, Dialect())
+
+
+@pytest.fixture(scope="module")
+def right(exact: Exact) -> Answer:
+    """The exact answer, rounded once."""
+    tensors = {name: torch.from_numpy(np.array(x)).to(exact.problem.dtype) for name, x in exact.values.items()}
+    return Answer(tensors.pop("o"), tensors)
+
+
+def only(judgement: Judgement) -> Finding:
+    assert len(judgement.findings) == 1, judgement.findings
+    return judgement.findings[0]
+
+
+def changed(x: torch.Tensor, at: tuple, number: float) -> torch.Tensor:
+    x = x.clone()
+    x[at] = number
+    return x
+
+
+def with_gradient(answer: Answer, name: str, gradient: object) -> Answer:
+    return replace(answer, gradients={**answer.gradients, name: gradient})  # type: ignore[dict-item]
+
+
+# ONE RULE AFTER THE OTHER
+
+
+def test_the_right_answer_passes(right: Answer, exact: Exact) -> None:
+    judgement = judge(right, exact, "A")
+    assert not judgement.findings
+    assert judgement.exempt == 0
+    assert judgement.worst.keys() == {"o", "dq", "dk", "dv", "dbias"}
+    assert all(0 < share <= 1 for share in judgement.worst.values())
+
+
+def test_an_exception_is_a_finding_of_its_stage(exact: Exact) -> None:
+    forward = only(judge(Answer(error=RuntimeError("no\nkernel")), exact, "A"))
+    assert (forward.kind, forward.output, forward.message) == ("raised", "call", "raised RuntimeError: no kernel")
+    backward = only(judge(Answer(error=RuntimeError("no"), stage="backward"), exact, "A"))
+    assert (backward.kind, backward.output, backward.message) == ("raised", "dq", "backward raised RuntimeError: no")
+    assert only(judge(Answer(unsupported="no form for it"), exact, "A")).message == "raised no form for it"
+
+
+@pytest.mark.parametrize(("o", "found"), [
+    ((torch.zeros(1), torch.zeros(1)), "a tuple of 2"), (None, "nothing (None)"), ([1.0], "a list"), (1.0, "a float")])
+def test_the_output_is_one_tensor(o: object, found: str, exact: Exact) -> None:
+    finding = only(judge(Answer(o), exact, "A"))
+    assert (finding.kind, finding.output) == ("type", "o")
+    assert found in finding.message
+
+
+def test_shape_dtype_and_device(right: Answer, exact: Exact) -> None:
+    for tensor, kind, words in (
+            (right.o[..., :2], "shape", "(1, 2, 3, 2), expected (1, 2, 3, 3)"),
+            (right.o.transpose(1, 2), "shape", "(1, 3, 2, 3)"),
+            (right.o.double(), "dtype", "float64, expected float32"),
+            (right.o.to("meta"), "device", "on meta, the inputs are on cpu")):
+        finding = only(judge(replace(right, o=tensor), exact, "A"))
+        assert (finding.kind, finding.output) == (kind, "o")
+        assert words in finding.message
+    assert only(judge(with_gradient(right, "dv", right.gradients["dv"].half()), exact, "A")).kind == "dtype"
+    finding = only(judge(with_gradient(right, "dk", right.gradients["dk"][:, :1]), exact, "A"))
+    assert (finding.kind, finding.output) == ("shape", "dk")
+
+
+def test_a_gradient_that_is_asked_for_is_there(right: Answer, exact: Exact) -> None:
+    finding = only(judge(with_gradient(right, "dk", None), exact, "A"))
+    assert (finding.kind, finding.output) == ("missing", "dk")
+    assert not judge(with_gradient(right, "dk", None), exact, "A", gradients=False).findings
+
+
+def test_inputs_are_left_alone(right: Answer, exact: Exact, problem: Problem) -> None:
+    finding = only(judge(replace(right, changed=("q", "k")), exact, "A"))
+    assert (finding.kind, finding.output) == ("changed", "call")
+    assert "q and k" in finding.message
+
+    class Scales(Adapter):
+        def attend(self, q, k, v, **options):
+            q.mul_(2)
+            return q
+
+    assert Scales().run(problem.replace(do=None, wrt=())).changed == ("q",)
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_nan_and_infinity_are_no_numbers(bad: float, right: Answer, exact: Exact) -> None:
+    finding = only(judge(replace(right, o=changed(right.o, (0, 1, 2, 0), bad)), exact, "A"))
+    assert (finding.kind, finding.output, finding.index, finding.outside) == ("nonfinite", "o", (0, 1, 2, 0), 1)
+    assert finding.ratio == inf
+
+
+def test_nan_where_the_rule_says_so(problem: Problem, right: Answer) -> None:
+    hidden = problem.replace(mask=changed(torch.ones(1, 1, 3, 4, dtype=torch.bool), (0, 0, 1), False), do=None, wrt=())
+    exact = solve(hidden, Dialect(empty_row="nan"))
+    good = torch.from_numpy(exact.o).float()
+    assert good[0, :, 1].isnan().all()
+    assert not judge(Answer(good), exact, "A").findings
+    finding = only(judge(Answer(good.nan_to_num(0.0)), exact, "A"))
+    assert (finding.kind, finding.index[2], finding.outside, finding.total) == ("value", 1, 6, 18)
+    assert np.isnan(finding.expected)
+    assert only(judge(Answer(changed(good, (0, 0, 1, 0), inf)), exact, "A")).outside == 1
+    assert only(judge(Answer(changed(good, (0, 0, 0, 0), nan)), exact, "A")).kind == "nonfinite"
+
+
+def test_zero_means_zero(right: Answer, exact: Exact) -> None:
+    """The last key is hidden: 1e-30 there is wrong, minus zero is not."""
+    dv = right.gradients["dv"]
+    finding = only(judge(with_gradient(right, "dv", changed(dv, (0, 1, 3, 2), 1e-30)), exact, "A"))
+    assert (finding.kind, finding.output, finding.index, finding.bound) == ("zero", "dv", (0, 1, 3, 2), 0.0)
+    assert not judge(with_gradient(right, "dv", changed(dv, (0, 1, 3), -0.0)), exact, "A").findings
+
+
+def test_the_edge_of_the_bound() -> None:
+    """An error of exactly the bound passes, of 1.0000001 of it does not, on either side."""
+    expected, bound, exempt = np.full((2, 3), 5.0), np.full((2, 3), 0.25), np.zeros((2, 3), bool)
+    for sign in (1, -1):
+        inside, outside = expected.copy(), expected.copy()
+        inside[1, 2] += sign * 0.25
+        outside[1, 2] += sign * 0.25 * 1.0000001
+        assert compare(inside, expected, bound, exempt, "o") == (None, 1.0)
+        finding, ratio = compare(outside, expected, bound, exempt, "o")
+        assert finding is not None
+        assert (finding.kind, finding.index, finding.outside, finding.total) == ("value", (1, 2), 1, 6)
+        assert ratio == finding.ratio == pytest.approx(1.0000001, abs=1e-8)
+
+
+def test_the_worst_element_is_shown() -> None:
+    """Index, numbers and counts are those of the element that is furthest outside; an infinite one comes first."""
+    expected, bound, exempt = np.zeros((2, 2, 2)), np.ones((2, 2, 2)), np.zeros((2, 2, 2), bool)
+    got = np.array([[[0.5, 2.0], [7.0, 0.0]], [[-3.0, 1.0], [0.0, 0.0]]])
+    finding, ratio = compare(got, expected, bound, exempt, "dk")
+    assert finding == Finding("value", "dk", "", (0, 1, 0), 7.0, 0.0, 1.0, 7.0, 3, 8)
+    assert ratio == 7
+    bound[1, 0, 0] = 0
+    finding, _ = compare(got, expected, bound, exempt, "dk")
+    assert finding is not None
+    assert (finding.kind, finding.index, finding.ratio) == ("zero", (1, 0, 0), inf)
+    got[0, 0, 0] = nan
+    finding, _ = compare(got, expected, bound, exempt, "dk")
+    assert finding is not None
+    assert finding.outside == 4
+
+
+def test_exempt_elements_are_skipped() -> None:
+    expected, bound, got = np.zeros(3), np.ones(3), np.array([9.0, 0.5, nan])
+    exempt = np.array([True, False, True])
+    assert compare(got, expected, bound, exempt, "o") == (None, 0.5)
+    finding, _ = compare(got, expected, bound, np.array([True, False, False]), "o")
+    assert finding is not None
+    assert finding.outside == 1
+
+
+def test_infinity_agrees_with_nothing() -> None:
+    """Infinity is outside the domain of the exact answer: it passes only where the element is exempt."""
+    one = np.ones(1)
+    for got, expected in ((inf, 0.0), (inf, -inf), (0.0, inf), (nan, inf), (inf, nan), (inf, inf)):
+        finding, ratio = compare(one * got, one * expected, one, one == 0, "o")
+        assert finding is not None
+        assert ratio == inf
+        assert compare(one * got, one * expected, one, one == 1, "o") == (None, 0.0)
+
+
+def test_an_empty_output_has_no_element_to_be_wrong() -> None:
+    none = np.zeros((0, 3))
+    assert compare(none, none, none, none > 0, "o") == (None, 0.0)
+
+
+def test_overflow_of_a_legal_intermediate_is_exempt() -> None:
+    """q·k is 2·10⁵ before a scale of 10⁻⁴: class C of float16 may lose it, class A may not."""
+    q = torch.full((1, 1, 1, 1), 448.0, dtype=torch.float16)
+    k, v = q.expand(1, 1, 2, 1), torch.ones(1, 1, 2, 1, dtype=torch.float16)
+    exact = solve(Problem(q, k, v, scale=1e-4), Dialect())
+    lost = Answer(torch.full_like(q, nan))
+    assert judge(lost, exact, "C").exempt == 1
+    assert not judge(lost, exact, "C").findings
+    assert only(judge(lost, exact, "A")).kind == "nonfinite"
+
+
+def test_a_tensor_given_twice_has_the_sum_of_its_gradients() -> None:
+    q, x, do = random(1, 1, 3, 2, seed=5), random(1, 1, 4, 2, seed=6), random(1, 1, 3, 2, seed=7)
+    exact = solve(Problem(q, x, x, do=do, wrt=("q", "k", "v")), Dialect())
+    o, dq, dk, dv = (torch.from_numpy(exact.values[name]).float() for name in ("o", "dq", "dk", "dv"))
+    both = Answer(o, {"dq": dq, "dk": dk + dv, "dv": dk + dv})
+    assert not judge(both, exact, "A").findings
+    assert {f.output for f in judge(Answer(o, {"dq": dq, "dk": dk, "dv": dv}), exact, "A").findings} == {"dk", "dv"}
+    own = solve(Problem(q, x, x.clone(), do=do, wrt=("q", "k", "v")), Dialect())
+    assert not judge(Answer(o, {"dq": dq, "dk": dk, "dv": dv}), own, "A").findings
+
+
+def test_the_mildest_class_that_holds_is_named(problem: Problem) -> None:
+    """Probabilities rounded to bfloat16 are outside A and inside B; a fault is inside none."""
+    halves = {name: getattr(problem, name).bfloat16() for name in ("q", "k", "v", "bias", "do")}
+    problem = problem.replace(**halves, wrt=())
+    exact = solve(problem, Dialect())
+    p = torch.from_numpy(exact.forward.p).bfloat16().double()
+    rounded = Answer((p @ problem.v.double()).bfloat16())
+    finding = only(judge(rounded, exact, "A"))
+    assert with_class(finding, rounded, exact).class_ == "B"
+    fault = Answer(rounded.o + 1)
+    assert with_class(only(judge(fault, exact, "A")), fault, exact).class_ == ""
+
+
+# A REFERENCE WITH A PLANTED ERROR
+
+# What is planted: the function of reference/dense.py, a piece of its text, and what stands there instead.
+PLANTED = {
+    "blocked heads are strided": ("head_of_query", "heads // (h // g) if", "heads % g if"),
+    "strided heads are blocked": ("head_of_query", "else heads % g", "else heads // (h // g)"),
+    "one head too far": ("head_of_query", "heads // (h // g)", "(heads + 1) % h // (h // g)"),
+    "the first head of a group only": (
+        "sum_over_group", "np.add.at(total, (slice(None), head_of_query(dx.shape[1], g, grouping)), dx)",
+        "total += dx[:, [int(np.argmax(head_of_query(dx.shape[1], g, grouping) == n)) for n in range(g)]]"),
+    "the mean over a group": (
+        "sum_over_group", "return total.reshape(like)",
+        "return total.reshape(like) * g / dx.shape[1]"),
+    "scale 1/d": ("default_scale", "d**-0.5", "d**-1.0"),
+    "scale twice": ("scores", "scale * (q @", "scale * scale * (q @"),
+    "sign of the scale lost": ("scores", "scale * (q @", "abs(scale) * (q @"),
+    "a scale of zero is the default": ("scores", "scale * (q @", "(scale or q.shape[-1] ** -0.5) * (q @"),
+    "bias subtracted": ("add_bias", "z + np.where", "z - np.where"),
+    "bias doubled": (
+        "add_bias", "z + np.where(bias == -np.inf, 0.0, bias)",
+        "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
+    "bias before the scale": (
+        "forward", "s = add_bias(z, bias)",
+        "s = add_bias(z, None if bias is None else scale * bias)"),
+    "bias ignored": ("add_bias", "return z if bias is None else", "return z if bias is None or True else"),
+    "minus infinity is a number": ("visible_keys", "bias > -np.inf", "bias >= -np.inf"),
+    "causal excludes itself": ("causal_mask", "<= last_visible", "< last_visible"),
+    "causal sees one key more": ("causal_mask", "<= last_visible[:, None]", "<= last_visible[:, None] + 1"),
+    "the other alignment": ("causal_mask", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
+    "mask inverted": (
+        "visible_keys", "visible &= broadcast_mask(mask, shape)",
+        "visible &= ~broadcast_mask(mask, shape)"),
+    "the mask wins over causal": ("visible_keys", "if causal is not None:", "if causal is not None and mask is None:"),
+    "padding along the queries": ("broadcast_mask", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
+    "the hidden takes part in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + (~visible).sum(-1) * 1e-3"),
+    "not normalised": ("softmax", "return e / total[..., None],", "return e,"),
+    "lse without the maximum": ("softmax", "m + np.log(total)", "np.log(total)"),
+    "lse to base 2": ("softmax", "m + np.log(total)", "m + np.log2(total)"),
+    "an empty row is not zero": ("fill_empty_rows", 'if rule == "zero" or not empty.any()', "if not empty.any()"),
+    "uniform over one key more": ("fill_empty_rows", "max(p.shape[-1], 1)", "(p.shape[-1] + 1)"),
+    "kept is not scaled up": ("keep_factor", "keep / (1 - rate)", "keep * 1.0"),
+    "scaled by the rate": ("keep_factor", "keep / (1 - rate)", "keep / rate"),
+    "dropped and kept swapped": ("keep_factor", "keep / (1 - rate)", "~keep / (1 - rate)"),
+    "a rate of one drops nothing": (
+        "keep_factor", "np.zeros(keep.shape) if rate == 1",
+        "np.ones(keep.shape) if rate == 1"),
+    "normalised again after dropout": (
+        "forward", "w = p * factor",
+        "w = p * factor / np.maximum((p * factor).sum(-1, keepdims=True), 0.1)"),
+    "values without dropout": ("forward", "w @ v)", "p @ v)"),
+    "dv without dropout": ("backward", "f.w.swapaxes(-1, -2) @ do", "f.p.swapaxes(-1, -2) @ do"),
+    "dv of unnormalised probabilities": (
+        "backward", "f.w.swapaxes(-1, -2) @ do",
+        "(f.w * np.exp(np.where(f.empty, 0, f.lse))[..., None]).swapaxes(-1, -2) @ do"),
+    "dP without dropout": ("backward", "dp = factor * (do @", "dp = (do @"),
+    "D dropped": ("backward", "dp - delta[..., None]", "dp"),
+    "D without dropout": ("backward", "(f.p * dp).sum(-1)", "(f.p * (do @ v.swapaxes(-1, -2))).sum(-1)"),
+    "D of the row before": ("backward", "(f.p * dp).sum(-1)", "np.roll((f.p * dp).sum(-1), 1, -1)"),
+    "an empty row has a score gradient": (
+        "backward", "np.where(f.empty[..., None], 0.0, f.p * (dp - delta[..., None]))",
+        "f.p * (dp - delta[..., None]) + f.empty[..., None]"),
+    "dq without scale": ("backward", "dq = scale * (ds @ k)", "dq = ds @ k"),
+    "dk without scale": ("backward", "dk = scale * (ds", "dk = (ds"),
+    "dk of the row order reversed": (
+        "backward", "(ds.swapaxes(-1, -2) @ q)",
+        "(ds[..., ::-1, :].swapaxes(-1, -2) @ q)"),
+    "dS of the wrong sign": ("backward", "dp - delta[..., None]", "delta[..., None] - dp"),
+    "the mean over a broadcast bias": (
+        "reduce_to", "dx.sum(repeated, keepdims=True)",
+        "dx.mean(repeated, keepdims=True)"),
+    "the last write to a broadcast bias": (
+        "reduce_to", "dx.sum(repeated, keepdims=True)",
+        "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]"),
+}
+PROBLEMS = 60
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[tuple[Drawn, Dialect, dict[str, np.ndarray]]]:
+    """Random problems in all dialects that have numbers, each with the answer of the second form."""
+    rng, some = default_rng(21), []
+    for n in range(PROBLEMS):
+        x = draw(rng, least=1)
+        alignment, empty_row, grouping = (options[n // 2**place % 2] for place, options in enumerate(CHOICES.values()))
+        dialect = Dialect(alignment, empty_row, grouping)
+        some.append((x, dialect, {name: y.numpy() for name, y in attend(x.problem, dialect, x.keep).items()}))
+    return some
+
+
+def noticed(drawn: list[tuple[Drawn, Dialect, dict[str, np.ndarray]]]) -> int:
+    """On how many problems the two forms disagree."""
+    count = 0
+    for drawn_, dialect, second in drawn:
+        exact = solve(drawn_.problem, dialect, drawn_.keep.numpy())
+        bound = exact.tolerance("A").bound
+        worst = max(share(second[name], x, bound[name], exact.undefined[name]) for name, x in exact.values.items())
+        with np.errstate(invalid="ignore"):
+            lse = np.abs(exact.lse - second["lse"]) > 1e-9
+        count += worst > 1 or bool(lse.any())
+    return count
+
+
+def plant(function: str, text: str, instead: str) -> Callable:
+    """A function of reference/dense.py with a piece of its text replaced."""
+    source = inspect.getsource(getattr(dense, function))
+    source = source[source.index("def "):]
+    assert source.count(text) == 1, f"{function} has no longer one {text!r}"
+    scope = dict(vars(dense))
+    exec(source.replace(text, instead), scope)
+    return scope[function]
+
+
+def test_the_reference_as_it_is_agrees(drawn: list) -> None:
+    assert noticed(drawn) == 0
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_error_is_noticed(name: str, drawn: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, text, instead = PLANTED[name]
+    monkeypatch.setattr(dense, function, plant(function, text, instead))
+    with np.errstate(all="ignore"):
+        assert noticed(drawn) > 0
