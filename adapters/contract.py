@@ -6,6 +6,7 @@ An adapter knows how one implementation is called and what it offers. It knows n
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -114,6 +115,10 @@ class Adapter:
         kind = type(self)
         source = (f"from {kind.__module__} import {kind.__qualname__}", f"attend = {kind.__qualname__}().attend")
         return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, self.source or source)
+
+    def on(self, device: str) -> Adapter:
+        """This adapter for one device, whose offer is its own."""
+        return copy.copy(self)
 
     def trace(self) -> str | None:
         """Which backend really ran, as seen by the framework, or None where there is only one."""

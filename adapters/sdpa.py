@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class PinnedSDPA(FunctionAdapter):
     math computes the half types in float32 inside, so it claims class A; the fused kernels round probabilities.
     """
 
+    offers: Iterable[str]
+
     def __init__(self, name: str) -> None:
         super().__init__(F.scaled_dot_product_attention, name, (
             "from torch.nn.attention import SDPBackend, sdpa_kernel",
@@ -46,8 +48,6 @@ class PinnedSDPA(FunctionAdapter):
         self.backend = BACKENDS[name]
         self.version = f"torch {torch.__version__}"
         self.devices = ("cuda",) if name in CUDA_ONLY else None
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self.offers = frozenset(self.offers) - NOT_OFFERED.get((name, device.type if device else "cpu"), set())
         if name == "sdpa-math":
             self.accuracy = "A"
 
@@ -60,6 +60,12 @@ class PinnedSDPA(FunctionAdapter):
                 return plain.function(**arguments)
 
         return Call(pinned, plain.arguments, plain.source)
+
+    def on(self, device: str) -> Adapter:
+        """The offer differs by device: each has a kernel of its own behind one name."""
+        adapter = super().on(device)
+        adapter.offers = frozenset(self.offers) - NOT_OFFERED.get((self.name, device.split(":")[0]), set())
+        return adapter
 
     def trace(self) -> str | None:
         """The operators of a plain call that say which backend ran, as torch's dispatcher saw them."""

@@ -25,9 +25,12 @@ def choice_clause(finding: Finding, dialect: Dialect, observed: frozenset[str]) 
     return CONSISTENCY[choice] if choice in observed else CHOICE_CLAUSE[choice][getattr(dialect, choice)]
 
 
-def accuracy_clause(finding: Finding, dtype: str) -> str:
-    """The clause of a value that would be right in coarser arithmetic, or ''."""
-    if finding.kind != "value" or not finding.class_:
+def accuracy_clause(finding: Finding, dtype: str, plain: bool) -> str:
+    """The clause of a value that would be right in coarser arithmetic, or ''.
+
+    In the arithmetic of another dtype only where nothing else is left to blame: small semantic errors fit in there, too.
+    """
+    if finding.kind != "value" or not finding.class_ or not (plain or finding.class_.endswith(f" of {dtype}")):
         return ""
     if dtype == "float64":
         return "ACCURACY-4"
@@ -44,7 +47,8 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
     gradient = finding.output != "o" and finding.output != "call"
     if finding.kind in FORM_CLAUSE:
         return "DTYPE-2" if gradient else FORM_CLAUSE[finding.kind]
-    return accuracy_clause(finding, case.dtype) or _by_what_is_left(case, finding, dialect, has_empty, gradient)
+    plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
+    return accuracy_clause(finding, case.dtype, plain) or _by_what_is_left(case, finding, dialect, has_empty, gradient)
 
 
 def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: bool, gradient: bool) -> str:

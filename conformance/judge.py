@@ -70,6 +70,7 @@ class Judgement:
     findings: tuple[Finding, ...]
     worst: dict[str, float]
     exempt: int = 0
+    elements: int = 0
 
     def of(self, outputs: tuple[str, ...]) -> tuple[Finding, ...]:
         """The findings about some outputs; those about the call as a whole concern all of them."""
@@ -91,7 +92,7 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
     if wrong:
         return Judgement((wrong,), {})
     tolerance = exact.tolerance(class_)
-    findings, worst, exempt = [], {}, 0
+    findings, worst, exempt, elements = [], {}, 0, 0
     got = {"o": answer.o}
     if gradients and problem.do is not None:
         for name, gradient in answer.gradients.items():
@@ -104,11 +105,11 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
     for name, tensor in got.items():
         expected, bound, skip = together(exact, tolerance.bound, tolerance.exempt, name)
         finding, ratio = compare(to_float64(tensor), expected, bound, skip, name)
-        exempt += int(skip.sum())
+        exempt, elements = exempt + int(skip.sum()), elements + skip.size
         worst[name] = ratio
         if finding is not None:
             findings.append(finding)
-    return Judgement(tuple(findings), worst, exempt)
+    return Judgement(tuple(findings), worst, exempt, elements)
 
 
 def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: str) -> Finding | None:

@@ -98,7 +98,7 @@ def _make_run(config: pytest.Config) -> Any:
     for adapter in adapters:
         adapter.offers = frozenset(adapter.offers) - without
         for device in _devices(adapter, option("--impl-device")):
-            subjects.append(meet(adapter, device, dialect, option("--accuracy"), dtypes or ((case.dtype,) if case else None)))
+            subjects.append(meet(adapter.on(device), device, dialect, option("--accuracy"), dtypes or ((case.dtype,) if case else None)))
     for subject in subjects:
         if not subject.dtypes:
             raise ResolveError(_refuses_everything(subject))
@@ -112,7 +112,7 @@ def _make_run(config: pytest.Config) -> Any:
             words.append(shlex.quote(f"{name}={item}"))
     return Run(command=" ".join(words), subjects=subjects, tier=TIERS[option("--tier")], seed=option("--attnspec-seed"),
                budget=option("--budget"), case=case, clauses=clauses, enforce_should=option("--enforce-should"),
-               record=Record(Path(option("--verdicts")) if option("--verdicts") else None))
+               record=Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None))
 
 
 def _check_clauses(clauses: tuple[str, ...]) -> None:
@@ -259,8 +259,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     from attnspec.conformance.judge import Verdict
 
+    if hasattr(session.config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
+        session.config.workeroutput["attnspec"] = run.seen()
+        return
     judged = sum(counts[Verdict.PASS] + counts[Verdict.FAIL] for counts in run.record.counts.values())
     if exitstatus == 0 and judged == 0:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         print("\nnothing was judged: no problem of these clauses could be put to the implementation", file=sys.stderr)
     run.record.close(int(session.exitstatus))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """A pytest-xdist worker ends: take over what it saw."""
+    run = node.config.stash.get(_RUN, None)
+    if run is not None and "attnspec" in getattr(node, "workeroutput", {}):
+        run.absorb(node.workeroutput["attnspec"])

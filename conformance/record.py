@@ -64,6 +64,21 @@ class Record:
         if text not in self.notes:
             self.notes.append(text)
 
+    def dump(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        return {"counts": [[*cell, str(verdict), n, self.reasons.get(cell, "")] for cell, counts in self.counts.items()
+                           for verdict, n in counts.items()],
+                "failures": [vars(failure) for failure in self.failures], "notes": list(self.notes)}
+
+    def absorb(self, dumped: dict[str, Any]) -> None:
+        """Add what :meth:`dump` gave in another process."""
+        for clause, dtype, variant, device, verdict, n, reason in dumped["counts"]:
+            self.count((clause, dtype, variant, device), Verdict(verdict), n, reason)
+        for failure in dumped["failures"]:
+            self.fail(Failure(**failure))
+        for note in dumped["notes"]:
+            self.note(note)
+
     def close(self, exit_status: int) -> None:
         """Write the footer: totals by verdict. A file without it is not complete."""
         totals: Counter[str] = Counter()

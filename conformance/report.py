@@ -167,10 +167,9 @@ def table(run: Run) -> list[str]:
                 lines.append(f"  {id_:12}{''.join(f'{_cell(c):>18}' for c in cells)}{mark}")
         lines.append(f"  {'class held':12}" + "".join(f"{_held(subject, d):>18}" for d in dtypes))
     lines += ["", *totals(record)]
-    exempt = sum(s.exempt for s in run.subjects)
-    if exempt:
-        judged = sum(s.judged for s in run.subjects)
-        lines.append(f"{exempt} elements in {judged} judged answers were exempt: a legal intermediate may leave the dtype's range")
+    exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
+    lines.append(f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
+                 f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)")
     return lines
 
 

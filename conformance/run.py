@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
@@ -12,23 +13,29 @@ from hypothesis import seed as hypothesis_seed
 from attnspec.conformance.case import Case, array, cases
 from attnspec.conformance.record import Record
 from attnspec.conformance.subject import Subject
+from attnspec.reference import stricter
 
 
 @dataclass(frozen=True)
 class Tier:
-    """How much is asked: which covering array, how many searched examples and rows per test, and which costs are borne."""
+    """How much is asked: which covering array, and for each test in each dtype how much of it and of the search.
+
+    searched: examples that Hypothesis draws. narrowed: rows that are bent to what a comparison wants to see. rows: rows on
+    which a relation is asked. slow: whether costs such as compiling are borne.
+    """
 
     array: str
     searched: int
+    narrowed: int
     rows: int
     slow: bool = False
 
 
 TIERS = {
-    "smoke": Tier("pairs", searched=0, rows=3),
-    "standard": Tier("triples", searched=6, rows=12),
-    "thorough": Tier("triples", searched=120, rows=80, slow=True),
-    "soak": Tier("triples", searched=1_000_000, rows=200, slow=True),
+    "smoke": Tier("pairs", searched=0, narrowed=16, rows=3),
+    "standard": Tier("triples", searched=6, narrowed=50, rows=10),
+    "thorough": Tier("triples", searched=120, narrowed=500, rows=80, slow=True),
+    "soak": Tier("triples", searched=1_000_000, narrowed=500, rows=200, slow=True),
 }
 
 
@@ -94,3 +101,20 @@ class Run:
                 stopped = not ask(fitting)
 
         look()
+
+    # WORKERS
+
+    def seen(self) -> dict[str, Any]:
+        """What this process saw, as plain data that another can absorb."""
+        return {"record": self.record.dump(),
+                "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
+
+    def absorb(self, seen: dict[str, Any]) -> None:
+        """Add what another process saw."""
+        self.record.absorb(seen["record"])
+        for subject, (held, exempt, elements, judged) in zip(self.subjects, seen["subjects"], strict=True):
+            for dtype, class_ in held.items():
+                ladder = stricter(subject.required_class(dtype), dtype)
+                subject.held[dtype] = max(class_, subject.held.get(dtype, class_), key=ladder.index)
+            subject.exempt, subject.elements = subject.exempt + exempt, subject.elements + elements
+            subject.judged += judged

@@ -19,6 +19,7 @@ from attnspec.reference.dense import default_scale
 from attnspec.spec import CHOICES, Dialect, Problem
 
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
+REDUCED_FAILURES = 8  # failures in one dtype that are reduced, each to its own entry
 WIDTHS = (1, 2, 3, 5, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -64,6 +65,7 @@ class Subject:
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
     slow: bool = False  # the tier bears costs such as compiling
     exempt: int = 0
+    elements: int = 0
     judged: int = 0
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
     _explained: list[Explained] = field(default_factory=list)
@@ -100,6 +102,9 @@ class Subject:
         """Compare, and remember which accuracy class has held so far."""
         dtype = str(exact.problem.dtype).removeprefix("torch.")
         required = self.required_class(dtype)
+        self.judged += 1
+        if answer.refusal is not None or not isinstance(answer.o, torch.Tensor):
+            return judge(answer, exact, required)
         ladder = stricter(required, dtype)
         while True:
             class_ = self.held.setdefault(dtype, ladder[0])
@@ -114,7 +119,7 @@ class Subject:
             result = judge(answer, exact, required)
             break
         self.exempt += result.exempt
-        self.judged += 1
+        self.elements += result.elements
         return result
 
     def judgement(self, case: Case) -> Judgement:
@@ -133,6 +138,10 @@ class Subject:
         known = self.known(case, finding)
         if known is not None:
             return known
+        same_dtype = [known for known in self._explained if known.case.dtype == case.dtype]
+        if len(same_dtype) >= REDUCED_FAILURES:  # it is red; what more there is shows when these are mended
+            return max(same_dtype, key=lambda known: (known.finding.output == finding.output,
+                                                      len(known.case.traits() & case.traits())))
         explained = self._explain(self.reduce(case, finding), finding)
         self._explained.append(explained)
         return explained
@@ -158,7 +167,7 @@ class Subject:
             return Explained("PURITY-4", case, finding, problem, exact)
         finding = with_class(found[0], answer, exact)
         finding = replace(finding, hint=self._other_choice(problem, answer, finding))
-        if finding.output == "o" and self._remembers(problem, answer, case):
+        if finding.output == "o" and finding.kind in ("value", "zero", "nonfinite") and self._remembers(problem, answer, case):
             finding = replace(finding, message="the same output as for other values in these shapes: an earlier answer")
             return Explained("PURITY-5", case, finding, problem, exact)
         if finding.output == "o" and finding.kind == "value" and not finding.hint:
@@ -180,7 +189,9 @@ class Subject:
         finding = with_class(replace(finding, hint=self._other_choice(problem, answer, finding)), answer, exact)
         if finding.hint:
             return choice_clause(finding, self.dialect, self.observed), finding
-        return accuracy_clause(finding, str(problem.dtype)[6:]) or clause, finding
+        dtype = str(problem.dtype)[6:]
+        seen = any(known.clause.startswith("ACCURACY") and known.case.dtype == dtype for known in self._explained)
+        return accuracy_clause(finding, dtype, seen) or clause, finding
 
     def _other_choice(self, problem: Problem, answer: Answer, finding: Finding) -> str:
         """'choice=value' where an answer is right in a dialect that differs in one choice, else ''."""

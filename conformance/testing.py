@@ -144,7 +144,7 @@ class Asking:
 
     def _ask_all(self) -> None:
         ask = self._comparison if self.plan.comparison else self._relation
-        limit = None if self.plan.comparison else self.run.tier.rows
+        limit = self.run.tier.rows if not self.plan.comparison else self.run.tier.narrowed if self.plan.like else None
         asked: set[Case] = set()
         for row in self.run.rows(self.subject, self.dtype):
             case = row if self.run.case is not None else self.plan.narrow(row, self.subject)
@@ -179,7 +179,8 @@ class Asking:
     def _right(self, case: Case, outputs: tuple[str, ...]) -> bool:
         """Whether the answer is right; if not, the failure is explained and goes to the clause that it breaks."""
         judgement = self.subject.judgement(case)
-        if not judgement.of(outputs):
+        unjudged = judgement.findings and not judgement.worst  # of the wrong form: nothing was compared
+        if not judgement.of(outputs) and not unjudged:
             return True
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
         explained = self.subject.explain(case, judgement.findings[0])

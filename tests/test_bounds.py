@@ -193,7 +193,7 @@ def test_honest_kernels_stay_inside_their_class(dtype: str, record_property) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_honest_dropout_stays_inside(dtype: str) -> None:
-    """With the keep mask that the kernel drew: the seed is set before it, and the mask drawn again from the same seed."""
+    """With the keep mask that the kernel drew: drawn again from the same seed."""
     rng = default_rng([11, DTYPES.index(dtype)])
     for n in range(20):
         case = random_case(rng, dtype, LEVELS["values"][n % 10])

@@ -135,3 +135,5 @@ def test_what_is_named_is_run(foreign):
     assert "check_own.py" in said
     assert "1 passed" in said, said
     assert "CAUSAL-1 " not in said
+    assert code == 5
+    assert "nothing was judged" in said

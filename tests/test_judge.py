@@ -224,15 +224,21 @@ def test_a_tensor_given_twice_has_the_sum_of_its_gradients() -> None:
     assert not judge(Answer(o, {"dq": dq, "dk": dk, "dv": dv}), own, "A").findings
 
 
-def test_the_mildest_class_that_holds_is_named(problem: Problem) -> None:
-    """Probabilities rounded to bfloat16 are outside A and inside B; a fault is inside none."""
+def test_the_finest_arithmetic_that_holds_is_named(problem: Problem) -> None:
+    """float32 inside float64 is named, and so is class B, probabilities in bfloat16; a fault has no name."""
+    wide = {name: getattr(problem, name).double() for name in ("q", "k", "v", "bias", "do")}
+    double = problem.replace(**wide, wrt=())
+    exact = solve(double, Dialect())
+    narrow = Answer(torch.from_numpy(exact.o).float().double())
+    finding = only(judge(narrow, exact, "A"))
+    assert with_class(finding, narrow, exact).class_ == "A of float32"
     halves = {name: getattr(problem, name).bfloat16() for name in ("q", "k", "v", "bias", "do")}
     problem = problem.replace(**halves, wrt=())
     exact = solve(problem, Dialect())
     p = torch.from_numpy(exact.forward.p).bfloat16().double()
     rounded = Answer((p @ problem.v.double()).bfloat16())
     finding = only(judge(rounded, exact, "A"))
-    assert with_class(finding, rounded, exact).class_ == "B"
+    assert with_class(finding, rounded, exact).class_ == "B of bfloat16"
     fault = Answer(rounded.o + 1)
     assert with_class(only(judge(fault, exact, "A")), fault, exact).class_ == ""
 
