@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.blame import accuracy_clause, blame, choice_clause
+from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
 from attnspec.conformance.case import Case, fit, simpler
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
@@ -167,7 +167,7 @@ class Subject:
             return Explained("PURITY-4", case, finding, problem, exact)
         finding = with_class(found[0], answer, exact)
         finding = replace(finding, hint=self._other_choice(problem, answer, finding))
-        if finding.output == "o" and finding.kind in ("value", "zero", "nonfinite") and self._remembers(problem, answer, case):
+        if finding.output == "o" and finding.kind == "value" and self._remembers(problem, answer, case):
             finding = replace(finding, message="the same output as for other values in these shapes: an earlier answer")
             return Explained("PURITY-5", case, finding, problem, exact)
         if finding.output == "o" and finding.kind == "value" and not finding.hint:
@@ -183,6 +183,8 @@ class Subject:
 
     def attribute(self, clause: str, problem: Problem, finding: Finding, exact: Exact) -> tuple[str, Finding]:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
+        if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
+            return FORM_CLAUSE[finding.kind], finding
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
             return clause, finding  # right when asked like this: the surroundings of the call matter

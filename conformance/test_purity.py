@@ -9,7 +9,7 @@ import torch
 from attnspec.conformance.case import Case
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import Broken, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases, once
+from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases, once
 from attnspec.reference import OUTPUTS
 
 STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -36,7 +36,7 @@ def test_the_output_is_the_callers_own(subject: Subject, case: Case) -> None:
 
 
 @clause("PURITY-2")
-@on_cases(where=lambda case: case.mask == case.bias == "none" and not case.causal, j=1)
+@on_cases(j=1, mask="none", bias="none", causal=False)
 def test_the_output_for_a_single_key_is_the_callers_own(subject: Subject, case: Case) -> None:
     """With one key the output is the value: still a copy of it."""
     _owns(subject, subject.problem(case))
@@ -116,6 +116,8 @@ def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
 @once("causal")
 def test_causal_lengths_up_and_down(subject: Subject, case: Case) -> None:
     """6, 4, 9, 1, 6 causal queries in turn, as a cached mask would like to remember."""
-    for i in (6, 4, 9, 1, 6):
+    for n, i in enumerate((6, 4, 9, 1, 6)):
         problem = subject.problem(Case(dtype=case.dtype, heads=case.heads, d=case.d, i=i, causal=True))
+        if n == 0 and subject.judge(subject.run(problem), subject.solve(problem)).findings:
+            raise NotApplicable  # wrong the first time: another clause says so
         must_be_right(subject, problem, f"{i} causal queries, in a series of 6, 4, 9, 1, 6")

@@ -49,7 +49,7 @@ class Problem:
                 and self.k.shape[:-1] == self.v.shape[:-1])
         if not same:
             raise ValueError(f"batch, key length or query width do not agree: {self._shapes('q', 'k', 'v')}")
-        if self.g and self.h % self.g:
+        if self.h % self.g if self.g else self.h:
             raise ValueError(f"{self.h} query heads can't be shared evenly among {self.g} key/value heads")
         if self.mask is not None:
             if self.mask.dtype != torch.bool:

@@ -393,7 +393,7 @@ def key_read_without_strides(call: Call) -> Tensor:
     return call.but(key=call.key + (read_without_strides(call.key) - call.key).detach()).run()
 
 
-@fault("LAYOUT", "Dao-AILab/flash-attention#355")
+@fault("GRAD", "Dao-AILab/flash-attention#355")
 def cotangent_read_without_strides(call: Call) -> Tensor:
     """A cotangent that is not contiguous is read as if it were."""
     return with_gradient(call.run(), read_without_strides)
