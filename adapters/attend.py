@@ -22,8 +22,9 @@ class AttendAdapter(Adapter):
     of four dimensions are not promised: they are tried, and may be refused.
     """
 
-    def __init__(self, kind: type, name: str, source: tuple[str, ...], kwargs: Mapping[str, Any] | None = None,
-                 flash: bool | None = None) -> None:
+    def __init__(
+        self, kind: type, name: str, source: tuple[str, ...], kwargs: Mapping[str, Any] | None = None, flash: bool | None = None
+    ) -> None:
         self.kind, self.name, self.source = kind, name, source
         self.kwargs = dict(kwargs or {})
         self.module = issubclass(kind, torch.nn.Module)
@@ -35,14 +36,19 @@ class AttendAdapter(Adapter):
         missing = [field for field in "qkv" if field not in self.forward.fields]
         required = [p for p in self.forward.unknown_required if p != "self"]
         if missing or required:
-            raise UnknownSignature(f"{method} has no parameter for {', '.join(missing)}" if missing
-                                   else f"{method} requires {', '.join(required)}, which no convention knows")
+            raise UnknownSignature(
+                f"{method} has no parameter for {', '.join(missing)}"
+                if missing
+                else f"{method} requires {', '.join(required)}, which no convention knows"
+            )
         for field in OPTIONS:
             parameter = self.constructor.fields.get(field, "")
             if self.kwargs.get(parameter):
                 value, alone = self.kwargs[parameter], "None" if field == "scale" else "0"
-                raise ResolveError(f"--impl-kwargs sets {parameter}={value!r}, which the suite varies by itself; leave it "
-                                   f"out, or have it left alone with {parameter}={alone}")
+                raise ResolveError(
+                    f"--impl-kwargs sets {parameter}={value!r}, which the suite varies by itself; leave it "
+                    f"out, or have it left alone with {parameter}={alone}"
+                )
         if flash is not None:
             self.variant = f"{self.constructor.fields['flash']}={flash}"
             self.kwargs[self.constructor.fields["flash"]] = flash

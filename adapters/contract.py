@@ -97,9 +97,19 @@ class Adapter:
     devices: ClassVar[Iterable[str] | None] = None
     source: tuple[str, ...] = ()
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None,
-               causal: bool = False, scale: float | None = None, dropout: float = 0.0,
-               training: bool = False) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        causal: bool = False,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        training: bool = False,
+    ) -> Tensor:
         """Call the implementation with (b h i d), (b g j d), (b g j e) and return (b h i e)."""
         raise Unsupported(f"{type(self).__name__} defines no attend()")
 
@@ -135,8 +145,9 @@ class Adapter:
         with torch.no_grad():
             for name in changed:  # problems are shared between tests
                 _restore(getattr(problem, name), before[name])
-        return answer if not changed else Answer(answer.o, answer.gradients, answer.error, answer.stage,
-                                                 answer.unsupported, changed)
+        return (
+            answer if not changed else Answer(answer.o, answer.gradients, answer.error, answer.stage, answer.unsupported, changed)
+        )
 
     def _run(self, problem: Problem, leaves: dict[str, Tensor]) -> Answer:
         try:
@@ -211,12 +222,12 @@ def check(adapter: Adapter) -> None:
     """Raise ValueError, naming the attribute, where a declaration uses a word that does not exist."""
     unknown = set(adapter.offers) - FEATURES.keys()
     if unknown:
-        raise ValueError(f"{type(adapter).__name__}.offers names {', '.join(sorted(unknown))}; "
-                         f"there are {', '.join(FEATURES)}")
+        raise ValueError(f"{type(adapter).__name__}.offers names {', '.join(sorted(unknown))}; there are {', '.join(FEATURES)}")
     if adapter.accuracy not in (None, *ACCURACY_CLASSES):
-        raise ValueError(f"{type(adapter).__name__}.accuracy is {adapter.accuracy!r}; "
-                         f"there are {', '.join(ACCURACY_CLASSES)}")
+        raise ValueError(f"{type(adapter).__name__}.accuracy is {adapter.accuracy!r}; there are {', '.join(ACCURACY_CLASSES)}")
     for key, value in adapter.dialect.items():
         if value not in CHOICES.get(key, ()):
-            raise ValueError(f"{type(adapter).__name__}.dialect has {key}={value}; there are "
-                             + "; ".join(f"{name} = {' | '.join(values)}" for name, values in CHOICES.items()))
+            raise ValueError(
+                f"{type(adapter).__name__}.dialect has {key}={value}; there are "
+                + "; ".join(f"{name} = {' | '.join(values)}" for name, values in CHOICES.items())
+            )

@@ -77,11 +77,16 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     schema = getattr(operator, "_schema", None)
     try:
         if schema is not None and hasattr(schema, "arguments"):
-            return inspect.Signature([
-                inspect.Parameter(a.name, inspect.Parameter.POSITIONAL_OR_KEYWORD if not a.kwarg_only
-                                  else inspect.Parameter.KEYWORD_ONLY,
-                                  default=a.default_value if a.has_default_value() else inspect.Parameter.empty)
-                for a in schema.arguments])
+            return inspect.Signature(
+                [
+                    inspect.Parameter(
+                        a.name,
+                        inspect.Parameter.POSITIONAL_OR_KEYWORD if not a.kwarg_only else inspect.Parameter.KEYWORD_ONLY,
+                        default=a.default_value if a.has_default_value() else inspect.Parameter.empty,
+                    )
+                    for a in schema.arguments
+                ]
+            )
         return inspect.signature(function)
     except (TypeError, ValueError) as error:
         name = getattr(function, "__name__", "")
@@ -118,8 +123,12 @@ class FunctionAdapter(Adapter):
             raise UnknownSignature(
                 (f"no parameter for {', '.join(missing)}" if missing else "")
                 + (" and " if missing and self.signature.unknown_required else "")
-                + (f"required parameters that no convention knows: {', '.join(self.signature.unknown_required)}"
-                   if self.signature.unknown_required else ""))
+                + (
+                    f"required parameters that no convention knows: {', '.join(self.signature.unknown_required)}"
+                    if self.signature.unknown_required
+                    else ""
+                )
+            )
         self.torch_convention = is_torch_convention(self.signature)
         offers = set(DEFAULT_OFFERS) | ({"mask", "key_padding", "causal", "scale", "dropout", "bias"} & fields.keys())
         if "mask" in fields:
@@ -144,12 +153,17 @@ class FunctionAdapter(Adapter):
             mask = mask[:, None, None, :]
         if self.torch_convention:
             if causal and not (mask is None and bias is None):
-                mask, causal = merge_causal(mask, problem), False
+                mask, causal = merge_causal(mask, problem, self.dialect["causal_alignment"]), False
             if bias is not None:
                 mask, bias = bias if mask is None else bias.masked_fill(~mask, float("-inf")), None
-        options = {"mask": mask, "bias": bias, "causal": causal or None, "scale": problem.scale,
-                   "dropout": (problem.dropout or None) if problem.training else None,
-                   "enable_gqa": True if "enable_gqa" in fields and problem.g != problem.h else None}
+        options = {
+            "mask": mask,
+            "bias": bias,
+            "causal": causal or None,
+            "scale": problem.scale,
+            "dropout": (problem.dropout or None) if problem.training else None,
+            "enable_gqa": True if "enable_gqa" in fields and problem.g != problem.h else None,
+        }
         for field, value in options.items():
             if value is None:
                 continue
@@ -169,7 +183,8 @@ def ready(module: torch.nn.Module, problem: Problem) -> tuple[torch.nn.Module, s
     return module.train(problem.training).to(device), f".train({problem.training}){moved}"
 
 
-def merge_causal(mask: Tensor | None, problem: Problem) -> Tensor:
-    """A bool mask that also holds the top-left triangle, as torch's documentation writes it."""
-    triangle = problem.q.new_ones((problem.i, problem.j), dtype=mask.dtype if mask is not None else None).bool().tril()
+def merge_causal(mask: Tensor | None, problem: Problem, alignment: str) -> Tensor:
+    """A bool mask that also holds the triangle, as torch's documentation writes it for its own, top-left, alignment."""
+    offset = problem.j - problem.i if alignment == "bottom_right" else 0
+    triangle = torch.ones((problem.i, problem.j), dtype=torch.bool, device=problem.q.device).tril(offset)
     return triangle if mask is None else mask & triangle

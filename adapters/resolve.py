@@ -19,10 +19,17 @@ from attnspec.adapters.convention import FunctionAdapter, ResolveError, UnknownS
 
 # Shipped names, and the module and function that make their adapters; imported when asked for.
 SHIPPED = {
-    **dict.fromkeys(("sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"),
-                    ("attnspec.adapters.sdpa", "pinned")),
-    **dict.fromkeys(("mixture-of-attention", "audiolm-pytorch", "recurrent-memory-transformer-pytorch",
-                     "simple-hierarchical-transformer", "bs-roformer"), ("attnspec.adapters.seeds", "published")),
+    **dict.fromkeys(("sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"), ("attnspec.adapters.sdpa", "pinned")),
+    **dict.fromkeys(
+        (
+            "mixture-of-attention",
+            "audiolm-pytorch",
+            "recurrent-memory-transformer-pytorch",
+            "simple-hierarchical-transformer",
+            "bs-roformer",
+        ),
+        ("attnspec.adapters.seeds", "published"),
+    ),
 }
 
 
@@ -87,8 +94,10 @@ def _load(target: str) -> tuple[Any, tuple[str, ...]]:
         module, rest = deeper, ".".join(parts[n:])
     if module is None:
         known = ", ".join(SHIPPED)
-        raise ResolveError(f"--impl={target} was not found: no module {parts[0]!r} can be imported from here, and it is "
-                           f"no shipped name ({known}). Write package.module.name, file.py:name, or install the package.")
+        raise ResolveError(
+            f"--impl={target} was not found: no module {parts[0]!r} can be imported from here, and it is "
+            f"no shipped name ({known}). Write package.module.name, file.py:name, or install the package."
+        )
     if not rest or (rest == parts[-1] and not hasattr(module, rest) and _import_module(target)):
         names = ", ".join(_callables(_import_module(target))[:8]) or "nothing callable"
         raise ResolveError(f"--impl={target} names a module; say which of its names, {target}.NAME. It holds {names}.")
@@ -149,8 +158,10 @@ def _attribute(module: Any, path: str, target: str) -> Any:
     for name in path.split("."):
         if not hasattr(found, name):
             near = [n for n in _callables(found) if n.lower().startswith(name[:1].lower())] or _callables(found)
-            raise ResolveError(f"--impl={target} does not exist: {getattr(found, '__name__', found)} has no {name!r}; "
-                               f"it has {', '.join(near[:8]) or 'nothing callable'}.")
+            raise ResolveError(
+                f"--impl={target} does not exist: {getattr(found, '__name__', found)} has no {name!r}; "
+                f"it has {', '.join(near[:8]) or 'nothing callable'}."
+            )
         found = getattr(found, name)
     return found
 
@@ -169,8 +180,10 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         return [_named(adapter, name, (*source, f"attend = attend({given}).attend"))]
     if not callable(found) and not isinstance(found, Adapter):
-        raise ResolveError(f"--impl={name} is not callable: it is a {type(found).__name__}, {_short(found)}. "
-                           "Name a function, a class with forward(q, k, v), or an adapter.")
+        raise ResolveError(
+            f"--impl={name} is not callable: it is a {type(found).__name__}, {_short(found)}. "
+            "Name a function, a class with forward(q, k, v), or an adapter."
+        )
     if kwargs and not inspect.isclass(found):
         raise ResolveError(f"--impl-kwargs are constructor arguments, and {name} is no class")
     if isinstance(found, Adapter):
@@ -200,8 +213,10 @@ def _construct(make: Callable[[], Any], name: str, kwargs: Mapping[str, Any]) ->
         return make()
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
-        raise ResolveError(f"constructing {name} with {given} raised {type(error).__name__}: {error}. "
-                           "Constructor arguments are given with --impl-kwargs name=value,name=value.") from None
+        raise ResolveError(
+            f"constructing {name} with {given} raised {type(error).__name__}: {error}. "
+            "Constructor arguments are given with --impl-kwargs name=value,name=value."
+        ) from None
 
 
 def version_of(found: Any) -> str:
@@ -235,7 +250,7 @@ Write an adapter, say attn_adapter.py{beside}, and run pytest --impl=attn_adapte
     from {module} import {first}{made}
 
     class Attention(Adapter):
-        offers = {{"mha", "backward", "causal"}}       # of {', '.join(FEATURES)}
+        offers = {{"mha", "backward", "causal"}}       # of {", ".join(FEATURES)}
 
         def attend(self, q, k, v, *, mask=None, bias=None, causal=False, scale=None, dropout=0.0, training=False):
             # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); options that are not offered never arrive

@@ -39,12 +39,17 @@ class PinnedSDPA(FunctionAdapter):
     offers: Iterable[str]
 
     def __init__(self, name: str) -> None:
-        super().__init__(F.scaled_dot_product_attention, name, (
-            "from torch.nn.attention import SDPBackend, sdpa_kernel",
-            "from torch.nn.functional import scaled_dot_product_attention",
-            "def attend(*args, **kwargs):",
-            f"    with sdpa_kernel(SDPBackend.{BACKENDS[name].name}):",
-            "        return scaled_dot_product_attention(*args, **kwargs)"))
+        super().__init__(
+            F.scaled_dot_product_attention,
+            name,
+            (
+                "from torch.nn.attention import SDPBackend, sdpa_kernel",
+                "from torch.nn.functional import scaled_dot_product_attention",
+                "def attend(*args, **kwargs):",
+                f"    with sdpa_kernel(SDPBackend.{BACKENDS[name].name}):",
+                "        return scaled_dot_product_attention(*args, **kwargs)",
+            ),
+        )
         self.backend = BACKENDS[name]
         self.version = f"torch {torch.__version__}"
         self.devices = ("cuda",) if name in CUDA_ONLY else None

@@ -31,15 +31,19 @@ def published(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        raise ResolveError(f"--impl={name} needs the package {name}: pip install --no-deps {name} "
-                           "(requirements-seeds.txt has the versions that were studied)") from None
+        raise ResolveError(
+            f"--impl={name} needs the package {name}: pip install --no-deps {name} "
+            "(requirements-seeds.txt has the versions that were studied)"
+        ) from None
     path = Path(str(distribution.locate_file(FILES[name])))
     module = load_file(path, f"seed_{name.replace('-', '_')}")
-    source = ("import importlib.util, sys; from importlib import metadata",
-              f"path = metadata.distribution({name!r}).locate_file({FILES[name]!r})",
-              "spec = importlib.util.spec_from_file_location('seed', path)",
-              "seed = importlib.util.module_from_spec(spec)",
-              "sys.modules['seed'] = seed; spec.loader.exec_module(seed); attend = seed.Attend")
+    source = (
+        "import importlib.util, sys; from importlib import metadata",
+        f"path = metadata.distribution({name!r}).locate_file({FILES[name]!r})",
+        "spec = importlib.util.spec_from_file_location('seed', path)",
+        "seed = importlib.util.module_from_spec(spec)",
+        "sys.modules['seed'] = seed; spec.loader.exec_module(seed); attend = seed.Attend",
+    )
     adapters = variants(module.Attend, name, source, kwargs)
     for adapter in adapters:
         adapter.version = f"{distribution.name} {distribution.version}"

@@ -69,14 +69,18 @@ def main() -> None:
     rows: list[tuple[str, list[str]]] = []
     for tier, array in (("smoke", "pairs"), ("standard", "triples")):
         rows.append((f"attnspec --tier {tier}", [sys.executable, "-m", "pytest", "-q", f"--impl={options.impl}", f"--tier={tier}"]))
-        rows.append((f"gradcheck + assert_close, {array}", [sys.executable, "-c", ALTERNATIVE.format(impl=options.impl, array=array)]))
+        rows.append(
+            (f"gradcheck + assert_close, {array}", [sys.executable, "-c", ALTERNATIVE.format(impl=options.impl, array=array)])
+        )
     rows.append(("import torch", [sys.executable, "-c", "import torch"]))
     print(f"{'whole process':36}{'seconds (min / median / max)':>32}{'peak MiB':>10}{'exit':>6}")
     for name, command in rows:
         runs = [measure(command) for _ in range(options.runs)]
         seconds = sorted(run[0] for run in runs)
-        print(f"{name:36}{f'{seconds[0]:.1f} / {statistics.median(seconds):.1f} / {seconds[-1]:.1f}':>32}"
-              f"{max(run[1] for run in runs):>10.0f}{runs[-1][2]:>6}")
+        print(
+            f"{name:36}{f'{seconds[0]:.1f} / {statistics.median(seconds):.1f} / {seconds[-1]:.1f}':>32}"
+            f"{max(run[1] for run in runs):>10.0f}{runs[-1][2]:>6}"
+        )
 
 
 if __name__ == "__main__":

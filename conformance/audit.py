@@ -12,6 +12,9 @@ def audit(complete: bool) -> list[str]:
     problems = [f"{', '.join(tests)} names {id_}, which no chapter holds" for id_, tests in TESTED.items() if id_ not in known]
     if complete:
         problems += [f"{id_} has no test" for id_ in known if id_ not in TESTED]
-    problems += [f"{id_} is a MUST and no reference function claims it"
-                 for id_, clause in known.items() if clause.binding and id_ not in implementations()]
+    problems += [
+        f"{id_} is a MUST and no reference function claims it"
+        for id_, clause in known.items()
+        if clause.binding and id_ not in implementations()
+    ]
     return problems

@@ -101,7 +101,9 @@ class Case:
 
     def token(self) -> str:
         """What differs from the simplest case, as text that :meth:`parse` reads: 'dtype=bfloat16,i=3,causal=True'."""
-        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default) or "simplest"
+        return (
+            ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default) or "simplest"
+        )
 
     @classmethod
     def parse(cls, token: str) -> Case:
@@ -132,16 +134,30 @@ class Case:
 
     def traits(self) -> frozenset[str]:
         """What is special about a case, for saying that one failure explains another."""
-        special = {f"{name}={getattr(self, name)}" for name in ("mask", "bias", "causal", "layout", "values", "wrt", "do")
-                   if getattr(self, name) != LEVELS[name][0]}
+        special = {
+            f"{name}={getattr(self, name)}"
+            for name in ("mask", "bias", "causal", "layout", "values", "wrt", "do")
+            if getattr(self, name) != LEVELS[name][0]
+        }
         if self.mask != "none" and self.holes != "random":
             special.add(f"holes={self.holes}")
         if self.bias != "none" and self.biases != "normal":
             special.add(f"biases={self.biases}")
         if self.sharing != "mha":
             special.add(self.sharing)
-        special |= {trait for trait, holds in (("scale", self.scale is not None), ("scale≤0", self.scale is not None and self.scale <= 0), ("e≠d", self.width != self.d), ("b>1", self.b > 1), ("h>1", self.h > 1),
-                                               ("i<j", self.i < self.keys), ("i>j", self.i > self.keys)) if holds}
+        special |= {
+            trait
+            for trait, holds in (
+                ("scale", self.scale is not None),
+                ("scale≤0", self.scale is not None and self.scale <= 0),
+                ("e≠d", self.width != self.d),
+                ("b>1", self.b > 1),
+                ("h>1", self.h > 1),
+                ("i<j", self.i < self.keys),
+                ("i>j", self.i > self.keys),
+            )
+            if holds
+        }
         return frozenset(special)
 
 
@@ -199,11 +215,19 @@ def fit(case: Case, adapter: Adapter) -> Case:
     if adapter.widths is not None and d not in adapter.widths:
         d = min(adapter.widths, key=lambda width: (abs(width - d), width))
     return replace(
-        case, mask=mask, bias=bias, wrt=wrt, d=d, layout=layout,
-        holes=case.holes if mask != "none" else "random", biases=case.biases if bias != "none" else "normal",
+        case,
+        mask=mask,
+        bias=bias,
+        wrt=wrt,
+        d=d,
+        layout=layout,
+        holes=case.holes if mask != "none" else "random",
+        biases=case.biases if bias != "none" else "normal",
         e=case.e if "value_width" in offers and case.e != d else 0,
-        causal=case.causal and "causal" in offers, scale=case.scale if "scale" in offers else None,
-        do=case.do if wrt != "none" else "dense")
+        causal=case.causal and "causal" in offers,
+        scale=case.scale if "scale" in offers else None,
+        do=case.do if wrt != "none" else "dense",
+    )
 
 
 # SEARCH
@@ -214,9 +238,17 @@ def cases(adapter: Adapter, dtype: str) -> st.SearchStrategy[Case]:
     edges = st.sampled_from([1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 257, 513])
     length = st.one_of(st.integers(1, 40), edges)
     levels = {name: st.sampled_from(LEVELS[name]) for name in LEVELS if name not in (*OPEN_SIZES, "dtype")}
-    drawn = st.builds(Case, dtype=st.just(dtype), b=st.integers(1, 3), i=length, j=st.one_of(st.just(0), length),
-                      d=st.sampled_from([8, 1, 2, 3, 5, 7, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128]),
-                      e=st.sampled_from([0, 0, 1, 5, 24, 40, 72]), seed=st.integers(0, 2**16), **levels)
+    drawn = st.builds(
+        Case,
+        dtype=st.just(dtype),
+        b=st.integers(1, 3),
+        i=length,
+        j=st.one_of(st.just(0), length),
+        d=st.sampled_from([8, 1, 2, 3, 5, 7, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128]),
+        e=st.sampled_from([0, 0, 1, 5, 24, 40, 72]),
+        seed=st.integers(0, 2**16),
+        **levels,
+    )
     return drawn.map(lambda case: _affordable(fit(case, adapter)))
 
 
@@ -234,8 +266,25 @@ def _affordable(case: Case) -> Case:
 
 # REDUCTION
 
-SIMPLER_FIRST = ("bias", "biases", "mask", "holes", "causal", "scale", "layout", "do", "wrt", "values", "heads", "e", "b", "j", "i",
-                 "d", "seed")
+SIMPLER_FIRST = (
+    "bias",
+    "biases",
+    "mask",
+    "holes",
+    "causal",
+    "scale",
+    "layout",
+    "do",
+    "wrt",
+    "values",
+    "heads",
+    "e",
+    "b",
+    "j",
+    "i",
+    "d",
+    "seed",
+)
 
 
 def simpler(case: Case) -> Iterator[Case]:
@@ -258,7 +307,7 @@ def simpler(case: Case) -> Iterator[Case]:
         if name == "i" and not case.j and case.i > 1:  # as many keys as before, fewer queries
             yield replace(case, i=1, j=case.keys)
         for option in options:
-            yield replace(case, **{name: option})
+            yield replace(case, **{name: option})  # type: ignore[arg-type]
 
 
 def _simpler_heads(case: Case) -> list[str]:
@@ -273,13 +322,20 @@ def _simpler_heads(case: Case) -> list[str]:
 
 def describe(case: Case) -> str:
     """A case in words, for a reader."""
+
     def count(n: int, thing: str) -> str:
         return f"{n} {thing}" if n == 1 else f"{n} {'queries' if thing == 'query' else thing + 's'}"
 
-    kv = {"mha": "", "mqa": ", 1 key/value head", "gqa": f", {case.g} key/value heads",
-          "shared_kv": ", one shared 3-D key/value head"}[case.sharing]
-    words = [f"{case.dtype}: {count(case.b, 'batch item')}, {count(case.h, 'head')}{kv}, {count(case.i, 'query')}, "
-             f"{count(case.keys, 'key')}, width {case.d}" + (f", values {case.width} wide" if case.e else "")]
+    kv = {
+        "mha": "",
+        "mqa": ", 1 key/value head",
+        "gqa": f", {case.g} key/value heads",
+        "shared_kv": ", one shared 3-D key/value head",
+    }[case.sharing]
+    words = [
+        f"{case.dtype}: {count(case.b, 'batch item')}, {count(case.h, 'head')}{kv}, {count(case.i, 'query')}, "
+        f"{count(case.keys, 'key')}, width {case.d}" + (f", values {case.width} wide" if case.e else "")
+    ]
     if case.causal:
         words.append("causal")
     if case.mask != "none":

@@ -97,9 +97,9 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
     if gradients and problem.do is not None:
         for name, gradient in answer.gradients.items():
             x = getattr(problem, INPUT_OF[name])
-            wrong = form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)
-            if wrong:
-                findings.append(wrong)
+            misfit = form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)
+            if misfit:
+                findings.append(misfit)
             else:
                 got[name] = gradient
     for name, tensor in got.items():
@@ -130,7 +130,7 @@ def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: st
     return None
 
 
-def _plain(dtype: torch.dtype) -> str:
+def _plain(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -163,15 +163,18 @@ def compare(got: Array, expected: Array, bound: Array, exempt: Array, name: str)
         return None, float(ratio.max())
     ranked = np.where(np.isnan(ratio), np.inf, ratio)
     # Among elements that are infinitely far off, the one with the largest error is the clearest.
-    place = np.unravel_index(int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.nan_to_num(error, nan=0, posinf=0), ranked))), ranked.shape)
+    place = np.unravel_index(
+        int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.nan_to_num(error, nan=0, posinf=0), ranked))), ranked.shape
+    )
     at = tuple(int(n) for n in place)
     kind = "value"
     if not np.isfinite(got[at]) and np.isfinite(expected[at]):
         kind = "nonfinite"
     elif bound[at] == 0:
         kind = "zero"
-    return Finding(kind, name, "", at, float(got[at]), float(expected[at]), float(bound[at]), float(ranked[at]),
-                   int(outside.sum()), got.size), float(ranked[at])
+    return Finding(
+        kind, name, "", at, float(got[at]), float(expected[at]), float(bound[at]), float(ranked[at]), int(outside.sum()), got.size
+    ), float(ranked[at])
 
 
 # What a computation that is right but too coarse may have been done in, the finest first.

@@ -82,8 +82,10 @@ def _make_run(config: pytest.Config) -> Any:
             continue
         key, _, value = choice.partition("=")
         if value not in CHOICES.get(key, ()):
-            raise ResolveError(f"--dialect {choice!r}: there are canonical; "
-                               + "; ".join(f"{name}={'|'.join(values)}" for name, values in CHOICES.items()))
+            raise ResolveError(
+                f"--dialect {choice!r}: there are canonical; "
+                + "; ".join(f"{name}={'|'.join(values)}" for name, values in CHOICES.items())
+            )
         dialect[key] = value
     dtypes = tuple(x for x in (option("--impl-dtypes") or "").split(",") if x) or None
     if dtypes and set(dtypes) - UNIT.keys():
@@ -98,7 +100,9 @@ def _make_run(config: pytest.Config) -> Any:
     for adapter in adapters:
         adapter.offers = frozenset(adapter.offers) - without
         for device in _devices(adapter, option("--impl-device")):
-            subjects.append(meet(adapter.on(device), device, dialect, option("--accuracy"), dtypes or ((case.dtype,) if case else None)))
+            subjects.append(
+                meet(adapter.on(device), device, dialect, option("--accuracy"), dtypes or ((case.dtype,) if case else None))
+            )
     for subject in subjects:
         if not subject.dtypes:
             raise ResolveError(_refuses_everything(subject))
@@ -110,9 +114,17 @@ def _make_run(config: pytest.Config) -> Any:
         value = option(name)
         for item in value if isinstance(value, list) else [value] if value else []:
             words.append(shlex.quote(f"{name}={item}"))
-    return Run(command=" ".join(words), subjects=subjects, tier=TIERS[option("--tier")], seed=option("--attnspec-seed"),
-               budget=option("--budget"), case=case, clauses=clauses, enforce_should=option("--enforce-should"),
-               record=Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None))
+    return Run(
+        command=" ".join(words),
+        subjects=subjects,
+        tier=TIERS[option("--tier")],
+        seed=option("--attnspec-seed"),
+        budget=option("--budget"),
+        case=case,
+        clauses=clauses,
+        enforce_should=option("--enforce-should"),
+        record=Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None),
+    )
 
 
 def _check_clauses(clauses: tuple[str, ...]) -> None:
@@ -135,8 +147,10 @@ def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
         present.append(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
     devices = asked or [d for d in present if adapter.devices is None or d in adapter.devices]
     if not devices:
-        raise ResolveError(f"{adapter.name} runs on {' and '.join(adapter.devices)} only, and this machine has {' and '.join(present)}; "
-                           "nothing was tested")
+        raise ResolveError(
+            f"{adapter.name} runs on {' and '.join(adapter.devices)} only, and this machine has {' and '.join(present)}; "
+            "nothing was tested"
+        )
     for device in devices:
         if device.split(":")[0] not in present:
             raise ResolveError(f"--impl-device {device}: this machine has {' and '.join(present)}")
@@ -145,9 +159,11 @@ def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
 
 def _refuses_everything(subject: Any) -> str:
     reasons = sorted(set(subject.refused_dtypes.values()))
-    return (f"{subject.adapter.name} {subject.adapter.variant} answers no plain call on {subject.device}: q, k, v of shape (1, 2, 4, 16) "
-            f"and no option, in {', '.join(subject.refused_dtypes)}. It raised {'; '.join(reasons)}. "
-            "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it wants.")
+    return (
+        f"{f'{subject.adapter.name} {subject.adapter.variant}'.strip()} answers no plain call on {subject.device}: "
+        f"q, k, v of shape (1, 2, 4, 16) and no option, in {', '.join(subject.refused_dtypes)}. It raised {'; '.join(reasons)}. "
+        "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it wants."
+    )
 
 
 # COLLECTION
@@ -228,10 +244,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             params = item.callspec.params  # type: ignore[attr-defined]
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
             run.record.count(cell, Verdict.HARNESS_ERROR, 1, f"{call.excinfo.typename}: {call.excinfo.value}")
-            result.longrepr = ("attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
-                               f"{run.command} --clauses={clauses[0]}\n\n"
-                               + "\n".join(f"{Path(str(entry.path)).name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:])
-                               + f"\n{call.excinfo.typename}: {call.excinfo.value}")
+            result.longrepr = (
+                "attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
+                f"{run.command} --clauses={clauses[0]}\n\n"
+                + "\n".join(
+                    f"{Path(str(entry.path)).name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:]
+                )
+                + f"\n{call.excinfo.typename}: {call.excinfo.value}"
+            )
     return result
 
 

@@ -50,14 +50,34 @@ class Record:
         if reason:
             self.reasons.setdefault(cell, reason)
         clause, dtype, variant, device = cell
-        self._append({"kind": "verdict", "clause": clause, "dtype": dtype, "variant": variant, "device": device,
-                      "verdict": verdict, "problems": n, **({"reason": reason} if reason else {})})
+        self._append(
+            {
+                "kind": "verdict",
+                "clause": clause,
+                "dtype": dtype,
+                "variant": variant,
+                "device": device,
+                "verdict": verdict,
+                "problems": n,
+                **({"reason": reason} if reason else {}),
+            }
+        )
 
     def fail(self, failure: Failure) -> None:
         """Keep a failure and write it at once."""
         self.failures.append(failure)
-        self._append({"kind": "failure", "clause": failure.clause, "dtype": failure.dtype, "variant": failure.variant,
-                      "device": failure.device, "case": failure.case, **failure.data, "text": failure.text})
+        self._append(
+            {
+                "kind": "failure",
+                "clause": failure.clause,
+                "dtype": failure.dtype,
+                "variant": failure.variant,
+                "device": failure.device,
+                "case": failure.case,
+                **failure.data,
+                "text": failure.text,
+            }
+        )
 
     def note(self, text: str) -> None:
         """Something worth saying that is no failure; each text once."""
@@ -66,9 +86,15 @@ class Record:
 
     def dump(self) -> dict[str, Any]:
         """Everything, as plain data."""
-        return {"counts": [[*cell, str(verdict), n, self.reasons.get(cell, "")] for cell, counts in self.counts.items()
-                           for verdict, n in counts.items()],
-                "failures": [vars(failure) for failure in self.failures], "notes": list(self.notes)}
+        return {
+            "counts": [
+                [*cell, str(verdict), n, self.reasons.get(cell, "")]
+                for cell, counts in self.counts.items()
+                for verdict, n in counts.items()
+            ],
+            "failures": [vars(failure) for failure in self.failures],
+            "notes": list(self.notes),
+        }
 
     def absorb(self, dumped: dict[str, Any]) -> None:
         """Add what :meth:`dump` gave in another process."""

@@ -40,32 +40,42 @@ def _filled(x: Tensor, places: Tensor, number: float) -> Tensor:
 
 def permuted(problem: Problem, order: Tensor) -> Problem:
     """The problem with its keys in another order, values, mask and bias along with them."""
+
     def along(x: Tensor | None) -> Tensor | None:
         return x if x is None or x.shape[-1] == 1 else x[..., order]
 
-    return problem.replace(k=problem.k[..., order, :], v=problem.v[..., order, :], mask=along(problem.mask), bias=along(problem.bias))
+    return problem.replace(
+        k=problem.k[..., order, :], v=problem.v[..., order, :], mask=along(problem.mask), bias=along(problem.bias)
+    )
 
 
 def with_more_keys(problem: Problem, count: int) -> Problem:
     """The problem with `count` further keys of large numbers, hidden by a key padding mask."""
+
     def more(x: Tensor) -> Tensor:
         return torch.cat([x, torch.full_like(x[..., :1, :], 9.0).expand(*x.shape[:-2], count, x.shape[-1])], dim=-2)
 
     mask = problem.mask if problem.mask is not None else problem.q.new_ones((problem.b, problem.j), dtype=torch.bool)
-    return problem.replace(k=more(problem.k), v=more(problem.v),
-                           mask=torch.cat([mask, mask.new_zeros((*mask.shape[:-1], count))], dim=-1))
+    return problem.replace(
+        k=more(problem.k), v=more(problem.v), mask=torch.cat([mask, mask.new_zeros((*mask.shape[:-1], count))], dim=-1)
+    )
 
 
 def one_item(problem: Problem, n: int) -> Problem:
     """One batch item by itself."""
+
     def of(x: Tensor | None, batched: bool) -> Tensor | None:
-        return x[n:n + 1] if x is not None and batched and x.shape[0] == problem.b else x
+        return x[n : n + 1] if x is not None and batched and x.shape[0] == problem.b else x
 
     mask, bias = problem.mask, problem.bias
     return problem.replace(
-        q=problem.q[n:n + 1], k=problem.k[n:n + 1], v=problem.v[n:n + 1],
-        mask=of(mask, mask is not None and mask.ndim != 3), bias=of(bias, bias is not None and bias.ndim == 4),
-        do=None if problem.do is None else problem.do[n:n + 1])
+        q=problem.q[n : n + 1],
+        k=problem.k[n : n + 1],
+        v=problem.v[n : n + 1],
+        mask=of(mask, mask is not None and mask.ndim != 3),
+        bias=of(bias, bias is not None and bias.ndim == 4),
+        do=None if problem.do is None else problem.do[n : n + 1],
+    )
 
 
 def written_out(problem: Problem, grouping: str) -> Problem:

@@ -20,8 +20,14 @@ from attnspec.conformance.run import Run
 from attnspec.conformance.subject import Explained, Subject
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
-NAMES = {"o": "output", "dq": "gradient of q", "dk": "gradient of k", "dv": "gradient of v", "dbias": "gradient of the bias",
-         "call": "call"}
+NAMES = {
+    "o": "output",
+    "dq": "gradient of q",
+    "dk": "gradient of k",
+    "dv": "gradient of v",
+    "dbias": "gradient of the bias",
+    "call": "call",
+}
 
 
 # HEADER
@@ -31,13 +37,17 @@ def header(run: Run) -> list[str]:
     """What was resolved, where it runs, what it offers, and where each choice comes from."""
     first = run.subjects[0]
     adapter = first.adapter
-    lines = [f"attnspec {__version__} (spec {SPEC_VERSION}) · {adapter.name} · {adapter.version or 'no version'} · "
-             f"torch {torch.__version__}, numpy {numpy.__version__}, Python {platform.python_version()}"]
+    lines = [
+        f"attnspec {__version__} (spec {SPEC_VERSION}) · {adapter.name} · {adapter.version or 'no version'} · "
+        f"torch {torch.__version__}, numpy {numpy.__version__}, Python {platform.python_version()}"
+    ]
     for subject in run.subjects:
         traced = subject.adapter.trace()
-        lines.append(f"  {'variant ' + subject.label if subject.adapter.variant else 'implementation'} on {device_name(subject.device)}: "
-                     f"{', '.join(subject.dtypes) or 'no dtype'}; class "
-                     + ", ".join(dict.fromkeys(f"{subject.required_class(d)} for {d}" for d in subject.dtypes)))
+        lines.append(
+            f"  {'variant ' + subject.label if subject.adapter.variant else 'implementation'} on {device_name(subject.device)}: "
+            f"{', '.join(subject.dtypes) or 'no dtype'}; class "
+            + ", ".join(dict.fromkeys(f"{subject.required_class(d)} for {d}" for d in subject.dtypes))
+        )
         if traced:
             lines.append(f"    backend seen in torch's dispatcher: {traced}")
         offered = [name for name in FEATURES if subject.offers(name)]
@@ -49,17 +59,23 @@ def header(run: Run) -> list[str]:
         if subject.refused_strides:
             lines.append(f"    a last dimension that is not dense is refused by a plain call ({subject.refused_strides[:80]})")
         if subject.refused_widths:
-            lines.append(f"    widths refused by a plain call: {', '.join(map(str, subject.refused_widths))} "
-                         f"({next(iter(subject.refused_widths.values()))[:80]})")
+            lines.append(
+                f"    widths refused by a plain call: {', '.join(map(str, subject.refused_widths))} "
+                f"({next(iter(subject.refused_widths.values()))[:80]})"
+            )
     seed = f"seed {run.seed}" + (f", budget {run.budget:g} s" if run.budget else "")
     tier = next((name for name, tier in _tiers().items() if tier is run.tier), "")
-    lines.append(f"  tier {tier}, {seed}" + (f", clauses {', '.join(run.clauses)}" if run.clauses else "")
-                 + (f", case {run.case.token()}" if run.case else ""))
+    lines.append(
+        f"  tier {tier}, {seed}"
+        + (f", clauses {', '.join(run.clauses)}" if run.clauses else "")
+        + (f", case {run.case.token()}" if run.case else "")
+    )
     return lines
 
 
 def _tiers() -> dict[str, Any]:
     from attnspec.conformance.run import TIERS
+
     return TIERS
 
 
@@ -73,20 +89,33 @@ def device_name(device: str) -> str:
 def header_data(run: Run) -> dict[str, Any]:
     """The header as plain data, for the verdict file."""
     return {
-        "suite": __version__, "spec": SPEC_VERSION, "command": run.command, "seed": run.seed,
+        "suite": __version__,
+        "spec": SPEC_VERSION,
+        "command": run.command,
+        "seed": run.seed,
         "versions": {"torch": torch.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-        "subjects": [{
-            "name": s.adapter.name, "version": s.adapter.version, "variant": s.label, "device": s.device,
-            "dtypes": list(s.dtypes), "offers": sorted(s.adapter.offers), "class": {d: s.required_class(d) for d in s.dtypes},
-            "dialect": {name: {"value": getattr(s.dialect, name), "source": source} for name, source in s.sources.items()},
-        } for s in run.subjects]}
+        "subjects": [
+            {
+                "name": s.adapter.name,
+                "version": s.adapter.version,
+                "variant": s.label,
+                "device": s.device,
+                "dtypes": list(s.dtypes),
+                "offers": sorted(s.adapter.offers),
+                "class": {d: s.required_class(d) for d in s.dtypes},
+                "dialect": {name: {"value": getattr(s.dialect, name), "source": source} for name, source in s.sources.items()},
+            }
+            for s in run.subjects
+        ],
+    }
 
 
 # FAILURES
 
 
-def failure(run: Run, subject: Subject, explained: Explained, test: str, other: Problem | None = None,
-            brief: bool = False) -> Failure:
+def failure(
+    run: Run, subject: Subject, explained: Explained, test: str, other: Problem | None = None, brief: bool = False
+) -> Failure:
     """One broken clause, as it is shown, with its script and the command that asks again.
 
     Brief where the same fault was shown in full in another dtype or variant.
@@ -98,17 +127,33 @@ def failure(run: Run, subject: Subject, explained: Explained, test: str, other: 
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
     lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
     lines.append(f"  problem   {describe(case) if explained.by_case else describe_problem(explained.problem)}")
-    lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(finding, subject, case.dtype))]
+    lines += [
+        f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(finding, subject, case.dtype))
+    ]
     if finding.hint:
-        lines.append(f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}")
+        lines.append(
+            f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}"
+        )
     path = write(subject, explained, other) if run.repros else None
     if path is not None:
         lines.append(f"  repro     python {path}")
-    lines.append(f"  re-run    {run.command} --clauses={clause.id} --case={shlex.quote(case.token() if case.token() != 'simplest' else 'dtype=' + case.dtype)}")
-    data = {"output": finding.output, "what": finding.kind, "problem": summary(case), "index": list(finding.index),
-            "got": repr(finding.got), "expected": repr(finding.expected), "bound": repr(finding.bound), "ratio": repr(finding.ratio),
-            "outside": finding.outside, "of": finding.total, "hint": finding.hint, "test": test,
-            "repro": str(path) if path else None}
+    token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
+    lines.append(f"  re-run    {run.command} --clauses={clause.id} --case={shlex.quote(token)}")
+    data = {
+        "output": finding.output,
+        "what": finding.kind,
+        "problem": summary(case),
+        "index": list(finding.index),
+        "got": repr(finding.got),
+        "expected": repr(finding.expected),
+        "bound": repr(finding.bound),
+        "ratio": repr(finding.ratio),
+        "outside": finding.outside,
+        "of": finding.total,
+        "hint": finding.hint,
+        "test": test,
+        "repro": str(path) if path else None,
+    }
     return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data)
 
 
@@ -125,8 +170,10 @@ def found(finding: Finding, subject: Subject, dtype: str) -> list[str]:
         same = "must be the same bit by bit" if finding.kind == "relation" else "must be exactly zero"
         lines.append(f"error {error:.3g}, where it {same}; {finding.outside} of {finding.total} elements are not")
     else:
-        lines.append(f"error {error:.3g} = {finding.ratio:.3g} × the bound ({finding.bound:.3g}) of class "
-                     f"{subject.required_class(dtype)}; {finding.outside} of {finding.total} elements are outside")
+        lines.append(
+            f"error {error:.3g} = {finding.ratio:.3g} × the bound ({finding.bound:.3g}) of class "
+            f"{subject.required_class(dtype)}; {finding.outside} of {finding.total} elements are outside"
+        )
     if finding.class_:
         lines.append(f"it would be right in class {finding.class_}")
     return lines
@@ -139,8 +186,10 @@ def number(x: float) -> str:
 
 def broken_should(failure: Failure, clause: Clause, explained: Explained) -> str:
     """A broken SHOULD in a line: it is said, and does not decide the exit code."""
-    return (f"{clause.id} (SHOULD) does not hold on {failure.variant}, {failure.dtype}: {clause.title}; "
-            f"{found(explained.finding, _Plain(), failure.dtype)[0]} --case={failure.case}")  # type: ignore[arg-type]
+    return (
+        f"{clause.id} (SHOULD) does not hold on {failure.variant}, {failure.dtype}: {clause.title}; "
+        f"{found(explained.finding, _Plain(), failure.dtype)[0]} --case={failure.case}"
+    )  # type: ignore[arg-type]
 
 
 class _Plain:
@@ -168,8 +217,10 @@ def table(run: Run) -> list[str]:
         lines.append(f"  {'class held':12}" + "".join(f"{_held(subject, d):>18}" for d in dtypes))
     lines += ["", *totals(record)]
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
-    lines.append(f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
-                 f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)")
+    lines.append(
+        f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
+        f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)"
+    )
     return lines
 
 
@@ -197,7 +248,9 @@ def totals(record: Record) -> list[str]:
     must = sum(1 for clause in index().values() if clause.binding)
     failed = [id_ for id_, seen in binding.items() if Verdict.FAIL in seen]
     passed = [id_ for id_, seen in binding.items() if Verdict.PASS in seen and Verdict.FAIL not in seen]
-    unsupported = [id_ for id_, seen in binding.items() if seen <= {Verdict.UNSUPPORTED, Verdict.NOT_RUN} and Verdict.UNSUPPORTED in seen]
+    unsupported = [
+        id_ for id_, seen in binding.items() if seen <= {Verdict.UNSUPPORTED, Verdict.NOT_RUN} and Verdict.UNSUPPORTED in seen
+    ]
     rest = must - len(failed) - len(passed) - len(unsupported)
     should = [id_ for id_, seen in by_clause.items() if not index()[id_].binding and Verdict.FAIL in seen]
     lines = [f"MUST clauses: {len(passed)} of {must} hold, {len(failed)} broken, {len(unsupported)} unsupported, {rest} not run"]

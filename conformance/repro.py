@@ -27,7 +27,7 @@ def tensor(data, dtype, shape, stride, offset):
     memory = torch.from_numpy(raw).view(dtype) if len(raw) else torch.empty(0, dtype=dtype)
     return memory.to(DEVICE).as_strided(shape, stride, offset)
 '''
-CHECK = '''
+CHECK = """
 error = (got.detach().cpu().double() - expected).abs()
 outside = ~(error <= bound) & ~((got != got).cpu() & (expected != expected))
 print(f"{name}: {int(outside.sum())} of {outside.numel()} elements are further from the expected value than the bound")
@@ -35,7 +35,7 @@ for at in outside.nonzero().tolist()[:8]:
     at = tuple(at)
     print(f"  {name}{list(at)} = {got[at].item()!r}, expected {expected[at].item()!r} ± {bound[at].item():.3g}")
 sys.exit(int(outside.any()))
-'''
+"""
 
 
 def write(subject: Subject, explained: Explained, other: Problem | None) -> Path | None:
@@ -56,10 +56,27 @@ def write(subject: Subject, explained: Explained, other: Problem | None) -> Path
 def script(subject: Subject, explained: Explained, other: Problem | None) -> str:
     """The text of the script: imports, the tensors, the call, and what the answer should have been."""
     clause, finding = index()[explained.clause], explained.finding
-    lines = [f'"""{clause.id} · {clause.title}', "", textwrap.fill(clause.sentence, 110), "",
-             f"Found with attnspec on {subject.adapter.name} {subject.adapter.variant}".rstrip() + f" ({subject.adapter.version}).",
-             finding.message, '"""', "", "import base64", "import sys", "import zlib", "", "import numpy as np", "import torch", "",
-             *subject.adapter.call(explained.problem).source, "", f'DEVICE = "{subject.device}"', TENSOR]
+    lines = [
+        f'"""{clause.id} · {clause.title}',
+        "",
+        textwrap.fill(clause.sentence, 110),
+        "",
+        f"Found with attnspec on {subject.adapter.name} {subject.adapter.variant}".rstrip() + f" ({subject.adapter.version}).",
+        finding.message,
+        '"""',
+        "",
+        "import base64",
+        "import sys",
+        "import zlib",
+        "",
+        "import numpy as np",
+        "import torch",
+        "",
+        *subject.adapter.call(explained.problem).source,
+        "",
+        f'DEVICE = "{subject.device}"',
+        TENSOR,
+    ]
     lines += _call(subject, explained.problem, "", finding.output)
     if other is not None:
         lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
@@ -97,8 +114,11 @@ def literal(x: Tensor) -> str:
     """A tensor as Python source that gives back its bits and its strides."""
     dtype = str(x.dtype)
     if x.numel() <= READABLE and x.is_contiguous() and bool(torch.isfinite(x).all()):
-        return f"torch.tensor({x.detach().cpu().tolist()!r}, dtype={dtype}, device=DEVICE)" if x.numel() else \
-            f"torch.empty({tuple(x.shape)}, dtype={dtype}, device=DEVICE)"
+        return (
+            f"torch.tensor({x.detach().cpu().tolist()!r}, dtype={dtype}, device=DEVICE)"
+            if x.numel()
+            else f"torch.empty({tuple(x.shape)}, dtype={dtype}, device=DEVICE)"
+        )
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     memory = x.detach().as_strided((x.storage_offset() + span,), (1,), 0) if span else x.new_empty(0)
     data = base64.b64encode(zlib.compress(memory.contiguous().view(torch.uint8).cpu().numpy().tobytes())).decode()
@@ -111,15 +131,27 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
     if finding.kind in ("value", "zero", "nonfinite") and exact is not None and output in exact.values:
         tolerance = exact.tolerance(subject.required_class(str(explained.problem.dtype)[6:]))
         expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
-        return ["", f'name, got = "{output}", {output}', f"expected = {_float(expected)}",
-                f"bound = {_float(np.where(exempt, np.inf, bound))}", CHECK]
+        return [
+            "",
+            f'name, got = "{output}", {output}',
+            f"expected = {_float(expected)}",
+            f"bound = {_float(np.where(exempt, np.inf, bound))}",
+            CHECK,
+        ]
     if other is not None and explained.margin is not None and output != "call":
-        return ["", f'name, got, expected = "{output}", {output}_2, {output}.detach().cpu().double()',
-                f"bound = {_float(explained.margin)}", CHECK]
+        return [
+            "",
+            f'name, got, expected = "{output}", {output}_2, {output}.detach().cpu().double()',
+            f"bound = {_float(explained.margin)}",
+            CHECK,
+        ]
     shape, dtype = (explained.problem.b, explained.problem.h, explained.problem.i, explained.problem.e), explained.problem.dtype
     if finding.kind in ("type", "shape", "dtype") and output == "o":
-        return ["", 'print("output", type(o), getattr(o, "shape", ""), getattr(o, "dtype", ""))',
-                f"sys.exit(not (isinstance(o, torch.Tensor) and o.shape == {shape} and o.dtype == {dtype}))"]
+        return [
+            "",
+            'print("output", type(o), getattr(o, "shape", ""), getattr(o, "dtype", ""))',
+            f"sys.exit(not (isinstance(o, torch.Tensor) and o.shape == {shape} and o.dtype == {dtype}))",
+        ]
     if finding.kind == "missing":
         return ["", f"print({finding.message!r})", f"sys.exit({output} is None)"]
     if finding.kind == "changed":
@@ -130,5 +162,8 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
 
 
 def _float(x: np.ndarray) -> str:
-    return literal(torch.from_numpy(np.ascontiguousarray(x))).replace(", device=DEVICE", "") if x.size <= READABLE and bool(
-        np.isfinite(x).all()) else literal(torch.from_numpy(np.ascontiguousarray(x))) + ".cpu()"
+    return (
+        literal(torch.from_numpy(np.ascontiguousarray(x))).replace(", device=DEVICE", "")
+        if x.size <= READABLE and bool(np.isfinite(x).all())
+        else literal(torch.from_numpy(np.ascontiguousarray(x))) + ".cpu()"
+    )

@@ -76,8 +76,14 @@ class Run:
             self._rows[id(subject)] = array(self.tier.array, subject.adapter, subject.dtypes)
         return [case for case in self._rows[id(subject)] if case.dtype == dtype]
 
-    def search(self, subject: Subject, dtype: str, ask: Callable[[Case], bool], narrow: Callable[[Case], Case | None],
-               examples: int | None = None) -> None:
+    def search(
+        self,
+        subject: Subject,
+        dtype: str,
+        ask: Callable[[Case], bool],
+        narrow: Callable[[Case], Case | None],
+        examples: int | None = None,
+    ) -> None:
         """Ask Hypothesis for cases until `ask` says stop, the tier's number is reached or the time is up.
 
         Reduction is not left to Hypothesis: what fails is reduced by the same descent as a row of the array, which it
@@ -89,8 +95,9 @@ class Run:
         stopped = False
 
         @hypothesis_seed(self.seed)
-        @settings(max_examples=wanted, database=None, deadline=None, phases=(Phase.generate,),
-                  suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=wanted, database=None, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
+        )
         @given(cases(subject.adapter, dtype))
         def look(case: Case) -> None:
             nonlocal stopped
@@ -106,8 +113,7 @@ class Run:
 
     def seen(self) -> dict[str, Any]:
         """What this process saw, as plain data that another can absorb."""
-        return {"record": self.record.dump(),
-                "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
+        return {"record": self.record.dump(), "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
 
     def absorb(self, seen: dict[str, Any]) -> None:
         """Add what another process saw."""

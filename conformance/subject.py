@@ -140,8 +140,9 @@ class Subject:
             return known
         same_dtype = [known for known in self._explained if known.case.dtype == case.dtype]
         if len(same_dtype) >= REDUCED_FAILURES:  # it is red; what more there is shows when these are mended
-            return max(same_dtype, key=lambda known: (known.finding.output == finding.output,
-                                                      len(known.case.traits() & case.traits())))
+            return max(
+                same_dtype, key=lambda known: (known.finding.output == finding.output, len(known.case.traits() & case.traits()))
+            )
         explained = self._explain(self.reduce(case, finding), finding)
         self._explained.append(explained)
         return explained
@@ -156,7 +157,9 @@ class Subject:
 
     def reduce(self, case: Case, finding: Finding) -> Case:
         """The simplest case that still fails in the same way, by greedy descent over its factors."""
-        return descend(case, self.adapter, lambda trial: any(f.likeness == finding.likeness for f in self.judgement(trial).findings))
+        return descend(
+            case, self.adapter, lambda trial: any(f.likeness == finding.likeness for f in self.judgement(trial).findings)
+        )
 
     def _explain(self, case: Case, finding: Finding) -> Explained:
         problem = self.problem(case)
@@ -226,12 +229,16 @@ class Subject:
     def _other_scale(self, problem: Problem, answer: Answer, case: Case) -> str:
         """The clause of SCALE where the answer is right for one of the wrong scales that kernels use."""
         given, default = problem.scale, default_scale(problem.d)
-        wrong = [default, given * default, given**2] if given is not None else [
-            1.0, default**2, 1 / default, default_scale(problem.d * problem.h), default_scale(problem.e)]
+        wrong = (
+            [default, given * default, given**2]
+            if given is not None
+            else [1.0, default**2, 1 / default, default_scale(problem.d * problem.h), default_scale(problem.e)]
+        )
         right = default if given is None else given
         for scale in wrong:
-            if scale != right and not judge(answer, self.solve(problem.replace(scale=scale)),
-                                            self.required_class(case.dtype)).of(("o",)):
+            if scale != right and not judge(answer, self.solve(problem.replace(scale=scale)), self.required_class(case.dtype)).of(
+                ("o",)
+            ):
                 return "SCALE-1" if given is None else "SCALE-2"
         return ""
 
@@ -268,6 +275,7 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
         promised = adapter.dialect.get(name)
         if name in options:
             subject.dialect, source = subject.dialect.with_choice(name, options[name]), "--dialect"
+            adapter.dialect = {**adapter.dialect, name: options[name]}
         elif promised:
             subject.dialect, source = subject.dialect.with_choice(name, promised), "promised by its convention"
         else:
@@ -329,7 +337,11 @@ def _observe(subject: Subject, choice: str) -> str:
             needs = "bias"
     if not subject.offers(needs):
         return f"canonical, for {needs} is not offered"
-    case = replace(case, dtype=subject.dtypes[0] if subject.dtypes else "float32", d=8 if subject.adapter.widths is None else min(subject.adapter.widths))
+    case = replace(
+        case,
+        dtype=subject.dtypes[0] if subject.dtypes else "float32",
+        d=8 if subject.adapter.widths is None else min(subject.adapter.widths),
+    )
     problem = build(case, subject.device, ())
     if choice == "empty_row" and needs == "key_padding":
         mask = torch.ones(2, 4, dtype=torch.bool, device=subject.device)

@@ -28,7 +28,8 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     q_, k_, v_ = lay_out([torch.from_numpy(x).to(**to) for x in (q, k, v)], case.layout, case.g is None)
     mask = torch.from_numpy(holes(case, rng["mask"])).to(device) if case.mask != "none" else None
     bias = torch.from_numpy(biases(case, rng["bias"])).to(**to) if case.bias != "none" else None
-    do, wrt = None, ()
+    do: Tensor | None = None
+    wrt: tuple[str, ...] = ()
     present = tuple(name for name in gradients if name != "bias" or bias is not None)
     if present and case.wrt != "none":
         do = cotangent(case, rng["do"]).to(device)
@@ -81,7 +82,7 @@ def form(case: Case, kind: str) -> tuple[int, ...]:
     if kind == "padding":
         return case.b, case.keys
     if kind in ("rank2", "rank3"):
-        return tuple(sizes[letter] for letter in "bhij"[4 - int(kind[-1]):])
+        return tuple(sizes[letter] for letter in "bhij"[4 - int(kind[-1]) :])
     return tuple(size if letter in kind else 1 for letter, size in sizes.items())
 
 

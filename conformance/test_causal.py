@@ -64,8 +64,12 @@ def test_mask_and_causal_both_hold(subject: Subject, case: Case) -> None:
 
 
 @clause("CAUSAL-2", "CAUSAL-3")
-@on_cases(offering=("causal",), where=lambda case: case.i > 1 and not options(case) and case.layout == "contiguous",
-          causal=True, wrt="none")
+@on_cases(
+    offering=("causal",),
+    where=lambda case: case.i > 1 and not options(case) and case.layout == "contiguous",
+    causal=True,
+    wrt="none",
+)
 def test_a_decode_step_follows_the_same_alignment(subject: Subject, case: Case) -> None:
     """The last query alone, against all keys."""
     problem = subject.problem(case)

@@ -50,9 +50,12 @@ def judged(subject: Subject, problem: Problem, outputs: tuple[str, ...], what: s
     findings = subject.judge(answer, exact).of(outputs)  # type: ignore[arg-type]
     if findings:
         from dataclasses import replace
+
         raise Broken(replace(findings[0], message=f"{what} (keep mask read out of the output)"), problem, exact)
     if keep[seen].all():
-        raise Broken(Finding("relation", "o", f"no probability of {keep.size} was dropped at rate {problem.dropout}"), problem, exact)
+        raise Broken(
+            Finding("relation", "o", f"no probability of {keep.size} was dropped at rate {problem.dropout}"), problem, exact
+        )
 
 
 @clause("DROPOUT-1")
@@ -114,8 +117,13 @@ def test_each_probability_is_dropped_on_its_own(subject: Subject, case: Case) ->
     again = to_float64(must_answer(subject, problem).o) != 0
     count(problem, keep, 1 - rate, "kept")
     alike = (1 - rate) ** 2 + rate**2  # chance that two independent draws agree
-    for what, other in (("batch items", np.roll(keep, 1, 0)), ("heads", np.roll(keep, 1, 1)), ("rows", np.roll(keep, 1, 2)),
-                        ("columns", np.roll(keep, 1, 3)), ("calls", again)):
+    for what, other in (
+        ("batch items", np.roll(keep, 1, 0)),
+        ("heads", np.roll(keep, 1, 1)),
+        ("rows", np.roll(keep, 1, 2)),
+        ("columns", np.roll(keep, 1, 3)),
+        ("calls", again),
+    ):
         count(problem, keep == other, alike, f"equal in neighbouring {what}")
 
 
@@ -125,4 +133,6 @@ def count(problem: Problem, hits: np.ndarray, chance: float, what: str) -> None:
     # Neighbours on a ring share draws: the variance of their agreements is at most three times the binomial one.
     spread = SIGMAS * (3 * n * chance * (1 - chance)) ** 0.5
     if abs(got - n * chance) > spread:
-        raise Broken(Finding("relation", "o", f"{got} of {n} probabilities are {what}, expected {n * chance:.0f} ± {spread:.0f}"), problem)
+        raise Broken(
+            Finding("relation", "o", f"{got} of {n} probabilities are {what}, expected {n * chance:.0f} ± {spread:.0f}"), problem
+        )

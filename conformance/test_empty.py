@@ -60,8 +60,16 @@ def test_the_other_rows_do_not_notice(subject: Subject, case: Case) -> None:
     first, second = subject.run(before), subject.run(other)
     if first.refusal or second.refusal:
         raise NotApplicable
-    must_agree(subject, second.o, first.o, exact, "o", "other rows, when the first row loses its keys", other,
-               (slice(None), slice(None), slice(1, None)))
+    must_agree(
+        subject,
+        second.o,
+        first.o,
+        exact,
+        "o",
+        "other rows, when the first row loses its keys",
+        other,
+        (slice(None), slice(None), slice(1, None)),
+    )
 
 
 @clause("EMPTY-5")

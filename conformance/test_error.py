@@ -20,9 +20,18 @@ from attnspec.spec import Problem
 
 # What needs each feature, as changes of a plain case.
 NEEDS: dict[str, dict[str, Any]] = {
-    "mha": {"heads": "2/2"}, "mqa": {"heads": "4/1"}, "gqa": {"heads": "6/2"}, "shared_kv": {"heads": "3/shared"},
-    "value_width": {"e": 5}, "mask": {"mask": "bhij"}, "rank3": {"mask": "rank3"}, "key_padding": {"mask": "padding"},
-    "bias": {"bias": "bhij"}, "causal": {"causal": True}, "scale": {"scale": 0.3}, "strided": {"layout": "strided"},
+    "mha": {"heads": "2/2"},
+    "mqa": {"heads": "4/1"},
+    "gqa": {"heads": "6/2"},
+    "shared_kv": {"heads": "3/shared"},
+    "value_width": {"e": 5},
+    "mask": {"mask": "bhij"},
+    "rank3": {"mask": "rank3"},
+    "key_padding": {"mask": "padding"},
+    "bias": {"bias": "bhij"},
+    "causal": {"causal": True},
+    "scale": {"scale": 0.3},
+    "strided": {"layout": "strided"},
 }
 
 
@@ -40,7 +49,9 @@ def test_what_is_not_offered_is_refused_or_right(subject: Subject, case: Case) -
         if answer.refusal is not None:
             refused.append(f"{feature}: {answer.refusal[:90]}")
             continue
-        must_be_right(subject, problem, f"{FEATURES[feature]} is not promised, was asked for, was answered, and the answer is wrong", ("o",))
+        must_be_right(
+            subject, problem, f"{FEATURES[feature]} is not promised, was asked for, was answered, and the answer is wrong", ("o",)
+        )
         right.append(feature)
     if refused and not right:
         raise NotOffered("; ".join(refused))
@@ -125,8 +136,11 @@ def test_every_accepted_option_matters(subject: Subject, case: Case) -> None:
             continue
         same = to_float64(answer.o) == to_float64(plain.o)
         if must.any() and same[must].all():
-            raise Broken(Finding("relation", "o", f"{FEATURES[name]} has no effect: the output is, bit by bit, the one without it"),
-                         problem, exact)
+            raise Broken(
+                Finding("relation", "o", f"{FEATURES[name]} has no effect: the output is, bit by bit, the one without it"),
+                problem,
+                exact,
+            )
 
 
 @clause("ERROR-4")

@@ -52,8 +52,9 @@ def test_any_subset_of_inputs_may_ask(subject: Subject, case: Case) -> None:
 @once("backward")
 def test_every_subset_of_inputs(subject: Subject, case: Case) -> None:
     """All of them on one problem, with a bias where its gradient is offered."""
-    problem = subject.problem(Case(dtype=case.dtype, heads=case.heads, i=5, j=9, d=case.d, b=2,
-                                   bias="ij" if subject.offers("bias_grad") else "none"))
+    problem = subject.problem(
+        Case(dtype=case.dtype, heads=case.heads, i=5, j=9, d=case.d, b=2, bias="ij" if subject.offers("bias_grad") else "none")
+    )
     if subject.judge(subject.run(problem), subject.solve(problem)).findings:
         raise NotApplicable  # wrong with all of them: another clause says so
     names = list(problem.wrt)
@@ -112,8 +113,12 @@ def test_a_second_derivative_is_right_or_refused(subject: Subject, case: Case) -
     # A derivative that is silently cut is wrong in its leading digits; the central difference has half of float64's.
     if size > 0 and float((got.cpu() - expected).abs().max()) > 2.0**-12 * size:
         at = tuple(int(n) for n in torch.unravel_index((got.cpu() - expected).abs().argmax(), expected.shape))
-        raise Broken(Finding("relation", "dq", f"the second derivative at {list(at)} is {float(got[at]):.6g}, expected {float(expected[at]):.6g}"),
-                     problem)
+        raise Broken(
+            Finding(
+                "relation", "dq", f"the second derivative at {list(at)} is {float(got[at]):.6g}, expected {float(expected[at]):.6g}"
+            ),
+            problem,
+        )
     if size == 0:
         raise NotApplicable
 
@@ -122,6 +127,6 @@ def _second(subject: Subject, problem: Problem, r: torch.Tensor) -> torch.Tensor
     leaves = {name: x.detach().clone().requires_grad_(name != "mask") for name, x in problem.inputs().items()}
     call = subject.adapter.call(problem.replace(**leaves))
     o = call.function(**call.arguments)
-    first, = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
-    second, = torch.autograd.grad((first * r.to(first.device)).sum(), leaves["q"])
+    (first,) = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
+    (second,) = torch.autograd.grad((first * r.to(first.device)).sum(), leaves["q"])
     return second

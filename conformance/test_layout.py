@@ -32,8 +32,11 @@ def test_expanded_masks_and_biases_are_masks_and_biases(subject: Subject, case: 
     """Mask and bias expanded to (b h i j) with stride zero."""
     problem = subject.problem(case)
     full = (problem.b, problem.h, problem.i, problem.j)
-    changes = {name: x.expand(full) for name in ("mask", "bias")
-               if (x := getattr(problem, name)) is not None and (name == "bias" or x.ndim == 4)}
+    changes = {
+        name: x.expand(full)
+        for name in ("mask", "bias")
+        if (x := getattr(problem, name)) is not None and (name == "bias" or x.ndim == 4)
+    }
     if "mask" in changes and not subject.offers("mask"):
         return
     must_be_right(subject, problem.replace(**changes), "with mask and bias expanded, stride 0")
@@ -44,8 +47,11 @@ def test_expanded_masks_and_biases_are_masks_and_biases(subject: Subject, case: 
 def test_strides_of_masks_and_biases_do_not_matter(subject: Subject, case: Case) -> None:
     """Mask and bias stored (… j i)."""
     problem = subject.problem(case)
-    changes = {name: x.transpose(-1, -2).contiguous().transpose(-1, -2) for name in ("mask", "bias")
-               if (x := getattr(problem, name)) is not None and x.ndim == 4}
+    changes = {
+        name: x.transpose(-1, -2).contiguous().transpose(-1, -2)
+        for name in ("mask", "bias")
+        if (x := getattr(problem, name)) is not None and x.ndim == 4
+    }
     must_be_right(subject, problem.replace(**changes), "with mask and bias stored (b h j i)")
 
 
@@ -68,5 +74,8 @@ def test_slices_of_longer_sequences(subject: Subject, case: Case) -> None:
     def inside(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.full_like(x[..., :1, :], 11.0), x, torch.full_like(x[..., :1, :], 11.0)], dim=-2)[..., 1:-1, :]
 
-    must_be_right(subject, problem.replace(q=inside(problem.q), k=inside(problem.k), v=inside(problem.v)),
-                  "with tensors that begin in the middle of longer ones")
+    must_be_right(
+        subject,
+        problem.replace(q=inside(problem.q), k=inside(problem.k), v=inside(problem.v)),
+        "with tensors that begin in the middle of longer ones",
+    )

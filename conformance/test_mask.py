@@ -14,8 +14,10 @@ HIDING = ("prefix", "suffix", "first_block", "random", "single")
 
 def hides(case: Case) -> bool:
     """Some key is likely to be hidden from everyone."""
-    return case.layout != "expanded" and ((case.mask in ("padding", "bj", "j", "bhj") and case.holes in HIDING and case.keys > 1)
-                                          or (case.causal and case.keys > case.i))
+    return case.layout != "expanded" and (
+        (case.mask in ("padding", "bj", "j", "bhj") and case.holes in HIDING and case.keys > 1)
+        or (case.causal and case.keys > case.i)
+    )
 
 
 @clause("MASK-1")
@@ -68,8 +70,11 @@ def test_not_even_nan_gets_through(subject: Subject, case: Case) -> None:
     hidden = hidden_keys(subject.solve(problem))
     for number in (float("nan"), float("inf")):
         for names in (("k",), ("v",)):
-            must_be_right(subject, with_hidden(problem, hidden, number, names),
-                          f"with {number} in every hidden {'key' if names == ('k',) else 'value'}")
+            must_be_right(
+                subject,
+                with_hidden(problem, hidden, number, names),
+                f"with {number} in every hidden {'key' if names == ('k',) else 'value'}",
+            )
 
 
 @clause("MASK-6")
@@ -101,7 +106,9 @@ def test_each_pair_is_read_from_its_own_place(subject: Subject, case: Case) -> N
     flipped[..., -1] = ~flipped[..., -1]
     if not flipped.any(-1).all() or not visible.any(-1).all():
         return
-    must_be_right(subject, problem.replace(mask=flipped), "with the last key shown where it was hidden, and hidden where it was shown")
+    must_be_right(
+        subject, problem.replace(mask=flipped), "with the last key shown where it was hidden, and hidden where it was shown"
+    )
 
 
 @clause("MASK-3")

@@ -60,8 +60,11 @@ def test_all_paths_agree(subject: Subject, case: Case) -> None:
         if mine.refusal or theirs.refusal:
             raise NotApplicable  # whoever refuses is told so by the clause of what it refuses
         what = f"{subject.label} against {other.label}"
-        differ = [f"{name} is {getattr(subject.dialect, name)} here and {getattr(other.dialect, name)} there"
-                  for name in CHOICES if getattr(subject.dialect, name) != getattr(other.dialect, name)]
+        differ = [
+            f"{name} is {getattr(subject.dialect, name)} here and {getattr(other.dialect, name)} there"
+            for name in CHOICES
+            if getattr(subject.dialect, name) != getattr(other.dialect, name)
+        ]
         exact = subject.solve(problem)
         must_agree(subject, mine.o, theirs.o, exact, "o", "; ".join([what, *differ]))
         for name, gradient in mine.gradients.items():
@@ -94,8 +97,11 @@ def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
     """torch.compile of the call, with each offered option; only in the tiers that bear its cost."""
     if not subject.slow or case.dtype not in ("float32", "bfloat16"):
         raise NotApplicable
-    changes = [{}] + [change for name, change in (("causal", {"causal": True}), ("scale", {"scale": 0.3}), ("mask", {"mask": "bhij"}))
-                      if subject.offers(name)]
+    changes: list[dict[str, object]] = [{}] + [
+        change
+        for name, change in (("causal", {"causal": True}), ("scale", {"scale": 0.3}), ("mask", {"mask": "bhij"}))
+        if subject.offers(name)
+    ]
     for change in changes:
         asked = replace(Case(dtype=case.dtype, heads=case.heads, b=2, i=9, j=17, d=case.d, wrt="none"), **change)  # type: ignore[arg-type]
         problem = subject.problem(asked)

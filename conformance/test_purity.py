@@ -9,7 +9,17 @@ import torch
 from attnspec.conformance.case import Case
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases, once
+from attnspec.conformance.testing import (
+    Broken,
+    NotApplicable,
+    agrees,
+    clause,
+    must_answer,
+    must_be_right,
+    must_keep_bits,
+    on_cases,
+    once,
+)
 from attnspec.reference import OUTPUTS
 
 STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -18,7 +28,10 @@ STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "the determinism flag": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     "the matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "the random state": (lambda: torch.get_rng_state().tolist(), lambda state: torch.set_rng_state(torch.tensor(state, dtype=torch.uint8))),
+    "the random state": (
+        lambda: torch.get_rng_state().tolist(),
+        lambda state: torch.set_rng_state(torch.tensor(state, dtype=torch.uint8)),
+    ),
 }
 
 
@@ -104,8 +117,12 @@ def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
     """Longer, shorter, without options, in another mode: then the first question again."""
     problem = subject.problem(case)
     first = must_answer(subject, problem)
-    for change in ({"i": case.i + 3, "j": case.keys + 5}, {"i": 1, "j": case.keys}, {"mask": "none", "bias": "none", "causal": False},
-                   {"b": case.b + 1}):
+    for change in (
+        {"i": case.i + 3, "j": case.keys + 5},
+        {"i": 1, "j": case.keys},
+        {"mask": "none", "bias": "none", "causal": False},
+        {"b": case.b + 1},
+    ):
         subject.run(subject.problem(replace(case, **change)))  # type: ignore[arg-type]
     again = must_be_right(subject, problem, "after calls with other shapes and options")
     if subject.adapter.deterministic:

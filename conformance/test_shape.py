@@ -55,11 +55,13 @@ def test_batch_items_do_not_see_each_other(subject: Subject, case: Case) -> None
         alone = one_item(problem, n)
         exact = subject.solve(alone)
         answer = must_be_right(subject, alone, f"batch item {n} by itself", ("o",), exact)
-        must_agree(subject, together.o[n:n + 1], answer.o, exact, "o", f"batch item {n} among others and by itself")
+        must_agree(subject, together.o[n : n + 1], answer.o, exact, "o", f"batch item {n} among others and by itself")
 
 
 @clause("SHAPE-5")
-@on_cases(where=lambda case: case.h > 1 and case.sharing == "mha" and case.mask in ("none", "padding", "ij") and case.bias == "none")
+@on_cases(
+    where=lambda case: case.h > 1 and case.sharing == "mha" and case.mask in ("none", "padding", "ij") and case.bias == "none"
+)
 def test_heads_do_not_see_each_other(subject: Subject, case: Case) -> None:
     """Other heads get other numbers: this one does not notice."""
     problem = subject.problem(case).replace(do=None, wrt=())
@@ -72,5 +74,13 @@ def test_heads_do_not_see_each_other(subject: Subject, case: Case) -> None:
     before, after = subject.run(problem), subject.run(other)
     if after.refusal:
         raise Broken(Finding("raised", "call", f"raised {after.refusal}"), other)
-    must_agree(subject, after.o, before.o, subject.solve(problem), "o", "head 0, when the numbers of other heads change", other,
-               (slice(None), slice(0, 1)))
+    must_agree(
+        subject,
+        after.o,
+        before.o,
+        subject.solve(problem),
+        "o",
+        "head 0, when the numbers of other heads change",
+        other,
+        (slice(None), slice(0, 1)),
+    )

@@ -53,6 +53,13 @@ def test_other_queries_do_not_change_a_head(subject: Subject, case: Case) -> Non
     q[:, 1:] = 1 - q[:, 1:]
     other = problem.replace(q=q, do=None, wrt=())
     exact = subject.solve(problem)
-    must_agree(subject, must_be_right(subject, other, "with other queries in all heads but the first", ("o",)).o,
-               subject.run(problem).o, exact, "o", "the first head, when others ask something else", other,
-               (slice(None), slice(0, 1)))
+    must_agree(
+        subject,
+        must_be_right(subject, other, "with other queries in all heads but the first", ("o",)).o,
+        subject.run(problem).o,
+        exact,
+        "o",
+        "the first head, when others ask something else",
+        other,
+        (slice(None), slice(0, 1)),
+    )

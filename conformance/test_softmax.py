@@ -61,7 +61,9 @@ def test_the_order_of_keys_does_not_matter(subject: Subject, case: Case) -> None
     exact = subject.solve(problem)
     must_agree(subject, after.o, before.o, exact, "o", "the keys in the opposite order", other)
     if before.gradients.get("dv") is not None:
-        must_agree(subject, after.gradients["dv"][..., order, :], before.gradients["dv"], exact, "dv", "the keys in the opposite order")
+        must_agree(
+            subject, after.gradients["dv"][..., order, :], before.gradients["dv"], exact, "dv", "the keys in the opposite order"
+        )
 
 
 @clause("SOFTMAX-5")

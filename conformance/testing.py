@@ -31,8 +31,14 @@ RELATION_COST = 1 << 17
 class Broken(Exception):
     """A clause does not hold: what was found, and the problems that show it (the second one where two are compared)."""
 
-    def __init__(self, finding: Finding, problem: Problem | None = None, exact: Exact | None = None,
-                 other: Problem | None = None, margin: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        finding: Finding,
+        problem: Problem | None = None,
+        exact: Exact | None = None,
+        other: Problem | None = None,
+        margin: np.ndarray | None = None,
+    ) -> None:
         super().__init__(finding.message)
         self.finding, self.problem, self.exact, self.other, self.margin = finding, problem, exact, other, margin
 
@@ -71,14 +77,16 @@ class Plan:
         return case
 
 
-def agrees(*outputs: str, offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True,
-           **like: Any) -> Callable[[Callable], Callable]:
+def agrees(
+    *outputs: str, offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True, **like: Any
+) -> Callable[[Callable], Callable]:
     """The test compares these outputs with the reference, on every fitting row of the array and on searched cases."""
     return _plan(Plan(offering, tuple(like.items()), where, outputs, comparison=True))
 
 
-def on_cases(offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True,
-             right: tuple[str, ...] = OUTPUTS, **like: Any) -> Callable[[Callable], Callable]:
+def on_cases(
+    offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True, right: tuple[str, ...] = OUTPUTS, **like: Any
+) -> Callable[[Callable], Callable]:
     """The test is a relation, asked on some fitting cases whose outputs `right` agree with the reference."""
     return _plan(Plan(offering, tuple(like.items()), where, right))
 
@@ -155,9 +163,13 @@ class Asking:
             asked.add(case)
             if not self._ask(case, ask):
                 return
-        self.run.search(self.subject, self.dtype, lambda case: self._ask(case, ask),
-                        lambda case: self.plan.narrow(case, self.subject),
-                        None if self.plan.comparison else self.run.tier.searched // 3)
+        self.run.search(
+            self.subject,
+            self.dtype,
+            lambda case: self._ask(case, ask),
+            lambda case: self.plan.narrow(case, self.subject),
+            None if self.plan.comparison else self.run.tier.searched // 3,
+        )
 
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""
@@ -241,8 +253,14 @@ class Asking:
         if not self.run.first_time((*explained.key, subject.label, subject.device), self.dtype):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
-        failure = report.failure(self.run, subject, explained, self.test.__name__, other,
-                                 brief=not self.run.first_time((*explained.key, subject.adapter.name), ""))
+        failure = report.failure(
+            self.run,
+            subject,
+            explained,
+            self.test.__name__,
+            other,
+            brief=not self.run.first_time((*explained.key, subject.adapter.name), ""),
+        )
         self.run.record.fail(failure)
         if broken.binding or self.run.enforce_should:
             self.shown.append(failure.text)
@@ -268,8 +286,9 @@ class Asking:
 # WHAT TESTS SAY
 
 
-def must_be_right(subject: Subject, problem: Problem, what: str, outputs: tuple[str, ...] = OUTPUTS,
-                  exact: Exact | None = None) -> Answer:
+def must_be_right(
+    subject: Subject, problem: Problem, what: str, outputs: tuple[str, ...] = OUTPUTS, exact: Exact | None = None
+) -> Answer:
     """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`."""
     answer = subject.run(problem)
     exact = exact or subject.solve(problem)
@@ -288,8 +307,9 @@ def must_answer(subject: Subject, problem: Problem) -> Answer:
     return answer
 
 
-def must_agree(subject: Subject, got: Any, expected: Any, exact: Exact, output: str, what: str, other: Problem | None = None,
-               select: Any = ...) -> None:
+def must_agree(
+    subject: Subject, got: Any, expected: Any, exact: Exact, output: str, what: str, other: Problem | None = None, select: Any = ...
+) -> None:
     """Two results of the implementation must differ by no more than both may differ from the exact answer."""
     like = exact.values[output].shape
     if getattr(got, "shape", None) != like or getattr(expected, "shape", None) != like:
@@ -303,8 +323,16 @@ def must_agree(subject: Subject, got: Any, expected: Any, exact: Exact, output: 
         raise Broken(replace(finding, kind="relation", message=what), exact.problem, exact, other, margin)
 
 
-def must_keep_bits(subject: Subject, problem: Problem, before: Any, after: Any, output: str, what: str,
-                   other: Problem | None = None, select: Any = ...) -> None:
+def must_keep_bits(
+    subject: Subject,
+    problem: Problem,
+    before: Any,
+    after: Any,
+    output: str,
+    what: str,
+    other: Problem | None = None,
+    select: Any = ...,
+) -> None:
     """Two results must be the same bit by bit, unless the implementation does not repeat its own bits; then it must say so."""
     if before is None or after is None:
         raise Broken(Finding("missing", output, f"{what}: the gradient is None"), problem, None, other)
@@ -324,5 +352,10 @@ def must_keep_bits(subject: Subject, problem: Problem, before: Any, after: Any, 
     at = tuple(int(n[0]) for n in differ.nonzero())
     margin = np.full(tuple(before.shape), np.inf)
     margin[select] = 0.0
-    raise Broken(Finding("relation", output, what, at, float(y[at]), float(x[at]), 0.0, float("inf"), int(differ.sum()), x.size),
-                 problem, None, other, margin)
+    raise Broken(
+        Finding("relation", output, what, at, float(y[at]), float(x[at]), 0.0, float("inf"), int(differ.sum()), x.size),
+        problem,
+        None,
+        other,
+        margin,
+    )

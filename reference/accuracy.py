@@ -16,8 +16,12 @@ UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16
 TF32 = 2.0**-11
 # Smallest normal number: flushing to zero is legal in all but float16, whose subnormals hardware keeps.
 UNDERFLOW = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-25, "bfloat16": 2.0**-126}
-LARGEST = {"float64": 1.7976931348623157e308, "float32": 3.4028234663852886e38, "float16": 65504.0,
-           "bfloat16": 3.3895313892515355e38}
+LARGEST = {
+    "float64": 1.7976931348623157e308,
+    "float32": 3.4028234663852886e38,
+    "float16": 65504.0,
+    "bfloat16": 3.3895313892515355e38,
+}
 EXP_ULPS = 42  # a vectorised exp of 20 ulp, and the rounding of its argument's reduction, in units of u
 
 

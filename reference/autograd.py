@@ -14,13 +14,15 @@ from attnspec.spec import Dialect, Problem
 
 def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
     """o, lse and, with a cotangent, dq, dk, dv and dbias, all float64, by visiting each query row by itself."""
-    leaves = {name: x.detach().to(torch.float64).clone().requires_grad_()
-              for name, x in problem.inputs().items() if name != "mask"}
+    leaves = {name: x.detach().to(torch.float64).clone().requires_grad_() for name, x in problem.inputs().items() if name != "mask"}
     o, lse = _rows(leaves, problem, dialect, keep)
     answer = {"o": o.detach(), "lse": lse.detach()}
     if problem.do is not None:
-        grads = torch.autograd.grad(o, list(leaves.values()), problem.do.to(torch.float64), allow_unused=True,
-                                    materialize_grads=True) if o.requires_grad else [torch.zeros_like(x) for x in leaves.values()]
+        grads = (
+            torch.autograd.grad(o, list(leaves.values()), problem.do.to(torch.float64), allow_unused=True, materialize_grads=True)
+            if o.requires_grad
+            else [torch.zeros_like(x) for x in leaves.values()]
+        )
         answer |= {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
     return answer
 
@@ -42,12 +44,20 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
         for head in range(problem.h):
             kv = head // per_group if dialect.head_grouping == "blocked" else head % k.shape[1]
             for row in range(problem.i):
-                last = problem.j if not problem.causal else row + 1 + (
-                    problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
-                keys = [c for c in range(min(last, problem.j)) if (mask is None or bool(mask[n, head, row, c]))
-                        and (bias is None or float(bias[n, head, row, c].detach()) != float("-inf"))]
-                values, weights, total = _row(q[n, head, row], k[n, kv], v[n, kv],
-                                              None if bias is None else bias[n, head, row], keys, scale, dialect)
+                last = (
+                    problem.j
+                    if not problem.causal
+                    else row + 1 + (problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
+                )
+                keys = [
+                    c
+                    for c in range(min(last, problem.j))
+                    if (mask is None or bool(mask[n, head, row, c]))
+                    and (bias is None or float(bias[n, head, row, c].detach()) != float("-inf"))
+                ]
+                values, weights, total = _row(
+                    q[n, head, row], k[n, kv], v[n, kv], None if bias is None else bias[n, head, row], keys, scale, dialect
+                )
                 if problem.training and problem.dropout and keep is not None:
                     used = keep[n, head, row][keys] if keys else keep[n, head, row]
                     factor = used.to(torch.float64) / (1 - problem.dropout) if problem.dropout < 1 else 0.0
@@ -60,8 +70,9 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     return o, lse
 
 
-def _row(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keys: list[int], scale: float,
-         dialect: Dialect) -> tuple[Tensor, Tensor, Tensor]:
+def _row(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keys: list[int], scale: float, dialect: Dialect
+) -> tuple[Tensor, Tensor, Tensor]:
     """The values that a row sees, their weights, and the log of the sum of exponentials."""
     if keys:
         s = scale * (k[keys] @ q)

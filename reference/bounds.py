@@ -95,7 +95,7 @@ def hull(live: Array, x: Operands) -> tuple[Array, Array]:
         here = live[:, :, tile, :, None]
         top[:, :, tile] = np.max(v, axis=3, initial=-np.inf, where=here)
         bottom[:, :, tile] = np.min(v, axis=3, initial=np.inf, where=here)
-    none = ~live.any(-1)[..., None]
+    none = np.logical_not(live.any(-1, keepdims=True))
     return np.where(none, 0.0, top), np.where(none, 0.0, bottom)
 
 
@@ -145,8 +145,7 @@ def grown(f: Forward, delta: Array, row: Array | float) -> Array:
     """
     exponent = delta + row
     score = np.where(f.visible, f.s - np.where(f.empty, 0.0, f.lse)[..., None], -np.inf)
-    return np.where(exponent < 30, f.p * np.expm1(np.minimum(exponent, 30.0)),
-                    np.exp(np.minimum(score + exponent, 300.0)))
+    return np.where(exponent < 30, f.p * np.expm1(np.minimum(exponent, 30.0)), np.exp(np.minimum(score + exponent, 300.0)))
 
 
 def quotient(x: Array, low: Array) -> Array:
@@ -161,7 +160,7 @@ def forward_bound(x: Operands, f: Forward, a: Arithmetic) -> ForwardBound:
     keys = x.k.shape[-2]
     live = f.visible | (f.empty[..., None] & (f.p > 0))
     delta, rescales = score_error(x, f, live, a)
-    none = ~live.any(-1)[..., None]
+    none = np.logical_not(live.any(-1, keepdims=True))
     low = np.where(none, 1.0, (f.p * np.exp(-delta)).sum(-1, keepdims=True))
     added = grown(f, delta, 0.0)
     raised = f.p + added
@@ -191,8 +190,9 @@ def forward_bound(x: Operands, f: Forward, a: Arithmetic) -> ForwardBound:
     numerator = u_weight * np.maximum(magnitude, spread) + sums * (1 + u_weight) * magnitude + lost
     unrounded = e1 + (numerator + division * (np.abs(f.o) + e1)) / (1 - division)
     o = unrounded + a.u_out * (np.abs(f.o) + unrounded) + a.eta_out
-    return ForwardBound(np.where(none, 0.0, o), np.where(none, 0.0, unrounded), live, delta, added, low, high,
-                        rescales, magnitude, sums, tiny)
+    return ForwardBound(
+        np.where(none, 0.0, o), np.where(none, 0.0, unrounded), live, delta, added, low, high, rescales, magnitude, sums, tiny
+    )
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,7 @@ class BackwardBound:
 
 
 @implements("ACCURACY-2")
-def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBound, a: Arithmetic,
-                   group: int) -> BackwardBound:
+def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBound, a: Arithmetic, group: int) -> BackwardBound:
     """The bounds of the gradients per query head. `group` is how many query heads are summed into one dk and dv."""
     queries, keys, e = x.q.shape[-2], x.k.shape[-2], x.v.shape[-1]
     q, k, v, ado = np.abs(x.q), np.abs(x.k), np.abs(x.v), np.abs(do)
@@ -220,8 +219,11 @@ def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBo
     # rounded probabilities. Λ = log Σ p e^Δ.
     lse = np.where(empty, 0.0, np.abs(np.where(f.empty, 0.0, f.lse))[..., None])
     again = np.minimum(grown(f, w.delta, np.log(w.high)), np.maximum(f.p, 1 - f.p))
-    stored = (kappa(4, a.u_acc) * (np.abs(np.where(seen, f.s, 0.0)) + lse + np.abs(f.m)[..., None])
-              + kappa(keys + 2 * int(w.rescales.max(initial=0)) + 4, a.u_acc) + a.rescale * w.rescales[..., None])
+    stored = (
+        kappa(4, a.u_acc) * (np.abs(np.where(seen, f.s, 0.0)) + lse + np.abs(f.m)[..., None])
+        + kappa(keys + 2 * int(w.rescales.max(initial=0)) + 4, a.u_acc)
+        + a.rescale * w.rescales[..., None]
+    )
     per_key = np.expm1(np.minimum(stored + 2 * a.exp + 2 * a.u_softmax - np.log1p(-a.u_mma), 5.0))
     p_error = np.where(w.live, again * (1 + per_key) + per_key * f.p + a.eta_acc, 0.0)
     p_upper = np.where(w.live, f.p + p_error, 0.0)
@@ -253,13 +255,22 @@ def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBo
     do_magnitude = (ado * w.magnitude).sum(-1, keepdims=True)
     do_o = (ado * np.abs(f.o)).sum(-1, keepdims=True)
     rounded_p = (a.u_mma + a.u_in + u_drop) * p_dp
-    from_output = (shift + rounded_p + 2 * w.sums * (do_magnitude + do_o)
-                   + w.tiny * np.where(seen, reach, 0.0).sum(-1, keepdims=True)
-                   + (a.u_out + product) * (do_o + (ado * w.unrounded).sum(-1, keepdims=True))
-                   + ado.sum(-1, keepdims=True) * a.eta_out)
-    from_products = (shift + rounded_p + (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * p_dp
-                     + (p_upper_rounded * dp_error).sum(-1, keepdims=True)
-                     + w.tiny * dp.sum(-1, keepdims=True) + (np.abs(delta) + shift) * kappa(2, a.u_acc))
+    from_output = (
+        shift
+        + rounded_p
+        + 2 * w.sums * (do_magnitude + do_o)
+        + w.tiny * np.where(seen, reach, 0.0).sum(-1, keepdims=True)
+        + (a.u_out + product) * (do_o + (ado * w.unrounded).sum(-1, keepdims=True))
+        + ado.sum(-1, keepdims=True) * a.eta_out
+    )
+    from_products = (
+        shift
+        + rounded_p
+        + (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * p_dp
+        + (p_upper_rounded * dp_error).sum(-1, keepdims=True)
+        + w.tiny * dp.sum(-1, keepdims=True)
+        + (np.abs(delta) + shift) * kappa(2, a.u_acc)
+    )
     delta_error = np.maximum(from_output, from_products) + a.eta_acc
     if a.u_softmax:
         row_sum = np.exp(np.where(f.empty, 0.0, f.lse) - f.m)[..., None]
@@ -277,7 +288,8 @@ def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBo
     # bound, float64, scores of −10⁵, three parts.)
     weighed = common_upper * centred
     ds_error = ds_error + np.minimum(stored + 2 * a.rescale, 1.0) * np.minimum(
-        common_upper * centred.max(-1, keepdims=True, initial=0.0), weighed.sum(-1, keepdims=True))
+        common_upper * centred.max(-1, keepdims=True, initial=0.0), weighed.sum(-1, keepdims=True)
+    )
     ds_error = np.where(seen, ds_error, 0.0)
     if a.u_softmax:
         ds_error = ds_error + _through_primitives(f, w, p_upper_rounded, dp + np.abs(delta) + difference, ds, ds_error, a)
@@ -289,8 +301,9 @@ def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBo
         noise = own.sum(-1, keepdims=True) + (2 * over_keys + kappa(4, a.u_acc)) * p_dp
         ds_error = np.where(seen, ds_error + own + np.where(_may_be_largest(f, w), noise, 0.0), 0.0)
     # dS and scale·dS are stored by the eager classes
-    ds_error = np.where(seen, ds_error + 2 * a.u_s * (ds + ds_error) * (1 + a.u_s)
-                        + a.eta_s * (1 + 1 / max(abs(x.scale), 1e-300)), 0.0)
+    ds_error = np.where(
+        seen, ds_error + 2 * a.u_s * (ds + ds_error) * (1 + a.u_s) + a.eta_s * (1 + 1 / max(abs(x.scale), 1e-300)), 0.0
+    )
     operand_error = ds_error if a.u_s else np.where(seen, ds_error + a.u_mma * (ds + ds_error) + a.eta_mma, 0.0)
     operand = ds + operand_error
     bias_error = np.where(seen, ds_error + a.u_out * (ds + ds_error) + a.eta_out, 0.0)
@@ -304,8 +317,10 @@ def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBo
         own = np.maximum(operand_error - np.where(seen, common_upper * delta_error, 0.0), 0.0)
         mean_key = np.abs(np.where(seen, f.p, 0.0) @ x.k) + np.where(seen, common_p, 0.0) @ k
         dq_error = scale * (own @ k + delta_error * mean_key + (over_keys + products) * (operand @ k)) + a.eta_acc * keys
-    dk_error = (scale * (operand_error.swapaxes(-1, -2) @ q + (over_queries + products) * (operand.swapaxes(-1, -2) @ q))
-                + a.eta_acc * queries)
+    dk_error = (
+        scale * (operand_error.swapaxes(-1, -2) @ q + (over_queries + products) * (operand.swapaxes(-1, -2) @ q))
+        + a.eta_acc * queries
+    )
     if a.u_s:  # the products before the scale may be stored
         dq_error = dq_error + a.u_s * (np.abs(b.dq) + dq_error) + (1 + scale) * a.eta_s
         dk_error = dk_error + a.u_s * (np.abs(b.dk) + dk_error) + (1 + scale) * a.eta_s
@@ -314,8 +329,9 @@ def backward_bound(x: Operands, do: Array, f: Forward, b: Backward, w: ForwardBo
     return BackwardBound(dq_error, dk_error, dv_error, bias_error)
 
 
-def _through_primitives(f: Forward, w: ForwardBound, p: Array, magnitude: Array, ds: Array, ds_error: Array,
-                        a: Arithmetic) -> Array:
+def _through_primitives(
+    f: Forward, w: ForwardBound, p: Array, magnitude: Array, ds: Array, ds_error: Array, a: Arithmetic
+) -> Array:
     """Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it."""
     own = np.where(f.visible, kappa(3, a.u_softmax) * p * magnitude, 0.0)
     total = ds_error + own

@@ -65,7 +65,7 @@ def sum_over_group(dx: Array, like: tuple[int, ...], grouping: str) -> Array:
     if dx.shape[1] == g:
         return dx.reshape(like)
     total = np.zeros((dx.shape[0], g, *dx.shape[2:]))
-    np.add.at(total, (slice(None), head_of_query(dx.shape[1], g, grouping)), dx)
+    np.add.at(total, (slice(None), head_of_query(dx.shape[1], g, grouping)), dx)  # type: ignore[arg-type]
     return total.reshape(like)
 
 
@@ -128,7 +128,7 @@ def visible_keys(shape: tuple[int, ...], mask: Array | None, bias: Array | None,
 @implements("SOFTMAX-1", "SOFTMAX-2", "SOFTMAX-3", "SOFTMAX-4", "SHAPE-2")
 def softmax(s: Array, visible: Array) -> tuple[Array, Array, Array, Array]:
     """Probabilities (b h i j), and per row the largest score, lse and whether no key is visible (b h i)."""
-    empty = ~visible.any(-1)
+    empty = np.logical_not(visible.any(-1))
     m = np.where(empty, 0.0, np.max(s, axis=-1, initial=-np.inf, where=visible))
     with np.errstate(under="ignore"):
         e = np.exp(np.where(visible, s - m[..., None], -np.inf))
@@ -159,11 +159,42 @@ def keep_factor(keep: Array | None, rate: float) -> Array | float:
 # OUTPUT
 
 
-@implements("MASK-4", "MASK-5", "SHAPE-1", "SHAPE-3", "SHAPE-4", "SHAPE-5", "PURITY-1", "PURITY-2", "PURITY-3",
-            "PURITY-4", "PURITY-5", "LAYOUT-1", "LAYOUT-2", "LAYOUT-3", "MODE-1", "MODE-2", "MODE-3", "MODE-4", "MODE-5",
-            "ERROR-1", "ERROR-3", "SOFTMAX-6")
-def forward(q: Array, k: Array, v: Array, *, scale: float, bias: Array | None, mask: Array | None,
-            causal: Array | None, factor: Array | float, empty_row: str) -> Forward:
+@implements(
+    "MASK-4",
+    "MASK-5",
+    "SHAPE-1",
+    "SHAPE-3",
+    "SHAPE-4",
+    "SHAPE-5",
+    "PURITY-1",
+    "PURITY-2",
+    "PURITY-3",
+    "PURITY-4",
+    "PURITY-5",
+    "LAYOUT-1",
+    "LAYOUT-2",
+    "LAYOUT-3",
+    "MODE-1",
+    "MODE-2",
+    "MODE-3",
+    "MODE-4",
+    "MODE-5",
+    "ERROR-1",
+    "ERROR-3",
+    "SOFTMAX-6",
+)
+def forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    bias: Array | None,
+    mask: Array | None,
+    causal: Array | None,
+    factor: Array | float,
+    empty_row: str,
+) -> Forward:
     """Output and probabilities of q (b h i d), k (b h j d), v (b h j e), all finite float64.
 
     bias and mask broadcast, causal is (i j), factor is what :func:`keep_factor` gives.

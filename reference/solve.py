@@ -137,8 +137,9 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exac
         keep = np.zeros((problem.b, h, problem.i, problem.j))
     factor = dense.keep_factor(keep, rate)
 
-    f = dense.forward(q, k_heads, v_heads, scale=scale, bias=bias, mask=mask, causal=causal, factor=factor,
-                      empty_row=dialect.empty_row)
+    f = dense.forward(
+        q, k_heads, v_heads, scale=scale, bias=bias, mask=mask, causal=causal, factor=factor, empty_row=dialect.empty_row
+    )
     live = f.visible | (f.empty[..., None] & (dialect.empty_row == "uniform"))
     values, back, do = {"o": f.o}, None, None
     if problem.do is not None:
@@ -151,13 +152,21 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exac
             values["dbias"] = dense.reduce_to(back.ds, tuple(problem.bias.shape))
     zero = _zeros(problem, dialect, values, live, f, factor, do)
     undefined = _undefined(problem, dialect, given, bias, f, values)
-    return Exact(problem, dialect, f, f.lse, values, zero, undefined,
-                 bounds.Operands(q, k_heads, v_heads, scale, bias, factor), back, do)
+    return Exact(
+        problem, dialect, f, f.lse, values, zero, undefined, bounds.Operands(q, k_heads, v_heads, scale, bias, factor), back, do
+    )
 
 
 @implements("ACCURACY-3")
-def _zeros(problem: Problem, dialect: Dialect, values: dict[str, Array], live: Array, f: dense.Forward,
-           factor: Array | float, do: Array | None) -> dict[str, Array]:
+def _zeros(
+    problem: Problem,
+    dialect: Dialect,
+    values: dict[str, Array],
+    live: Array,
+    f: dense.Forward,
+    factor: Array | float,
+    do: Array | None,
+) -> dict[str, Array]:
     """Where nothing contributes to an output, so that it is exactly zero. What dropout removed contributes nothing."""
     grouping = dialect.head_grouping
     kept = np.broadcast_to(np.not_equal(factor, 0), live.shape)
@@ -175,7 +184,7 @@ def _zeros(problem: Problem, dialect: Dialect, values: dict[str, Array], live: A
     asked = (do != 0).any(-1)[..., None]
     # Where dropout removed a whole row, dP and D are zero, and with them all of dS.
     scored = f.visible & asked & (f.visible & kept).any(-1)[..., None]
-    zero["dq"] = np.broadcast_to(~scored.any(-1)[..., None], values["dq"].shape)
+    zero["dq"] = np.broadcast_to(np.logical_not(scored.any(-1, keepdims=True)), values["dq"].shape)
     zero["dk"] = nothing_reaches(scored, tuple(problem.k.shape))
     zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))
     if "dbias" in values:
@@ -183,8 +192,9 @@ def _zeros(problem: Problem, dialect: Dialect, values: dict[str, Array], live: A
     return zero
 
 
-def _undefined(problem: Problem, dialect: Dialect, given: list[Array], bias: Array | None, f: dense.Forward,
-               values: dict[str, Array]) -> dict[str, Array]:
+def _undefined(
+    problem: Problem, dialect: Dialect, given: list[Array], bias: Array | None, f: dense.Forward, values: dict[str, Array]
+) -> dict[str, Array]:
     """Where the clauses promise nothing: a visible operand is NaN or infinite, or a NaN row reaches a gradient."""
     undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
     poisoned = f.empty & (dialect.empty_row == "nan")

@@ -83,14 +83,28 @@ def _clause(match: re.Match, body: str, source: str) -> Clause:
         raise SpecError(f"{where}: the line of fields is {fields!r}; expected 'MUST|SHOULD|MAY · since x.y [· feature f]'")
     formula = "\n".join(re.findall(r"^```\n(.*?)^```", rest, flags=re.MULTILINE | re.DOTALL)).rstrip()
     prose = re.sub(r"^```\n.*?^```", "", rest, flags=re.MULTILINE | re.DOTALL)
-    quotes = {name: " ".join(text.replace("\n> ", " ").split()) for name, text in
-              re.findall(r"^> (Why|Stops): ((?:.+\n?)(?:^> (?!Why:|Stops:).*\n?)*)", prose, flags=re.MULTILINE)}
+    quotes = {
+        name: " ".join(text.replace("\n> ", " ").split())
+        for name, text in re.findall(r"^> (Why|Stops): ((?:.+\n?)(?:^> (?!Why:|Stops:).*\n?)*)", prose, flags=re.MULTILINE)
+    }
     sentence = " ".join(prose.split("\n>")[0].split())
     if not sentence or "Why" not in quotes:
         raise SpecError(f"{where}: a clause needs a sentence and a '> Why:' line")
     stops = tuple(item.strip().rstrip(".") for item in quotes.get("Stops", "").split(",") if item.strip())
-    return Clause(match["id"], match["chapter"], match["title"].strip(), level, named["since"], sentence,
-                  named.get("feature"), named.get("dialect"), formula, quotes["Why"], stops, source)
+    return Clause(
+        match["id"],
+        match["chapter"],
+        match["title"].strip(),
+        level,
+        named["since"],
+        sentence,
+        named.get("feature"),
+        named.get("dialect"),
+        formula,
+        quotes["Why"],
+        stops,
+        source,
+    )
 
 
 _implementations: dict[str, list[str]] = {}

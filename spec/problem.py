@@ -45,8 +45,9 @@ class Problem:
         """Raise ValueError, with what was found and what was expected, for inputs that are not one attention call."""
         if self.q.ndim != 4 or self.k.ndim not in (3, 4) or self.v.ndim != self.k.ndim:
             raise ValueError(f"expected q (b h i d) with k, v (b g j d) or (b j d); found {self._shapes('q', 'k', 'v')}")
-        same = (self.k.shape[0] == self.v.shape[0] == self.b and self.k.shape[-1] == self.d
-                and self.k.shape[:-1] == self.v.shape[:-1])
+        same = (
+            self.k.shape[0] == self.v.shape[0] == self.b and self.k.shape[-1] == self.d and self.k.shape[:-1] == self.v.shape[:-1]
+        )
         if not same:
             raise ValueError(f"batch, key length or query width do not agree: {self._shapes('q', 'k', 'v')}")
         if self.h % self.g if self.g else self.h:
@@ -68,8 +69,7 @@ class Problem:
 
     def _must_broadcast(self, name: str, shape: tuple[int, ...]) -> None:
         found = tuple(getattr(self, name).shape)
-        fits = len(found) <= len(shape) and all(
-            a in (1, b) for a, b in zip(reversed(found), reversed(shape), strict=False))
+        fits = len(found) <= len(shape) and all(a in (1, b) for a, b in zip(reversed(found), reversed(shape), strict=False))
         if not fits:
             raise ValueError(f"{name} {found} does not broadcast to {shape}")
 
@@ -133,15 +133,18 @@ class Problem:
     def to_bytes(self) -> bytes:
         """The problem as an .npz archive: raw memory, shapes and strides, so that it comes back bit by bit."""
         arrays: dict[str, np.ndarray] = {}
-        meta: dict[str, Any] = {name: getattr(self, name)
-                                for name in ("causal", "scale", "dropout", "training", "wrt")}
+        meta: dict[str, Any] = {name: getattr(self, name) for name in ("causal", "scale", "dropout", "training", "wrt")}
         for name in TENSORS:
             x = getattr(self, name)
             if x is not None:
                 memory = _memory(x)
                 arrays[name] = memory.view(torch.uint8).cpu().numpy()
-                meta[name] = {"dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape),
-                              "stride": list(x.stride()), "offset": x.storage_offset()}
+                meta[name] = {
+                    "dtype": str(x.dtype).removeprefix("torch."),
+                    "shape": list(x.shape),
+                    "stride": list(x.stride()),
+                    "offset": x.storage_offset(),
+                }
         arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         file = io.BytesIO()
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -316,8 +316,7 @@ def group_gradient_not_summed(call: Call) -> Tensor:
         return call.run()
     first = (torch.arange(h, device=call.query.device) % (h // g) == 0)[:, None, None]
     key, value = (
-        with_gradient(for_each_query_head(x, h), lambda grad: grad.masked_fill(~first, 0.0))
-        for x in (call.key, call.value)
+        with_gradient(for_each_query_head(x, h), lambda grad: grad.masked_fill(~first, 0.0)) for x in (call.key, call.value)
     )
     return call.but(key=key, value=value).run()
 

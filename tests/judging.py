@@ -55,7 +55,19 @@ def judge(impl: str, *options: str, tier: str = "smoke") -> Outcome:
     """The outcome of `pytest --impl=… --tier=…`; no repro files are written."""
     keep = _Keep()
     with contextlib.redirect_stdout(io.StringIO()) as screen:
-        code = pytest.main([f"--impl={impl}", f"--tier={tier}", "-p", "no:cacheprovider", "--rootdir", str(HERE.parent),
-                            "-c", str(HERE.parent / "pyproject.toml"), *options], plugins=[keep])
+        code = pytest.main(
+            [
+                f"--impl={impl}",
+                f"--tier={tier}",
+                "-p",
+                "no:cacheprovider",
+                "--rootdir",
+                str(HERE.parent),
+                "-c",
+                str(HERE.parent / "pyproject.toml"),
+                *options,
+            ],
+            plugins=[keep],
+        )
     assert keep.run is not None, f"--impl={impl} {' '.join(options)} did not start: exit {code}\n{screen.getvalue()}"
     return Outcome(int(code), keep.run, screen.getvalue())

@@ -35,9 +35,9 @@ class Drawn:
     choices: tuple[tuple[str, object], ...]
 
 
-def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4,
-         least: int = 0) -> Drawn:
+def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4, least: int = 0) -> Drawn:
     """Any problem: sizes from `least` on, every form, every option."""
+
     def choose(options):
         return options[int(rng.integers(len(options)))]
 
@@ -54,7 +54,7 @@ def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, w
 
     def shape(form: tuple[int, str]) -> tuple[int, ...]:
         rank, over = form
-        return (b, j) if form == PADDING else tuple(sizes[x] if x in over else 1 for x in LETTERS[4 - rank:])
+        return (b, j) if form == PADDING else tuple(sizes[x] if x in over else 1 for x in LETTERS[4 - rank :])
 
     mask_form, bias_form = choose(MASKS), choose(BIASES)
     mask = None if mask_form is None else torch.from_numpy(rng.random(shape(mask_form)) < choose((0.3, 0.7, 0.9)))
@@ -67,12 +67,31 @@ def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, w
     do = do * torch.from_numpy(rng.random((b, h, i, 1)) < 0.9)  # some rows are silent
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
     problem = Problem(
-        numbers(b, h, i, d), k[:, 0] if shared else k, v[:, 0] if shared else v, mask, bias, causal=causal, scale=scale,
-        dropout=rate, training=rate > 0, do=do, wrt=("q", "k", "v") if bias is None else ("q", "k", "v", "bias"))
+        numbers(b, h, i, d),
+        k[:, 0] if shared else k,
+        v[:, 0] if shared else v,
+        mask,
+        bias,
+        causal=causal,
+        scale=scale,
+        dropout=rate,
+        training=rate > 0,
+        do=do,
+        wrt=("q", "k", "v") if bias is None else ("q", "k", "v", "bias"),
+    )
     lengths = "i<j" if i < j else "i>j" if i > j else "i=j"
     empty = next((x for x, n in zip("bhijde", (b, h, i, j, d, e), strict=True) if n == 0), "")
-    chosen = {"mask": mask_form, "bias": bias_form, "holes": holes, "heads": (h, g, shared), "scale": scale,
-              "rate": rate, "causal": (causal, lengths), "wider": e > d, "empty": empty}
+    chosen = {
+        "mask": mask_form,
+        "bias": bias_form,
+        "holes": holes,
+        "heads": (h, g, shared),
+        "scale": scale,
+        "rate": rate,
+        "causal": (causal, lengths),
+        "wider": e > d,
+        "empty": empty,
+    }
     return Drawn(problem, torch.from_numpy(rng.random((b, h, i, j)) >= rate), tuple(chosen.items()))
 
 

@@ -72,8 +72,9 @@ def test_the_factors_of_a_case_are_those_of_the_arrays() -> None:
         assert len(set(levels)) == len(levels)
 
 
-@pytest.mark.parametrize("adapter", [Everything(), Nothing(), Padding(), Grouped(), resolve(honest.tiled)[0]],
-                         ids=lambda adapter: type(adapter).__name__)
+@pytest.mark.parametrize(
+    "adapter", [Everything(), Nothing(), Padding(), Grouped(), resolve(honest.tiled)[0]], ids=lambda adapter: type(adapter).__name__
+)
 def test_every_pair_of_offered_levels_is_still_there(adapter: Adapter) -> None:
     """Of the factors that do not depend on each other: what is not offered becomes something that is."""
     some = array("pairs", adapter, DTYPES)
@@ -81,8 +82,7 @@ def test_every_pair_of_offered_levels_is_still_there(adapter: Adapter) -> None:
     assert all(fit(case, adapter) == case for case in some)
     factors = ["dtype", "b", "i", "j", "causal", "scale", "values", "mask", "heads", "bias", "layout", "d", "wrt"]
     biased = Case(bias="bhij")
-    offered = {name: {getattr(fit(replace(biased, **{name: level}), adapter), name) for level in LEVELS[name]}
-               for name in factors}
+    offered = {name: {getattr(fit(replace(biased, **{name: level}), adapter), name) for level in LEVELS[name]} for name in factors}
     missing = []
     for one, two in combinations(factors, 2):
         seen = {(getattr(case, one), getattr(case, two)) for case in some}
@@ -126,11 +126,16 @@ def test_a_case_is_read_from_its_token() -> None:
     assert Case.parse("i=1000,scale=0.125,seed=7") == Case(i=1000, scale=0.125, seed=7)
 
 
-@pytest.mark.parametrize(("token", "message"), [
-    ("colour=red", r"no factor is called 'colour'; there are dtype, heads"),
-    ("mask=diagonal", r"mask can't be 'diagonal'; it can be none, padding"),
-    ("causal=yes", r"causal can't be 'yes'; it can be False, True"),
-    ("i=many", "many"), ("scale=big", "big")])
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("colour=red", r"no factor is called 'colour'; there are dtype, heads"),
+        ("mask=diagonal", r"mask can't be 'diagonal'; it can be none, padding"),
+        ("causal=yes", r"causal can't be 'yes'; it can be False, True"),
+        ("i=many", "many"),
+        ("scale=big", "big"),
+    ],
+)
 def test_a_token_that_says_nothing_is_refused(token: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Case.parse(token)
@@ -155,7 +160,13 @@ def test_every_case_can_be_built() -> None:
         problem, again = build(case), build(case)
         assert str(problem.dtype) == f"torch.{case.dtype}"
         assert (problem.b, problem.h, problem.i, problem.j, problem.d, problem.e) == (
-            case.b, case.h, case.i, case.keys, case.d, case.width)
+            case.b,
+            case.h,
+            case.i,
+            case.keys,
+            case.d,
+            case.width,
+        )
         assert problem.shared == (case.g is None)
         assert all(x.isfinite().all() for x in (problem.q, problem.k, problem.v))
         assert problem.to_bytes() == again.to_bytes()
@@ -200,8 +211,7 @@ def searched() -> list[tuple[Case, Problem]]:
     drawn: list[Case] = []
 
     @seed(1)
-    @settings(max_examples=300, database=None, deadline=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(case=cases(Everything(), "float32"))
     def collect(case: Case) -> None:
         drawn.append(case)

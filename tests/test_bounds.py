@@ -94,9 +94,16 @@ class _Round(torch.autograd.Function):
         return gradient, None
 
 
-def row_sum_of_rounded(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-                       dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-                       enable_gqa: bool = False) -> Tensor:
+def row_sum_of_rounded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """Divides by the sum of the probabilities as the matmul received them, uses exp2, and D = Σ P dP."""
     plan = prepare(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     q, k, v = widen(query, key, value)
@@ -108,17 +115,31 @@ def row_sum_of_rounded(query: Tensor, key: Tensor, value: Tensor, attn_mask: Ten
     return (plan.thin_out(weights) @ v / total.masked_fill(total == 0, 1.0)).to(query.dtype)
 
 
-def query_scaled_first(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-                       dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-                       enable_gqa: bool = False) -> Tensor:
+def query_scaled_first(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """Rounds q·scale to storage before the product."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return eager(query * scale, key, value, attn_mask, dropout_p, is_causal, 1.0, enable_gqa)
 
 
-def both_scaled_by_the_root(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-                            dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-                            enable_gqa: bool = False) -> Tensor:
+def both_scaled_by_the_root(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """Rounds q·√scale and k·√scale to storage, as torch's math path does."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     root = abs(scale) ** 0.5
@@ -126,9 +147,16 @@ def both_scaled_by_the_root(query: Tensor, key: Tensor, value: Tensor, attn_mask
     return eager(query * root, key, value, attn_mask, dropout_p, is_causal, 1.0, enable_gqa)
 
 
-def softmax_of_primitives(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-                          dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-                          enable_gqa: bool = False) -> Tensor:
+def softmax_of_primitives(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """s − amax, exp, sum and division, each rounded to storage, with their own autograd."""
     plan = prepare(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     heads = query.shape[1]
@@ -138,7 +166,6 @@ def softmax_of_primitives(query: Tensor, key: Tensor, value: Tensor, attn_mask: 
     total = weights.sum(-1, keepdim=True)
     probabilities = weights / total.masked_fill(total == 0, 1.0)
     return plan.thin_out(probabilities) @ for_each_query_head(value, heads)
-
 
 
 # Each with the class that its arithmetic has in half types; in float32 and float64 all of them are in class A.
@@ -162,8 +189,15 @@ def adapt(kernel: Kernel) -> FunctionAdapter:
 def random_case(rng: Generator, dtype: str, values: str) -> Case:
     """Any level of the factors that change numbers, at sizes that take milliseconds."""
     level = {name: options[int(rng.integers(len(options)))] for name, options in LEVELS.items()}
-    level |= {"b": int(rng.integers(1, 3)), "i": int(rng.integers(1, 36)), "dtype": dtype, "values": values,
-              "j": int(rng.choice([0, 1, 2, 16, 17, 33, 50])), "d": int(rng.choice([1, 3, 8, 16, 40])), "wrt": "all"}
+    level |= {
+        "b": int(rng.integers(1, 3)),
+        "i": int(rng.integers(1, 36)),
+        "dtype": dtype,
+        "values": values,
+        "j": int(rng.choice([0, 1, 2, 16, 17, 33, 50])),
+        "d": int(rng.choice([1, 3, 8, 16, 40])),
+        "wrt": "all",
+    }
     return fit(Case(**level, seed=int(rng.integers(1 << 16))), adapt(tiled))
 
 
@@ -182,8 +216,11 @@ def test_honest_kernels_stay_inside_their_class(dtype: str, record_property) -> 
             for name, (_, class_) in HONEST.items():
                 class_ = class_ if dtype in HALF else "A"
                 judgement = judge(adapters[name].run(problem), exact, class_)
-                broken += [f"{name} in class {class_}, {x.output}: {x.ratio:.3g} of the bound at {x.index} ({x.kind} "
-                           f"{x.message}) {case.token()}" for x in judgement.findings]
+                broken += [
+                    f"{name} in class {class_}, {x.output}: {x.ratio:.3g} of the bound at {x.index} ({x.kind} "
+                    f"{x.message}) {case.token()}"
+                    for x in judgement.findings
+                ]
                 shares = worst.setdefault(f"{name} {class_}", {})
                 for output, ratio in judgement.worst.items():
                     shares[output] = max(shares.get(output, 0.0), ratio)
@@ -308,8 +345,12 @@ def test_wrong_answers_leave_the_bound(dtype: str) -> None:
     exacts = [solve(problem, CANONICAL) for problem in problems]
     wrong = WRONG | ({} if dtype in HALF else ONLY_WIDE) | (ONLY_FLOAT32 if dtype == "float32" else {})
     assert not any(judge(answer(x.values, x.problem), x, "R").findings for x in exacts)
-    shares = {name: np.mean([bool(judge(answer_of(p), exact, default_class(dtype)).findings)
-                             for p, exact in zip(problems, exacts, strict=True)]) for name, answer_of in wrong.items()}
+    shares = {
+        name: np.mean(
+            [bool(judge(answer_of(p), exact, default_class(dtype)).findings) for p, exact in zip(problems, exacts, strict=True)]
+        )
+        for name, answer_of in wrong.items()
+    }
     assert {name: share for name, share in shares.items() if share < SHARE} == {}
 
 

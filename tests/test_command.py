@@ -117,26 +117,35 @@ def say(*options: str) -> Said:
 
 def run(*command: str, cwd: Path) -> Said:
     """A Python process of its own; one thread, for processes run side by side here."""
-    done = subprocess.run([sys.executable, *command], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     return Said(done.returncode, done.stdout)
 
 
 # WHAT CAN NOT BE TESTED
 
 
-@pytest.mark.parametrize(("impl", "message"), [
-    ("absent_module.attend", "no module 'absent_module' can be imported from here"),
-    ("command_broken.attend", "importing command_broken raised OSError: no driver"),
-    ("command_broken.py:attend", "importing command_broken.py raised OSError: no driver"),
-    ("command_kernels.seven", "is not callable: it is a int, 7"),
-    ("command_kernels.atend", "has no 'atend'; it has"),
-    ("command_kernels.without_v", "no parameter for v"),
-    ("command_kernels.with_table", "required parameters that no convention knows: table"),
-    ("command_kernels.NeedsHeads", "missing 1 required positional argument: 'heads'"),
-    ("command_kernels.Refuses", "raised OSError: no licence"),
-    ("command_kernels.raises", "It raised RuntimeError: not on Sundays"),
-])
+@pytest.mark.parametrize(
+    ("impl", "message"),
+    [
+        ("absent_module.attend", "no module 'absent_module' can be imported from here"),
+        ("command_broken.attend", "importing command_broken raised OSError: no driver"),
+        ("command_broken.py:attend", "importing command_broken.py raised OSError: no driver"),
+        ("command_kernels.seven", "is not callable: it is a int, 7"),
+        ("command_kernels.atend", "has no 'atend'; it has"),
+        ("command_kernels.without_v", "no parameter for v"),
+        ("command_kernels.with_table", "required parameters that no convention knows: table"),
+        ("command_kernels.NeedsHeads", "missing 1 required positional argument: 'heads'"),
+        ("command_kernels.Refuses", "raised OSError: no licence"),
+        ("command_kernels.raises", "It raised RuntimeError: not on Sundays"),
+    ],
+)
 def test_what_can_not_be_tested_is_said_once_and_ends_with_4(impl, message, here):
     said = say(f"--impl={impl}", *QUICK[:2])
     said.no_fault_of_ours()
@@ -147,27 +156,30 @@ def test_what_can_not_be_tested_is_said_once_and_ends_with_4(impl, message, here
     assert "passed" not in said.screen
 
 
-@pytest.mark.parametrize(("option", "message"), [
-    ("--clauses=SPEED", "--clauses SPEED: there is no such chapter or clause; chapters are ACCURACY"),
-    ("--clauses=CAUSAL-99", "--clauses CAUSAL-99: there is no such"),
-    ("--dialect=alignment=top_left", "there are canonical; causal_alignment=bottom_right|top_left"),
-    ("--dialect=causal_alignment=middle", "there are canonical; causal_alignment=bottom_right|top_left"),
-    ("--impl-dtypes=float8", "there are float64, float32, float16, bfloat16"),
-    ("--impl-device=abacus", "--impl-device abacus: this machine has cpu"),
-    ("--without=speed", "--without names speed; there are mha"),
-    ("--case=speed=3", "no factor is called 'speed'"),
-    ("--case=mask=gas", "mask can't be 'gas'; it can be none"),
-    ("--case=i=many", "i can't be 'many'"),
-    ("--case=i=-2", "i can't be '-2'"),
-    ("--case=heads=two", "heads can't be 'two'"),
-    ("--case=heads=5/3", "heads can't be '5/3'"),
-    ("--accuracy=E", "invalid choice: 'E'"),
-    ("--tier=whole", "invalid choice: 'whole'"),
-    ("--attnspec-seed=x", "invalid int value: 'x'"),
-    ("--verdicts=absent/verdicts.jsonl", "there is no folder absent"),
-    ("--impl-kwargs=heads", "write heads=8,dim=64 or a JSON object"),
-    ("--impl-kwargs=heads=8", "command_kernels.attend is no class"),
-])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--clauses=SPEED", "--clauses SPEED: there is no such chapter or clause; chapters are ACCURACY"),
+        ("--clauses=CAUSAL-99", "--clauses CAUSAL-99: there is no such"),
+        ("--dialect=alignment=top_left", "there are canonical; causal_alignment=bottom_right|top_left"),
+        ("--dialect=causal_alignment=middle", "there are canonical; causal_alignment=bottom_right|top_left"),
+        ("--impl-dtypes=float8", "there are float64, float32, float16, bfloat16"),
+        ("--impl-device=abacus", "--impl-device abacus: this machine has cpu"),
+        ("--without=speed", "--without names speed; there are mha"),
+        ("--case=speed=3", "no factor is called 'speed'"),
+        ("--case=mask=gas", "mask can't be 'gas'; it can be none"),
+        ("--case=i=many", "i can't be 'many'"),
+        ("--case=i=-2", "i can't be '-2'"),
+        ("--case=heads=two", "heads can't be 'two'"),
+        ("--case=heads=5/3", "heads can't be '5/3'"),
+        ("--accuracy=E", "invalid choice: 'E'"),
+        ("--tier=whole", "invalid choice: 'whole'"),
+        ("--attnspec-seed=x", "invalid int value: 'x'"),
+        ("--verdicts=absent/verdicts.jsonl", "there is no folder absent"),
+        ("--impl-kwargs=heads", "write heads=8,dim=64 or a JSON object"),
+        ("--impl-kwargs=heads=8", "command_kernels.attend is no class"),
+    ],
+)
 def test_a_wrong_option_is_said_and_ends_with_4(option, message, here):
     said = say("--impl=command_kernels.attend", *(() if "clauses" in option else ("--clauses=SHAPE-1",)), option)
     said.no_fault_of_ours()
@@ -184,16 +196,19 @@ def test_conformance_tests_without_impl_ask_for_it(here):
 # WHAT DOES NOT CONFORM
 
 
-@pytest.mark.parametrize(("kernel", "clause", "message"), [
-    ("one_short", "SHAPE-1", "the output has shape (1, 1, 1, 0), expected (1, 1, 1, 1)"),
-    ("in_float64", "DTYPE-1", "the output has dtype float64, expected float32"),
-    ("elsewhere", "DTYPE-3", "the output is on meta, the inputs are on cpu"),
-    ("pair", "SHAPE-1", "returned a tuple of 2, expected one tensor"),
-    ("nothing", "SHAPE-1", "returned nothing (None), expected one tensor"),
-    ("array", "SHAPE-1", "returned a ndarray, expected one tensor"),
-    ("number", "SHAPE-1", "returned a float, expected one tensor"),
-    ("sparse", "SHAPE-1", "a sparse_coo tensor, expected a dense one"),
-])
+@pytest.mark.parametrize(
+    ("kernel", "clause", "message"),
+    [
+        ("one_short", "SHAPE-1", "the output has shape (1, 1, 1, 0), expected (1, 1, 1, 1)"),
+        ("in_float64", "DTYPE-1", "the output has dtype float64, expected float32"),
+        ("elsewhere", "DTYPE-3", "the output is on meta, the inputs are on cpu"),
+        ("pair", "SHAPE-1", "returned a tuple of 2, expected one tensor"),
+        ("nothing", "SHAPE-1", "returned nothing (None), expected one tensor"),
+        ("array", "SHAPE-1", "returned a ndarray, expected one tensor"),
+        ("number", "SHAPE-1", "returned a float, expected one tensor"),
+        ("sparse", "SHAPE-1", "a sparse_coo tensor, expected a dense one"),
+    ],
+)
 def test_what_is_not_a_tensor_of_the_right_form_ends_with_1(kernel, clause, message, here):
     said = say(f"--impl=command_kernels.{kernel}", QUICK[0], QUICK[2], "--clauses=DTYPE-1")
     said.no_fault_of_ours()
@@ -206,8 +221,18 @@ def test_what_is_not_a_tensor_of_the_right_form_ends_with_1(kernel, clause, mess
 @pytest.fixture(scope="session")
 def off_by_one(kernels) -> tuple[Said, Path]:
     """A run apart that fails, with its verdicts, and what it wrote."""
-    said = run("-m", "pytest", "--impl=command_kernels.py:causal_off_by_one", "--tier=smoke", "--clauses=CAUSAL",
-               "--impl-dtypes=float32", "--verdicts=verdicts.jsonl", "-p", "no:cacheprovider", cwd=kernels)
+    said = run(
+        "-m",
+        "pytest",
+        "--impl=command_kernels.py:causal_off_by_one",
+        "--tier=smoke",
+        "--clauses=CAUSAL",
+        "--impl-dtypes=float32",
+        "--verdicts=verdicts.jsonl",
+        "-p",
+        "no:cacheprovider",
+        cwd=kernels,
+    )
     return said, kernels
 
 
@@ -326,9 +351,23 @@ def test_warnings_as_errors_do_not_break_a_run(kernels, tmp_path):
     (tmp_path / "warns.py").write_text(
         "import warnings\nimport torch\nwarnings.warn('import')\n"
         "def attend(q, k, v):\n    warnings.warn('call')\n"
-        "    return torch.softmax(q @ k.mT * max(q.shape[-1], 1) ** -0.5, -1) @ v\n")
-    said = run("-W", "error::UserWarning", "-m", "pytest", "-W", "error", "--impl=warns.py:attend", "--tier=smoke",
-               "--clauses=SHAPE-1", "--impl-dtypes=float32", "-p", "no:cacheprovider", cwd=tmp_path)
+        "    return torch.softmax(q @ k.mT * max(q.shape[-1], 1) ** -0.5, -1) @ v\n"
+    )
+    said = run(
+        "-W",
+        "error::UserWarning",
+        "-m",
+        "pytest",
+        "-W",
+        "error",
+        "--impl=warns.py:attend",
+        "--tier=smoke",
+        "--clauses=SHAPE-1",
+        "--impl-dtypes=float32",
+        "-p",
+        "no:cacheprovider",
+        cwd=tmp_path,
+    )
     said.no_fault_of_ours()
     assert said.exit == 0, said.screen
 
@@ -348,7 +387,17 @@ def test_workers_find_the_same_broken_clauses(here):
 
 @pytest.mark.xfail(strict=True, reason="what workers record does not reach the process that prints the table and exits")
 def test_workers_judge_what_conforms(here):
-    said = run("-m", "pytest", "-n2", "--impl=sdpa-math", "--tier=smoke", "--clauses=CAUSAL-1,CAUSAL-3",
-               "--case=i=5,causal=True", "-p", "no:cacheprovider", cwd=here)
+    said = run(
+        "-m",
+        "pytest",
+        "-n2",
+        "--impl=sdpa-math",
+        "--tier=smoke",
+        "--clauses=CAUSAL-1,CAUSAL-3",
+        "--case=i=5,causal=True",
+        "-p",
+        "no:cacheprovider",
+        cwd=here,
+    )
     assert said.exit == 0
     assert re.search(r"^  CAUSAL-3 +(\d+)/\1$", said.screen, re.M)

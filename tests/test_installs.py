@@ -22,8 +22,14 @@ def run(python: Path | str, *command: str, cwd: Path) -> tuple[int, str]:
     """A process that sees no attnspec but what its Python has installed, and no option of ours."""
     hidden = ("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    done = subprocess.run([str(python), *command], cwd=cwd, env={**environment, "OMP_NUM_THREADS": "1"}, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [str(python), *command],
+        cwd=cwd,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     return done.returncode, done.stdout
 
 
@@ -54,14 +60,36 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    code, said = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet",
-                     "--wheel-dir", str(wheels), str(source), cwd=tmp_path)
+    code, said = run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--quiet",
+        "--wheel-dir",
+        str(wheels),
+        str(source),
+        cwd=tmp_path,
+    )
     assert code == 0, said
     (wheel,) = wheels.glob("attnspec-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
-    wanted = [path for pattern in ("spec/**/*.md", "spec/**/*.py", "reference/**/*.py", "adapters/**/*.py",
-                                   "conformance/*.py", "conformance/arrays/*.csv") for path in ROOT.glob(pattern)]
+    wanted = [
+        path
+        for pattern in (
+            "spec/**/*.md",
+            "spec/**/*.py",
+            "reference/**/*.py",
+            "adapters/**/*.py",
+            "conformance/*.py",
+            "conformance/arrays/*.csv",
+        )
+        for path in ROOT.glob(pattern)
+    ]
     assert {path.suffix for path in wanted} == {".md", ".py", ".csv"}
     missing = {f"attnspec/{path.relative_to(ROOT).as_posix()}" for path in wanted} - inside
     assert not missing
@@ -69,8 +97,19 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
 
     shutil.rmtree(source)
     target = tmp_path / "target"
-    code, said = run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(target),
-                     str(wheel), cwd=tmp_path)
+    code, said = run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--quiet",
+        "--target",
+        str(target),
+        str(wheel),
+        cwd=tmp_path,
+    )
     assert code == 0, said
     empty.mkdir()
     start = f"import sys; sys.path.insert(0, {str(target)!r}); import pytest; sys.exit(pytest.main())"
@@ -78,8 +117,12 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
     assert code == 0, said
     assert re.search(r"^  CAUSAL-1 +(\d+)/\1$", said, re.M)
     assert str(ROOT) not in said
-    code, said = run(elsewhere, "-c", f"import sys; sys.path.insert(0, {str(target)!r}); import attnspec.conformance as c; "
-                                      "print(c.__file__, c.__version__)", cwd=empty)
+    code, said = run(
+        elsewhere,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(target)!r}); import attnspec.conformance as c; print(c.__file__, c.__version__)",
+        cwd=empty,
+    )
     assert code == 0
     assert str(target) in said
 
@@ -104,13 +147,16 @@ def foreign(tmp_path) -> Path:
     """A project with patterns, markers and fixtures of its own."""
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\naddopts = --strict-markers --strict-config\npython_functions = check_*\npython_files = check_*.py\n"
-        "markers =\n    ours: a marker of the project\n")
+        "markers =\n    ours: a marker of the project\n"
+    )
     (tmp_path / "conftest.py").write_text(
         "import pytest\n\n@pytest.fixture\ndef run():\n    return 'the fixture of the project'\n\n"
-        "@pytest.fixture(autouse=True)\ndef everywhere():\n    print('always')\n")
+        "@pytest.fixture(autouse=True)\ndef everywhere():\n    print('always')\n"
+    )
     (tmp_path / "check_own.py").write_text(
         "import pytest\n\n@pytest.mark.ours\ndef check_run(run):\n    assert run == 'the fixture of the project'\n\n"
-        "def test_is_no_test_here():\n    raise AssertionError\n")
+        "def test_is_no_test_here():\n    raise AssertionError\n"
+    )
     (tmp_path / "test_not_collected.py").write_text("raise AssertionError('not a test file here')\n")
     return tmp_path
 

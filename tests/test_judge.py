@@ -28,8 +28,15 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.
 def problem() -> Problem:
     """Two heads, three queries, four keys of which the last is hidden from everyone; values one wider than keys."""
     mask = torch.tensor([[True, True, True, False]])
-    return Problem(random(1, 2, 3, 2, seed=0), random(1, 2, 4, 2, seed=1), random(1, 2, 4, 3, seed=2), mask,
-                   random(3, 4, seed=3), do=random(1, 2, 3, 3, seed=4), wrt=("q", "k", "v", "bias"))
+    return Problem(
+        random(1, 2, 3, 2, seed=0),
+        random(1, 2, 4, 2, seed=1),
+        random(1, 2, 4, 3, seed=2),
+        mask,
+        random(3, 4, seed=3),
+        do=random(1, 2, 3, 3, seed=4),
+        wrt=("q", "k", "v", "bias"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +85,10 @@ def test_an_exception_is_a_finding_of_its_stage(exact: Exact) -> None:
     assert only(judge(Answer(unsupported="no form for it"), exact, "A")).message == "raised no form for it"
 
 
-@pytest.mark.parametrize(("o", "found"), [
-    ((torch.zeros(1), torch.zeros(1)), "a tuple of 2"), (None, "nothing (None)"), ([1.0], "a list"), (1.0, "a float")])
+@pytest.mark.parametrize(
+    ("o", "found"),
+    [((torch.zeros(1), torch.zeros(1)), "a tuple of 2"), (None, "nothing (None)"), ([1.0], "a list"), (1.0, "a float")],
+)
 def test_the_output_is_one_tensor(o: object, found: str, exact: Exact) -> None:
     finding = only(judge(Answer(o), exact, "A"))
     assert (finding.kind, finding.output) == ("type", "o")
@@ -88,10 +97,11 @@ def test_the_output_is_one_tensor(o: object, found: str, exact: Exact) -> None:
 
 def test_shape_dtype_and_device(right: Answer, exact: Exact) -> None:
     for tensor, kind, words in (
-            (right.o[..., :2], "shape", "(1, 2, 3, 2), expected (1, 2, 3, 3)"),
-            (right.o.transpose(1, 2), "shape", "(1, 3, 2, 3)"),
-            (right.o.double(), "dtype", "float64, expected float32"),
-            (right.o.to("meta"), "device", "on meta, the inputs are on cpu")):
+        (right.o[..., :2], "shape", "(1, 2, 3, 2), expected (1, 2, 3, 3)"),
+        (right.o.transpose(1, 2), "shape", "(1, 3, 2, 3)"),
+        (right.o.double(), "dtype", "float64, expected float32"),
+        (right.o.to("meta"), "device", "on meta, the inputs are on cpu"),
+    ):
         finding = only(judge(replace(right, o=tensor), exact, "A"))
         assert (finding.kind, finding.output) == (kind, "o")
         assert words in finding.message
@@ -251,30 +261,24 @@ PLANTED = {
     "strided heads are blocked": ("head_of_query", "else heads % g", "else heads // (h // g)"),
     "one head too far": ("head_of_query", "heads // (h // g)", "(heads + 1) % h // (h // g)"),
     "the first head of a group only": (
-        "sum_over_group", "np.add.at(total, (slice(None), head_of_query(dx.shape[1], g, grouping)), dx)",
-        "total += dx[:, [int(np.argmax(head_of_query(dx.shape[1], g, grouping) == n)) for n in range(g)]]"),
-    "the mean over a group": (
-        "sum_over_group", "return total.reshape(like)",
-        "return total.reshape(like) * g / dx.shape[1]"),
+        "sum_over_group",
+        "np.add.at(total, (slice(None), head_of_query(dx.shape[1], g, grouping)), dx)",
+        "total += dx[:, [int(np.argmax(head_of_query(dx.shape[1], g, grouping) == n)) for n in range(g)]]",
+    ),
+    "the mean over a group": ("sum_over_group", "return total.reshape(like)", "return total.reshape(like) * g / dx.shape[1]"),
     "scale 1/d": ("default_scale", "d**-0.5", "d**-1.0"),
     "scale twice": ("scores", "scale * (q @", "scale * scale * (q @"),
     "sign of the scale lost": ("scores", "scale * (q @", "abs(scale) * (q @"),
     "a scale of zero is the default": ("scores", "scale * (q @", "(scale or q.shape[-1] ** -0.5) * (q @"),
     "bias subtracted": ("add_bias", "z + np.where", "z - np.where"),
-    "bias doubled": (
-        "add_bias", "z + np.where(bias == -np.inf, 0.0, bias)",
-        "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
-    "bias before the scale": (
-        "forward", "s = add_bias(z, bias)",
-        "s = add_bias(z, None if bias is None else scale * bias)"),
+    "bias doubled": ("add_bias", "z + np.where(bias == -np.inf, 0.0, bias)", "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
+    "bias before the scale": ("forward", "s = add_bias(z, bias)", "s = add_bias(z, None if bias is None else scale * bias)"),
     "bias ignored": ("add_bias", "return z if bias is None else", "return z if bias is None or True else"),
     "minus infinity is a number": ("visible_keys", "bias > -np.inf", "bias >= -np.inf"),
     "causal excludes itself": ("causal_mask", "<= last_visible", "< last_visible"),
     "causal sees one key more": ("causal_mask", "<= last_visible[:, None]", "<= last_visible[:, None] + 1"),
     "the other alignment": ("causal_mask", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
-    "mask inverted": (
-        "visible_keys", "visible &= broadcast_mask(mask, shape)",
-        "visible &= ~broadcast_mask(mask, shape)"),
+    "mask inverted": ("visible_keys", "visible &= broadcast_mask(mask, shape)", "visible &= ~broadcast_mask(mask, shape)"),
     "the mask wins over causal": ("visible_keys", "if causal is not None:", "if causal is not None and mask is None:"),
     "padding along the queries": ("broadcast_mask", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
     "the hidden takes part in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + (~visible).sum(-1) * 1e-3"),
@@ -286,36 +290,38 @@ PLANTED = {
     "kept is not scaled up": ("keep_factor", "keep / (1 - rate)", "keep * 1.0"),
     "scaled by the rate": ("keep_factor", "keep / (1 - rate)", "keep / rate"),
     "dropped and kept swapped": ("keep_factor", "keep / (1 - rate)", "~keep / (1 - rate)"),
-    "a rate of one drops nothing": (
-        "keep_factor", "np.zeros(keep.shape) if rate == 1",
-        "np.ones(keep.shape) if rate == 1"),
+    "a rate of one drops nothing": ("keep_factor", "np.zeros(keep.shape) if rate == 1", "np.ones(keep.shape) if rate == 1"),
     "normalised again after dropout": (
-        "forward", "w = p * factor",
-        "w = p * factor / np.maximum((p * factor).sum(-1, keepdims=True), 0.1)"),
+        "forward",
+        "w = p * factor",
+        "w = p * factor / np.maximum((p * factor).sum(-1, keepdims=True), 0.1)",
+    ),
     "values without dropout": ("forward", "w @ v)", "p @ v)"),
     "dv without dropout": ("backward", "f.w.swapaxes(-1, -2) @ do", "f.p.swapaxes(-1, -2) @ do"),
     "dv of unnormalised probabilities": (
-        "backward", "f.w.swapaxes(-1, -2) @ do",
-        "(f.w * np.exp(np.where(f.empty, 0, f.lse))[..., None]).swapaxes(-1, -2) @ do"),
+        "backward",
+        "f.w.swapaxes(-1, -2) @ do",
+        "(f.w * np.exp(np.where(f.empty, 0, f.lse))[..., None]).swapaxes(-1, -2) @ do",
+    ),
     "dP without dropout": ("backward", "dp = factor * (do @", "dp = (do @"),
     "D dropped": ("backward", "dp - delta[..., None]", "dp"),
     "D without dropout": ("backward", "(f.p * dp).sum(-1)", "(f.p * (do @ v.swapaxes(-1, -2))).sum(-1)"),
     "D of the row before": ("backward", "(f.p * dp).sum(-1)", "np.roll((f.p * dp).sum(-1), 1, -1)"),
     "an empty row has a score gradient": (
-        "backward", "np.where(f.empty[..., None], 0.0, f.p * (dp - delta[..., None]))",
-        "f.p * (dp - delta[..., None]) + f.empty[..., None]"),
+        "backward",
+        "np.where(f.empty[..., None], 0.0, f.p * (dp - delta[..., None]))",
+        "f.p * (dp - delta[..., None]) + f.empty[..., None]",
+    ),
     "dq without scale": ("backward", "dq = scale * (ds @ k)", "dq = ds @ k"),
     "dk without scale": ("backward", "dk = scale * (ds", "dk = (ds"),
-    "dk of the row order reversed": (
-        "backward", "(ds.swapaxes(-1, -2) @ q)",
-        "(ds[..., ::-1, :].swapaxes(-1, -2) @ q)"),
+    "dk of the row order reversed": ("backward", "(ds.swapaxes(-1, -2) @ q)", "(ds[..., ::-1, :].swapaxes(-1, -2) @ q)"),
     "dS of the wrong sign": ("backward", "dp - delta[..., None]", "delta[..., None] - dp"),
-    "the mean over a broadcast bias": (
-        "reduce_to", "dx.sum(repeated, keepdims=True)",
-        "dx.mean(repeated, keepdims=True)"),
+    "the mean over a broadcast bias": ("reduce_to", "dx.sum(repeated, keepdims=True)", "dx.mean(repeated, keepdims=True)"),
     "the last write to a broadcast bias": (
-        "reduce_to", "dx.sum(repeated, keepdims=True)",
-        "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]"),
+        "reduce_to",
+        "dx.sum(repeated, keepdims=True)",
+        "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
+    ),
 }
 PROBLEMS = 60
 
@@ -348,7 +354,7 @@ def noticed(drawn: list[tuple[Drawn, Dialect, dict[str, np.ndarray]]]) -> int:
 def plant(function: str, text: str, instead: str) -> Callable:
     """A function of reference/dense.py with a piece of its text replaced."""
     source = inspect.getsource(getattr(dense, function))
-    source = source[source.index("def "):]
+    source = source[source.index("def ") :]
     assert source.count(text) == 1, f"{function} has no longer one {text!r}"
     scope = dict(vars(dense))
     exec(source.replace(text, instead), scope)

@@ -112,14 +112,18 @@ def test_gradients_are_finite_differences(seed: int) -> None:
     """
     h, rng, dialect = 2.0**-14, default_rng([3, seed]), Dialect(empty_row="uniform", head_grouping="strided")
     form = [(1, 4, 1, 3), (2, 1, 2, 1), (4, 2, 3), (2, 3), (2, 1, 2, 3), (1, 1)][seed]
-    q, k, v, bias, do = (torch.from_numpy(rng.standard_normal(shape)) for shape in (
-        (2, 4, 2, 2), (2, 2, 3, 2), (2, 2, 3, 1), form, (2, 4, 2, 1)))
+    q, k, v, bias, do = (
+        torch.from_numpy(rng.standard_normal(shape)) for shape in ((2, 4, 2, 2), (2, 2, 3, 2), (2, 2, 3, 1), form, (2, 4, 2, 1))
+    )
     mask = torch.from_numpy(rng.random((2, 3)) < 0.8)
     keep = torch.from_numpy(rng.random((2, 4, 2, 3)) < 0.7)
-    problem = Problem(q, k, v, mask, bias, causal=seed % 2 == 0, scale=-0.8 if seed % 3 else None, dropout=0.3,
-                      training=True, do=do)
-    forms = {"dense": lambda p: solve(p, dialect, keep.numpy()).values,
-             "autograd": lambda p: {name: x.numpy() for name, x in attend(p, dialect, keep).items()}}
+    problem = Problem(
+        q, k, v, mask, bias, causal=seed % 2 == 0, scale=-0.8 if seed % 3 else None, dropout=0.3, training=True, do=do
+    )
+    forms = {
+        "dense": lambda p: solve(p, dialect, keep.numpy()).values,
+        "autograd": lambda p: {name: x.numpy() for name, x in attend(p, dialect, keep).items()},
+    }
     for solver in forms.values():
         gradients = solver(problem)
 
@@ -132,8 +136,9 @@ def test_gradients_are_finite_differences(seed: int) -> None:
             for place in np.ndindex(*x.shape):
                 step = torch.zeros_like(x)
                 step[place] = h
-                moved[place] = (objective(problem.replace(**{name: x + step}))
-                                - objective(problem.replace(**{name: x - step}))) / (2 * h)
+                moved[place] = (objective(problem.replace(**{name: x + step})) - objective(problem.replace(**{name: x - step}))) / (
+                    2 * h
+                )
             assert_allclose(gradients[f"d{name}"], moved, rtol=1e-7, atol=1e-7)
 
 
@@ -150,11 +155,18 @@ def test_two_keys_by_hand() -> None:
     """Scores ln 3 and 0 give probabilities 3/4 and 1/4, so that everything can be written down."""
     q, k, v = f64([[[log(3)]]]), f64([[[1.0], [0.0]]]), f64([[[4.0], [8.0]]])
     problem = Problem(q, k, v, bias=f64([0.0, 0.0]), scale=1.0, do=f64([[[1.0]]]))
-    expected = {"o": 5.0, "lse": log(4), "dq": -0.75, "dk": [-0.75 * log(3), 0.75 * log(3)], "dv": [0.75, 0.25],
-                "dbias": [-0.75, 0.75]}
+    expected = {
+        "o": 5.0,
+        "lse": log(4),
+        "dq": -0.75,
+        "dk": [-0.75 * log(3), 0.75 * log(3)],
+        "dv": [0.75, 0.25],
+        "dbias": [-0.75, 0.75],
+    }
     for got in solve_both(problem):
         assert {name: x.ravel().tolist() for name, x in got.items()} == {
-            name: pytest.approx(np.ravel(x).tolist(), rel=8 * UNIT) for name, x in expected.items()}
+            name: pytest.approx(np.ravel(x).tolist(), rel=8 * UNIT) for name, x in expected.items()
+        }
 
 
 def test_one_hot_values_read_out_the_probabilities() -> None:
@@ -169,6 +181,7 @@ def test_one_hot_values_read_out_the_probabilities() -> None:
 
 def test_the_two_alignments_by_hand() -> None:
     """Equal scores and one-hot values show which keys each of two queries sees among three, and of three among two."""
+
     def seen(i: int, j: int, alignment: str) -> list[list[int]]:
         q, k = torch.zeros(1, 1, i, 1, dtype=torch.float64), torch.zeros(1, 1, j, 1, dtype=torch.float64)
         problem = Problem(q, k, torch.eye(j, dtype=torch.float64)[None, None], causal=True)

@@ -98,15 +98,18 @@ def test_the_parser_reads_every_field() -> None:
     assert [x.id for x in parse(CLAUSE + CLAUSE.replace("TASTE-1", "TASTE-2"), "taste.md")] == ["TASTE-1", "TASTE-2"]
 
 
-@pytest.mark.parametrize(("text", "instead", "message"), [
-    ("TASTE-1 · It tastes", "TASTE-1: It tastes", r"heading '### TASTE-1: It tastes' is not of the form"),
-    ("TASTE-1", "taste-1", r"is not of the form '### CHAPTER-n · title'"),
-    ("MUST", "OUGHT", r"TASTE-1: the line of fields is 'OUGHT · since .*expected 'MUST\|SHOULD\|MAY"),
-    ("· since 0.1 ", "", r"the line of fields"),
-    ("feature mask", "colour red", r"the line of fields"),
-    ("The answer tastes\ngood.", "", r"needs a sentence and a '> Why:' line"),
-    ("> Why: nobody likes\n> the bad.\n", "", r"taste.md, TASTE-1: a clause needs a sentence and a '> Why:' line"),
-])
+@pytest.mark.parametrize(
+    ("text", "instead", "message"),
+    [
+        ("TASTE-1 · It tastes", "TASTE-1: It tastes", r"heading '### TASTE-1: It tastes' is not of the form"),
+        ("TASTE-1", "taste-1", r"is not of the form '### CHAPTER-n · title'"),
+        ("MUST", "OUGHT", r"TASTE-1: the line of fields is 'OUGHT · since .*expected 'MUST\|SHOULD\|MAY"),
+        ("· since 0.1 ", "", r"the line of fields"),
+        ("feature mask", "colour red", r"the line of fields"),
+        ("The answer tastes\ngood.", "", r"needs a sentence and a '> Why:' line"),
+        ("> Why: nobody likes\n> the bad.\n", "", r"taste.md, TASTE-1: a clause needs a sentence and a '> Why:' line"),
+    ],
+)
 def test_the_parser_says_what_is_missing_and_where(text: str, instead: str, message: str) -> None:
     assert text in CLAUSE
     with pytest.raises(SpecError, match=message) as raised:
@@ -132,8 +135,10 @@ def test_an_id_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_code_can_only_claim_clauses_that_exist() -> None:
     with pytest.raises(SpecError, match=r"function implements MASK-999, which no chapter holds"):
+
         @implements("MASK-999")
         def function() -> None: ...
+
     assert "MASK-999" not in implementations()
 
 
@@ -191,26 +196,29 @@ def mask(*shape: int) -> torch.Tensor:
     return torch.ones(shape, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    (tensors(q=(4, 3, 5)), r"expected q \(b h i d\).*found q \(4, 3, 5\)"),
-    (tensors(k=(2, 5)), r"expected q.*k \(2, 5\)"),
-    (tensors(v=(2, 6, 7)), r"expected q.*v \(2, 6, 7\)"),
-    (tensors(k=(2, 2, 6, 4)), r"do not agree: .*k \(2, 2, 6, 4\)"),
-    (tensors(v=(2, 2, 5, 7)), r"do not agree: .*v \(2, 2, 5, 7\)"),
-    (tensors(v=(2, 1, 6, 7)), r"do not agree: .*v \(2, 1, 6, 7\)"),
-    (tensors(k=(1, 2, 6, 5), v=(1, 2, 6, 7)), r"do not agree: q \(2, 4, 3, 5\), k \(1, 2, 6, 5\)"),
-    (tensors(k=(2, 3, 6, 5), v=(2, 3, 6, 7)), r"4 query heads can't be shared evenly among 3 key/value heads"),
-    (tensors() | {"mask": torch.zeros(2, 6)}, r"a mask is bool \(True = may attend\), found torch.float32"),
-    (tensors() | {"mask": mask(3, 6)}, r"mask \(3, 6\) does not broadcast to \(2, 6\)"),
-    (tensors() | {"mask": mask(2, 4, 3, 5)}, r"mask \(2, 4, 3, 5\) does not broadcast to \(2, 4, 3, 6\)"),
-    (tensors() | {"mask": mask(2, 3, 6)}, r"mask \(2, 3, 6\) does not broadcast to \(2, 4, 3, 6\)"),
-    (tensors() | {"mask": mask(1, 1, 1, 3, 6)}, r"mask \(1, 1, 1, 3, 6\) does not broadcast"),
-    (tensors() | {"bias": torch.zeros(4, 1, 3, 6)}, r"bias \(4, 1, 3, 6\) does not broadcast to \(2, 4, 3, 6\)"),
-    (tensors() | {"bias": torch.zeros(6, 3)}, r"bias \(6, 3\) does not broadcast"),
-    (tensors() | {"dropout": 1.5}, r"dropout is a probability, found 1.5"),
-    (tensors() | {"dropout": -0.1}, r"dropout is a probability, found -0.1"),
-    (tensors(do=(2, 4, 3, 5)), r"the cotangent has shape \(2, 4, 3, 5\), the output \(2, 4, 3, 7\)"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (tensors(q=(4, 3, 5)), r"expected q \(b h i d\).*found q \(4, 3, 5\)"),
+        (tensors(k=(2, 5)), r"expected q.*k \(2, 5\)"),
+        (tensors(v=(2, 6, 7)), r"expected q.*v \(2, 6, 7\)"),
+        (tensors(k=(2, 2, 6, 4)), r"do not agree: .*k \(2, 2, 6, 4\)"),
+        (tensors(v=(2, 2, 5, 7)), r"do not agree: .*v \(2, 2, 5, 7\)"),
+        (tensors(v=(2, 1, 6, 7)), r"do not agree: .*v \(2, 1, 6, 7\)"),
+        (tensors(k=(1, 2, 6, 5), v=(1, 2, 6, 7)), r"do not agree: q \(2, 4, 3, 5\), k \(1, 2, 6, 5\)"),
+        (tensors(k=(2, 3, 6, 5), v=(2, 3, 6, 7)), r"4 query heads can't be shared evenly among 3 key/value heads"),
+        (tensors() | {"mask": torch.zeros(2, 6)}, r"a mask is bool \(True = may attend\), found torch.float32"),
+        (tensors() | {"mask": mask(3, 6)}, r"mask \(3, 6\) does not broadcast to \(2, 6\)"),
+        (tensors() | {"mask": mask(2, 4, 3, 5)}, r"mask \(2, 4, 3, 5\) does not broadcast to \(2, 4, 3, 6\)"),
+        (tensors() | {"mask": mask(2, 3, 6)}, r"mask \(2, 3, 6\) does not broadcast to \(2, 4, 3, 6\)"),
+        (tensors() | {"mask": mask(1, 1, 1, 3, 6)}, r"mask \(1, 1, 1, 3, 6\) does not broadcast"),
+        (tensors() | {"bias": torch.zeros(4, 1, 3, 6)}, r"bias \(4, 1, 3, 6\) does not broadcast to \(2, 4, 3, 6\)"),
+        (tensors() | {"bias": torch.zeros(6, 3)}, r"bias \(6, 3\) does not broadcast"),
+        (tensors() | {"dropout": 1.5}, r"dropout is a probability, found 1.5"),
+        (tensors() | {"dropout": -0.1}, r"dropout is a probability, found -0.1"),
+        (tensors(do=(2, 4, 3, 5)), r"the cotangent has shape \(2, 4, 3, 5\), the output \(2, 4, 3, 7\)"),
+    ],
+)
 def test_a_problem_refuses_what_does_not_fit(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Problem(**fields)
@@ -231,8 +239,24 @@ def test_a_problem_knows_its_sizes() -> None:
 @pytest.mark.parametrize("heads", ["2/2", "4/2", "3/shared"])
 def test_a_problem_comes_back_from_a_file(layout: str, heads: str, dtype: str) -> None:
     """Bit by bit, with its strides, its offsets and its options, in every layout."""
-    case = Case(dtype=dtype, heads=heads, b=2, i=5, j=7, e=3, mask="bhj", holes="empty_row", bias="hj", biases="inf",
-                causal=True, scale=-0.5, layout=layout, do="expanded", wrt="qv", seed=3)
+    case = Case(
+        dtype=dtype,
+        heads=heads,
+        b=2,
+        i=5,
+        j=7,
+        e=3,
+        mask="bhj",
+        holes="empty_row",
+        bias="hj",
+        biases="inf",
+        causal=True,
+        scale=-0.5,
+        layout=layout,
+        do="expanded",
+        wrt="qv",
+        seed=3,
+    )
     problem = build(case).replace(dropout=0.25, training=True)
     check_round_trip(problem)
     for name in ("q", "k", "v", "do"):

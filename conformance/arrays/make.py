@@ -23,6 +23,7 @@ def spread(rows: list[list[int]], strength: int) -> list[list[int]]:
 
     The generator fills such entries with the first level, which would make most rows float32, contiguous and plain.
     """
+
     def combinations_with(row: list[int], factor: int) -> Iterator[tuple[tuple[int, int], ...]]:
         others = [n for n in range(len(row)) if n != factor]
         for chosen in combinations(others, strength - 1):
@@ -48,8 +49,9 @@ def spread(rows: list[list[int]], strength: int) -> list[list[int]]:
 def main() -> None:
     """Write pairs.csv and triples.csv: a row a case, a column a factor, each entry the number of a level."""
     for name, strength in (("pairs", 2), ("triples", 3)):
-        rows = spread([list(row) for row in make([list(range(len(levels))) for levels in LEVELS.values()], strength=strength)],
-                      strength)
+        rows = spread(
+            [list(row) for row in make([list(range(len(levels))) for levels in LEVELS.values()], strength=strength)], strength
+        )
         with (Path(__file__).parent / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             file.write(f"# every {strength} factors take every combination of their levels; made by make.py\n")
             writer = csv.writer(file, lineterminator="\n")

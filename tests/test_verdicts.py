@@ -1,0 +1,78 @@
+"""Honest kernels pass, faulty ones fail on the right clause, and the liars of the reader's world get the right words."""
+
+import sys
+import types
+from collections.abc import Iterator
+
+import faulty
+import pytest
+from judging import judge
+
+from attnspec.spec import index
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """The faulty implementations under dotted names, a fresh one for each."""
+    module = types.ModuleType("faulty_implementations")
+    for fault in faulty.FAULTY:
+        setattr(module, fault.name, fault.make())
+    sys.modules[module.__name__] = module
+    yield
+    del sys.modules[module.__name__]
+
+
+@pytest.mark.parametrize("name", ["tiled", "split_k", "eager", "Attend"])
+def test_honest_kernels_pass_in_all_dtypes(name: str) -> None:
+    outcome = judge(f"honest.{name}")
+    assert outcome.exit == 0, "\n\n".join(failure.text for failure in outcome.failures)
+    assert not outcome.broken()
+    assert [subject.dtypes for subject in outcome.run.subjects] == [("float32", "float64", "bfloat16", "float16")] * len(
+        outcome.run.subjects
+    )
+
+
+def test_classes_that_honest_kernels_hold() -> None:
+    """split_k rounds nothing but its outputs, tiled rounds probabilities, eager everything."""
+    held = {name: judge(f"honest.{name}", "--clauses=ACCURACY").run.subjects[0].held for name in ("split_k", "tiled", "eager")}
+    assert [held[name]["bfloat16"] for name in held] == ["A", "B", "C"]
+    assert [held[name]["float32"] for name in held] == ["A", "A", "A"]
+
+
+def test_every_chapter_has_a_faulty_implementation() -> None:
+    assert {fault.chapter for fault in faulty.FAULTY} == {clause.chapter for clause in index().values()}
+
+
+@pytest.mark.parametrize("fault", faulty.FAULTY, ids=lambda fault: fault.name)
+def test_faulty_implementations_fail_on_the_right_clause(fault: faulty.Faulty) -> None:
+    outcome = judge(f"faulty_implementations.{fault.name}", f"--clauses={fault.chapter}")
+    assert outcome.exit == 1
+    assert fault.chapter in {clause.partition("-")[0] for clause in outcome.broken()}, outcome.broken()
+
+
+def test_a_claim_that_does_not_hold_is_a_failure() -> None:
+    """eager is honest in class C; claiming B is not."""
+    outcome = judge("honest.eager", "--accuracy=B", "--clauses=ACCURACY")
+    assert outcome.exit == 1
+    assert set(outcome.broken()) <= {"ACCURACY-1", "ACCURACY-2"}
+
+
+def test_a_broken_promise_names_the_choice_that_is_followed() -> None:
+    outcome = judge("faulty_implementations.causal_bottom_right", "--clauses=CAUSAL")
+    assert "causal_alignment=bottom_right" in outcome.failures[0].text
+    assert (
+        judge("faulty_implementations.causal_bottom_right", "--clauses=CAUSAL", "--dialect=causal_alignment=bottom_right").exit == 0
+    )
+
+
+def test_what_is_not_offered_is_counted_and_not_passed() -> None:
+    outcome = judge("honest.tiled", "--clauses=GRAD", "--without=backward")
+    assert "unsupported" in outcome.screen
+    assert all(not counts["PASS"] for cell, counts in outcome.record.counts.items() if cell[0].startswith("GRAD"))
+    assert outcome.exit != 0, "nothing was judged, so nothing conforms"
+
+
+def test_a_spent_budget_is_not_a_pass() -> None:
+    outcome = judge("honest.tiled", "--clauses=CAUSAL", "--budget=0")
+    assert outcome.exit != 0
+    assert "not run" in outcome.screen
