@@ -104,11 +104,11 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
                 got[name] = gradient
     for name, tensor in got.items():
         expected, bound, skip = together(exact, tolerance.bound, tolerance.exempt, name)
-        finding, ratio = compare(to_float64(tensor), expected, bound, skip, name)
+        outside, ratio = compare(to_float64(tensor), expected, bound, skip, name)
         exempt, elements = exempt + int(skip.sum()), elements + skip.size
         worst[name] = ratio
-        if finding is not None:
-            findings.append(finding)
+        if outside is not None:
+            findings.append(outside)
     return Judgement(tuple(findings), worst, exempt, elements)
 
 

@@ -166,7 +166,9 @@ def found(finding: Finding, subject: Subject, dtype: str) -> list[str]:
     error = abs(finding.got - finding.expected)
     expected = "the other call" if finding.kind == "relation" else "expected"
     lines.append(f"{NAMES[finding.output]} [{at}] = {number(finding.got)}, {expected} {number(finding.expected)}")
-    if finding.bound == 0:
+    if not finding.ratio < float("inf") and finding.bound != 0 and not abs(finding.got) < float("inf"):
+        lines.append(f"not finite where the answer is; {finding.outside} of {finding.total} elements are outside their bounds")
+    elif finding.bound == 0:
         same = "must be the same bit by bit" if finding.kind == "relation" else "must be exactly zero"
         lines.append(f"error {error:.3g}, where it {same}; {finding.outside} of {finding.total} elements are not")
     else:

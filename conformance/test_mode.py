@@ -1,6 +1,7 @@
 """MODE: the surroundings of a call never choose another answer."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -97,13 +98,9 @@ def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
     """torch.compile of the call, with each offered option; only in the tiers that bear its cost."""
     if not subject.slow or case.dtype not in ("float32", "bfloat16"):
         raise NotApplicable
-    changes: list[dict[str, object]] = [{}] + [
-        change
-        for name, change in (("causal", {"causal": True}), ("scale", {"scale": 0.3}), ("mask", {"mask": "bhij"}))
-        if subject.offers(name)
-    ]
-    for change in changes:
-        asked = replace(Case(dtype=case.dtype, heads=case.heads, b=2, i=9, j=17, d=case.d, wrt="none"), **change)  # type: ignore[arg-type]
+    options: dict[str, dict[str, Any]] = {"causal": {"causal": True}, "scale": {"scale": 0.3}, "mask": {"mask": "bhij"}}
+    for change in ({}, *(change for name, change in options.items() if subject.offers(name))):
+        asked = replace(Case(dtype=case.dtype, heads=case.heads, b=2, i=9, j=17, d=case.d, wrt="none"), **change)
         problem = subject.problem(asked)
         call = subject.adapter.call(problem)
         with quiet(), torch.no_grad():

@@ -173,7 +173,9 @@ def _zeros(
 
     def nothing_reaches(pairs: Array, like: tuple[int, ...]) -> Array:
         """Keys (b h j) that no row reaches, in the shape of keys or values."""
-        each = np.broadcast_to(pairs.any(-2)[..., None], (*pairs.shape[:2], pairs.shape[3], like[-1])).astype(float)
+        each = np.broadcast_to(
+            np.any(pairs, axis=-2, keepdims=True).swapaxes(-1, -2), (*pairs.shape[:2], pairs.shape[3], like[-1])
+        ).astype(float)
         return dense.sum_over_group(each, like, grouping) == 0
 
     live = live & kept
