@@ -41,7 +41,8 @@ def verdicts(name: str, tier: str, folder: Path) -> list[dict[str, Any]]:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         lines = read(path)
         if not lines or lines[-1]["kind"] != "footer":
-            sys.exit(f"{' '.join(command)}\nexit code {done.returncode}, no complete verdict file\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            said = (done.stdout + done.stderr)[-2000:]
+            sys.exit(f"{' '.join(command)}\nexit code {done.returncode}, no complete verdict file\n{said}")
     return lines
 
 
@@ -85,14 +86,17 @@ def table(columns: dict[str, Counts]) -> list[str]:
     for clause in clauses:
         chapters[clause.rpartition("-")[0]].append(clause)
     lines = ["| chapter | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {chapter} | " + " | ".join(cell(counts, ids, musts) for counts in columns.values()) + " |"
-              for chapter, ids in chapters.items()]
+    lines += [
+        f"| {chapter} | " + " | ".join(cell(counts, ids, musts) for counts in columns.values()) + " |"
+        for chapter, ids in chapters.items()
+    ]
     lines += ["", "| variant | MUST broken | SHOULD broken | not offered | not run |", "|---|---|---|---|---|"]
     for name, counts in columns.items():
         must = names_of(counts, (c for c in clauses if c in musts), WRONG)
         should = names_of(counts, (c for c in clauses if c not in musts), WRONG)
-        lines.append(f"| {name} | {must} | {should} | {without(counts, clauses, 'UNSUPPORTED')} | "
-                     f"{without(counts, clauses, 'NOT_RUN')} |")
+        lines.append(
+            f"| {name} | {must} | {should} | {without(counts, clauses, 'UNSUPPORTED')} | {without(counts, clauses, 'NOT_RUN')} |"
+        )
     return lines
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,3 +85,14 @@ def written_out(problem: Problem, grouping: str) -> Problem:
     heads = torch.from_numpy(dense.head_of_query(problem.h, problem.g, grouping)).to(problem.q.device)
     k, v = (x.unsqueeze(1) if problem.shared else x for x in (problem.k, problem.v))
     return problem.replace(k=k[:, heads], v=v[:, heads])
+
+
+def every_form(problem: Problem, draw: Callable[[tuple[int, ...]], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """What `draw` makes for each of the sixteen shapes that broadcast to (b h i j), with the letters over which it varies."""
+    sizes = {"b": problem.b, "h": problem.h, "i": problem.i, "j": problem.j}
+    for n in range(16):
+        letters = "".join(letter for m, letter in enumerate(sizes) if n >> m & 1)
+        yield (
+            letters or "nothing",
+            draw(tuple(size if letter in letters else 1 for letter, size in sizes.items())).to(problem.q.device),
+        )

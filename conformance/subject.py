@@ -188,6 +188,8 @@ class Subject:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
             return FORM_CLAUSE[finding.kind], finding
+        if finding.kind == "raised" and problem.causal and not (problem.mask is None and problem.bias is None):
+            return "CAUSAL-6", finding
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
             return clause, finding  # right when asked like this: the surroundings of the call matter

@@ -1,10 +1,13 @@
 """BIAS: a float that is added to the scores."""
 
+from dataclasses import replace
+
 import torch
 
 from attnspec.conformance.case import Case
+from attnspec.conformance.relations import every_form
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import agrees, clause, must_be_right, on_cases
+from attnspec.conformance.testing import agrees, clause, must_be_right, on_cases, once
 from attnspec.reference import OUTPUTS
 
 
@@ -24,6 +27,17 @@ def test_a_bias_broadcasts_from_the_right(subject: Subject, case: Case) -> None:
 @agrees(*OUTPUTS, offering=("bias", "rank3", "mha"), heads="3/3", b=3, bias="rank3")
 def test_three_dimensions_are_heads_first(subject: Subject, case: Case) -> None:
     """A bias (h i j) where b = h, so that a reading as (b i j) fits and is wrong."""
+
+
+@clause("BIAS-2", "GRAD-4")
+@once("bias", "mha")
+def test_all_sixteen_forms(subject: Subject, case: Case) -> None:
+    """Every shape that broadcasts to (b h i j), with the gradient reduced to it where that is offered."""
+    plain = subject.problem(replace(case, heads="2/2", b=3, i=4, j=5))
+    draw = torch.Generator().manual_seed(6)
+    wrt = (*plain.wrt, "bias") if subject.offers("bias_grad") else plain.wrt
+    for letters, bias in every_form(plain, lambda shape: torch.randn(shape, generator=draw).to(plain.dtype)):
+        must_be_right(subject, plain.replace(bias=bias, wrt=wrt), f"a bias that varies over {letters}")
 
 
 @clause("BIAS-3")

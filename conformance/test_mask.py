@@ -1,12 +1,14 @@
 """MASK: a mask is bool and selects."""
 
+from dataclasses import replace
+
 import torch
 
 from attnspec.conformance.case import Case
-from attnspec.conformance.relations import hidden_keys, with_hidden
+from attnspec.conformance.relations import every_form, hidden_keys, with_hidden
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.tensors import GARBAGE
-from attnspec.conformance.testing import agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases
+from attnspec.conformance.testing import agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases, once
 from attnspec.reference import OUTPUTS, dense
 
 HIDING = ("prefix", "suffix", "first_block", "random", "single")
@@ -42,6 +44,19 @@ def test_a_mask_broadcasts_from_the_right(subject: Subject, case: Case) -> None:
 @agrees(*OUTPUTS, offering=("mask", "rank3", "mha"), heads="3/3", b=3, mask="rank3")
 def test_three_dimensions_are_heads_first(subject: Subject, case: Case) -> None:
     """A mask (h i j) where b = h, so that a reading as (b i j) fits and is wrong."""
+
+
+@clause("MASK-3")
+@once("mask", "mha")
+def test_all_sixteen_forms(subject: Subject, case: Case) -> None:
+    """Every shape that broadcasts to (b h i j); where it is one along the keys, rows are shown or hidden as a whole."""
+    plain = subject.problem(replace(case, heads="2/2", b=3, i=4, j=5))
+    draw = torch.Generator().manual_seed(5)
+    for letters, mask in every_form(plain, lambda shape: torch.rand(shape, generator=draw) < 0.7):
+        if "j" not in letters:
+            mask = torch.ones_like(mask)
+        mask[..., 0] = True
+        must_be_right(subject, plain.replace(mask=mask), f"a mask that varies over {letters}")
 
 
 @clause("MASK-4")
