@@ -73,9 +73,10 @@ def names_of(counts: Counts, among: Iterable[str], verdicts_of: tuple[str, ...])
     return ", ".join(c for c in among if c in counts and any(counts[c][v] for v in verdicts_of)) or "–"
 
 
-def without(counts: Counts, clauses: Iterable[str], verdict: str) -> str:
-    """The clauses of which nothing was judged, for this reason."""
-    return ", ".join(c for c in clauses if c in counts and counts[c][verdict] and not any(counts[c][v] for v in JUDGED)) or "–"
+def without(counts: Counts, clauses: Iterable[str], offered: bool) -> str:
+    """The clauses of which nothing was judged: not run although offered, or not offered."""
+    silent = (c for c in clauses if c in counts and not any(counts[c][v] for v in JUDGED))
+    return ", ".join(c for c in silent if bool(counts[c]["UNSUPPORTED"]) != offered) or "–"
 
 
 def table(columns: dict[str, Counts]) -> list[str]:
@@ -94,9 +95,7 @@ def table(columns: dict[str, Counts]) -> list[str]:
     for name, counts in columns.items():
         must = names_of(counts, (c for c in clauses if c in musts), WRONG)
         should = names_of(counts, (c for c in clauses if c not in musts), WRONG)
-        lines.append(
-            f"| {name} | {must} | {should} | {without(counts, clauses, 'UNSUPPORTED')} | {without(counts, clauses, 'NOT_RUN')} |"
-        )
+        lines.append(f"| {name} | {must} | {should} | {without(counts, clauses, False)} | {without(counts, clauses, True)} |")
     return lines
 
 

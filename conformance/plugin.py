@@ -75,6 +75,8 @@ def _make_run(config: pytest.Config) -> Any:
     without = {x for x in option("--without").split(",") if x}
     if without - FEATURES.keys():
         raise ResolveError(f"--without names {', '.join(sorted(without - FEATURES.keys()))}; there are {', '.join(FEATURES)}")
+    if without & {"backward", "bias"}:
+        without.add("bias_grad")
     dialect: dict[str, str] = {}
     for choice in option("--dialect"):
         if choice == "canonical":

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from attnspec.adapters import Adapter, Answer
+from attnspec.adapters import FEATURES, Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
 from attnspec.conformance.case import Case, fit, simpler
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.reference.dense import default_scale
-from attnspec.spec import CHOICES, Dialect, Problem
+from attnspec.spec import CHOICES, Clause, Dialect, Problem
 
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 REDUCED_FAILURES = 8  # failures in one dtype that are reduced, each to its own entry
@@ -78,6 +78,16 @@ class Subject:
     def offers(self, *features: str) -> bool:
         """True where all of these features are promised."""
         return set(features) <= set(self.adapter.offers)
+
+    def exempt_from(self, clause: Clause) -> str:
+        """Why a clause does not bind this subject: it follows another dialect, or does not offer the feature; '' if it binds."""
+        if clause.dialect is not None:
+            name, _, value = (part.strip() for part in clause.dialect.partition("="))
+            if getattr(self.dialect, name) != value:
+                return f"it follows {name} = {getattr(self.dialect, name)}"
+        if clause.feature in FEATURES and not self.offers(clause.feature):
+            return f"{clause.feature} not offered"
+        return ""
 
     def required_class(self, dtype: str) -> str:
         """The class that every answer of a dtype must stay within."""

@@ -126,9 +126,15 @@ class Asking:
     """One test on one subject in one dtype."""
 
     def __init__(self, run: Run, subject: Subject, dtype: str, ids: tuple[str, ...], test: Callable) -> None:
-        self.run, self.subject, self.dtype, self.ids, self.test = run, subject, dtype, ids, test
+        self.run, self.subject, self.dtype, self.test = run, subject, dtype, test
+        why_not = {id_: subject.exempt_from(index()[id_]) for id_ in ids}
+        for id_, reason in why_not.items():
+            if reason:
+                run.record.count((id_, dtype, subject.label, subject.device), Verdict.UNSUPPORTED, 1, reason)
+        self.ids = tuple(id_ for id_ in ids if not why_not[id_])
+        self.excuse = next(iter(why_not.values())) if not self.ids else ""
+        self.main = index()[(self.ids or ids)[0]]
         self.plan: Plan = test.plan  # type: ignore[attr-defined]
-        self.main = index()[ids[0]]
         self.passed = 0
         self.refused = 0
         self.reason = ""
@@ -137,6 +143,8 @@ class Asking:
 
     def go(self) -> None:
         """Ask, count, and end as pytest wants it: fail, skip with a reason, or return."""
+        if self.excuse:
+            pytest.skip(self.excuse)
         missing = [feature for feature in self.plan.offering if not self.subject.offers(feature)]
         if missing:
             self._count(Verdict.UNSUPPORTED, 1, f"{' and '.join(missing)} not offered")
@@ -155,7 +163,8 @@ class Asking:
         limit = self.run.tier.rows if not self.plan.comparison else self.run.tier.narrowed if self.plan.like else None
         asked: set[Case] = set()
         for row in self.run.rows(self.subject, self.dtype):
-            case = row if self.run.case is not None else self.plan.narrow(row, self.subject)
+            as_it_is = self.run.case is not None and self.plan.comparison
+            case = row if as_it_is else self.plan.narrow(row, self.subject)
             if case is None or case in asked:
                 continue
             if self.run.out_of_time or (limit is not None and len(asked) >= limit):

@@ -385,7 +385,6 @@ def test_workers_find_the_same_broken_clauses(here):
     assert broken(one) == broken(two) != set()
 
 
-@pytest.mark.xfail(strict=True, reason="what workers record does not reach the process that prints the table and exits")
 def test_workers_judge_what_conforms(here):
     said = run(
         "-m",
