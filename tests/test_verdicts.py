@@ -66,7 +66,7 @@ def test_a_broken_promise_names_the_choice_that_is_followed() -> None:
 
 
 def test_what_is_not_offered_is_counted_and_not_passed() -> None:
-    outcome = judge("honest.tiled", "--clauses=GRAD", "--without=backward")
+    outcome = judge("honest.tiled", "--clauses=GRAD-1,GRAD-2", "--without=backward")
     assert "unsupported" in outcome.screen
     assert all(not counts["PASS"] for cell, counts in outcome.record.counts.items() if cell[0].startswith("GRAD"))
     assert outcome.exit != 0, "nothing was judged, so nothing conforms"
