@@ -66,12 +66,12 @@ def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: 
         return "GRAD-5"
     if finding.output == "dbias":
         return "GRAD-4"
+    if case.bias != "none" and case.biases == "lowest":
+        return "SOFTMAX-2"
     if has_empty:
         return "EMPTY-3" if gradient else "EMPTY-1"
     if case.scale is not None and case.scale <= 0:
         return "SCALE-3"
-    if case.bias != "none" and case.biases == "lowest":
-        return "SOFTMAX-2"
     if case.causal:
         if case.mask != "none" or case.bias != "none":
             return "CAUSAL-6"

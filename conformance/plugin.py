@@ -216,6 +216,15 @@ def attnspec_run(request: pytest.FixtureRequest) -> Any:
 # WHAT IS SHOWN
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Begin the verdict file, whatever the terminal shows."""
+    run = session.config.stash.get(_RUN, None)
+    if run is not None:
+        from attnspec.conformance import report
+
+        run.record.open(report.header_data(run))
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """What was resolved, and the choices it follows."""
     run = config.stash.get(_RUN, None)
@@ -223,7 +232,6 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     from attnspec.conformance import report
 
-    run.record.open(report.header_data(run))
     return report.header(run)
 
 

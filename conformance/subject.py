@@ -43,6 +43,11 @@ class Explained:
             return self.clause, self.finding.hint
         return self.clause, *self.finding.likeness
 
+    def needs(self) -> frozenset[str]:
+        """What another case must have to show the same fault. Lengths that differ matter where a choice explains it."""
+        traits = self.case.traits()
+        return traits if self.finding.hint else traits - {"i<j", "i>j"}
+
 
 @dataclass
 class Subject:
@@ -161,7 +166,7 @@ class Subject:
         """A failure explained before that has nothing special that this case has not: the same fault, met again."""
         for known in self._explained:
             same = known.finding.output == finding.output or known.finding.output in ("o", "call")
-            if same and known.case.dtype == case.dtype and known.case.traits() <= case.traits():
+            if same and known.case.dtype == case.dtype and known.needs() <= case.traits():
                 return known
         return None
 

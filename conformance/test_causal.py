@@ -5,7 +5,16 @@ import torch
 
 from attnspec.conformance.case import Case
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import NotApplicable, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases
+from attnspec.conformance.testing import (
+    NotApplicable,
+    agrees,
+    clause,
+    must_agree,
+    must_answer,
+    must_be_right,
+    must_keep_bits,
+    on_cases,
+)
 from attnspec.reference import OUTPUTS
 from attnspec.spec import twin
 
@@ -31,6 +40,29 @@ def test_one_alignment_for_all_lengths(subject: Subject, case: Case) -> None:
 @agrees(*OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys and options(case), causal=True)
 def test_the_same_alignment_beside_other_options(subject: Subject, case: Case) -> None:
     """Lengths that differ, with masks and biases."""
+
+
+@clause("CAUSAL-4")
+@on_cases(
+    offering=("causal", "key_padding"),
+    where=lambda case: case.i != case.keys,
+    right=(),
+    causal=True,
+    mask="none",
+    bias="none",
+    wrt="none",
+)
+def test_a_mask_that_hides_nothing_does_not_move_the_triangle(subject: Subject, case: Case) -> None:
+    """Causal alone, and causal with a mask that is True everywhere: one answer, whichever alignment it has."""
+    problem = subject.problem(case)
+    other = problem.replace(mask=problem.q.new_ones((problem.b, problem.j), dtype=torch.bool))
+    alone, beside = subject.run(problem), subject.run(other)
+    if alone.refusal or beside.refusal:
+        raise NotApplicable  # whoever refuses is told so by CAUSAL-1 or CAUSAL-6
+    exact = subject.solve(problem)
+    if exact.empty.any():
+        raise NotApplicable
+    must_agree(subject, beside.o, alone.o, exact, "o", "causal with a mask that is True everywhere, and causal alone", other)
 
 
 @clause("CAUSAL-5")

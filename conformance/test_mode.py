@@ -61,16 +61,26 @@ def test_all_paths_agree(subject: Subject, case: Case) -> None:
         if mine.refusal or theirs.refusal:
             raise NotApplicable  # whoever refuses is told so by the clause of what it refuses
         what = f"{subject.label} against {other.label}"
-        differ = [
-            f"{name} is {getattr(subject.dialect, name)} here and {getattr(other.dialect, name)} there"
-            for name in CHOICES
-            if getattr(subject.dialect, name) != getattr(other.dialect, name)
-        ]
         exact = subject.solve(problem)
-        must_agree(subject, mine.o, theirs.o, exact, "o", "; ".join([what, *differ]))
+        must_agree(subject, mine.o, theirs.o, exact, "o", what)
         for name, gradient in mine.gradients.items():
             if gradient is not None and theirs.gradients.get(name) is not None:
-                must_agree(subject, gradient, theirs.gradients[name], exact, name, "; ".join([what, *differ]))
+                must_agree(subject, gradient, theirs.gradients[name], exact, name, what)
+    if not subject.siblings:
+        raise NotOffered("there is one path only")
+
+
+@clause("MODE-3")
+@once()
+def test_all_paths_make_the_same_choices(subject: Subject, case: Case) -> None:
+    """What the variants promised or were seen to do, choice by choice."""
+    for other in subject.siblings:
+        for name in CHOICES:
+            known = all("canonical" not in s.sources.get(name, "canonical") for s in (subject, other))
+            mine, theirs = getattr(subject.dialect, name), getattr(other.dialect, name)
+            if known and mine != theirs:
+                what = f"{name} is {mine} with {subject.label}, and {theirs} with {other.label}"
+                raise Broken(Finding("relation", "call", what), subject.problem(case))
     if not subject.siblings:
         raise NotOffered("there is one path only")
 

@@ -13,8 +13,8 @@ BROKEN = {
         {"CAUSAL-2", "CAUSAL-6", "ERROR-2", "MODE-3"},
     ),
     "audiolm-pytorch": (
-        {"SOFTMAX-2"},
-        {"CAUSAL-2", "ERROR-2", "MODE-3"},
+        {"SOFTMAX-2", "MODE-3"},
+        {"CAUSAL-2", "CAUSAL-4", "ERROR-2", "MODE-3"},
     ),
     "recurrent-memory-transformer-pytorch": (
         {"CAUSAL-2", "MODE-3"},
