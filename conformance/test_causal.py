@@ -50,6 +50,7 @@ def test_the_same_alignment_beside_other_options(subject: Subject, case: Case) -
     causal=True,
     mask="none",
     bias="none",
+    scale=None,
     wrt="none",
 )
 def test_a_mask_that_hides_nothing_does_not_move_the_triangle(subject: Subject, case: Case) -> None:
