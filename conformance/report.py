@@ -187,18 +187,10 @@ def number(x: float) -> str:
 
 
 def broken_should(failure: Failure, clause: Clause, explained: Explained) -> str:
-    """A broken SHOULD in a line: it is said, and does not decide the exit code."""
-    return (
-        f"{clause.id} (SHOULD) does not hold on {failure.variant}, {failure.dtype}: {clause.title}; "
-        f"{found(explained.finding, _Plain(), failure.dtype)[0]} --case={failure.case}"
-    )  # type: ignore[arg-type]
-
-
-class _Plain:
-    """A stand-in where only the wording of a class is needed."""
-
-    def required_class(self, dtype: str) -> str:
-        return "?"
+    """A broken SHOULD in a line: it is said once, and does not decide the exit code."""
+    where = failure.dtype if failure.variant == "only" else f"{failure.variant}, {failure.dtype}"
+    what = explained.finding.message or explained.finding.kind
+    return f"{clause.id} (SHOULD) does not hold, first seen in {where}: {clause.title}; {what} --case={failure.case}"
 
 
 # THE END

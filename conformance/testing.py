@@ -264,18 +264,12 @@ class Asking:
         if not self.run.first_time((*explained.key, subject.label, subject.device), self.dtype):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
-        failure = report.failure(
-            self.run,
-            subject,
-            explained,
-            self.test.__name__,
-            other,
-            brief=not self.run.first_time((*explained.key, subject.adapter.name), ""),
-        )
+        brief = not self.run.first_time((*explained.key, subject.adapter.name), "")
+        failure = report.failure(self.run, subject, explained, self.test.__name__, other, brief)
         self.run.record.fail(failure)
         if broken.binding or self.run.enforce_should:
             self.shown.append(failure.text)
-        else:
+        elif not brief:
             self.run.record.note(report.broken_should(failure, broken, explained))
 
     def _count(self, verdict: Verdict, n: int, reason: str = "") -> None:
