@@ -16,7 +16,7 @@ from attnspec.adapters import Unsupported
 from attnspec.conformance.judge import together
 from attnspec.conformance.subject import Explained, Subject
 from attnspec.reference import INPUT_OF
-from attnspec.spec import Problem, index
+from attnspec.spec import Problem, index, memory_of
 
 FOLDER = Path("attnspec-repros")
 READABLE = 48  # elements up to which a tensor is written as numbers
@@ -119,9 +119,7 @@ def literal(x: Tensor) -> str:
             if x.numel()
             else f"torch.empty({tuple(x.shape)}, dtype={dtype}, device=DEVICE)"
         )
-    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    memory = x.detach().as_strided((x.storage_offset() + span,), (1,), 0) if span else x.new_empty(0)
-    data = base64.b64encode(zlib.compress(memory.contiguous().view(torch.uint8).cpu().numpy().tobytes())).decode()
+    data = base64.b64encode(zlib.compress(memory_of(x).view(torch.uint8).cpu().numpy().tobytes())).decode()
     return f"tensor({data!r}, {dtype}, {tuple(x.shape)}, {tuple(x.stride())}, {x.storage_offset()})"
 
 

@@ -247,12 +247,10 @@ class Asking:
         if self.plan.outputs and self.subject.judgement(case).of(self.plan.outputs):
             return False
         try:
-            self.test(self.subject, case)
-        except Broken as again:
-            return again.finding.likeness == broken.finding.likeness
+            again = self._breaks(case)
         except (NotOffered, NotApplicable):
             return False
-        return False
+        return again is not None and again.finding.likeness == broken.finding.likeness
 
     # SAYING SO
 

@@ -6,7 +6,7 @@ The text in ``clauses/*.md`` is the one source of truth; :func:`index` parses it
 
 from attnspec.spec.dialect import CANONICAL, CHOICES, Dialect
 from attnspec.spec.index import SPEC_VERSION, Clause, SpecError, implementations, implements, index
-from attnspec.spec.problem import DIFFERENTIABLE, TENSORS, Problem, twin
+from attnspec.spec.problem import DIFFERENTIABLE, TENSORS, Problem, memory_of, twin
 
 __all__ = [
     "CANONICAL",
@@ -21,5 +21,6 @@ __all__ = [
     "implementations",
     "implements",
     "index",
+    "memory_of",
     "twin",
 ]

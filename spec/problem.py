@@ -137,7 +137,7 @@ class Problem:
         for name in TENSORS:
             x = getattr(self, name)
             if x is not None:
-                memory = _memory(x)
+                memory = memory_of(x)
                 arrays[name] = memory.view(torch.uint8).cpu().numpy()
                 meta[name] = {
                     "dtype": str(x.dtype).removeprefix("torch."),
@@ -167,10 +167,10 @@ class Problem:
 
 def twin(x: Tensor) -> Tensor:
     """A copy in memory of its own with the same strides and offset, so that a kernel takes the same path through it."""
-    return _memory(x).clone().as_strided(x.shape, x.stride(), x.storage_offset()) if x.numel() else x.clone()
+    return memory_of(x).clone().as_strided(x.shape, x.stride(), x.storage_offset()) if x.numel() else x.clone()
 
 
-def _memory(x: Tensor) -> Tensor:
+def memory_of(x: Tensor) -> Tensor:
     """The storage that a tensor lies in, from its start to the tensor's last element, as a 1-D tensor."""
     if x.numel() == 0:
         return x.new_empty(0)
