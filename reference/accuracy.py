@@ -11,7 +11,7 @@ from functools import cache
 
 from attnspec.spec import implements
 
-CLASSES = ("R", "A", "T", "B", "C", "D")
+CLASSES = ("R", "A", "T", "B", "B*", "C", "C*", "D")
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 TF32 = 2.0**-11
 # Smallest normal number: flushing to zero is legal in all but float16, whose subnormals hardware keeps.
@@ -44,7 +44,21 @@ class Arithmetic:
     eta_s: float = 0.0
     prescaled: int = 0  # operands that may be multiplied by a root of the scale and rounded
     u_softmax: float = 0.0  # softmax internals, and their autograd
-    block: int = 16  # smallest key block of an online softmax
+    u_grad: float = 0.0  # gradient accumulators, written back once per block
+    block: int = 16  # smallest block of keys of an online softmax, and of rows between two write-backs
+
+
+# What an arithmetic loses, in a reader's words, and the fields that say how much.
+TERMS: dict[str, tuple[str, ...]] = {
+    "rounding of the result": ("u_out", "eta_out"),
+    "accumulation": ("u_acc", "eta_acc"),
+    "exp": ("exp", "rescale"),
+    "operands in tf32": ("u_in",),
+    "P and dS rounded for a matmul": ("u_mma", "eta_mma"),
+    "stored scores": ("u_s", "eta_s", "prescaled"),
+    "softmax in the storage dtype": ("u_softmax",),
+    "gradient accumulators in the storage dtype": ("u_grad",),
+}
 
 
 @cache
@@ -53,11 +67,14 @@ def arithmetic(class_: str, dtype: str) -> Arithmetic:
     """The arithmetic of a class for a storage dtype. Raises ValueError for names that do not exist.
 
     float64 is computed in float64, everything else in float32 inside. For float32 and float64 storage B, C and D round
-    at the precision that A accumulates in, so their bounds differ from A's by constants only.
+    at the precision that A accumulates in, so their bounds differ from A's by constants only. A star adds gradient
+    accumulators that are kept in the storage dtype and rounded after every block.
     """
     if class_ not in CLASSES or dtype not in UNIT:
         raise ValueError(f"no accuracy class {class_!r} for {dtype!r}; there are {', '.join(CLASSES)} for {', '.join(UNIT)}")
     u, eta = UNIT[dtype], UNDERFLOW[dtype]
+    if class_.endswith("*"):
+        return replace(arithmetic(class_[0], dtype), name=class_, u_grad=u)
     inside = "float64" if dtype == "float64" or class_ == "R" else "float32"
     # The reference itself is in float64: beside a kernel of class R its error counts as much as the kernel's.
     u_acc = UNIT[inside] * (2 if class_ == "R" and dtype != "float64" else 1)
@@ -86,6 +103,12 @@ def default_class(dtype: str) -> str:
 def stricter(class_: str, dtype: str) -> list[str]:
     """The classes from the strictest that can be told apart for this dtype up to and including `class_`."""
     ladder = {"float64": ["A"], "float32": ["A", "T"]}.get(dtype, ["A", "B", "C", "D"])
-    if class_ not in ladder:
-        return ["A", class_]
-    return ladder[: ladder.index(class_) + 1]
+    if class_ in ladder:
+        return ladder[: ladder.index(class_) + 1]
+    base = class_.removesuffix("*")
+    return [*(ladder[: ladder.index(base) + 1] if base in ladder else ["A"]), class_]
+
+
+def without(a: Arithmetic, term: str) -> Arithmetic:
+    """The same arithmetic, but that one of TERMS loses nothing."""
+    return replace(a, **{name: type(getattr(a, name))() for name in TERMS[term]})

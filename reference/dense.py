@@ -64,9 +64,10 @@ def sum_over_group(dx: Array, like: tuple[int, ...], grouping: str) -> Array:
     g = 1 if len(like) == 3 else like[1]
     if dx.shape[1] == g:
         return dx.reshape(like)
-    total = np.zeros((dx.shape[0], g, *dx.shape[2:]))
-    np.add.at(total, (slice(None), head_of_query(dx.shape[1], g, grouping)), dx)  # type: ignore[arg-type]
-    return total.reshape(like)
+    b, h, *rest = dx.shape
+    if grouping == "blocked":
+        return dx.reshape(b, g, h // g, *rest).sum(2).reshape(like)
+    return dx.reshape(b, h // g, g, *rest).sum(1).reshape(like)
 
 
 # SCORES
@@ -99,8 +100,12 @@ def add_bias(z: Array, bias: Array | None) -> Array:
 @implements("CAUSAL-1", "CAUSAL-2", "CAUSAL-3", "CAUSAL-4", "CAUSAL-5")
 def causal_mask(q_len: int, k_len: int, alignment: str) -> Array:
     """Which key each query may see. True = may attend. Shape (q_len, k_len)."""
-    last_visible = np.arange(q_len) + (k_len - q_len if alignment == "bottom_right" else 0)
-    return np.arange(k_len) <= last_visible[:, None]
+    return np.arange(k_len) <= last_visible(q_len, k_len, alignment)[:, None]
+
+
+def last_visible(q_len: int, k_len: int, alignment: str) -> Array:
+    """The last key that each query may see, below zero where it sees none. Shape (q_len,)."""
+    return np.arange(q_len) + (k_len - q_len if alignment == "bottom_right" else 0)
 
 
 @implements("MASK-2", "MASK-3", "SOFTMAX-5")
@@ -116,7 +121,7 @@ def visible_keys(shape: tuple[int, ...], mask: Array | None, bias: Array | None,
     if mask is not None:
         visible &= broadcast_mask(mask, shape)
     if bias is not None:
-        visible &= np.broadcast_to(bias > -np.inf, shape)
+        visible &= np.broadcast_to(bias != -np.inf, shape)
     if causal is not None:
         visible &= causal
     return visible
@@ -130,19 +135,24 @@ def softmax(s: Array, visible: Array) -> tuple[Array, Array, Array, Array]:
     """Probabilities (b h i j), and per row the largest score, lse and whether no key is visible (b h i)."""
     empty = np.logical_not(visible.any(-1))
     m = np.where(empty, 0.0, np.max(s, axis=-1, initial=-np.inf, where=visible))
-    with np.errstate(under="ignore"):
-        e = np.exp(np.where(visible, s - m[..., None], -np.inf))
+    e = exponentials(s, visible, m)
     total = np.where(empty, 1.0, e.sum(-1))
     lse = np.where(empty, -np.inf, m + np.log(total))
     return e / total[..., None], m, lse, empty
 
 
+def exponentials(s: Array, visible: Array, m: Array) -> Array:
+    """exp(s − m) of the visible keys, 0 elsewhere. (b h i j)."""
+    with np.errstate(under="ignore"):
+        return np.exp(np.where(visible, s - m[..., None], -np.inf))
+
+
 @implements("EMPTY-1", "EMPTY-2", "EMPTY-4", "EMPTY-5")
-def fill_empty_rows(p: Array, empty: Array, rule: str) -> Array:
+def fill_empty_rows(p: Array, empty: Array, rule: str, keys: int) -> Array:
     """Probabilities of rows without a key: none, the same for all keys, or NaN. With no keys at all there are none."""
     if rule == "zero" or not empty.any():
         return p
-    return np.where(empty[..., None], 1.0 / max(p.shape[-1], 1) if rule == "uniform" else np.nan, p)
+    return np.where(empty[..., None], 1.0 / max(keys, 1) if rule == "uniform" else np.nan, p)
 
 
 # DROPOUT
@@ -207,7 +217,7 @@ def forward(
     visible = visible_keys(z.shape, mask, bias, causal)
     # SOFTMAX
     p, m, lse, empty = softmax(s, visible)
-    p = fill_empty_rows(p, empty, empty_row)
+    p = fill_empty_rows(p, empty, empty_row, p.shape[-1])
     # DROPOUT
     w = p * factor
     # OUTPUT
@@ -217,12 +227,23 @@ def forward(
 # GRADIENTS
 
 
+def probability_gradient(do: Array, v: Array, factor: Array | float) -> Array:
+    """dP = keep/(1−r) · do vᵀ, (b h i j)."""
+    return factor * (do @ v.swapaxes(-1, -2))
+
+
 @implements("GRAD-1", "GRAD-2", "GRAD-3", "GRAD-5", "GRAD-6", "GRAD-8", "GRAD-9", "DROPOUT-2", "EMPTY-3", "MASK-6")
-def backward(q: Array, k: Array, v: Array, do: Array, f: Forward, *, scale: float, factor: Array | float) -> Backward:
-    """Gradients of Σ do∘o. D is Σ P dP of the same P, not Σ do∘o: that cancels exactly where it must."""
+def backward(
+    q: Array, k: Array, v: Array, do: Array, f: Forward, *, scale: float, factor: Array | float, delta: Array | None = None
+) -> Backward:
+    """Gradients of Σ do∘o. D is Σ P dP of the same P, not Σ do∘o: that cancels exactly where it must.
+
+    `delta` (b h i) is given where k and v are only some of a row's keys; dq is then their share of it.
+    """
     dv = f.w.swapaxes(-1, -2) @ do
-    dp = factor * (do @ v.swapaxes(-1, -2))
-    delta = (f.p * dp).sum(-1)
+    dp = probability_gradient(do, v, factor)
+    if delta is None:
+        delta = (f.p * dp).sum(-1)
     # An empty row does not depend on its scores, whatever the rule fills in.
     ds = np.where(f.empty[..., None], 0.0, f.p * (dp - delta[..., None]))
     dq = scale * (ds @ k)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.reference import bounds, dense
-from attnspec.reference.accuracy import LARGEST, arithmetic
+from attnspec.reference import bounds, dense, gradient_bounds
+from attnspec.reference.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
 from attnspec.spec import Dialect, Problem, implements
 
 OUTPUTS = ("o", "dq", "dk", "dv", "dbias")
@@ -51,9 +51,7 @@ class Exact:
     values: dict[str, Array]
     zero: dict[str, Array]
     undefined: dict[str, Array]
-    _operands: bounds.Operands
-    _backward: dense.Backward | None
-    _do: Array | None
+    _tile: bounds.Tile
     _cache: dict[tuple[str, str], Tolerance] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Array | None:
@@ -76,42 +74,62 @@ class Exact:
             self._cache[class_, dtype] = self._tolerance(class_, dtype)
         return self._cache[class_, dtype]
 
+    def terms(self, class_: str, name: str, index: tuple[int, ...]) -> dict[str, float]:
+        """What the bound of one element is made of: for each of TERMS the share that is gone without it, the largest first."""
+        a = arithmetic(class_, str(self.problem.dtype).removeprefix("torch."))
+
+        def size(a: Arithmetic) -> float:
+            return float(self._bounds(a)[0][name][index])
+
+        gone = {term: size(a) - size(without(a, term)) for term in TERMS}
+        total = sum(x for x in gone.values() if x > 0)
+        return {term: x / total for term, x in sorted(gone.items(), key=lambda item: -item[1]) if x > 0}
+
     def _tolerance(self, class_: str, dtype: str) -> Tolerance:
-        a = arithmetic(class_, dtype)
         share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
-        x, f = self._operands, self.forward
-        # A row that is NaN by rule has no bound; it is compared as NaN.
-        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            w = bounds.forward_bound(x, f, a)
-            row, both = bounds.may_overflow(x, self._do, f, a)
-            bound, exempt = {"o": w.o}, {"o": np.broadcast_to(row[..., None], w.o.shape)}
-            if self._backward is not None and self._do is not None:
-                problem, grouping = self.problem, self.dialect.head_grouping
-                g = bounds.backward_bound(x, self._do, f, self._backward, w, a, problem.h // max(problem.g, 1))
-                touched = both.any(-1)[..., None, None]
-                bound["dq"], exempt["dq"] = g.dq, np.broadcast_to(both[..., None], g.dq.shape)
-                for name, head in (("dk", g.dk), ("dv", g.dv)):
-                    like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
-                    spread = np.broadcast_to(touched, head.shape)
-                    bound[name] = dense.sum_over_group(head, like, grouping)
-                    exempt[name] = dense.sum_over_group(spread, like, grouping) > 0
-                    if head.shape[1] != (1 if len(like) == 3 else like[1]):
-                        bound[name] = bound[name] + a.u_out * (np.abs(self.values[name]) + bound[name])
-                if problem.bias is not None:
-                    bound["dbias"], exempt["dbias"] = self._bias_bound(g.ds, both, a.u_out, a.u_acc)
+        bound, exempt = self._bounds(arithmetic(class_, dtype))
+        bound["lse"] = share * bound["lse"]
         for name, value in self.values.items():
-            bound[name] = np.where(self.zero[name], 0.0, np.where(np.isnan(value), np.nan, bound[name] * share))
-            exempt[name] = exempt[name] | self.undefined[name] | (np.abs(value) + bound[name] > LARGEST[dtype])
+            with np.errstate(invalid="ignore", over="ignore"):
+                bound[name] = np.where(self.zero[name], 0.0, np.where(np.isnan(value), np.nan, bound[name] * share))
+                exempt[name] = exempt[name] | self.undefined[name] | (np.abs(value) + bound[name] > LARGEST[dtype])
         return Tolerance(bound, exempt)
 
-    def _bias_bound(self, each: Array, rows: Array, u_out: float, u_acc: float) -> tuple[Array, Array]:
+    def _bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The bounds of an arithmetic and what it exempts, by output, in the shapes of the answer."""
+        problem, grouping, back = self.problem, self.dialect.head_grouping, self._tile.backward
+
+        def tiles(_: bool) -> tuple[bounds.Tile, ...]:
+            return (self._tile,)
+
+        # A row that is NaN by rule has no bound; it is compared as NaN.
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            w = bounds.forward_bound(tiles, problem.j, a)
+            row, both = bounds.may_overflow(tiles, a)
+            bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}
+            if back is None:
+                return bound, exempt
+            g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1))
+            (keys,) = g.of_keys
+            touched = both.any(-1)[..., None, None].astype(float)
+            bound["dq"], exempt["dq"] = g.dq, np.broadcast_to(both[..., None], g.dq.shape)
+            for name, head in (("dk", keys.dk), ("dv", keys.dv)):
+                like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
+                bound[name] = dense.sum_over_group(head, like, grouping)
+                exempt[name] = dense.sum_over_group(touched, (*like[:-2], 1, 1), grouping) > 0
+                if head.shape[1] != (1 if len(like) == 3 else like[1]):
+                    bound[name] = bound[name] + a.u_out * (np.abs(self.values[name]) + bound[name])
+            if problem.bias is not None:
+                bound["dbias"], exempt["dbias"] = self._bias_bound(back.ds, keys.ds, both, a)
+        return bound, exempt
+
+    def _bias_bound(self, ds: Array, each: Array, rows: Array, a: Arithmetic) -> tuple[Array, Array]:
         assert self.problem.bias is not None
-        assert self._backward is not None
         like = tuple(self.problem.bias.shape)
         total, repeated = dense.reduce_to(each, like), each.size // max(1, int(np.prod(like)))
         if repeated > 1:
-            magnitude = dense.reduce_to(np.abs(self._backward.ds) + each, like)
-            total = total + bounds.kappa(repeated, u_acc) * magnitude + u_out * (np.abs(self.values["dbias"]) + total)
+            terms = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
+            total = total + terms * dense.reduce_to(np.abs(ds) + each, like) + a.u_out * (np.abs(self.values["dbias"]) + total)
         touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like) > 0
         return total, touched
 
@@ -152,9 +170,8 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exac
             values["dbias"] = dense.reduce_to(back.ds, tuple(problem.bias.shape))
     zero = _zeros(problem, dialect, values, live, f, factor, do)
     undefined = _undefined(problem, dialect, given, bias, f, values)
-    return Exact(
-        problem, dialect, f, f.lse, values, zero, undefined, bounds.Operands(q, k_heads, v_heads, scale, bias, factor), back, do
-    )
+    tile = bounds.Tile(q, k_heads, v_heads, scale, bias, factor, f, do, back)
+    return Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
 
 
 @implements("ACCURACY-3")

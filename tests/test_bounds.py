@@ -21,12 +21,17 @@ from attnspec.conformance.judge import judge
 from attnspec.conformance.tensors import build
 from attnspec.reference import CLASSES, default_class, dense, solve, to_float64
 from attnspec.reference.autograd import attend
+from attnspec.reference.bounds import NEGLIGIBLE
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 
 DTYPES = LEVELS["dtype"]
 HALF = ("float16", "bfloat16")
 TORCH = Dialect(causal_alignment="top_left")
-LADDERS = {dtype: ["R", "A", "B", "C", "D"] for dtype in DTYPES} | {"tf32": ["A", "T"]}
+LADDERS = {dtype: ["R", "A", "B", "C", "D"] for dtype in DTYPES} | {
+    "tf32": ["A", "T"],
+    "float16*": ["B", "B*"],
+    "bfloat16*": ["C", "C*"],
+}
 PER_REGIME = 15  # problems per dtype and value regime of the suite: 600 in all
 
 
@@ -44,9 +49,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", LADDERS)
 def test_a_milder_class_allows_everything_that_a_stricter_one_does(name: str) -> None:
-    """A ≤ B ≤ C ≤ D, and A ≤ T in float32, for every element of every output."""
+    """A ≤ B ≤ C ≤ D, and A ≤ T in float32, for every element of every output, but for the hull that small Δ do without."""
     rng = default_rng([4, len(name)])
-    dtype = "float32" if name == "tf32" else name
+    dtype = "float32" if name == "tf32" else name.removesuffix("*")
     for n in range(120):
         x = draw(rng, getattr(torch, dtype), longest=20, widest=9, least=1)
         dialect = Dialect(*(options[n % len(options)] for options in CHOICES.values()))
@@ -54,7 +59,7 @@ def test_a_milder_class_allows_everything_that_a_stricter_one_does(name: str) ->
         bounds = [exact.tolerance(class_).bound for class_ in LADDERS[name]]
         for output in exact.values:
             for strict, mild, class_ in zip(bounds, bounds[1:], LADDERS[name][1:], strict=False):
-                ok = np.isnan(strict[output]) | (strict[output] <= mild[output])
+                ok = np.isnan(strict[output]) | (strict[output] <= mild[output] * np.exp(2 * NEGLIGIBLE))
                 assert ok.all(), f"{output} of class {class_} is stricter than the class before it: {x.choices}"
 
 
@@ -69,6 +74,9 @@ def test_the_bound_is_zero_exactly_where_the_answer_must_be(dtype: str) -> None:
         second = attend(x.problem, exact.dialect, x.keep)
         for class_ in CLASSES:
             for output, bound in exact.tolerance(class_).bound.items():
+                if output == "lse":
+                    np.testing.assert_array_equal(bound == 0, exact.empty)
+                    continue
                 np.testing.assert_array_equal(bound == 0, exact.zero[output])
                 assert not np.isnan(bound).any()
                 assert not exact.values[output][bound == 0].any()

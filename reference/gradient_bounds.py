@@ -1,0 +1,284 @@
+"""How far from the exact gradients an honest kernel may be: element by element, for a class of arithmetic.
+
+The same analysis as in :mod:`bounds`, whose notation and tiles it uses. D = Σ P dP is the sum that dS = P∘(dP − D) subtracts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import ndarray as Array
+
+from attnspec.reference.accuracy import Arithmetic
+from attnspec.reference.bounds import ForwardBound, Tile, Tiles, kappa, kappas, once, quotient, raised
+from attnspec.spec import implements
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """P as backward has it, recomputed from the stored lse. All (b h i n)."""
+
+    error: Array
+    upper: Array  # the largest that P can be
+    error_rounded: Array  # the same after rounding for a matmul
+    upper_rounded: Array
+    stored: Array  # relative error that comes with the stored lse
+
+
+@dataclass(frozen=True)
+class Products:
+    """dP and dP − D, and how far they may be off but for D. All (b h i n), 0 where nothing comes of them."""
+
+    dp: Array
+    error: Array
+    centred: Array
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """What the gradients of a row need from all of its keys. (b h i 1)."""
+
+    delta: Array  # bound of the error of D
+    spread: Array  # the largest |dP − D|
+    weighed: Array  # Σ P |dP − D|
+    noise: Array  # what dS may sum to, by rounding, and amax passes on
+    peak: Array  # the error of the largest score
+
+
+@dataclass(frozen=True)
+class KeyBound:
+    """The bounds of one tile's gradients per query head, (b h n d), (b h n e), and of each dS as a bias sees it, (b h i n)."""
+
+    dk: Array
+    dv: Array
+    ds: Array
+
+
+@dataclass
+class BackwardBound:
+    """The bounds of a problem's gradients. `of_keys` gives those of each tile; after its last, dq (b h i d) is complete."""
+
+    of_keys: Iterator[KeyBound]
+    dq: Array
+
+
+def dropout(x: Tile, a: Arithmetic) -> float:
+    """One more product, stored by the eager classes."""
+    return kappa(2, a.u_acc) + a.u_s if x.dropped else 0.0
+
+
+# SOFTMAX
+
+
+@once
+def probabilities(x: Tile, w: ForwardBound, a: Arithmetic) -> Probabilities:
+    """P again, from the stored lse, which carries its own error, may come from rounded P, and is not normalised again."""
+    f = x.forward
+    _, added = raised(x, w.rescales, a)
+    again = np.minimum(added * (1 + w.grow) + f.p * w.grow, np.maximum(f.p, 1 - f.p))
+    row = np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m)
+    sums = kappas(w.count[..., 0] + 2 * w.rescales + 4, a.u_acc) + a.rescale * w.rescales
+    stored = kappa(4, a.u_acc) * x.abs_s + (kappa(4, a.u_acc) * row + sums)[..., None]
+    per_key = np.expm1(np.minimum(stored + (2 * a.exp + 2 * a.u_softmax - np.log1p(-a.u_mma)), 5.0))
+    error = np.where(x.live, again * (1 + per_key) + per_key * f.p + a.eta_acc, 0.0)
+    upper = np.where(x.live, f.p, 0.0) + error
+    if not a.u_mma:
+        return Probabilities(error, upper, error, upper, stored)
+    rounded = error + np.where(x.live, a.u_mma * upper + a.eta_mma, 0.0)
+    return Probabilities(error, upper, rounded, np.where(x.live, f.p, 0.0) + rounded, stored)
+
+
+# dP
+
+
+@once
+def products(x: Tile, a: Arithmetic) -> Products:
+    """dP = r∘(do vᵀ)."""
+    assert x.backward is not None
+    seen, e = x.scored, x.v.shape[-1]
+    dp = np.where(seen, np.abs(x.backward.dp), 0.0)
+    product, storage = kappa(e, a.u_acc), a.u_s + dropout(x, a)
+    error = (product + 2 * a.u_in + storage * product) * x.reach + (a.eta_s + a.eta_acc * e)
+    if storage:
+        error += storage * dp
+    centred = np.where(seen, np.abs(x.backward.dp - x.backward.delta[..., None]), 0.0)
+    return Products(dp, np.where(seen, error, 0.0), centred)
+
+
+# D
+
+
+def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
+    """The bound of D, the larger of the two ways to obtain it, and the other sums over a row's keys."""
+    shift = p_dp = p_error = reach = dps = weighed = own = spread = peak = np.zeros(())
+    for x in tiles(False):
+        f, back, p, y = x.forward, x.backward, probabilities(x, w, a), products(x, a)
+        assert back is not None
+        assert x.do is not None
+        delta, added = raised(x, w.rescales, a)
+        moved = np.minimum(quotient(added, w.low), 1.0)
+        shift = shift + (moved * y.centred).sum(-1, keepdims=True)
+        p_dp = p_dp + (p.upper_rounded * y.dp).sum(-1, keepdims=True)
+        p_error = p_error + (p.upper_rounded * y.error).sum(-1, keepdims=True)
+        reach = reach + np.where(x.scored, x.reach, 0.0).sum(-1, keepdims=True)
+        dps = dps + y.dp.sum(-1, keepdims=True)
+        weighed = weighed + ((p.upper_rounded if a.u_s else p.upper) * y.centred).sum(-1, keepdims=True)
+        spread = np.maximum(spread, y.centred.max(-1, keepdims=True, initial=0.0))
+        if not a.u_softmax:
+            own = own + (p.upper * y.dp).sum(-1, keepdims=True) + np.abs(back.delta)[..., None] * p.upper.sum(-1, keepdims=True)
+        at_most = f.visible & (f.s >= f.m[..., None])
+        peak = np.maximum(peak, np.where(at_most, delta, 0.0).max(-1, keepdims=True, initial=0.0))
+    shift = np.minimum(shift, spread)
+    ado, e = np.abs(x.do), x.v.shape[-1]
+    over_keys, product = kappas(w.count, a.u_acc), kappa(e, a.u_acc)
+    do_o = (ado * np.abs(f.o)).sum(-1, keepdims=True)
+    rounded = (a.u_mma + a.u_in + dropout(x, a)) * p_dp
+    from_output = (  # Σ_c do·o, from the stored output
+        2 * w.sums * ((ado * w.magnitude).sum(-1, keepdims=True) + do_o)
+        + w.tiny * reach
+        + (a.u_out + product) * (do_o + (ado * w.unrounded).sum(-1, keepdims=True))
+        + ado.sum(-1, keepdims=True) * a.eta_out
+    )
+    d = np.abs(back.delta)[..., None]
+    from_products = (  # Σ_j P dP
+        (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * p_dp + p_error + w.tiny * dps + (d + shift) * kappa(2, a.u_acc)
+    )
+    delta_error = shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
+    if a.u_softmax:
+        row_sum = np.exp(np.where(f.empty, 0.0, f.lse) - f.m)[..., None]
+        delta_error = delta_error + kappa(5, a.u_softmax) * (p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
+    noise = kappa(3, a.u_acc) * own + (2 * over_keys + kappa(4, a.u_acc)) * p_dp
+    sums = RowSums(delta_error, spread, weighed, noise, peak)
+    if not a.u_softmax:
+        return sums
+    # Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it.
+    total = np.zeros(())
+    for x in tiles(False):
+        assert x.backward is not None
+        error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
+        stored = a.u_s * (np.abs(x.backward.ds) + error) + a.eta_s
+        total = total + np.where(x.scored, error + stored, 0.0).sum(-1, keepdims=True)
+    return RowSums(delta_error, spread, weighed, total * (1 + a.u_softmax), peak)
+
+
+# dS
+
+
+@once
+def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
+    """dS = P∘(dP − D), (b h i n), but for what softmax from primitives adds. The eager classes use the rounded P."""
+    p, y = probabilities(x, w, a), products(x, a)
+    error, upper = (p.error_rounded, p.upper_rounded) if a.u_s else (p.error, p.upper)
+    difference = y.error + sums.delta
+    # A split over keys n, merged by lse_n and differentiated: P (dP − D_n) + exp(s − lse_n) share_n (D_n − D). The two
+    # probabilities differ by the error of the stored lse_n, which meets D_n − D and not the smaller dP − D. |D_n − D| is
+    # at most the largest |dP − D|, and share_n |D_n − D| at most Σ P |dP − D|. (Measured without this term: 3.05 of the
+    # bound, float64, scores of −10⁵, three parts.)
+    split = np.minimum(p.stored + 2 * a.rescale, 1.0) * np.minimum(upper * sums.spread, sums.weighed)
+    rounding = kappa(3, a.u_acc)
+    return np.where(
+        x.scored,
+        (error + rounding * upper) * y.centred + (1 + rounding) * upper * difference + split + a.eta_acc,
+        0.0,
+    )
+
+
+@once
+def through_primitives(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
+    """The autograd of exp, sum and division subtracts P dP and P D, not dP and D. (b h i n)."""
+    assert x.backward is not None
+    p, y = probabilities(x, w, a), products(x, a)
+    magnitude = y.dp + np.abs(x.backward.delta)[..., None]
+    if a.u_softmax:
+        return np.where(x.scored, kappa(3, a.u_softmax) * p.upper_rounded * (magnitude + y.error + sums.delta), 0.0)
+    # The same in wide arithmetic. (Measured without this and the noise: dq at 2.0 of the bound, float32, all dP equal.)
+    return np.where(x.scored, kappa(3, a.u_acc) * p.upper * magnitude, 0.0)
+
+
+def may_be_largest(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
+    """Keys whose score may be the row's maximum, given its error; through amax they get what dS sums to, by rounding."""
+    f, (delta, _) = x.forward, raised(x, w.rescales, a)
+    return x.scored & (f.s + 2 * delta >= f.m[..., None] - 2 * sums.peak)
+
+
+# GRADIENTS
+
+
+@implements("ACCURACY-2")
+def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int) -> BackwardBound:
+    """The bounds of the gradients per query head. `group` is how many query heads are summed into one dk and dv.
+
+    dq (b h i d) is the exact one. Bounds of keys come tile by tile, and that of dq is complete after the last.
+    """
+    result = BackwardBound(iter(()), np.zeros(dq.shape))
+    result.of_keys = _of_keys(result, tiles, w, np.abs(dq), a, group)
+    return result
+
+
+def _of_keys(result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int) -> Iterator[KeyBound]:
+    sums = row_sums(tiles, w, a)
+    sum_of_errors = mean_key = np.zeros(())
+    blocks = w.count.max(initial=0) // a.block + 1
+    over_keys = kappas(w.count, a.u_acc)
+    for x in tiles(False):
+        f, back, p = x.forward, x.backward, probabilities(x, w, a)
+        assert back is not None
+        assert x.do is not None
+        seen, scale, queries = x.scored, abs(x.scale), f.visible.shape[-2]
+        # A row that does not see the key, or that nothing is asked of, adds exactly zero.
+        terms = (x.live & (x.do != 0).any(-1)[..., None]).sum(-2)[..., None] * group
+        over_queries, writes = kappas(terms, a.u_acc), kappa(group * (queries // a.block + 1), a.u_grad)
+
+        # dv = (r∘P)ᵀ do
+        u_drop, ado = dropout(x, a), np.abs(x.do)
+        upper = p.upper_rounded * (1 + u_drop)
+        error = p.error_rounded + u_drop * p.upper_rounded
+        if x.dropped:
+            error, upper = x.factor * error, x.factor * upper
+        largest = upper.swapaxes(-1, -2) @ ado
+        dv = error.swapaxes(-1, -2) @ ado + (over_queries + 2 * a.u_in) * largest + a.eta_acc * terms
+        if a.u_grad:
+            dv += writes * (largest + dv) + (queries // a.block + 1) * group * a.eta_out
+        dv += a.u_out * (np.abs(back.dv) + dv) + a.eta_out
+
+        # dS as it is, as a bias gets it, and as an operand. dS and scale·dS are stored by the eager classes.
+        ds = np.abs(back.ds)
+        error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
+        error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
+        if a.u_s:
+            error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s * (1 + 1 / max(abs(x.scale), 1e-300))
+        bias = np.where(seen, error + a.u_out * (ds + error) + a.eta_out, 0.0)
+        if not a.u_s:
+            error += a.u_mma * (ds + error) + a.eta_mma
+        error = np.where(seen, error, 0.0)
+        operand = ds + error
+
+        # dk = scale · dSᵀ q
+        rounding = kappa(3, a.u_acc) + 2 * a.u_in + (kappa(1 + a.prescaled, a.u_s) if a.prescaled else 0.0)
+        largest = operand.swapaxes(-1, -2) @ x.abs_q
+        dk = scale * (error.swapaxes(-1, -2) @ x.abs_q + (over_queries + rounding) * largest) + a.eta_acc * terms
+        if a.u_s:  # the product before the scale may be stored
+            dk += a.u_s * (np.abs(back.dk) + dk) + (1 + scale) * a.eta_s
+        if a.u_grad:
+            dk += writes * (scale * largest + dk) + (queries // a.block + 1) * group * a.eta_out
+        dk += a.u_out * (np.abs(back.dk) + dk) + a.eta_out
+
+        # dq = scale · dS k. D's error is common to a row: it meets |Σ P k|, not Σ P |k|.
+        several = (over_keys + rounding + kappa(float(blocks), a.u_grad)) * operand
+        if a.u_softmax:
+            sum_of_errors = sum_of_errors + (error + several) @ x.abs_k
+        else:
+            common_error, common_upper = (p.error_rounded, p.upper_rounded) if a.u_s else (p.error, p.upper)
+            own = np.maximum(error - np.where(seen, common_upper, 0.0) * sums.delta, 0.0)
+            common = np.where(seen, common_error, 0.0) * sums.delta
+            sum_of_errors = sum_of_errors + (own + several + common) @ x.abs_k
+            mean_key = mean_key + np.where(seen, f.p, 0.0) @ x.k
+        yield KeyBound(dk, dv, bias)
+    total = scale * (sum_of_errors + sums.delta * np.abs(mean_key)) + a.eta_acc * w.count
+    if a.u_s:
+        total += a.u_s * (dq + total) + (1 + scale) * a.eta_s
+    if a.u_grad:
+        total += kappa(float(blocks), a.u_grad) * (dq + total) + blocks * a.eta_out
+    result.dq[:] = total + a.u_out * (dq + total) + a.eta_out

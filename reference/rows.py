@@ -1,0 +1,181 @@
+"""The exact answer for some query rows of a problem that is too long for the whole of it.
+
+Rows are independent of each other, and with a cotangent that is zero outside of them so are their gradients: everything is
+done key tile by key tile, in O(rows · keys · width) time and O(rows · tile · width) memory beside the operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from attnspec.reference import bounds, dense, gradient_bounds
+from attnspec.reference.accuracy import LARGEST, arithmetic
+from attnspec.reference.solve import REFERENCE_SHARE, to_float64
+from attnspec.spec import Dialect, Problem
+
+TILE = 65_536  # elements of rows × keys that are held at once
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the exact answer: `output[at]` of the implementation has these values, within these bounds."""
+
+    output: str
+    at: tuple[slice | list[int], ...]
+    values: Array
+    bound: Array
+    exempt: Array
+
+
+class SampledRows:
+    """Some query rows of a problem against all of its keys.
+
+    rows are indices of queries, the same for every batch item and head. The problem's cotangent, if it has one, must be
+    zero in all other rows. Raises ValueError where it is not, where an operand is not finite, and for dropout in training.
+    """
+
+    def __init__(self, problem: Problem, dialect: Dialect, rows: Sequence[int]) -> None:
+        if problem.training and problem.dropout:
+            raise ValueError("sampled rows have no dropout: the keep mask of a long problem is too large to be handed over")
+        self.problem, self.dialect, self.rows = problem, dialect, list(rows)
+        self.scale = dense.default_scale(problem.d) if problem.scale is None else float(problem.scale)
+        self.q = to_float64(problem.q[:, :, self.rows])
+        self.do = None if problem.do is None else to_float64(problem.do[:, :, self.rows])
+        if problem.do is not None:
+            asked = (problem.do != 0).any(-1)
+            asked[:, :, self.rows] = False
+            if asked.any():
+                raise ValueError("the cotangent must be zero outside of the sampled rows")
+        if not all(bool(torch.isfinite(x).all()) for x in (problem.q[:, :, self.rows], problem.k, problem.v)):
+            raise ValueError("sampled rows need finite operands")
+        self.width = max(256, TILE // max(1, self.q[..., 0].size))
+        self._forward()
+
+    # TILES
+
+    def _slices(self, backwards: bool = False) -> list[slice]:
+        starts = range(0, max(1, self.problem.j), self.width)
+        slices = [slice(a, min(a + self.width, self.problem.j)) for a in starts]
+        return slices[::-1] if backwards else slices
+
+    def _per_query_head(self, x: torch.Tensor, keys: slice) -> Array:
+        return dense.per_query_head(to_float64(x[..., keys, :]), self.problem.h, self.dialect.head_grouping)
+
+    def _rows_of(self, x: torch.Tensor, keys: slice) -> Array:
+        """The sampled rows and some keys of a mask or bias."""
+        x = x if x.shape[-1] == 1 else x[..., keys]
+        if x.ndim > 2 or (x.ndim == 2 and x.dtype != torch.bool):
+            x = x if x.shape[-2] == 1 else x[..., self.rows, :]
+        return x.cpu().numpy() if x.dtype == torch.bool else to_float64(x)
+
+    def _scores(self, k: Array, keys: slice) -> tuple[Array, Array, Array, Array | None]:
+        """z, s and what is visible, (b h i n), and the bias, of some keys."""
+        problem = self.problem
+        bias = None if problem.bias is None else self._rows_of(problem.bias, keys)
+        mask = None if problem.mask is None else self._rows_of(problem.mask, keys)
+        z = dense.scores(self.q, k, self.scale)
+        causal = None
+        if problem.causal:
+            last = dense.last_visible(problem.i, problem.j, self.dialect.causal_alignment)[self.rows]
+            causal = np.arange(keys.start, keys.stop) <= last[:, None]
+        return z, dense.add_bias(z, bias), dense.visible_keys(z.shape, mask, bias, causal), bias
+
+    def _forward(self) -> None:
+        """The largest score, the sum and the output of each row, in one pass."""
+        shape = self.q.shape[:3]
+        m, total, o = np.full(shape, -np.inf), np.zeros(shape), np.zeros((*shape, self.problem.e))
+        fill = np.zeros((*shape[:2], 1, self.problem.e))
+        for keys in self._slices():
+            k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
+            _, s, visible, _ = self._scores(k, keys)
+            highest = np.maximum(m, np.max(s, axis=-1, initial=-np.inf, where=visible))
+            pivot = np.where(np.isinf(highest), 0.0, highest)
+            e = dense.exponentials(s, visible, pivot)
+            shrink = np.exp(m - pivot)
+            m, total, o = highest, total * shrink + e.sum(-1), o * shrink[..., None] + e @ v
+            fill = fill + v.sum(-2, keepdims=True)
+        self.empty = total == 0
+        self.m = np.where(self.empty, 0.0, m)
+        self.total = np.where(self.empty, 1.0, total)
+        rule = self.dialect.empty_row
+        filled = {"zero": 0.0, "uniform": fill / max(self.problem.j, 1), "nan": np.nan}[rule] if self.problem.j else 0.0
+        self.o = np.where(self.empty[..., None], filled, o / self.total[..., None])
+        self.lse = np.where(self.empty, -np.inf, self.m + np.log(self.total))
+
+    def _tile(self, keys: slice, gradients: bool) -> bounds.Tile:
+        k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
+        z, s, visible, bias = self._scores(k, keys)
+        p = dense.exponentials(s, visible, self.m) / self.total[..., None]
+        p = dense.fill_empty_rows(p, self.empty, self.dialect.empty_row, self.problem.j)
+        f = dense.Forward(z, s, visible, self.empty, p, p, self.m, self.lse, self.o)
+        if not gradients or self.do is None:
+            return bounds.Tile(self.q, k, v, self.scale, bias, 1.0, f, self.do)
+        back = dense.backward(self.q, k, v, self.do, f, scale=self.scale, factor=1.0, delta=self._delta)
+        return bounds.Tile(self.q, k, v, self.scale, bias, 1.0, f, self.do, back)
+
+    @cached_property
+    def _delta(self) -> Array:
+        """D = Σ P dP (b h i)."""
+        tiles = (self._tile(keys, False) for keys in self._slices())
+        return sum((x.forward.p * dense.probability_gradient(self.do, x.v, 1.0)).sum(-1) for x in tiles)  # type: ignore[arg-type, return-value]
+
+    @cached_property
+    def dq(self) -> Array:
+        """The exact gradient of the sampled queries (b h rows d). Needs a cotangent."""
+        tiles = (self._tile(keys, True).backward for keys in self._slices())
+        return sum(back.dq for back in tiles if back is not None)  # type: ignore[return-value]
+
+    # ANSWER
+
+    def parts(self, class_: str) -> Iterator[Part]:
+        """The exact answer and its bounds: o, then dk and dv of each tile of keys, then dq. lse comes with o."""
+        problem, dtype = self.problem, str(self.problem.dtype).removeprefix("torch.")
+        a = arithmetic(class_, dtype)
+        share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
+        everything, rows = slice(None), (slice(None), slice(None), self.rows)
+
+        def part(output: str, at: tuple, values: Array, bound: Array, zero: Array, exempt: Array) -> Part:
+            bound = np.where(zero, 0.0, np.where(np.isnan(values), np.nan, bound * share))
+            return Part(output, at, values, bound, exempt | (np.abs(values) + bound > LARGEST[dtype]))
+
+        def tiles(gradients: bool) -> bounds.Tiles:
+            return lambda backwards: (self._tile(keys, gradients) for keys in self._slices(backwards))
+
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            w = bounds.forward_bound(tiles(False), problem.j, a)
+            row, both = bounds.may_overflow(tiles(False), a)
+            fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
+            none = self.empty & ~fills
+            yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
+            yield part("lse", rows, self.lse, w.lse, self.empty, row)
+            if self.do is None:
+                return
+            asked = (self.do != 0).any(-1)[..., None]
+            group, grouping = problem.h // max(problem.g, 1), self.dialect.head_grouping
+            g = gradient_bounds.backward_bound(tiles(True), w, self.dq, a, group)
+            scored_rows = np.zeros((*self.empty.shape, 1), bool)
+            for keys, each in zip(self._slices(), g.of_keys, strict=True):
+                x = self._tile(keys, True)
+                assert x.backward is not None
+                scored = x.forward.visible & asked
+                scored_rows |= scored.any(-1, keepdims=True)
+                at = (slice(None), keys) if problem.shared else (everything, everything, keys)
+                for output, bound, value, reached in (
+                    ("dk", each.dk, x.backward.dk, scored),
+                    ("dv", each.dv, x.backward.dv, x.live & asked),
+                ):
+                    like = (*problem.k.shape[:-2], keys.stop - keys.start, value.shape[-1])
+                    any_row = reached.any(-2)[..., None].astype(float)
+                    value, total = (dense.sum_over_group(y, like, grouping) for y in (value, bound))
+                    nothing = dense.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
+                    skip = dense.sum_over_group(both.any(-1)[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
+                    if group > 1:
+                        total = total + a.u_out * (np.abs(value) + total)
+                    yield part(output, at, value, total, nothing, skip)
+            yield part("dq", rows, self.dq, g.dq, ~scored_rows, both[..., None])
