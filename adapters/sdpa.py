@@ -27,13 +27,16 @@ NOT_OFFERED = {
     ("sdpa-flash", "cuda"): {"value_width", "mask", "key_padding", "bias", "bias_grad", "rank3"},
     ("sdpa-cudnn", "cuda"): {"bias_grad"},
 }
+# The class that each source shows. The CPU's flash backward adds into dq, dk and dv as they are stored, block by block.
+CLAIMS = {("sdpa-math", "cpu"): "A", ("sdpa-math", "cuda"): "A", ("sdpa-flash", "cpu"): "B*"}
 CUDA_ONLY = ("sdpa-efficient", "sdpa-cudnn")
 
 
 class PinnedSDPA(FunctionAdapter):
     """scaled_dot_product_attention under sdpa_kernel, which runs the one backend that is named or raises.
 
-    math computes the half types in float32 inside, so it claims class A; the fused kernels round probabilities.
+    math computes the half types in float32 inside, so it claims class A; the fused kernels round probabilities, and the
+    CPU's flash kernel keeps its gradient accumulators in the storage dtype.
     """
 
     offers: Iterable[str]
@@ -53,8 +56,6 @@ class PinnedSDPA(FunctionAdapter):
         self.backend = BACKENDS[name]
         self.version = f"torch {torch.__version__}"
         self.devices = ("cuda",) if name in CUDA_ONLY else None
-        if name == "sdpa-math":
-            self.accuracy = "A"
 
     def call(self, problem: Problem) -> Call:
         """The pinned call."""
@@ -70,6 +71,7 @@ class PinnedSDPA(FunctionAdapter):
         """The offer differs by device: each has a kernel of its own behind one name."""
         adapter = super().on(device)
         adapter.offers = frozenset(self.offers) - NOT_OFFERED.get((self.name, device.split(":")[0]), set())
+        adapter.accuracy = CLAIMS.get((self.name, device.split(":")[0]), adapter.accuracy)
         return adapter
 
     def trace(self) -> str | None:

@@ -19,7 +19,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much is asked"}),
     ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
-    ("--accuracy", {"choices": ("A", "T", "B", "C", "D"), "help": "the accuracy class that is claimed for every dtype"}),
+    ("--accuracy", {"choices": ("A", "T", "B", "B*", "C", "C*", "D"), "help": "the accuracy class claimed for every dtype"}),
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
     ("--case", {"help": "only this case, as a failure prints it"}),
     ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),

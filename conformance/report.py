@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 from collections import Counter
+from importlib.metadata import version
 from typing import Any
 
 import numpy
@@ -13,11 +14,11 @@ import torch
 from attnspec.adapters import FEATURES
 from attnspec.conformance import __version__
 from attnspec.conformance.case import describe, describe_problem, summary
-from attnspec.conformance.judge import Finding, Verdict
+from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import write
 from attnspec.conformance.run import Run
-from attnspec.conformance.subject import Explained, Subject
+from attnspec.conformance.subject import ORACLE, Explained, Subject
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
 NAMES = {
@@ -63,6 +64,7 @@ def header(run: Run) -> list[str]:
                 f"    widths refused by a plain call: {', '.join(map(str, subject.refused_widths))} "
                 f"({next(iter(subject.refused_widths.values()))[:80]})"
             )
+    lines.append(f"  oracle: {oracle()}")
     seed = f"seed {run.seed}" + (f", budget {run.budget:g} s" if run.budget else "")
     tier = next((name for name, tier in _tiers().items() if tier is run.tier), "")
     lines.append(
@@ -71,6 +73,13 @@ def header(run: Run) -> list[str]:
         + (f", case {run.case.token()}" if run.case else "")
     )
     return lines
+
+
+def oracle() -> str:
+    """What the answers are compared with."""
+    if ORACLE == "arb":
+        return f"float64, and ball arithmetic for answers in float64 and for what is shown (python-flint {version('python-flint')})"
+    return "float64; for certainty in float64 too, pip install attnspec[exact]"
 
 
 def _tiers() -> dict[str, Any]:
@@ -93,6 +102,7 @@ def header_data(run: Run) -> dict[str, Any]:
         "spec": SPEC_VERSION,
         "command": run.command,
         "seed": run.seed,
+        "oracle": ORACLE,
         "versions": {"torch": torch.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
         "subjects": [
             {
@@ -127,9 +137,7 @@ def failure(
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
     lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
     lines.append(f"  problem   {describe(case) if explained.by_case else describe_problem(explained.problem)}")
-    lines += [
-        f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(finding, subject, case.dtype))
-    ]
+    lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(explained, subject))]
     if finding.hint:
         lines.append(
             f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}"
@@ -157,8 +165,9 @@ def failure(
     return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data)
 
 
-def found(finding: Finding, subject: Subject, dtype: str) -> list[str]:
+def found(explained: Explained, subject: Subject) -> list[str]:
     """What was got and what was expected, in a line or three."""
+    finding, dtype = explained.finding, explained.case.dtype
     lines = [finding.message] if finding.message else []
     if not finding.total:
         return lines or [finding.kind]
@@ -172,13 +181,23 @@ def found(finding: Finding, subject: Subject, dtype: str) -> list[str]:
         same = "must be the same bit by bit" if finding.kind == "relation" else "must be exactly zero"
         lines.append(f"error {error:.3g}, where it {same}; {finding.outside} of {finding.total} elements are not")
     else:
+        terms = _terms(explained, subject)
         lines.append(
             f"error {error:.3g} = {finding.ratio:.3g} × the bound ({finding.bound:.3g}) of class "
-            f"{subject.required_class(dtype)}; {finding.outside} of {finding.total} elements are outside"
+            f"{subject.required_class(dtype)}{terms}; {finding.outside} of {finding.total} elements are outside"
         )
     if finding.class_:
         lines.append(f"it would be right in class {finding.class_}")
     return lines
+
+
+def _terms(explained: Explained, subject: Subject) -> str:
+    """What the bound at the worst element is made of, the two largest terms."""
+    finding, exact = explained.finding, explained.exact
+    if exact is None or finding.kind == "relation":
+        return ""
+    terms = exact.terms(subject.required_class(str(exact.problem.dtype)[6:]), finding.output, finding.index)
+    return f" ({', '.join(f'{name} {share:.0%}' for name, share in list(terms.items())[:2])})" if terms else ""
 
 
 def number(x: float) -> str:

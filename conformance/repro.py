@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
-from attnspec.conformance.judge import together
+from attnspec.conformance.judge import beyond, together
 from attnspec.conformance.subject import Explained, Subject
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index, memory_of
@@ -129,6 +129,7 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
     if finding.kind in ("value", "zero", "nonfinite") and exact is not None and output in exact.values:
         tolerance = exact.tolerance(subject.required_class(str(explained.problem.dtype)[6:]))
         expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
+        bound = bound + np.abs(beyond(exact, output))
         return [
             "",
             f'name, got = "{output}", {output}',

@@ -5,7 +5,7 @@ A problem's tensors are upcast exactly, so the answer is the one for the very nu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,12 +14,14 @@ from numpy import ndarray as Array
 
 from attnspec.reference import bounds, dense, gradient_bounds
 from attnspec.reference.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
+from attnspec.reference.enclosure import enclose
 from attnspec.spec import Dialect, Problem, implements
 
 OUTPUTS = ("o", "dq", "dk", "dv", "dbias")
 INPUT_OF = {"dq": "q", "dk": "k", "dv": "v", "dbias": "bias"}
-# float64's own error in the reference is that of class A in float64 (measured: a seventh of it). Every term of a bound
-# grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there.
+# float64's own error in the reference is that of class A in float64 (docs/certificate.md: a fifth of it). Every term of a
+# bound grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there. Enclosures are
+# made as narrow as that.
 REFERENCE_SHARE = 2.0**-20
 
 
@@ -41,7 +43,8 @@ class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
 
     o (b h i e), lse (b h i), dq, dk, dv and dbias in the shapes of their inputs; None where nothing asked for them.
-    zero holds for each output where it must be exactly zero. undefined: where a visible operand is not finite.
+    zero holds for each output where it must be exactly zero. undefined: where a visible operand is not finite. Where the
+    oracle is "arb", values are the nearest float64 numbers to enclosures, and rest is what they leave of the exact answer.
     """
 
     problem: Problem
@@ -52,6 +55,8 @@ class Exact:
     zero: dict[str, Array]
     undefined: dict[str, Array]
     _tile: bounds.Tile
+    oracle: str = "float64"
+    rest: dict[str, Array] = field(default_factory=dict)
     _cache: dict[tuple[str, str], Tolerance] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Array | None:
@@ -86,7 +91,7 @@ class Exact:
         return {term: x / total for term, x in sorted(gone.items(), key=lambda item: -item[1]) if x > 0}
 
     def _tolerance(self, class_: str, dtype: str) -> Tolerance:
-        share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
+        share = 1 + (1.0 if dtype == self.oracle == "float64" else REFERENCE_SHARE)
         bound, exempt = self._bounds(arithmetic(class_, dtype))
         bound["lse"] = share * bound["lse"]
         for name, value in self.values.items():
@@ -135,10 +140,12 @@ class Exact:
 
 
 @implements("DTYPE-1", "DTYPE-2", "DTYPE-3", "GRAD-7")
-def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exact:
+def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, oracle: str = "float64") -> Exact:
     """The exact answer to a problem in a dialect. keep (b h i j) bool is the mask that dropout drew, in training.
 
-    Gradients are there where the problem has a cotangent. Raises ValueError where dropout is active without `keep`.
+    Gradients are there where the problem has a cotangent. oracle "arb" is ball arithmetic: for an implementation in float64,
+    beside which the error of a float64 reference counts as much as its own, and for numbers that are shown to a reader.
+    Raises ValueError where dropout is active without `keep`, and ImportError where "arb" is asked for without python-flint.
     """
     if problem.training and 0 < problem.dropout < 1 and keep is None:
         raise ValueError("with dropout in training the answer depends on the keep mask; give `keep` (b h i j)")
@@ -171,7 +178,22 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None) -> Exac
     zero = _zeros(problem, dialect, values, live, f, factor, do)
     undefined = _undefined(problem, dialect, given, bias, f, values)
     tile = bounds.Tile(q, k_heads, v_heads, scale, bias, factor, f, do, back)
-    return Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
+    exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
+    return exact if oracle == "float64" else _enclosed(exact, keep)
+
+
+def _enclosed(exact: Exact, keep: Array | None) -> Exact:
+    """The same answer from enclosures that are narrow beside the bound of the strictest class."""
+    narrow = exact.tolerance("A")
+    good_enough = {name: np.where(narrow.exempt[name], np.nan, bound) for name, bound in narrow.bound.items()}
+    good_enough["lse"] = np.where(exact.empty, np.nan, good_enough["lse"])
+    balls = enclose(exact.problem, exact.dialect, keep, good_enough=good_enough)
+    values, rest = {}, {}
+    for name, value in exact.values.items():
+        high, low = balls.nearest(name)
+        known = np.isfinite(high)
+        values[name], rest[name] = np.where(known, high, value), np.where(known, low, 0.0)
+    return replace(exact, values=values, rest=rest, oracle="arb", _cache={})
 
 
 @implements("ACCURACY-3")
