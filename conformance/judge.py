@@ -195,7 +195,7 @@ def compare(
 COARSER = {
     "float64": (("A", "float32"), ("C", "bfloat16")),
     "float32": (("T", "float32"), ("C", "float16"), ("C", "bfloat16")),
-    "float16": tuple((class_, "float16") for class_ in ("A", "B", "B*", "C", "C*", "D")) + (("C", "bfloat16"),),
+    "float16": (*((class_, "float16") for class_ in ("A", "B", "B*", "C", "C*", "D")), ("C", "bfloat16")),
     "bfloat16": tuple((class_, "bfloat16") for class_ in ("A", "B", "B*", "C", "C*", "D")),
 }
 

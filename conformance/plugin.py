@@ -109,7 +109,7 @@ def _make_run(config: pytest.Config) -> Any:
         if not subject.dtypes:
             raise ResolveError(_refuses_everything(subject))
         subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
-        subject.slow = TIERS[option("--tier")].slow
+        subject.slow, subject.generic = TIERS[option("--tier")].slow, TIERS[option("--tier")].generic
     kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy")
     words = ["pytest"]
     for name in kept:

@@ -146,7 +146,8 @@ def failure(
     if path is not None:
         lines.append(f"  repro     python {path}")
     token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
-    lines.append(f"  re-run    {run.command} --clauses={clause.id} --case={shlex.quote(token)}")
+    tier = "" if explained.by_case or not run.tier.slow else " --tier=thorough"  # where the test itself is only asked there
+    lines.append(f"  re-run    {run.command}{tier} --clauses={clause.id} --case={shlex.quote(token)}")
     data = {
         "output": finding.output,
         "what": finding.kind,

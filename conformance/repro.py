@@ -19,6 +19,7 @@ from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index, memory_of
 
 FOLDER = Path("attnspec-repros")
+LONGEST = 1 << 20  # elements of inputs up to which there is a script
 READABLE = 48  # elements up to which a tensor is written as numbers
 TENSOR = '''
 def tensor(data, dtype, shape, stride, offset):
@@ -39,8 +40,13 @@ sys.exit(int(outside.any()))
 
 
 def write(subject: Subject, explained: Explained, other: Problem | None) -> Path | None:
-    """Write the script beside the others, and return its path; None where the convention can't say the call."""
+    """Write the script beside the others, and return its path.
+
+    None where the convention can't say the call, or the numbers are too many for a script.
+    """
     problem = explained.problem
+    if sum(x.numel() for x in problem.inputs().values()) > LONGEST:
+        return None
     try:
         text = script(subject, explained, other)
     except Unsupported:

@@ -69,6 +69,7 @@ class Subject:
     refused_widths: dict[int, str] = field(default_factory=dict)
     refused_strides: str = ""
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class not yet left
+    generic: int = 0  # problems from which the tier tells whether errors lean in one direction
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
     slow: bool = False  # the tier bears costs such as compiling, and ball arithmetic for every answer in float64
     exempt: int = 0

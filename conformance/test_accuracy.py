@@ -1,8 +1,10 @@
 """ACCURACY: each element within the bound that its class of arithmetic has for these operands."""
 
+from attnspec.conformance.bias import DTYPES, Meter, generic
 from attnspec.conformance.case import Case
+from attnspec.conformance.judge import Finding, judge
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import agrees, clause
+from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, once
 from attnspec.reference import OUTPUTS
 
 GRADIENTS = ("dq", "dk", "dv", "dbias")
@@ -30,3 +32,20 @@ def test_what_must_be_zero_is_zero(subject: Subject, case: Case) -> None:
 @agrees(*OUTPUTS, where=lambda case: case.dtype == "float64")
 def test_float64_is_computed_in_float64(subject: Subject, case: Case) -> None:
     """The bound of float64 is 2²⁹ times narrower than that of float32."""
+
+
+@clause("ACCURACY-5")
+@once()
+def test_errors_have_no_preferred_sign(subject: Subject, case: Case) -> None:
+    """Generic problems only: among equal numbers all roundings are equal."""
+    if not subject.generic or case.dtype not in DTYPES:
+        raise NotApplicable
+    meter, class_ = Meter(), subject.required_class(case.dtype)
+    for number in range(subject.generic):
+        problem = subject.problem(generic(subject, case.dtype, number))
+        answer, exact = subject.run(problem), subject.solve(problem)
+        if judge(answer, exact, class_).findings:
+            raise NotApplicable  # wrong beyond its bound
+        meter.add(answer, exact, class_)
+    for (output, _), message in meter.biased().items():
+        raise Broken(Finding("biased", output, message))

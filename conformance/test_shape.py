@@ -5,6 +5,7 @@ import torch
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.relations import one_item
+from attnspec.conformance.rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_agree, must_be_right, on_cases, once
 from attnspec.reference import OUTPUTS
@@ -96,3 +97,47 @@ def test_heads_do_not_see_each_other(subject: Subject, case: Case) -> None:
         other,
         (slice(None), slice(0, 1)),
     )
+
+
+@clause("SHAPE-2")
+@once()
+def test_rows_of_up_to_a_million_keys_are_summed_whole(subject: Subject, case: Case) -> None:
+    """Sixteen rows against ever more keys: the output, and dk and dv of every key."""
+    if not subject.slow:
+        raise NotApplicable
+    for keys in LENGTHS:
+        must_be_right_in_rows(subject, long_problem(subject, case.dtype, keys, ROWS, range(ROWS)), range(ROWS), f"{keys} keys")
+
+
+@clause("SHAPE-2")
+@once("backward")
+def test_rows_of_a_long_self_attention_are_right(subject: Subject, case: Case) -> None:
+    """As many queries as keys, a few rows of them at the edges of blocks; the others ask for nothing."""
+    if not subject.slow:
+        raise NotApplicable
+    length, causal = LENGTHS[0], subject.offers("causal")
+    rows = sorted({0, 1, 15, 16, 63, 64, 127, 128, length // 2, length - 2, length - 1})
+    problem = long_problem(subject, case.dtype, length, length, rows).replace(causal=causal)
+    must_be_right_in_rows(subject, problem, rows, f"{length} queries and keys{', causal' if causal else ''}")
+
+
+@clause("SHAPE-2")
+@once()
+def test_no_index_overflows(subject: Subject, case: Case) -> None:
+    """More than 2³¹ scores, and more than 2³¹ elements in k and v, where there is memory for a kernel that keeps them."""
+    if not subject.slow or case.dtype not in ("bfloat16", "float16"):
+        raise NotApplicable
+    free, asked = free_memory(subject.device), 0
+    length = 46_342  # its square is the first beyond 2³¹
+    if free > 24 * length**2:  # six times the scores in float32
+        rows = [0, 1, length // 2, length - 2, length - 1]
+        problem = long_problem(subject, case.dtype, length, length, rows, width=8)
+        must_be_right_in_rows(subject, problem, rows, f"{length} queries and keys, more than 2³¹ scores")
+        asked += 1
+    heads, keys = 32, 2**31 // (32 * WIDTH) + 1
+    if free > 24 * heads * keys * WIDTH:  # twelve times the keys in a half type
+        problem = long_problem(subject, case.dtype, keys, 1, [0], heads=heads)
+        must_be_right_in_rows(subject, problem, [0], f"{heads} heads of {keys} keys, more than 2³¹ elements")
+        asked += 1
+    if not asked:
+        raise NotApplicable

@@ -47,6 +47,10 @@ class NotOffered(Exception):
     """What the test asks for is neither promised nor answered."""
 
 
+class TooLarge(Exception):
+    """There was no memory for an answer."""
+
+
 class NotApplicable(Exception):
     """This case can't show the clause."""
 
@@ -188,6 +192,9 @@ class Asking:
         except NotOffered as refusal:
             self.refused += 1
             self.reason = self.reason or str(refusal)
+        except TooLarge as refusal:
+            self.reason = self.reason or str(refusal)
+            self._count(Verdict.RESOURCE, 1, self.reason)
         except NotApplicable:
             pass
         return len(self.shown) < 3

@@ -207,29 +207,35 @@ def may_be_largest(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
 
 
 @implements("ACCURACY-2")
-def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int) -> BackwardBound:
+def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int, queries: int) -> BackwardBound:
     """The bounds of the gradients per query head. `group` is how many query heads are summed into one dk and dv.
 
-    dq (b h i d) is the exact one. Bounds of keys come tile by tile, and that of dq is complete after the last.
+    dq (b h i d) is the exact one, and `queries` how many rows the kernel has, of which the tiles may hold some. Bounds of
+    keys come tile by tile, and that of dq is complete after the last.
     """
     result = BackwardBound(iter(()), np.zeros(dq.shape))
-    result.of_keys = _of_keys(result, tiles, w, np.abs(dq), a, group)
+    result.of_keys = _of_keys(result, tiles, w, np.abs(dq), a, group, queries)
     return result
 
 
-def _of_keys(result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int) -> Iterator[KeyBound]:
+def _of_keys(
+    result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int, queries: int
+) -> Iterator[KeyBound]:
     sums = row_sums(tiles, w, a)
     sum_of_errors = mean_key = np.zeros(())
-    blocks = w.count.max(initial=0) // a.block + 1
+    blocks = w.count // a.block + 1
+    row_writes = np.vectorize(kappa, otypes=[float])(blocks, a.u_grad) if a.u_grad else 0.0
     over_keys = kappas(w.count, a.u_acc)
     for x in tiles(False):
         f, back, p = x.forward, x.backward, probabilities(x, w, a)
         assert back is not None
         assert x.do is not None
-        seen, scale, queries = x.scored, abs(x.scale), f.visible.shape[-2]
+        seen, scale = x.scored, abs(x.scale)
         # A row that does not see the key, or that nothing is asked of, adds exactly zero.
         terms = (x.live & (x.do != 0).any(-1)[..., None]).sum(-2)[..., None] * group
-        over_queries, writes = kappas(terms, a.u_acc), kappa(group * (queries // a.block + 1), a.u_grad)
+        over_queries = kappas(terms, a.u_acc)
+        # A block of rows of which nothing is asked writes back what it read.
+        writes = group * min(queries // a.block + 1, int((x.do != 0).any((0, 1, 3)).sum()))
 
         # dv = (r∘P)ᵀ do
         u_drop, ado = dropout(x, a), np.abs(x.do)
@@ -240,7 +246,7 @@ def _of_keys(result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a:
         largest = upper.swapaxes(-1, -2) @ ado
         dv = error.swapaxes(-1, -2) @ ado + (over_queries + 2 * a.u_in) * largest + a.eta_acc * terms
         if a.u_grad:
-            dv += writes * (largest + dv) + (queries // a.block + 1) * group * a.eta_out
+            dv += kappa(writes, a.u_grad) * (largest + dv) + writes * a.eta_out
         dv += a.u_out * (np.abs(back.dv) + dv) + a.eta_out
 
         # dS as it is, as a bias gets it, and as an operand. dS and scale·dS are stored by the eager classes.
@@ -262,11 +268,11 @@ def _of_keys(result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a:
         if a.u_s:  # the product before the scale may be stored
             dk += a.u_s * (np.abs(back.dk) + dk) + (1 + scale) * a.eta_s
         if a.u_grad:
-            dk += writes * (scale * largest + dk) + (queries // a.block + 1) * group * a.eta_out
+            dk += kappa(writes, a.u_grad) * (scale * largest + dk) + writes * a.eta_out
         dk += a.u_out * (np.abs(back.dk) + dk) + a.eta_out
 
         # dq = scale · dS k. D's error is common to a row: it meets |Σ P k|, not Σ P |k|.
-        several = (over_keys + rounding + kappa(float(blocks), a.u_grad)) * operand
+        several = (over_keys + rounding + row_writes) * operand
         if a.u_softmax:
             sum_of_errors = sum_of_errors + (error + several) @ x.abs_k
         else:
@@ -280,5 +286,5 @@ def _of_keys(result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a:
     if a.u_s:
         total += a.u_s * (dq + total) + (1 + scale) * a.eta_s
     if a.u_grad:
-        total += kappa(float(blocks), a.u_grad) * (dq + total) + blocks * a.eta_out
+        total += row_writes * (dq + total) + blocks * a.eta_out
     result.dq[:] = total + a.u_out * (dq + total) + a.eta_out

@@ -32,6 +32,11 @@ class Part:
     bound: Array
     exempt: Array
 
+    def place(self, index: tuple[int, ...]) -> tuple[int, ...]:
+        """Where an element of this part lies in the implementation's output."""
+        selected = (*self.at, *[slice(None)] * (len(index) - len(self.at)))
+        return tuple(n + (x.start or 0) if isinstance(x, slice) else x[n] for n, x in zip(index, selected, strict=True))
+
 
 class SampledRows:
     """Some query rows of a problem against all of its keys.
@@ -158,7 +163,7 @@ class SampledRows:
                 return
             asked = (self.do != 0).any(-1)[..., None]
             group, grouping = problem.h // max(problem.g, 1), self.dialect.head_grouping
-            g = gradient_bounds.backward_bound(tiles(True), w, self.dq, a, group)
+            g = gradient_bounds.backward_bound(tiles(True), w, self.dq, a, group, problem.i)
             scored_rows = np.zeros((*self.empty.shape, 1), bool)
             for keys, each in zip(self._slices(), g.of_keys, strict=True):
                 x = self._tile(keys, True)

@@ -69,6 +69,11 @@ class Exact:
         """Rows without a visible key, (b h i) bool."""
         return self.forward.empty
 
+    @property
+    def heads_of_values(self) -> Array:
+        """The values that each query head has, (b h j e)."""
+        return self._tile.v
+
     def tolerance(self, class_: str, dtype: str | None = None) -> Tolerance:
         """The bound of each output for an accuracy class, 0 where the answer must be exactly zero.
 
@@ -84,7 +89,7 @@ class Exact:
         a = arithmetic(class_, str(self.problem.dtype).removeprefix("torch."))
 
         def size(a: Arithmetic) -> float:
-            return float(self._bounds(a)[0][name][index])
+            return float(self.bounds(a)[0][name][index])
 
         gone = {term: size(a) - size(without(a, term)) for term in TERMS}
         total = sum(x for x in gone.values() if x > 0)
@@ -92,7 +97,7 @@ class Exact:
 
     def _tolerance(self, class_: str, dtype: str) -> Tolerance:
         share = 1 + (1.0 if dtype == self.oracle == "float64" else REFERENCE_SHARE)
-        bound, exempt = self._bounds(arithmetic(class_, dtype))
+        bound, exempt = self.bounds(arithmetic(class_, dtype))
         bound["lse"] = share * bound["lse"]
         for name, value in self.values.items():
             with np.errstate(invalid="ignore", over="ignore"):
@@ -100,8 +105,11 @@ class Exact:
                 exempt[name] = exempt[name] | self.undefined[name] | (np.abs(value) + bound[name] > LARGEST[dtype])
         return Tolerance(bound, exempt)
 
-    def _bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The bounds of an arithmetic and what it exempts, by output, in the shapes of the answer."""
+    def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The bounds of an arithmetic, once, and what it exempts, by output, in the shapes of the answer.
+
+        Elements that must be zero have a bound here as well; :meth:`tolerance` is what an answer is judged by.
+        """
         problem, grouping, back = self.problem, self.dialect.head_grouping, self._tile.backward
 
         def tiles(_: bool) -> tuple[bounds.Tile, ...]:
@@ -114,7 +122,7 @@ class Exact:
             bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}
             if back is None:
                 return bound, exempt
-            g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1))
+            g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)
             (keys,) = g.of_keys
             touched = both.any(-1)[..., None, None].astype(float)
             bound["dq"], exempt["dq"] = g.dq, np.broadcast_to(both[..., None], g.dq.shape)

@@ -1,0 +1,169 @@
+"""Sampled rows of a long problem have the answer and the bounds that they have in the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from honest import tiled
+from judging import judge
+from numpy.random import default_rng
+from torch import Tensor
+
+from attnspec.adapters import Answer, resolve
+from attnspec.conformance.case import LEVELS, Case, fit
+from attnspec.conformance.rows import judge_rows, long_problem, needles, out_of_memory
+from attnspec.conformance.subject import Subject, meet
+from attnspec.conformance.tensors import build
+from attnspec.reference import SampledRows, rows, solve
+from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# THE SAME AS THE WHOLE
+
+
+def drawn(n: int) -> tuple[Problem, Dialect, list[int]]:
+    """A case of the suite, its cotangent zero outside of some rows, and keys in up to a dozen tiles."""
+    rng, adapter = default_rng([31, n]), resolve("sdpa-math")[0]
+    level: dict[str, Any] = {name: options[int(rng.integers(len(options)))] for name, options in LEVELS.items()}
+    level |= {"b": 1 + n % 2, "i": int(rng.integers(1, 20)), "j": int(rng.choice([0, 1, 16, 300, 513, 700])), "d": 8, "wrt": "all"}
+    problem = build(fit(Case(**level, seed=n), adapter))
+    chosen = sorted({int(x) for x in rng.integers(0, problem.i, 3)})
+    do = torch.zeros_like(problem.do)
+    do[:, :, chosen] = problem.do[:, :, chosen]
+    dialect = Dialect(*(options[n // 3**place % len(options)] for place, options in enumerate(CHOICES.values())))
+    return problem.replace(do=do), dialect, chosen
+
+
+@pytest.mark.parametrize("class_", ["A", "B", "C", "C*", "D"])
+def test_sampled_rows_are_rows_of_the_whole(class_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values within the float64 bound of each other; bounds the same but for what float64 rounds in them; the same zeros."""
+    monkeypatch.setattr(rows, "TILE", 512)
+    seen = set()
+    for n in range(48):
+        problem, dialect, chosen = drawn(n)
+        exact = solve(problem, dialect)
+        whole, narrow = exact.tolerance(class_), exact.tolerance("A", "float64")
+        for part in SampledRows(problem, dialect, chosen).parts(class_):
+            name, at = part.output, part.at
+            seen.add(name)
+            value = (exact.lse if name == "lse" else exact.values[name])[at]
+            bound = whole.bound[name][at]
+            assert part.values.shape == value.shape
+            if name != "lse" and exact.undefined[name].any():
+                continue
+            np.testing.assert_array_equal(part.bound == 0, bound == 0)
+            np.testing.assert_array_equal(np.isnan(part.values), np.isnan(value))
+            with np.errstate(invalid="ignore"):
+                near = (np.abs(part.values - value) <= narrow.bound[name][at]) | (part.values == value) | np.isnan(value)
+            assert near.all(), f"{name} of {problem}"
+            if str(problem.dtype) != "torch.float64":  # there the bound itself is as small as what it is computed with
+                np.testing.assert_allclose(part.bound, bound, rtol=0.3 if name == "o" else 1e-2, err_msg=name)
+            place = part.place((0,) * part.values.ndim)
+            whole_value = exact.lse if name == "lse" else exact.values[name]
+            if part.values.size:
+                np.testing.assert_array_equal(np.isnan(whole_value[place]), np.isnan(part.values.flat[0]))
+    assert seen == {"o", "lse", "dq", "dk", "dv"}
+
+
+def test_what_sampled_rows_cannot_do_is_refused() -> None:
+    x = torch.ones(1, 1, 4, 2)
+    with pytest.raises(ValueError, match="zero outside"):
+        SampledRows(Problem(x, x, x, do=x), CANONICAL, [0, 1])
+    with pytest.raises(ValueError, match="finite"):
+        SampledRows(Problem(x, x, x / 0), CANONICAL, [0])
+    with pytest.raises(ValueError, match="dropout"):
+        SampledRows(Problem(x, x, x, dropout=0.5, training=True), CANONICAL, [0])
+
+
+# JUDGING
+
+
+def subject_of(impl: Any) -> Subject:
+    return meet(resolve(impl)[0].on("cpu"), "cpu", {}, None, ("float32", "bfloat16"))
+
+
+def test_a_needle_stands_at_every_edge() -> None:
+    assert {0, 15, 16, 63, 64, 127, 128, 511, 512, 4095, 4096, 10_000, 5000} <= set(needles(10_001, 16))
+    assert needles(1, 3) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_honest_kernel_is_right_in_rows(dtype: str) -> None:
+    subject = subject_of(tiled)
+    problem = long_problem(subject, dtype, 4097, 16, range(16))
+    assert judge_rows(subject, problem, subject.run(problem), range(16)) is None
+
+
+def wrong(answer: Answer, name: str, place: tuple[Any, ...], change: Any) -> Answer:
+    parts = {"o": answer.o, **answer.gradients}
+    x = parts[name].detach().clone()
+    x[place] = change(x[place])
+    parts[name] = x
+    return Answer(parts.pop("o"), parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "change", "kind"),
+    [
+        ("o", (0, 0, 3, 7), lambda x: x + 1, "value"),
+        ("dk", (0, 0, 4096), torch.zeros_like, "value"),
+        ("dv", (0, 0, 2048), torch.zeros_like, "value"),
+        ("dv", (0, 0, 0, 0), lambda x: x * float("nan"), "nonfinite"),
+        ("dq", (0, 0, 15), torch.zeros_like, "value"),
+        ("dq", (0, 0, 5), lambda x: x + 1e-20, "zero"),
+    ],
+)
+def test_one_wrong_element_of_a_long_row_is_found(name: str, place: tuple, change: Any, kind: str) -> None:
+    """An error in one place, one key whose gradient is missing, one row that was not asked for and has a gradient."""
+    subject, sampled = subject_of(tiled), [0, 1, 3, 15, 19]
+    problem = long_problem(subject, "float32", 4097, 20, sampled)
+    finding = judge_rows(subject, problem, wrong(subject.run(problem), name, place, change), sampled)
+    assert finding is not None
+    assert (finding.output, finding.kind) == (name, kind)
+    assert finding.index[: len(place)] == place
+
+
+def one_key_forgotten(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+    """Right up to 4096 keys; of longer rows one key is missing."""
+    if key.shape[2] > 4096 and attn_mask is None and not is_causal:
+        attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+        attn_mask[:, 4096] = False
+    return tiled(query, key, value, attn_mask, dropout_p, is_causal, scale)
+
+
+def test_a_key_forgotten_in_long_rows_fails_in_thorough_only() -> None:
+    options = ("--clauses=SHAPE-2", "--impl-dtypes=float32", "-k", "million")
+    assert judge(f"{__file__}:one_key_forgotten", *options, tier="smoke").exit == 5
+    said = judge(f"{__file__}:one_key_forgotten", *options, tier="thorough")
+    assert said.exit == 1
+    assert "4097 keys" in said.screen
+    assert "--tier=thorough" in said.screen
+
+
+def greedy(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+    """Right up to 4096 keys; for more there is no memory."""
+    if key.shape[2] > 4096:
+        raise torch.OutOfMemoryError("no memory")
+    return tiled(query, key, value, attn_mask, dropout_p, is_causal, scale)
+
+
+def test_no_memory_is_no_failure() -> None:
+    assert out_of_memory(Answer(error=torch.OutOfMemoryError("CUDA out of memory")))
+    assert out_of_memory(Answer(error=RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …")))
+    assert not out_of_memory(Answer(error=RuntimeError("shapes")))
+
+    said = judge(f"{__file__}:greedy", "--clauses=SHAPE-2", "--impl-dtypes=float32", "-k", "million", tier="thorough")
+    assert said.exit == 5  # nothing was judged
+    assert "no memory" in said.screen
