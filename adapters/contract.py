@@ -35,7 +35,7 @@ FEATURES: dict[str, str] = {
     "bias_grad": "the gradient of the bias",
     "module": "a module with train() and eval()",
 }
-ACCURACY_CLASSES = ("R", "A", "T", "B", "C", "D")
+ACCURACY_CLASSES = ("R", "A", "T", "B", "B*", "C", "C*", "D")
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
 
 
@@ -81,7 +81,7 @@ class Adapter:
     """How one implementation is called. Subclass it and write :meth:`attend`; everything else has a default.
 
     offers: which of FEATURES it promises. dialect: choices that its documentation makes (causal_alignment, empty_row,
-    head_grouping). accuracy: the class that it claims (A, T, B, C, D), or None. widths: the query widths that it can
+    head_grouping). accuracy: the class that it claims (A, T, B, B*, C, C*, D), or None. widths: the query widths that it can
     do, or None for all. deterministic: True if it claims the same bits on every call. source: lines of Python that
     define `attend` for a script of its own.
     """
