@@ -135,15 +135,21 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     over_keys, product = kappas(w.count, a.u_acc), kappa(e, a.u_acc)
     do_o = (ado * np.abs(f.o)).sum(-1, keepdims=True)
     rounded = (a.u_mma + a.u_in + dropout(x, a)) * p_dp
+    # What is common to a row's P does not cancel in D: the rounding of an lse that o was divided by, or, where D is made of
+    # the P of backward, all that the stored lse is off by.
+    lse = (np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m))[..., None]
+    divided = np.minimum(kappa(2, a.u_acc) * (1 + lse), 100.0)
+    common = np.minimum(2 * w.sums + 2 * a.rescale * w.rescales[..., None] - np.log1p(-a.u_mma) + kappa(2, a.u_acc) * lse, 100.0)
     from_output = (  # Σ_c do·o, from the stored output
         2 * w.sums * ((ado * w.magnitude).sum(-1, keepdims=True) + do_o)
         + w.tiny * reach
         + (a.u_out + product) * (do_o + (ado * w.unrounded).sum(-1, keepdims=True))
         + ado.sum(-1, keepdims=True) * a.eta_out
+        + divided * do_o
     )
     d = np.abs(back.delta)[..., None]
     from_products = (  # Σ_j P dP
-        (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * p_dp + p_error + w.tiny * dps + (d + shift) * kappa(2, a.u_acc)
+        (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * p_dp + p_error + w.tiny * dps + (d + shift) * (kappa(2, a.u_acc) + common)
     )
     delta_error = shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
     if a.u_softmax:
@@ -178,9 +184,12 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     # bound, float64, scores of −10⁵, three parts.)
     split = np.minimum(p.stored + 2 * a.rescale, 1.0) * np.minimum(upper * sums.spread, sums.weighed)
     rounding = kappa(3, a.u_acc)
+    # What the autograd of a split multiplies v with, share·do, may underflow; P_n beside it is not small.
+    values = x.abs_v.sum(-1)[:, :, None] * np.max(x.factor, initial=0.0)
+    lost = a.eta_acc * (1 + values + values.max(-1, keepdims=True, initial=0.0))
     return np.where(
         x.scored,
-        (error + rounding * upper) * y.centred + (1 + rounding) * upper * difference + split + a.eta_acc,
+        (error + rounding * upper) * y.centred + (1 + rounding) * upper * difference + split + lost,
         0.0,
     )
 
@@ -257,7 +266,7 @@ def _of_keys(
             error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s * (1 + 1 / max(abs(x.scale), 1e-300))
         bias = np.where(seen, error + a.u_out * (ds + error) + a.eta_out, 0.0)
         if not a.u_s:
-            error += a.u_mma * (ds + error) + a.eta_mma
+            error += a.u_mma * (ds + error) + a.eta_mma + a.eta_acc / max(abs(x.scale), 1e-300)  # scale·dS may underflow
         error = np.where(seen, error, 0.0)
         operand = ds + error
 

@@ -119,6 +119,8 @@ class Exact:
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles, problem.j, a)
             row, both = bounds.may_overflow(tiles, a)
+            # D = Σ do·o of a stored output that is infinite: with dropout it may be, and 0 · ∞ reaches rows without a cotangent.
+            both = both | (np.abs(self.values["o"]) + w.o > LARGEST[a.dtype]).any(-1)
             bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}
             if back is None:
                 return bound, exempt
@@ -126,10 +128,14 @@ class Exact:
             (keys,) = g.of_keys
             touched = both.any(-1)[..., None, None].astype(float)
             bound["dq"], exempt["dq"] = g.dq, np.broadcast_to(both[..., None], g.dq.shape)
-            for name, head in (("dk", keys.dk), ("dv", keys.dv)):
+            for name, head, alone in (("dk", keys.dk, back.dk), ("dv", keys.dv, back.dv)):
                 like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
                 bound[name] = dense.sum_over_group(head, like, grouping)
                 exempt[name] = dense.sum_over_group(touched, (*like[:-2], 1, 1), grouping) > 0
+                # A head's own dk, and dk before the scale, may be stored.
+                unscaled = max(1.0, 1 / abs(self._tile.scale)) if a.u_s and name == "dk" and self._tile.scale else 1.0
+                stored = (np.abs(alone) + head) * unscaled
+                exempt[name] = exempt[name] | (dense.sum_over_group((stored > LARGEST[a.dtype]).astype(float), like, grouping) > 0)
                 if head.shape[1] != (1 if len(like) == 3 else like[1]):
                     bound[name] = bound[name] + a.u_out * (np.abs(self.values[name]) + bound[name])
             if problem.bias is not None:

@@ -166,14 +166,14 @@ class _Tiled(torch.autograd.Function):
         out = q.new_zeros(*q.shape[:3], v.shape[3])
         total = q.new_zeros(*q.shape[:3], 1)
         peak = torch.full_like(total, -inf)
-        for keys in _blocks(k.shape[2]):
+        for keys in blocks(k.shape[2]):
             scores = plan.scores(q, k[:, :, keys], keys)
             new_peak = torch.maximum(peak, scores.amax(-1, keepdim=True))
             pivot = new_peak.masked_fill(new_peak == -inf, 0.0)
             weights = torch.exp(scores - pivot)
             shrink = torch.exp(peak - pivot)
             total = total * shrink + weights.sum(-1, keepdim=True)
-            out = out * shrink + _rounded(plan.thin_out(weights, keys), query.dtype) @ v[:, :, keys]
+            out = out * shrink + rounded(plan.thin_out(weights, keys), query.dtype) @ v[:, :, keys]
             peak = new_peak
         empty = total == 0.0
         total = total.masked_fill(empty, 1.0)
@@ -193,35 +193,36 @@ class _Tiled(torch.autograd.Function):
         delta = (dout * out).sum(-1, keepdim=True)
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         dbias = q.new_zeros(bias.shape)
-        for keys in _blocks(k.shape[2]):
+        for keys in blocks(k.shape[2]):
             probabilities = torch.exp(plan.scores(q, k[:, :, keys], keys) - lse)
-            dv[:, :, keys] = _rounded(plan.thin_out(probabilities, keys), query.dtype).mT @ dout
+            dv[:, :, keys] = rounded(plan.thin_out(probabilities, keys), query.dtype).mT @ dout
             dprobabilities = plan.thin_out(dout @ v[:, :, keys].mT, keys)
             dscores = (probabilities * (dprobabilities - delta)).masked_fill(plan.hidden[..., keys], 0.0)
             dbias_here = dbias if dbias.shape[3] == 1 else dbias[..., keys]
             dbias_here += dscores.sum_to_size(dbias_here.shape)
-            dscores = _rounded(dscores, query.dtype)
+            dscores = rounded(dscores, query.dtype)
             dq += dscores @ k[:, :, keys]
             dk[:, :, keys] = dscores.mT @ q
         return (
             (dq * plan.scale).to(query.dtype),
-            _sum_over_group(dk * plan.scale, key),
-            _sum_over_group(dv, value),
+            sum_over_group(dk * plan.scale, key),
+            sum_over_group(dv, value),
             dbias.to(bias.dtype),
             None,
         )
 
 
-def _blocks(length: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
+def blocks(length: int, step: int = BLOCK) -> Iterator[slice]:
+    """Ranges of a length, the last one shorter."""
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
-def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """What a matmul unit for ``dtype`` receives; it multiplies exactly and accumulates in ``x.dtype``."""
     return x.to(dtype).to(x.dtype)
 
 
-def _sum_over_group(gradient: Tensor, shared: Tensor) -> Tensor:
+def sum_over_group(gradient: Tensor, shared: Tensor) -> Tensor:
     """The gradient of a key or value head: the sum over the query heads that use it, rounded once."""
     b, g, j, d = shared.shape
     return gradient.reshape(b, g, gradient.shape[1] // max(g, 1), j, d).sum(2).to(shared.dtype)

@@ -1,0 +1,710 @@
+"""No false alarm, measured: how near correct implementations come to their bounds, on random problems.
+
+    python benchmarks/corridor.py --problems 100000 --workers 2 --seed 0 --into FOLDER [--markdown docs/corridor.md]
+    python benchmarks/corridor.py --into FOLDER --tabulate [--markdown docs/corridor.md]
+    python benchmarks/corridor.py --seed 0 --replay 4711
+
+Every implementation that offers what a problem needs is asked, and judged in the class that its arithmetic belongs to. Results
+are appended to FOLDER/chunks.jsonl; the same command goes on where it stopped, and --tabulate shows what there is. Problem n
+of a seed is always the same. Exit code 1 where an implementation left its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator, default_rng
+
+from attnspec.adapters import Adapter, Answer, resolve
+from attnspec.adapters.convention import FunctionAdapter
+from attnspec.conformance.case import LEVELS, NOT_DENSE, Case, fit
+from attnspec.conformance.judge import form, judge, together
+from attnspec.conformance.tensors import build
+from attnspec.reference import CLASSES, INPUT_OF, OUTPUTS, Exact, solve, to_float64
+from attnspec.spec import Dialect, Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from variants import HONEST, OPEN, TF32  # noqa: E402  tests/ is no package
+
+TORCH = Dialect(causal_alignment="top_left")
+DTYPES = LEVELS["dtype"]
+HALF = ("float16", "bfloat16")
+# What is drawn, as shares of all problems.
+LONG_KEYS, LONG_QUERIES, OPEN_SIZES, DROPOUT, STRETCHED, PARTLY = 0.015, 0.01, 0.15, 0.08, 0.1, 0.1
+EACH = 16  # implementations that one problem is put to
+EDGES = (127, 128, 129, 255, 257, 513)
+# Powers of two for q (and their inverse for k), v or do: as far as the dtype reaches, subnormal results included.
+STRETCH = {
+    "float16": ((8, -8, 13, -13), (-8, -14, -18, 8), (-8, -14, 6)),
+    "bfloat16": ((40, -40), (-100, -122, -130, 60, 110), (-60, -100, -122, 60)),
+    "float32": ((40, -40), (-100, -122, -130, 60, 110), (-60, -100, -122, 60)),
+    "float64": ((300, -300), (-900, -1015, -1030, 500, 900), (-500, -900, -1015, 500)),
+}
+# log10 of error/bound in steps of STEP, from LEAST on; the last bin is all that is outside.
+LEAST, STEP = -9.0, 0.05
+BINS = round(-LEAST / STEP) + 1
+
+
+# IMPLEMENTATIONS
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A name, how it is called, and the class that its arithmetic belongs to, in half types and in others."""
+
+    name: str
+    adapter: Adapter
+    half: str
+    other: str = "A"
+    dtypes: tuple[str, ...] = DTYPES
+    draws: bool = True  # its dropout pattern is drawn as honest.prepare does
+
+    def class_for(self, dtype: str) -> str:
+        return self.half if dtype in HALF else self.other
+
+    def refuses(self, question: Question) -> str:
+        """Why it is not asked; '' where it is."""
+        case = question.case
+        if case.dtype not in self.dtypes:
+            return "another dtype"
+        if self.name == "sdpa-flash" and case.layout in NOT_DENSE:
+            return "it refuses inputs whose last dimension is not dense"
+        if question.dropout and not self.draws:
+            return "its dropout pattern is not known"
+        if replace(fit(case, self.adapter), wrt=case.wrt) != case:
+            return "not offered"
+        # docs/torch.md: torch's flash kernel gives NaN there, and `sdpa` where it chooses that kernel.
+        scale_broken = case.causal and case.mask == case.bias == "none" and case.scale is not None and case.scale <= 0
+        if self.name in ("sdpa", "sdpa-flash") and scale_broken:
+            return "SCALE-3, a known fault"
+        return ""
+
+
+def implementations(also: Iterable[str] = (), with_open: bool = False) -> list[Implementation]:
+    """All that is measured. `also` names more, as TARGET=CLASS."""
+    stored = "B*" if "B*" in CLASSES else "C"  # torch's flash kernel adds up gradients in the storage dtype
+    found = [
+        Implementation("sdpa-math", resolve("sdpa-math")[0].on("cpu"), "A", draws=False),
+        Implementation("sdpa-flash", resolve("sdpa-flash")[0].on("cpu"), stored, draws=False),
+        Implementation("sdpa", resolve("sdpa")[0].on("cpu"), stored, draws=False),
+    ]
+
+    def adapt(kernel: Any, name: str) -> Adapter:
+        return FunctionAdapter(kernel, name, ())
+
+    found += [Implementation(name, adapt(kernel, name), half) for name, (kernel, half) in HONEST.items()]
+    found += [Implementation(name, adapt(kernel, name), class_, class_, ("float32",)) for name, (kernel, class_) in TF32.items()]
+    if with_open:
+        found += [Implementation(name, adapt(kernel, name), half) for name, (kernel, half, _) in OPEN.items()]
+    for target in also:
+        path, _, half = target.rpartition("=")
+        found.append(Implementation(path.rpartition(":")[2], resolve(path)[0], half))
+    return sorted(found, key=lambda x: x.half)
+
+
+# PROBLEMS
+
+
+@dataclass(frozen=True)
+class Question:
+    """Problem number n of a seed."""
+
+    number: int
+    case: Case
+    dropout: float = 0.0
+    stretch: tuple[int, int, int] = (0, 0, 0)  # q·2^n and k·2^−n, v·2^n, do·2^n
+
+    def __str__(self) -> str:
+        parts = [self.case.token()]
+        if self.dropout:
+            parts.append(f"dropout {self.dropout}")
+        parts += [f"{name}·2^{n}" for name, n in zip(("q/k", "v", "do"), self.stretch, strict=True) if n]
+        return "; ".join(parts)
+
+    def problem(self) -> tuple[Problem, np.ndarray | None]:
+        """The tensors, and the keep mask that a kernel draws after `seed`."""
+        problem = build(self.case)
+        scores, v, do = self.stretch
+        changes = {"q": (problem.q, scores), "k": (problem.k, -scores), "v": (problem.v, v), "do": (problem.do, do)}
+        stretched = {
+            name: torch.ldexp(x.double(), torch.tensor(n)).to(x.dtype) for name, (x, n) in changes.items() if n and x is not None
+        }
+        # Numbers that the dtype can't hold are not stretched.
+        problem = problem.replace(**{name: x for name, x in stretched.items() if x.isfinite().all()})
+        if not self.dropout:
+            return problem, None
+        problem = problem.replace(dropout=self.dropout, training=True)
+        self.seed()
+        return problem, (torch.rand(problem.b, problem.h, problem.i, problem.j) >= self.dropout).numpy()
+
+    def seed(self) -> None:
+        torch.manual_seed(self.number)
+
+
+def draw(seed: int, number: int, adapter: Adapter) -> Question:
+    """Any level of every factor; sizes that take milliseconds, a few that do not."""
+    rng = default_rng([seed, number])
+    dtype, values = DTYPES[number % 4], LEVELS["values"][number // 4 % len(LEVELS["values"])]
+
+    def choose(options: Iterable[Any]) -> Any:
+        options = tuple(options)
+        return options[int(rng.integers(len(options)))]
+
+    level = {name: choose(options) for name, options in LEVELS.items()} | {"dtype": dtype, "values": values}
+    level |= sizes(rng, choose)
+    if rng.random() > PARTLY:
+        level["wrt"] = "all"
+    question = Question(number, fit(Case(**level, seed=int(rng.integers(1 << 16))), adapter))
+    if rng.random() < DROPOUT:
+        question = replace(question, dropout=choose((0.1, 0.5, 0.9, 1.0)))
+    if rng.random() < STRETCHED:
+        which = int(rng.integers(3))
+        powers = [0, 0, 0]
+        powers[which] = choose(STRETCH[dtype][which])
+        question = replace(question, stretch=tuple(powers))
+    return question
+
+
+def sizes(rng: Generator, choose: Any) -> dict[str, Any]:
+    """Heads and lengths."""
+    kind = rng.random()
+    if kind < LONG_KEYS:
+        return {
+            "heads": choose(("1/1", "2/2", "2/1")),
+            "b": 1,
+            "i": choose((1, 2, 5, 17)),
+            "j": choose(EDGES),
+            "d": choose((3, 8, 16)),
+        }
+    if kind < LONG_KEYS + LONG_QUERIES:
+        return {
+            "heads": choose(("1/1", "2/2", "2/1")),
+            "b": 1,
+            "i": choose(EDGES),
+            "j": choose((1, 2, 8, 17)),
+            "d": choose((3, 8, 16)),
+        }
+    heads = choose(("1/1", "2/2", "3/3", "4/1", "4/2", "2/1", "6/2")) if rng.random() < 0.5 else choose(("1/1", "2/2", "2/1"))
+    b = choose(range(1, max(1, 4 // int(heads[0])) + 1))
+    if kind < LONG_KEYS + LONG_QUERIES + OPEN_SIZES:
+        i, j, d, e = (int(rng.integers(1, most)) for most in (34, 51, 73, 73))
+        return {"heads": heads, "b": b, "i": i, "j": j, "d": d, "e": choose((0, e))}
+    return {
+        "heads": heads,
+        "b": b,
+        "i": int(rng.integers(1, 34)),
+        "j": choose((0, 1, 2, 16, 17, 33, 50)),
+        "d": choose((1, 3, 8, 16, 40)),
+    }
+
+
+# JUDGING
+
+
+@dataclass
+class Share:
+    """How the error/bound of one output of one implementation is distributed."""
+
+    bins: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    exact: int = 0  # elements without an error
+    largest: float = 0.0
+    number: int = -1  # the problem that has the largest
+
+    def merge(self, other: Share) -> None:
+        self.bins += other.bins
+        self.exact += other.exact
+        if other.largest > self.largest:
+            self.largest, self.number = other.largest, other.number
+
+    def quantile(self, q: float) -> float:
+        """The upper edge of the bin that holds this quantile of the elements with an error; never above the largest."""
+        total = np.cumsum(self.bins)
+        if not total[-1]:
+            return 0.0
+        return min(10 ** (LEAST + STEP * int(np.searchsorted(total, q * total[-1]))), self.largest)
+
+    def to_json(self) -> list[Any]:
+        used = np.flatnonzero(self.bins)
+        return [
+            self.exact,
+            self.largest,
+            self.number,
+            *([int(used[0]), *self.bins[used[0] : used[-1] + 1].tolist()] if used.size else []),
+        ]
+
+    @classmethod
+    def of_json(cls, data: list[Any]) -> Share:
+        share = cls(exact=data[0], largest=data[1], number=data[2])
+        if len(data) > 3:
+            share.bins[data[3] : data[3] + len(data) - 4] = data[4:]
+        return share
+
+
+@dataclass
+class Tally:
+    """What was found on a number of problems. Keys of shares: implementation, class, dtype, output."""
+
+    problems: int = 0
+    seconds: float = 0.0
+    asked: Counter[tuple[str, str]] = field(default_factory=Counter)  # implementation, dtype → answers
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)  # implementation, reason → problems
+    shares: defaultdict[tuple[str, str, str, str], Share] = field(default_factory=lambda: defaultdict(Share))
+    exempt: Counter[tuple[str, str]] = field(default_factory=Counter)  # class, dtype → elements
+    elements: Counter[tuple[str, str]] = field(default_factory=Counter)
+    violations: list[dict[str, Any]] = field(default_factory=list)
+
+    def merge(self, other: Tally) -> None:
+        self.problems += other.problems
+        self.seconds += other.seconds
+        for name in ("asked", "left_out", "exempt", "elements"):
+            getattr(self, name).update(getattr(other, name))
+        for key, share in other.shares.items():
+            self.shares[key].merge(share)
+        self.violations += other.violations
+
+    def to_json(self) -> dict[str, Any]:
+        counters = ("asked", "left_out", "exempt", "elements")
+        return {
+            "problems": self.problems,
+            "seconds": round(self.seconds, 2),
+            **{name: {"|".join(key): n for key, n in getattr(self, name).items()} for name in counters},
+            "shares": {"|".join(key): share.to_json() for key, share in self.shares.items()},
+            "violations": self.violations,
+        }
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> Tally:
+        tally = cls(data["problems"], data["seconds"], violations=data["violations"])
+        for name in ("asked", "left_out", "exempt", "elements"):
+            getattr(tally, name).update({tuple(key.split("|")): n for key, n in data[name].items()})
+        tally.shares.update({tuple(key.split("|")): Share.of_json(x) for key, x in data["shares"].items()})
+        return tally
+
+
+def ask(question: Question, among: list[Implementation], tally: Tally) -> None:
+    """Put one problem to all, solved once, and enter what is found."""
+    problem, keep = question.problem()
+    dtype = question.case.dtype
+    exact = solve(problem, TORCH, keep)
+    without_bias = problem.replace(wrt=tuple(x for x in problem.wrt if x != "bias"))
+    answers: list[tuple[Implementation, Answer]] = []
+    # Others for each problem, so that all are asked on problems of every kind.
+    some = default_rng([97, question.number]).choice(len(among), min(EACH, len(among)), replace=False)
+    for implementation in (among[n] for n in sorted(some)):
+        reason = implementation.refuses(question)
+        if reason:
+            tally.left_out[implementation.name, reason] += 1
+            continue
+        if question.dropout:
+            question.seed()
+        tally.asked[implementation.name, dtype] += 1
+        asked = problem if "bias_grad" in implementation.adapter.offers else without_bias
+        answers.append((implementation, implementation.adapter.run(asked)))
+    tally.problems += 1
+    for class_ in sorted({x.class_for(dtype) for x, _ in answers}):
+        exempt = [exact.tolerance(class_).exempt[output] for output in exact.values]
+        tally.exempt[class_, dtype] += sum(int(x.sum()) for x in exempt)
+        tally.elements[class_, dtype] += sum(x.size for x in exempt)
+    outside = measure(question.number, answers, exact, tally)
+    for implementation, answer in answers:
+        if implementation.name in outside:
+            class_ = implementation.class_for(dtype)
+            findings = judge(answer, exact, class_).findings
+            if not findings:
+                raise RuntimeError(f"{implementation.name} is outside, and the judge does not see it: {question}")
+            tally.violations += [
+                {
+                    "number": question.number,
+                    "problem": str(question),
+                    "implementation": implementation.name,
+                    "class": class_,
+                    "output": x.output,
+                    "kind": x.kind,
+                    "ratio": x.ratio,
+                    "index": x.index,
+                    "got": x.got,
+                    "expected": x.expected,
+                    "message": x.message,
+                }
+                for x in findings
+            ]
+
+
+def measure(number: int, answers: list[tuple[Implementation, Answer]], exact: Exact, tally: Tally) -> set[str]:
+    """Enter the error/bound of every element; the names of those with one above 1, or without an answer of the right form."""
+    problem = exact.problem
+    dtype = str(problem.dtype).removeprefix("torch.")
+    shape = (problem.b, problem.h, problem.i, problem.e)
+    without = {
+        x.name
+        for x, answer in answers
+        if answer.refusal is not None or answer.changed or form(answer.o, "output", shape, problem, "o") is not None
+    }
+    outside = set(without)
+    for output in OUTPUTS:
+        like = shape if output == "o" else tuple(getattr(getattr(problem, INPUT_OF[output]), "shape", ()))
+        given = []
+        for implementation, answer in answers:
+            if implementation.name in without or (output != "o" and output not in answer.gradients):
+                continue
+            tensor = answer.o if output == "o" else answer.gradients[output]
+            if form(tensor, output, like, problem, output) is not None:
+                outside.add(implementation.name)
+            else:
+                given.append((implementation, tensor))
+        if not given:
+            continue
+        limits = {}
+        for class_ in {x.class_for(dtype) for x, _ in given}:
+            tolerance = exact.tolerance(class_)
+            limits[class_] = together(exact, tolerance.bound, tolerance.exempt, output)
+        got = np.stack([to_float64(tensor) for _, tensor in given])
+        expected, bound, exempt = (np.stack([limits[x.class_for(dtype)][n] for x, _ in given]) for n in range(3))
+        ratio = np.where(exempt, -1.0, shares(got, expected, bound)).reshape(len(given), -1)
+        if not ratio.size:
+            continue
+        for (implementation, _), share, largest in zip(given, distributions(ratio, number), ratio.max(1), strict=True):
+            if largest > 1:
+                outside.add(implementation.name)
+            tally.shares[implementation.name, implementation.class_for(dtype), dtype, output].merge(share)
+    return outside
+
+
+def shares(got: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Error/bound as the judge has it, of every element: infinite where a number is missing, 0 where the error is."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        error = np.abs(got - expected)
+        ratio = np.where(error == 0, 0.0, error / bound)
+    both_nan = np.isnan(got) & np.isnan(expected)
+    missing = ~(np.isfinite(got) & np.isfinite(expected)) | np.isnan(ratio)
+    return np.where(both_nan, 0.0, np.where(missing, np.inf, ratio))
+
+
+def distributions(ratio: np.ndarray, number: int) -> Iterator[Share]:
+    """A Share for each row; −1 stands for what does not count."""
+    wrong = ratio > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = np.clip(np.ceil((np.log10(ratio) - LEAST) / STEP), 0, BINS - 1)
+    place = (np.where(wrong, place, 0) + BINS * np.arange(len(ratio))[:, None]).astype(np.int64)
+    bins = np.bincount(place[wrong], minlength=BINS * len(ratio)).reshape(-1, BINS)
+    exact, largest = (ratio == 0).sum(1), ratio.max(1)
+    return (Share(b, int(n), max(float(x), 0.0), number if x > 0 else -1) for b, n, x in zip(bins, exact, largest, strict=True))
+
+
+# CHUNKS
+
+_among: list[Implementation] = []
+
+
+def start(also: tuple[str, ...], with_open: bool) -> None:
+    """What a worker does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, after its chunk
+    torch.set_num_threads(1)
+    _among[:] = implementations(also, with_open)
+
+
+def work(seed: int, first: int, last: int) -> dict[str, Any]:
+    """Problems first … last − 1."""
+    tally, began = Tally(), time.perf_counter()
+    fullest = next(x.adapter for x in _among if x.name == "tiled")
+    for number in range(first, last):
+        ask(draw(seed, number, fullest), _among, tally)
+    tally.seconds = time.perf_counter() - began
+    return {"first": first, **tally.to_json()}
+
+
+def fingerprint() -> str:
+    """Changes where the bounds, the problems or the kernels do."""
+    files = [*ROOT.glob("reference/*.py"), *ROOT.glob("adapters/*.py"), Path(__file__)]
+    files += [ROOT / "conformance" / f"{name}.py" for name in ("case", "tensors", "judge")]
+    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
+
+
+class Store:
+    """FOLDER/chunks.jsonl: a header, then a line for each chunk. A line that was cut off does not count."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "chunks.jsonl"
+        self.header: dict[str, Any] | None = None
+        self.chunks: list[dict[str, Any]] = []
+        if self.path.exists():
+            whole, _, _ = self.path.read_text(encoding="utf-8").rpartition("\n")
+            lines = [json.loads(line) for line in whole.splitlines()]
+            self.header, self.chunks = (lines[0], lines[1:]) if lines else (None, [])
+
+    def begin(self, header: dict[str, Any]) -> None:
+        """Start, or go on where the header is the same. Exits where it is not."""
+        if self.header is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            self.header = header
+            return
+        other = [name for name in header if header[name] != self.header.get(name)]
+        if other:
+            sys.exit(f"{self.path} was made with another {' and '.join(other)}. Name another folder, or remove it.")
+        lines = [json.dumps(line) + "\n" for line in (self.header, *self.chunks)]
+        self.path.write_text("".join(lines), encoding="utf-8")  # without a line that was cut off
+
+    def append(self, chunk: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(chunk) + "\n")
+        self.chunks.append(chunk)
+
+    def missing(self, problems: int, size: int) -> Iterator[tuple[int, int]]:
+        """Ranges of problems that are still to do."""
+        done = {n for chunk in self.chunks for n in range(chunk["first"], chunk["first"] + chunk["problems"])}
+        for first in range(0, problems, size):
+            left = [n for n in range(first, min(first + size, problems)) if n not in done]
+            if left:
+                yield left[0], left[-1] + 1
+
+    def tally(self) -> Tally:
+        total = Tally()
+        for chunk in self.chunks:
+            total.merge(Tally.of_json(chunk))
+        total.violations.sort(key=lambda x: x["number"])
+        return total
+
+
+def run(store: Store, options: argparse.Namespace) -> None:
+    """Do what is missing; an interrupt waits for the chunks at work and keeps them."""
+    # For the workers: one thread each, and torch's caches of half-precision products by shape kept small: every shape is another.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    os.environ |= dict.fromkeys(("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), "32")
+    todo = list(store.missing(options.problems, options.chunk))
+    began, total, done = time.perf_counter(), sum(last - first for first, last in todo), 0
+    setup = (tuple(options.also), options.open)
+    with ProcessPoolExecutor(options.workers, get_context("spawn"), start, setup) as pool:
+        futures = [pool.submit(work, options.seed, first, last) for first, last in todo]
+        try:
+            for future in as_completed(futures):
+                store.append(future.result())
+                done += store.chunks[-1]["problems"]
+                rate = done / (time.perf_counter() - began)
+                wrong = sum(len(chunk["violations"]) for chunk in store.chunks)
+                print(f"{done}/{total} problems, {rate:.1f} a second, {wrong} violations", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print("stopping after the chunks at work", file=sys.stderr, flush=True)
+            kept = [future for future in futures if not future.cancel() and not future.done()]
+            for future in kept:
+                store.append(future.result())
+
+
+# TABLES
+
+
+def number(x: float) -> str:
+    return "0" if x == 0 else f"{x:.2f}" if x >= 0.095 else f"{x:.1g}" if x >= 1e-4 else f"{x:.0e}".replace("e-0", "e-")
+
+
+def row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(x) for x in cells) + " |"
+
+
+def heading(*cells: str) -> list[str]:
+    return [row(cells), "|---" * len(cells) + "|"]
+
+
+def pooled(tally: Tally, class_: str, dtype: str, output: str) -> Share:
+    """All implementations of a class together."""
+    total = Share()
+    for (_, c, t, o), share in tally.shares.items():
+        if (c, t, o) == (class_, dtype, output):
+            total.merge(share)
+    return total
+
+
+def triple(share: Share | None) -> str:
+    if share is None or not (share.exact or share.bins.any()):
+        return "–"
+    return " / ".join(number(x) for x in (share.largest, share.quantile(0.999), share.quantile(0.5)))
+
+
+def groups(tally: Tally) -> list[tuple[str, str]]:
+    """The classes of each dtype."""
+    return sorted({(c, t) for _, c, t, _ in tally.shares}, key=lambda x: (DTYPES.index(x[1]), CLASSES.index(x[0])))
+
+
+def table(tally: Tally, header: dict[str, Any], command: str, picture: str) -> list[str]:
+    """The report, in Markdown."""
+    answers, elements = sum(tally.asked.values()), sum(int(x.bins.sum()) + x.exact for x in tally.shares.values())
+    rate, names = tally.problems / max(tally.seconds, 1e-9), len({name for name, _ in tally.asked})
+    where = f"torch {header['torch']}, CPU, one thread, {rate:.0f} problems a second and worker; seed {header['seed']}"
+    lines = [
+        "# No false alarm, measured",
+        "",
+        f"**{tally.problems:,} random problems, {answers:,} answers of {names} correct implementations, "
+        f"{elements:,} numbers judged: {len(tally.violations):,} outside their bounds.**",
+        "",
+        f"    {command}",
+        "",
+        f"{where}; code {header['code']}.",
+        "Every implementation is judged in the class that its arithmetic belongs to (`tests/variants.py` says why). An entry is",
+        "error/bound: **largest / 99.9 % / median**, of all elements with an error. 1 is the most that rounding can do.",
+        "",
+        *([f"![error/bound by class and dtype]({picture})", ""] if picture else []),
+        "## By class",
+        "",
+        *heading("dtype", "class", *OUTPUTS, "exempt elements"),
+    ]
+    for class_, dtype in groups(tally):
+        share = tally.exempt[class_, dtype] / max(1, tally.elements[class_, dtype])
+        cells = (triple(pooled(tally, class_, dtype, output)) for output in OUTPUTS)
+        lines.append(row((dtype, class_, *cells, f"{share:.3%}")))
+    lines += ["", "Exempt is what no kernel of the class can promise, because a legal intermediate may overflow.", ""]
+    for dtype in DTYPES:
+        lines += [f"## {dtype}", "", *heading("implementation", "class", "answers", *OUTPUTS)]
+        seen = {(name, c) for name, c, t, _ in tally.shares if t == dtype}
+        lines += [
+            row((name, c, f"{tally.asked[name, dtype]:,}", *(triple(tally.shares.get((name, c, dtype, o))) for o in OUTPUTS)))
+            for name, c in sorted(seen, key=lambda x: (CLASSES.index(x[1]), x[0]))
+        ]
+        lines.append("")
+    lines += ["## Not asked", "", *heading("implementation", "why", "problems")]
+    lines += [row((name, why, f"{n:,}")) for (name, why), n in sorted(tally.left_out.items()) if why != "another dtype"]
+    lines += ["", "## Outside their bounds", ""]
+    if not tally.violations:
+        return [*lines, "None."]
+    lines += heading("problem", "implementation", "class", "output", "times the bound", "at", "got", "expected", "case")
+    lines += [
+        row(
+            (
+                x["number"],
+                x["implementation"],
+                x["class"],
+                x["output"],
+                f"{x['ratio']:.3g}" if x["kind"] == "value" else f"{x['kind']} {x['message']}",
+                tuple(x["index"]),
+                f"{x['got']:.9g}",
+                f"{x['expected']:.9g}",
+                f"`{x['problem']}`",
+            )
+        )
+        for x in tally.violations[:200]
+    ]
+    return lines
+
+
+def picture(tally: Tally, path: Path) -> None:
+    """Distributions of error/bound: a panel for each output, a row for each class and dtype. Readable on white and black."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    ink = "#808080"
+    look = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
+    colours = {"float32": "#3b82c4", "float64": "#7a68b3", "bfloat16": "#c9772b", "float16": "#3f9a64"}
+    rows = groups(tally)[::-1]
+    edges = (LEAST + STEP * np.arange(BINS))[::2]
+    with mpl.rc_context(look | {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "corridor"}):
+        figure, panels = plt.subplots(1, len(OUTPUTS), figsize=(13, 1.4 + 0.42 * len(rows)), sharey=True, layout="constrained")
+        for output, axes in zip(OUTPUTS, panels, strict=True):
+            for y, (class_, dtype) in enumerate(rows):
+                share = pooled(tally, class_, dtype, output)
+                if not share.bins.any():
+                    continue
+                height = np.convolve(share.bins, np.ones(6), "same")[::2]
+                shown = (edges > -6.2) & (height > 0)
+                axes.fill_between(edges[shown], y, y + 0.85 * height[shown] / height.max(), color=colours[dtype], linewidth=0)
+                axes.plot([np.log10(max(share.quantile(0.5), 1e-9))] * 2, [y, y + 0.85], color="#222222", linewidth=1)
+                axes.plot(np.log10(min(share.largest, 2.0)), y + 0.12, "D", color=colours[dtype], markeredgecolor=ink, markersize=4)
+            axes.axvline(0, color="#d0342c", linewidth=1.2)
+            axes.set_title(output, color=ink)
+            axes.set_xlim(-6.2, 0.4)
+            axes.set_xticks(range(-6, 1, 2), [f"$10^{{{n}}}$" if n else "1" for n in range(-6, 1, 2)])
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="x", color=ink, alpha=0.25, linewidth=0.5)
+            axes.set_xlabel("error / bound")
+        panels[0].set_yticks([y + 0.3 for y in range(len(rows))], [f"{dtype}  {class_}" for class_, dtype in rows])
+        figure.suptitle("Correct kernels: elements with an error.  │ median   ◆ largest   red: the bound", color=ink, fontsize=10)
+        figure.savefig(path, transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")  # half the size
+
+
+def publish(store: Store, options: argparse.Namespace, command: str) -> int:
+    """Print the summary, write what was asked for; the exit code."""
+    tally = store.tally()
+    if store.header is None or not tally.problems:
+        sys.exit(f"nothing in {store.path}")
+    svg = ""
+    if options.markdown is not None:
+        try:
+            picture(tally, options.markdown.with_suffix(".svg"))
+            svg = options.markdown.with_suffix(".svg").name
+        except ImportError:
+            print("matplotlib is not installed: no plot", file=sys.stderr)
+    lines = table(tally, store.header, command, svg)
+    if options.markdown is not None:
+        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = lines[: lines.index("## float32")] + lines[lines.index("## Outside their bounds") :]
+    print("\n".join(lines))
+    return 1 if tally.violations else 0
+
+
+def replay(options: argparse.Namespace) -> int:
+    """One problem alone: the largest share of each output for each implementation."""
+    start(tuple(options.also), options.open)
+    tally = Tally()
+    question = draw(options.seed, options.replay, next(x.adapter for x in _among if x.name == "tiled"))
+    ask(question, _among, tally)
+    print(f"problem {options.replay} of seed {options.seed}: {question}")
+    print("\n".join(f"{name} ({c}), {output}: {share.largest:.4g}" for (name, c, _, output), share in tally.shares.items()))
+    print("\n".join(json.dumps(x) for x in tally.violations))
+    return 1 if tally.violations else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chunk", type=int, default=250, help="problems between two lines of the file")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", default=Path("corridor"))
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report here, and a plot beside it")
+    parser.add_argument("--tabulate", action="store_true", help="only show what FOLDER holds")
+    parser.add_argument("--replay", type=int, metavar="N", help="ask problem N alone, and say what each implementation gave")
+    parser.add_argument("--also", action="append", default=[], metavar="TARGET=CLASS", help="one more: file.py:name=B")
+    parser.add_argument("--open", action="store_true", help="those of variants.OPEN, too")
+    options = parser.parse_args(arguments)
+    if options.replay is not None:
+        return replay(options)
+    store = Store(options.into)
+    asked = ["--problems", str(options.problems), "--workers", str(options.workers), "--seed", str(options.seed)]
+    command = shlex.join(
+        ["python", "benchmarks/corridor.py", *asked, *(f"--also={x}" for x in options.also), *["--open"] * options.open]
+    )
+    if options.tabulate:
+        command = (store.header or {}).get("command", command)
+    else:
+        names = [x.name for x in implementations(options.also, options.open)]
+        header = {"seed": options.seed, "code": fingerprint(), "torch": torch.__version__, "implementations": names}
+        store.begin(header)
+        run(store, options)
+    return publish(store, options, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

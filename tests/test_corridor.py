@@ -1,0 +1,70 @@
+"""The measurement that no correct kernel is called wrong: it goes on where it stopped, and it would see one that is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from variants import HONEST, TF32
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["sdpa", "sdpa-math", "sdpa-flash", *HONEST, *TF32]
+PLANTED = """
+from faulty import FAULTY
+
+wrong = next(fault for fault in FAULTY if fault.name == "tail_keys_dropped").make()
+"""
+
+
+def corridor(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/corridor.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty of forty problems, and a line that an interrupt cut off."""
+    folder = tmp_path_factory.mktemp("corridor")
+    done = corridor("--problems", 20, "--chunk", 20, "--into", folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with (folder / "chunks.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"first": 20, "probl')
+    return folder
+
+
+def test_it_goes_on_where_it_stopped_and_finds_nothing(folder: Path) -> None:
+    report = folder / "corridor.md"
+    done = corridor("--problems", 40, "--chunk", 20, "--into", folder, "--markdown", report)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "20/20 problems" in done.stderr
+    header, *chunks = (json.loads(line) for line in (folder / "chunks.jsonl").read_text().splitlines())
+    assert sorted(header["implementations"]) == sorted(NAMES)
+    assert [(chunk["first"], chunk["problems"]) for chunk in chunks] == [(0, 20), (20, 20)]
+    text = report.read_text()
+    assert text.startswith("# No false alarm, measured\n\n**40 random problems")
+    assert ": 0 outside their bounds" in text
+    assert [name for name in NAMES if f"| {name} |" not in text] == []
+    if importlib.util.find_spec("matplotlib"):
+        assert "<svg" in (folder / "corridor.svg").read_text()
+    again = corridor("--tabulate", "--into", folder)
+    assert again.returncode == 0
+    assert again.stdout.splitlines()[2] == done.stdout.splitlines()[2]
+
+
+def test_results_of_other_problems_are_not_mixed(folder: Path) -> None:
+    done = corridor("--problems", 40, "--seed", 1, "--into", folder)
+    assert done.returncode != 0
+    assert "another seed" in done.stderr
+
+
+def test_a_wrong_kernel_is_a_violation(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text(PLANTED)
+    done = corridor("--problems", 20, "--into", tmp_path, "--also", f"{tmp_path / 'planted.py'}:wrong=D")
+    assert done.returncode == 1, done.stderr[-2000:]
+    violations = done.stdout.split("## Outside their bounds")[1].splitlines()
+    named = {line.split("|")[2].strip() for line in violations if line.startswith("|")}
+    assert named == {"implementation", "---", "wrong"}
