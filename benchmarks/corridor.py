@@ -4,7 +4,8 @@
     python benchmarks/corridor.py --into FOLDER --tabulate [--markdown docs/corridor.md]
     python benchmarks/corridor.py --seed 0 --replay 4711
 
-Every implementation that offers what a problem needs is asked, and judged in the class that its arithmetic belongs to. Results
+Each problem is put to EACH implementations, others every time, as far as they offer what it needs; each is judged in the class
+that its arithmetic belongs to. Results
 are appended to FOLDER/chunks.jsonl; the same command goes on where it stopped, and --tabulate shows what there is. Problem n
 of a seed is always the same. Exit code 1 where an implementation left its bound.
 """
@@ -50,7 +51,7 @@ DTYPES = LEVELS["dtype"]
 HALF = ("float16", "bfloat16")
 # What is drawn, as shares of all problems.
 LONG_KEYS, LONG_QUERIES, OPEN_SIZES, DROPOUT, STRETCHED, PARTLY = 0.015, 0.01, 0.15, 0.08, 0.1, 0.1
-EACH = 16  # implementations that one problem is put to
+EACH = 14  # implementations that one problem is put to
 EDGES = (127, 128, 129, 255, 257, 513)
 # Powers of two for q (and their inverse for k), v or do: as far as the dtype reaches, subnormal results included.
 STRETCH = {

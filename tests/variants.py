@@ -471,7 +471,8 @@ HONEST: dict[str, tuple[Kernel, str]] = {
     "softmax of primitives": (softmax_of_primitives, "D"),
 }
 HONEST |= {name: (kernel(how), class_) for name, (class_, how, _) in FLASH.items()}
-HONEST["D of products"] = (kernel(Flash(block=1 << 20, delta_of_products=True)), "B")  # D = Σ P dP, P from the lse and the same scores
+# D = Σ P dP of a recomputed P: right while its scores are the forward's, bit by bit, so both are made in one piece.
+HONEST["D of products"] = (kernel(Flash(block=1 << 20, delta_of_products=True)), "B")
 # Outside of every class, on purpose: name, class, and why.
 OPEN: dict[str, tuple[Kernel, str, str]] = {
     "divided by rounded lse": (
