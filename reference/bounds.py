@@ -336,15 +336,22 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
     """Rows (b h i) whose legal intermediates can leave the dtype's range: in forward, and in forward or backward.
 
     The eager classes store q·k before the scale, the score with its bias, and do·v; every class holds unnormalised sums
-    Σ exp(s − m)·r v in its accumulators, which for bfloat16 and float32 have hardly more range than the output.
+    Σ exp(s − m)·r v in its accumulators, which for bfloat16 and float32 have hardly more range than the output. Where
+    gradient accumulators are stored, what they hold in between may be larger than what remains.
     """
     largest = LARGEST[a.dtype] / 1.1
     inside = LARGEST["float64" if a.dtype == "float64" or a.name == "R" else "float32"] / 1.1
     row = stored = reach = np.zeros((), bool)
-    top = product = width = np.zeros(())
+    top = product = width = queries = keys = np.zeros(())
     for x in tiles(False):
         f = x.forward
         top = np.maximum(top, x.abs_v.max((-1, -2), initial=0.0)[..., None] * np.max(x.factor, initial=0.0))
+        if a.u_grad and x.backward is not None and x.do is not None:
+            ds = abs(x.scale) * np.abs(x.backward.ds)
+            queries = queries + ds @ x.abs_k
+            weights = np.abs(f.w).swapaxes(-1, -2) @ np.abs(x.do)
+            between = np.maximum((ds.swapaxes(-1, -2) @ x.abs_q).max((-1, -2), initial=0.0), weights.max((-1, -2), initial=0.0))
+            keys = np.maximum(keys, between[..., None])
         if not a.u_s:
             continue
         stored = np.maximum(stored, np.where(f.visible, x.abs_qk, 0.0).max(-1, initial=0.0))
@@ -359,4 +366,6 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
         if a.u_s:
             row = row | (stored * max(1.0, abs(x.scale)) > largest)
             reach = product * np.maximum(1.0, width) > largest
+        if np.ndim(queries):
+            reach = reach | (np.max(queries, axis=-1, initial=0.0) > largest) | (keys > largest)
     return row, row | reach

@@ -154,7 +154,8 @@ class SampledRows:
 
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles(False), problem.j, a)
-            row, both = bounds.may_overflow(tiles(False), a)
+            row, both = bounds.may_overflow(tiles(a.u_grad > 0), a)
+            both = both | (np.abs(self.o) + w.o > LARGEST[dtype]).any(-1)
             fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills
             yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
