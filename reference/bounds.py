@@ -69,6 +69,11 @@ class Tile:
         return not isinstance(self.factor, float)
 
     @cached_property
+    def stretch(self) -> float:
+        """What dropout multiplies with at most: what underflows before it is multiplied with, too."""
+        return max(1.0, float(np.max(self.factor, initial=0.0)))
+
+    @cached_property
     def live(self) -> Array:
         """Which keys contribute to a row's output, (b h i n) bool: the visible ones, and what a rule fills in."""
         f = self.forward
@@ -305,7 +310,7 @@ def forward_bound(tiles: Tiles, keys: int, a: Arithmetic) -> ForwardBound:
     magnitude, spread = np.minimum(magnitude, most), np.minimum(spread, 2 * most)
     tiny = a.eta_acc + a.eta_mma
     o = np.abs(f.o)
-    lost = tiny * reach + a.eta_acc * count * (o + 1)
+    lost = tiny * reach + a.eta_acc * count * (o + x.stretch)
     sums = kappas(count + 2 * rescales[..., None] + 2, a.u_acc)
     # A row may be normalised by its sum, or by its lse: exp(s − lse), whose rounding is common to the row and does not cancel.
     lse, m = np.abs(np.where(f.empty, 0.0, f.lse)), np.abs(f.m)

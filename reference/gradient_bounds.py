@@ -100,7 +100,7 @@ def products(x: Tile, a: Arithmetic) -> Products:
     seen, e = x.scored, x.v.shape[-1]
     dp = np.where(seen, np.abs(x.backward.dp), 0.0)
     product, storage = kappa(e, a.u_acc), a.u_s + dropout(x, a)
-    error = (product + 2 * a.u_in + storage * product) * x.reach + (a.eta_s + a.eta_acc * e)
+    error = (product + 2 * a.u_in + storage * product) * x.reach + (a.eta_s + a.eta_acc * e) * x.stretch
     if storage:
         error += storage * dp
     centred = np.where(seen, np.abs(x.backward.dp - x.backward.delta[..., None]), 0.0)
@@ -253,7 +253,7 @@ def _of_keys(
         if x.dropped:
             error, upper = x.factor * error, x.factor * upper
         largest = upper.swapaxes(-1, -2) @ ado
-        dv = error.swapaxes(-1, -2) @ ado + (over_queries + 2 * a.u_in) * largest + a.eta_acc * terms
+        dv = error.swapaxes(-1, -2) @ ado + (over_queries + 2 * a.u_in) * largest + a.eta_acc * terms * x.stretch
         if a.u_grad:
             dv += kappa(writes, a.u_grad) * (largest + dv) + writes * a.eta_out
         dv += a.u_out * (np.abs(back.dv) + dv) + a.eta_out
