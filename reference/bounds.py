@@ -70,8 +70,8 @@ class Tile:
 
     @cached_property
     def stretch(self) -> float:
-        """What dropout multiplies with at most: what underflows before it is multiplied with, too."""
-        return max(1.0, float(np.max(self.factor, initial=0.0)))
+        """By how much dropout multiplies what underflowed before it, at most, and once for what underflows after it."""
+        return 1 + float(np.max(self.factor, initial=0.0)) if self.dropped else 1.0
 
     @cached_property
     def live(self) -> Array:
@@ -291,7 +291,7 @@ def forward_bound(tiles: Tiles, keys: int, a: Arithmetic) -> ForwardBound:
             (more,) = distances([added], x)
         shifted = shifted + more
         numerator = numerator + (np.abs(x.factor) * weights if x.dropped else weights) @ x.abs_v
-        reach = reach + (np.where(x.live, x.factor, 0.0) if x.dropped else x.live.astype(float)) @ x.abs_v
+        reach = reach + (np.where(x.live, x.factor + 1.0, 0.0) if x.dropped else x.live.astype(float)) @ x.abs_v
         highest = np.maximum(highest, x.abs_v.max(-2, keepdims=True, initial=0.0) * np.max(x.factor, initial=0.0))
         if limited.any():
             far, largest = (np.maximum(old, new) for old, new in zip((far, largest), hull(x, limited), strict=True))

@@ -251,7 +251,7 @@ def _of_keys(
         upper = p.upper_rounded * (1 + u_drop)
         error = p.error_rounded + u_drop * p.upper_rounded
         if x.dropped:
-            error, upper = x.factor * error, x.factor * upper
+            error, upper = np.where(x.live, x.factor * error + a.eta_s, 0.0), x.factor * upper
         largest = upper.swapaxes(-1, -2) @ ado
         dv = error.swapaxes(-1, -2) @ ado + (over_queries + 2 * a.u_in) * largest + a.eta_acc * terms * x.stretch
         if a.u_grad:
