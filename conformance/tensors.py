@@ -12,6 +12,7 @@ from attnspec.spec import DIFFERENTIABLE, Problem
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
+SMALL = 64  # queries times keys
 STREAMS = ("q", "k", "v", "mask", "bias", "do")
 
 
@@ -26,8 +27,9 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     # What stands in the problem is rounded once, here; the layout copies bits.
     to = {"dtype": dtype, "device": device}
     q_, k_, v_ = lay_out([torch.from_numpy(x).to(**to) for x in (q, k, v)], case.layout, case.g is None)
-    mask = torch.from_numpy(holes(case, rng["mask"])).to(device) if case.mask != "none" else None
-    bias = torch.from_numpy(biases(case, rng["bias"])).to(**to) if case.bias != "none" else None
+    shown = holes(case, rng["mask"]) if case.mask != "none" else None
+    mask = None if shown is None else torch.from_numpy(shown).to(device)
+    bias = torch.from_numpy(biases(case, rng["bias"], shown)).to(**to) if case.bias != "none" else None
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()
     present = tuple(name for name in gradients if name != "bias" or bias is not None)
@@ -48,9 +50,11 @@ def values(case: Case, rng: dict[str, Generator]) -> tuple[np.ndarray, np.ndarra
     k = rng["k"].standard_normal((b, *heads, j, d))
     v = rng["v"].standard_normal((b, *heads, j, e))
     root = d**0.5
+    # The last query and every second before it: what rounding leaves of large scores in a half type is next to nothing.
+    some = (np.arange(i) % 2 == (i - 1) % 2)[:, None]
     match case.values:
         case "peaked":
-            q *= 3
+            q = np.where(some, 3 * q, q)
         case "needle":  # each query has one key, at a block edge or anywhere, that takes about half of the weight
             owner = rng["q"].choice(sorted({min(x, j - 1) for x in (0, 15, 16, 31, 32, 63, 64, 127, j - 1)}), (b, h, i))
             of_head = k if case.g is None else k[:, :1]
@@ -59,17 +63,17 @@ def values(case: Case, rng: dict[str, Generator]) -> tuple[np.ndarray, np.ndarra
         case "integers":
             q, k, v = np.round(q), np.round(k), np.round(4 * v)
         case "one_hot":
-            v = np.broadcast_to(np.arange(j)[:, None] % e == np.arange(e), v.shape).astype(float)
+            v = np.broadcast_to(np.arange(j)[:, None] % max(e, 2) == np.arange(e), v.shape).astype(float)
             q *= 2
         case "ties":
-            k[:] = k[..., rng["k"].integers(0, max(1, j // 3), j), :]
+            k = k[..., rng["k"].permutation(np.arange(j) % max(2, j // 3)) % j, :]
         case "large":  # scores of hundreds to thousands, inside float16 before the scale
-            q, k = 24 * q / d**0.25, 24 * k / d**0.25
+            q = np.where(some, 24**2 * q / root, q)
         case "negative":  # every score far below zero: −100 … −400
-            q, k = 1 + np.abs(q), -(1 + np.abs(k))
-            q *= 100 / root
-        case "offset":
-            v = 50 + 0.1 * v
+            k = -(1 + np.abs(k))
+            q = np.where(some, (1 + np.abs(q)) * 100 / root, q)
+        case "offset":  # the half types can't hold 50 and a tenth
+            v = 8 + v if case.dtype in ("float16", "bfloat16") else 50 + 0.1 * v
         case "tiny":
             v *= 2.0**-10
     limit = {"float16": 3e4}.get(case.dtype, 1e30)
@@ -87,7 +91,7 @@ def form(case: Case, kind: str) -> tuple[int, ...]:
 
 
 def holes(case: Case, rng: Generator) -> np.ndarray:
-    """A bool mask in the case's form. But for `empty_row` a row of it always has a True."""
+    """A bool mask in the case's form. But for `empty_row` a row of it always has a True, and some query sees two keys."""
     shape = form(case, case.mask)
     j = shape[-1]
     key = np.arange(j)
@@ -112,11 +116,30 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
                 mask[..., :1] |= ~mask.any(-1, keepdims=True)
             else:
                 mask[rng.random(shape[:-1]) < 0.4] = False
-    return np.array(mask, order="C")
+    return with_a_choice(np.array(mask, order="C"), case)
 
 
-def biases(case: Case, rng: Generator) -> np.ndarray:
-    """A bias in the case's form, float64."""
+def seen(mask: np.ndarray | None, case: Case) -> list[np.ndarray]:
+    """What mask and causal allow (b h i j), in each alignment."""
+    shape = (case.b, case.h, case.i, case.keys)
+    full = np.array(True) if mask is None else mask[:, None, None] if mask.ndim == 2 else mask
+    offsets = sorted({0, case.keys - case.i}) if case.causal else [case.keys]
+    return [np.broadcast_to(full & np.tri(*shape[2:], offset, dtype=bool), shape) for offset in offsets]
+
+
+def with_a_choice(mask: np.ndarray, case: Case) -> np.ndarray:
+    """The mask, or where no query would see two keys, one that lets the last query see two, in any alignment.
+
+    A query that sees one key gives its value whatever the scores are: nothing that is wrong with them could show.
+    """
+    last = min(case.i, case.keys) if case.causal and case.i > 1 else case.keys
+    if any((x.sum(-1) < 2).all() and (most.sum(-1) > 1).any() for x, most in zip(seen(mask, case), seen(None, case), strict=True)):
+        mask.reshape(-1, mask.shape[-1])[-1, -1 if mask.shape[-1] == 1 else last - 2 : last] = True
+    return mask
+
+
+def biases(case: Case, rng: Generator, mask: np.ndarray | None = None) -> np.ndarray:
+    """A bias in the case's form, float64, to go with a mask."""
     shape = form(case, case.bias)
     bias = rng.standard_normal(shape)
     match case.biases:
@@ -126,13 +149,31 @@ def biases(case: Case, rng: Generator) -> np.ndarray:
             hidden = rng.random(shape) < 0.4
             hidden[..., :1] &= shape[-1] > 1
             hidden[..., -1:] = False
-            bias[hidden] = -np.inf
-        case "shift":  # one number for a whole row, far below zero
-            bias[:] = max(LOWEST, -3e4 if case.dtype == "float16" else LOWEST)
+            bias[hidden & ~emptied(hidden, case, mask)] = -np.inf
+        case "shift":  # one number for a whole row, far below zero; the farthest leaves nothing of the scores in a half type
+            bias[:] = rng.choice([-20.0, -200.0, -3e4 if case.dtype == "float16" else LOWEST], (*shape[:-1], 1))
         case "lowest":  # the dtype's lowest number as a mask
-            lowest = torch.finfo(getattr(torch, case.dtype)).min
-            bias[rng.random(shape) < 0.3] = lowest
+            hidden = rng.random(shape) < 0.3
+            hidden.reshape(-1)[-1] = False
+            bias[hidden] = torch.finfo(getattr(torch, case.dtype)).min
     return bias
+
+
+def emptied(hidden: np.ndarray, case: Case, mask: np.ndarray | None) -> np.ndarray:
+    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems.
+
+    What such a row gives is open under one rule for empty rows, and with it the gradients of all that its head sees.
+    """
+    if case.i * case.keys <= SMALL:
+        return np.zeros_like(hidden)
+    spare = np.zeros((case.b, case.h, case.i, case.keys), bool)
+    for keys in seen(mask, case):
+        empty = ~(keys & ~hidden).any(-1, keepdims=True)
+        # Of a row that only −∞ empties, the keys are shown that it would see; of others, all.
+        spare |= empty & (keys | ~keys.any(-1, keepdims=True))
+    size = (1,) * (4 - hidden.ndim) + hidden.shape
+    repeated = tuple(n for n in range(4) if size[n] == 1)
+    return np.asarray(np.any(spare, axis=repeated, keepdims=True)).reshape(hidden.shape)
 
 
 def cotangent(case: Case, rng: Generator) -> Tensor:
@@ -144,9 +185,9 @@ def cotangent(case: Case, rng: Generator) -> Tensor:
             return do.transpose(1, 3).contiguous().transpose(1, 3)
         case "expanded":
             return do[..., :1].expand(shape)
-        case "one_row":
+        case "one_row":  # the last, or one at a block edge
             mask = torch.zeros(case.i, 1, dtype=do.dtype)
-            mask[int(rng.integers(case.i))] = 1
+            mask[int(rng.choice([case.i - 1, *(x for x in (15, 16, 31) if x < case.i)]))] = 1
             return do * mask
     return do
 

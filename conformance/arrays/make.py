@@ -18,8 +18,15 @@ from covertable import make
 from attnspec.conformance.case import LEVELS
 
 
+def blind(row: list[int]) -> bool:
+    """Whether scores can't show in the answer: no query sees two keys, or all are scaled by zero."""
+    at = {name: LEVELS[name][level] for name, level in zip(LEVELS, row, strict=True)}
+    one_key = (at["j"] or at["i"]) == 1 or (at["causal"] and at["i"] == 1)
+    return one_key or at["scale"] == 0
+
+
 def spread(rows: list[list[int]], strength: int) -> list[list[int]]:
-    """Give each entry that no combination needs the level that its factor has least often.
+    """Give each entry that no combination needs a level with which the row is not blind, and of those the rarest.
 
     The generator fills such entries with the first level, which would make most rows float32, contiguous and plain.
     """
@@ -29,20 +36,24 @@ def spread(rows: list[list[int]], strength: int) -> list[list[int]]:
         for chosen in combinations(others, strength - 1):
             yield tuple(sorted((n, row[n]) for n in (*chosen, factor)))
 
+    def rank(row: list[int], n: int, level: int) -> tuple[bool, int]:
+        return blind([*row[:n], level, *row[n + 1 :]]), used[n][level] - (level == row[n])
+
     count = Counter(tuple((n, row[n]) for n in chosen) for row in rows for chosen in combinations(range(len(row)), strength))
     sizes = [len(levels) for levels in LEVELS.values()]
     used = [Counter(row[n] for row in rows) for n in range(len(sizes))]
     entries = [(r, n) for r in range(len(rows)) for n in range(len(sizes))]
     Random(0).shuffle(entries)
-    for r, n in entries:
-        row, rarest = rows[r], min(range(sizes[n]), key=lambda level, n=n: used[n][level])  # type: ignore[misc]
-        if used[n][rarest] + 1 >= used[n][row[n]] or any(count[c] < 2 for c in combinations_with(row, n)):
+    for r, n in 3 * entries:  # what one change frees another one uses
+        row = rows[r]
+        best = min(range(sizes[n]), key=lambda level, row=row, n=n: rank(row, n, level))  # type: ignore[misc]
+        if rank(row, n, best) >= rank(row, n, row[n]) or any(count[c] < 2 for c in combinations_with(row, n)):
             continue
         count.subtract(combinations_with(row, n))
         used[n].subtract([row[n]])
-        row[n] = rarest
+        row[n] = best
         count.update(combinations_with(row, n))
-        used[n].update([rarest])
+        used[n].update([best])
     return rows
 
 

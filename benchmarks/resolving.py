@@ -1,0 +1,227 @@
+"""What the suite's own problems can show: canonical mistakes, in multiples of the bound, as Markdown tables.
+
+    python benchmarks/resolving.py [--array triples] [--every 1] [--markdown docs/resolving.md]
+
+For each problem of a covering array and each mistake of conformance/faults.py: how far the answer that the mistake gives is
+from the exact one, as a multiple of the bound of an accuracy class. More than 1 is red.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attnspec.adapters import FEATURES, Adapter, resolve
+from attnspec.conformance.case import LEVELS, Case, array
+from attnspec.conformance.faults import MISTAKES, asked_outputs, power
+from attnspec.conformance.tensors import build
+from attnspec.reference import default_class, solve
+from attnspec.spec import Dialect
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # as columns; rows of an array get them in the suite's order
+HALF = ("float16", "bfloat16")
+FINER = ("B", "A")  # than the default class of the half types
+TORCH = Dialect(causal_alignment="top_left")
+Column = tuple[str, str]  # dtype, class
+
+
+class Padding(Adapter):
+    """What the Attend modules offer."""
+
+    offers = frozenset({"mha", "shared_kv", "strided", "key_padding", "causal", "backward"})
+
+
+class Everything(Adapter):
+    """All that can be offered."""
+
+    offers = frozenset(FEATURES)
+
+
+@dataclass
+class Measured:
+    """By mistake and column the multiples of the problems to which the mistake applies; and what single problems show."""
+
+    multiples: dict[str, dict[Column, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    nothing: list[Case] = field(default_factory=list)  # in the default class of their dtype
+    coarse: list[Case] = field(default_factory=list)
+    no_scores: list[Case] = field(default_factory=list)
+    problems: int = 0
+
+    def cell(self, mistake: str, column: Column) -> str:
+        """Problems, share that shows it, median multiple."""
+        x = self.multiples[mistake][column]
+        return f"{len(x)} · {100 * np.mean(np.array(x) > 1):.0f} % · {number(float(np.median(x)))}" if x else "–"
+
+
+def number(x: float) -> str:
+    """Two figures, briefly: 0.13, 41, 6e5, ∞."""
+    return (
+        "∞"
+        if x > 1e100
+        else f"{x:.0e}".replace("e+0", "e").replace("e+", "e")
+        if x >= 1000
+        else "< 0.01"
+        if x < 0.01
+        else f"{x:.2g}"
+    )
+
+
+def classes(dtype: str) -> tuple[str, ...]:
+    """The classes of a dtype that are asked, the default first."""
+    return (default_class(dtype), *FINER) if dtype in HALF else (default_class(dtype),)
+
+
+def measure(cases: Iterable[Case], dialect: Dialect, finer: bool = True) -> Measured:
+    """All mistakes on all cases."""
+    seen = Measured()
+    for case in cases:
+        problem = build(case)
+        exact = solve(problem, dialect)
+        seen.problems += 1
+        for class_ in classes(case.dtype) if finer else (default_class(case.dtype),):
+            found = power(problem, exact, class_)
+            for mistake, multiple in found.items():
+                seen.multiples[mistake][case.dtype, class_].append(multiple)
+            if class_ == default_class(case.dtype):
+                shown = {mistake for mistake, multiple in found.items() if multiple > 1}
+                fine = {mistake for mistake in shown if not MISTAKES[mistake].coarse}
+                if not fine:
+                    (seen.coarse if shown else seen.nothing).append(case)
+                if "scores_ignored" not in shown:
+                    seen.no_scores.append(case)
+    return seen
+
+
+def exempt_shares(cases: Iterable[Case], dialect: Dialect) -> dict[str, float]:
+    """The share of the elements of all answers that no class can promise, by dtype, in the default class."""
+    exempt: dict[str, list[int]] = {dtype: [0, 0] for dtype in DTYPES}
+    for case in cases:
+        problem = build(case)
+        tolerance = solve(problem, dialect).tolerance(default_class(case.dtype))
+        for output in asked_outputs(problem):
+            exempt[case.dtype][0] += int(tolerance.exempt[output].sum())
+            exempt[case.dtype][1] += tolerance.exempt[output].size
+    return {dtype: part / max(whole, 1) for dtype, (part, whole) in exempt.items()}
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A Markdown table and an empty line."""
+    return [*("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)), ""]
+
+
+def by_mistake(seen: Measured, columns: list[Column]) -> list[str]:
+    """A row for each mistake that applies somewhere."""
+    return table(
+        ["mistake", *(f"{dtype} {class_}" for dtype, class_ in columns)],
+        [
+            [one.says + (" ⁽¹⁾" if one.coarse else ""), *(seen.cell(name, column) for column in columns)]
+            for name, one in MISTAKES.items()
+            if any(seen.multiples[name].values())
+        ],
+    )
+
+
+def report(name: str, every: int) -> list[str]:
+    """The page."""
+    full, padding = resolve("sdpa-math")[0], Padding()
+    offered = {"sdpa-math": (full, TORCH), "padding": (padding, Dialect())}
+    cases = {what: array(name, adapter, LEVELS["dtype"])[::every] for what, (adapter, _) in offered.items()}
+    seen = {what: measure(cases[what], offered[what][1], what == "sdpa-math") for what in offered}
+    main = seen["sdpa-math"]
+    return [
+        "# What the problems can show",
+        "",
+        f"    python benchmarks/resolving.py --array {name}"
+        + (f" --every {every}" if every > 1 else "")
+        + " --markdown docs/resolving.md",
+        "",
+        *PROSE.format(problems=main.problems, array=name, mistakes=len(MISTAKES)).splitlines(),
+        "",
+        "## In the class that is demanded",
+        "",
+        *by_mistake(main, [(dtype, default_class(dtype)) for dtype in DTYPES]),
+        "⁽¹⁾ Nearly any problem shows it.",
+        "",
+        "## In the half types, for kernels that claim more",
+        "",
+        *by_mistake(main, [(dtype, class_) for dtype in HALF for class_ in classes(dtype)]),
+        "## Problems that show little",
+        "",
+        *table(
+            ["fitted to", "problems", "show nothing", "show coarse mistakes only ⁽¹⁾", "do not show that the scores are ignored"],
+            [
+                [what, str(x.problems), str(len(x.nothing)), str(len(x.coarse)), f"{len(x.no_scores)} ({where(x.no_scores)})"]
+                for what, x in seen.items()
+            ],
+        ),
+        *(f"- {what}: `{case.token()}`" for what, x in seen.items() for case in (*x.nothing, *x.coarse)),
+        "",
+        "## Elements that are exempt",
+        "",
+        "The share of all elements of output and gradients that no implementation of the class can promise, by array and dialect.",
+        "",
+        *table(
+            ["array", "dialect", *DTYPES],
+            [
+                [
+                    which,
+                    said,
+                    *(f"{100 * x:.2f} %" for x in exempt_shares(array(which, adapter, LEVELS["dtype"])[::every], dialect).values()),
+                ]
+                for which in ("pairs", "triples")
+                for said, adapter, dialect in (
+                    ("top-left, zero", full, TORCH),
+                    ("bottom-right, uniform", Everything(), Dialect(empty_row="uniform")),
+                )
+            ],
+        ),
+    ]
+
+
+def where(some: list[Case]) -> str:
+    """Why scores do not show in these cases, as far as it is plain."""
+    one_key = sum(case.keys == 1 or (case.causal and case.i == 1) for case in some)
+    zero = sum(case.scale == 0 for case in some) - sum(
+        case.scale == 0 and (case.keys == 1 or (case.causal and case.i == 1)) for case in some
+    )
+    return f"one key: {one_key}, scale 0: {zero}, other: {len(some) - one_key - zero}"
+
+
+PROSE = """{mistakes} canonical mistakes (conformance/faults.py) on the {problems} problems of the array `{array}`,
+fitted to `sdpa-math`. The answer that a mistake gives is computed exactly, in float64, so that nothing else is wrong with it.
+Then the judge's question is asked: how many times its bound is the worst element off?
+
+A cell holds: the number of problems to which the mistake applies · the share of them that show it, by more than one
+bound · the median multiple. ∞: an element that must be exactly zero is not, or is no number. A dash: it applies nowhere.
+
+How to read it. 100 %: any one of these problems is enough. 20 % of 50 problems is no hole, for an implementation is
+judged on all of them. A share near 0 is one: what the class may round is as much as the mistake changes. That is so for a
+scale that is off by 0.1 % in the half types: class C may round the scale to storage, which is up to 0.4 % in bfloat16.
+Gradients that are sums of many terms show less in class C than others do, for a bound is the worst that all their
+roundings together can be. A mistake in the scores can't show where each query sees one key or the scale is 0; such
+problems are counted below, and are there for what they ask besides."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--array", choices=("pairs", "triples"), default="pairs")
+    parser.add_argument("--every", type=int, default=1, help="take each nth row")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    np.seterr(all="ignore")
+    lines = report(options.array, options.every)
+    if options.markdown:
+        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

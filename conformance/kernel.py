@@ -1,0 +1,187 @@
+"""An exact kernel taken apart, so that one thing in it can be done otherwise: for :mod:`attnspec.conformance.faults`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from attnspec.reference import solve, to_float64
+from attnspec.spec import Dialect, Problem
+
+Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
+
+
+def first_alone(x: Array, axis: int) -> Array:
+    """A gradient that goes to the first place along an axis: its sum there, zero elsewhere."""
+    out = np.zeros_like(x)
+    np.moveaxis(out, axis, 0)[0] = x.sum(axis)
+    return out
+
+
+def of_first(x: Array, axis: int) -> Array | None:
+    """What stands first along an axis, everywhere; None where there is no other, or no such axis."""
+    return np.broadcast_to(x.take([0], axis), x.shape) if x.ndim >= -axis and x.shape[axis] > 1 else None
+
+
+def swapped(x: Array, least: int = 2) -> Array | None:
+    """The last two axes exchanged; None where they differ, are one, or there are less than `least`."""
+    return x.swapaxes(-1, -2) if x.ndim >= least and x.shape[-1] == x.shape[-2] > 1 else None
+
+
+def reduced(x: Array, like: tuple[int, ...]) -> Array:
+    """Summed over what an operand of shape `like` was repeated along."""
+    return torch.from_numpy(np.ascontiguousarray(x)).sum_to_size(like).numpy()
+
+
+class Kernel:
+    """What a kernel does at one problem: its steps, (b h i j) with one key/value head for each query head, and other calls."""
+
+    def __init__(self, problem: Problem, dialect: Dialect) -> None:
+        self.problem, self.dialect = problem, dialect
+        self.b, self.h, self.g, self.i, self.j = problem.b, problem.h, problem.g, problem.i, problem.j
+        self.q, self.k, self.v = (to_float64(x) for x in (problem.q, problem.k, problem.v))
+        self.mask: Any = None if problem.mask is None else problem.mask.cpu().numpy()
+        self.bias: Any = None if problem.bias is None else to_float64(problem.bias)
+        self.default_scale = max(problem.d, 1) ** -0.5
+        self.scale = self.default_scale if problem.scale is None else float(problem.scale)
+        self.masked = self.full(self.mask)
+        self.allowed = self.masked & self.triangle() if problem.causal else self.masked
+
+        n, g = np.arange(self.h), max(self.g, 1)
+        self.kv_head = n // max(self.h // g, 1) if dialect.head_grouping == "blocked" else n % g
+        self.heads_k, self.heads_v = ((x[:, None] if x.ndim == 3 else x)[:, self.kv_head] for x in (self.k, self.v))
+        s = self.scale * (self.q @ self.heads_k.swapaxes(-1, -2)) + (0.0 if self.bias is None else self.bias)
+        self.s = np.where(self.allowed, s, -inf)
+        m = self.s.max(-1, keepdims=True, initial=-inf)
+        self.empty, self.m = m == -inf, np.where(m == -inf, 0.0, m)
+        self.e = np.exp(self.s - self.m)
+        self.p = self.over(self.e, self.e)
+        if problem.do is not None:
+            self.do = to_float64(problem.do)
+            self.dp = self.do @ self.heads_v.swapaxes(-1, -2)
+            self.delta = (self.p * self.dp).sum(-1, keepdims=True)
+            self.ds = self.p * (self.dp - self.delta)
+
+    def full(self, mask: Array | None) -> Array:
+        """A mask as (b h i j), all True where there is none."""
+        x = np.array(True) if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask
+        return np.broadcast_to(x, (self.b, self.h, self.i, self.j))
+
+    def triangle(self, shift: int = 0, keys: int | None = None, corner: str = "") -> Array:
+        """The keys that causal lets each query see (i j), `shift` more of them, of `keys` columns."""
+        offset = self.j - self.i if (corner or self.dialect.causal_alignment) == "bottom_right" else 0
+        return np.tri(self.i, self.j if keys is None else keys, offset + shift, dtype=bool)
+
+    # STEPS
+
+    def over(self, e: Array, summed: Array) -> Array:
+        """Weights over a row sum, 0 where that is 0; in empty rows what the dialect says."""
+        total = summed.sum(-1, keepdims=True)
+        fill = {"zero": 0.0, "uniform": 1 / max(self.j, 1), "nan": np.nan}[self.dialect.empty_row]
+        with np.errstate(invalid="ignore"):
+            return np.where(self.empty, fill, e / np.where(total == 0, 1.0, total))
+
+    def of_scores(self, ds: Array) -> dict[str, Array]:
+        """dq, dk and dbias from the gradient of the scores; nothing comes from an empty row."""
+        ds = np.where(self.empty, 0.0, ds)
+        each = self.scale * (ds.swapaxes(-1, -2) @ self.q)
+        wrong = {"dq": self.scale * (ds @ self.heads_k), "dk": self.summed(each, self.k)}
+        return wrong if self.bias is None else wrong | {"dbias": reduced(ds, self.bias.shape)}
+
+    def of_values(self, p: Array) -> dict[str, Array]:
+        """dv from the probabilities."""
+        return {"dv": self.summed(p.swapaxes(-1, -2) @ self.do, self.v)}
+
+    def summed(self, each: Array, x: Array) -> Array:
+        """The gradient of keys or values x from those per query head."""
+        total = [each[:, self.kv_head == n].sum(1, keepdims=True) for n in range(self.g)]
+        return np.concatenate(total or [each], axis=1).reshape(x.shape)
+
+    def with_weights(self, p: Array) -> dict[str, Array]:
+        """The outputs with other probabilities."""
+        wrong = {"o": p @ self.heads_v}
+        if self.problem.do is not None:
+            wrong |= self.of_scores(p * (self.dp - (p * self.dp).sum(-1, keepdims=True))) | self.of_values(p)
+        return wrong
+
+    # OTHER CALLS
+
+    def on(self, dialect: Dialect | None = None, **changes: Any) -> dict[str, Array]:
+        """The outputs where some fields of the problem are others; arrays become tensors."""
+        changes = {n: torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x for n, x in changes.items()}
+        return dict(solve(self.problem.replace(**changes), dialect or self.dialect).values)
+
+    def with_choice(self, choice: str, value: str) -> Wrong:
+        """With another choice; None where it is the same."""
+        return None if getattr(self.dialect, choice) == value else self.on(self.dialect.with_choice(choice, value))
+
+    def seeing(self, mask: Array) -> Wrong:
+        """With this (b h i j) in the place of mask and causal; None where it is the same."""
+        differs = mask != self.allowed
+        if self.bias is not None:  # what the bias hides stays hidden
+            differs = differs & (self.bias != -inf)
+        return self.on(mask=mask, causal=False) if differs.any() else None
+
+    def with_mask(self, mask: Array | None) -> Wrong:
+        """With another mask beside causal; None where it is none or the same."""
+        if mask is None:
+            return None
+        return self.seeing(self.full(mask) & self.triangle() if self.problem.causal else self.full(mask))
+
+    def with_keys(self, index: Array) -> Wrong:
+        """With the keys at `index`, where −1 is a key and value of zeros that is seen; gradients go where they belong.
+
+        None where those are all keys, or no other are seen.
+        """
+        real, mask = index >= 0, self.allowed[..., index]
+        # A causal kernel compares positions, also of what it fills a block with.
+        mask[..., ~real] = self.triangle(keys=len(index))[:, ~real] if self.problem.causal else True
+        changed = np.bincount(index[real], minlength=self.j) != 1
+        if not (self.s > -inf)[..., changed].any() and not mask[..., ~real].any():
+            return None
+        changes = {name: np.where(real[:, None], x[..., index, :], 0.0) for name, x in (("k", self.k), ("v", self.v))}
+        along = {"dk": -2, "dv": -2}
+        if self.bias is not None and self.bias.shape[-1] == self.j:
+            changes["bias"], along["dbias"] = np.where(real, self.bias[..., index], 0.0), -1
+        wrong = self.on(**changes, mask=mask, causal=False)
+        for name in along.keys() & wrong.keys():
+            each = np.moveaxis(wrong[name], along[name], 0)
+            total = np.zeros((self.j, *each.shape[1:]))
+            np.add.at(total, index[real], each[real])
+            wrong[name] = np.moveaxis(total, 0, along[name])
+        return wrong
+
+    def with_kv(self, read: Callable[[Array], Array | None], back: Callable[[Array], Array]) -> Wrong:
+        """With other keys and values, from whose gradients `back` makes theirs; None where they are the same."""
+        k, v = read(self.k), read(self.v)
+        if k is None or v is None or (np.array_equal(k, self.k) and np.array_equal(v, self.v)):
+            return None
+        wrong = self.on(k=k, v=v)
+        return wrong | {name: back(wrong[name]) for name in wrong.keys() & {"dk", "dv"}}
+
+    def with_bias(self, bias: Array | None, back: Callable[[Array], Any] | None = None) -> Wrong:
+        """With another bias, from whose gradient `back` makes its own; None where it is none or the same.
+
+        What is added to all keys that a row sees changes nothing but the bias's gradient, and that only through `back`.
+        """
+        if bias is None or np.array_equal(bias, self.bias):
+            return None
+        wrong = self.on(bias=bias)
+        if back is not None and "dbias" in wrong:
+            wrong["dbias"] = back(wrong["dbias"])
+        hidden = np.broadcast_to(self.bias == -inf, self.s.shape)
+        seen, more = self.s > -inf, np.broadcast_to(bias, self.s.shape) - np.where(hidden, 0.0, self.bias)
+        most, least = (choose(more, -1, initial=start, where=seen) for choose, start in ((np.max, -inf), (np.min, inf)))
+        if (most > least).any() or (self.allowed & hidden & (more > -inf)).any():
+            return wrong
+        return {"dbias": wrong["dbias"]} if back is not None and "dbias" in wrong and bias.shape[-1] > 1 else None
+
+    def with_scale(self, scale: float, given: bool | None = None) -> Wrong:
+        """With another scale; None where it is the same, or `given` says that one is given or not, and it is not so."""
+        same = scale == self.scale or given not in (None, self.problem.scale is not None)
+        return None if same else self.on(scale=scale)

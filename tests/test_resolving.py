@@ -1,0 +1,254 @@
+"""The suite's own problems show canonical mistakes, none is blind, and few of their elements are exempt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import faulty
+import numpy as np
+import pytest
+import torch
+from random_problems import draw
+
+from attnspec.adapters import FEATURES, Adapter, resolve
+from attnspec.adapters.convention import FunctionAdapter
+from attnspec.conformance.case import LEVELS, Case, array, fit
+from attnspec.conformance.faults import MISTAKES, asked_outputs, multiple, power
+from attnspec.conformance.judge import judge
+from attnspec.conformance.kernel import Kernel
+from attnspec.conformance.tensors import build
+from attnspec.reference import Exact, default_class, solve, to_float64
+from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
+
+DTYPES = LEVELS["dtype"]
+HALF = ("float16", "bfloat16")
+TORCH = Dialect(causal_alignment="top_left")
+Found = list[tuple[Case, dict[str, float]]]
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # wrong answers overflow
+
+
+class Padding(Adapter):
+    """What the Attend modules offer."""
+
+    offers = frozenset({"mha", "shared_kv", "strided", "key_padding", "causal", "backward"})
+
+
+class Everything(Adapter):
+    """Offers all that there is."""
+
+    offers = frozenset(FEATURES)
+
+
+FITTED: dict[str, tuple[Adapter, Dialect]] = {"sdpa-math": (resolve("sdpa-math")[0], TORCH), "padding": (Padding(), CANONICAL)}
+
+
+def powers(name: str, fitted: str, every: int = 1) -> Found:
+    """The power of every problem of an array in its default class."""
+    adapter, dialect = FITTED[fitted]
+    found = []
+    for case in array(name, adapter, DTYPES)[::every]:
+        problem = build(case)
+        found.append((case, power(problem, solve(problem, dialect), default_class(case.dtype))))
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def triples() -> Found:
+    return powers("triples", "sdpa-math", every=3)
+
+
+# NO BLIND PROBLEMS
+
+
+@pytest.mark.parametrize("fitted", FITTED)
+@pytest.mark.parametrize(("name", "every"), [("pairs", 1), ("triples", 5)])
+def test_every_problem_shows_more_than_coarse_mistakes(name: str, every: int, fitted: str) -> None:
+    for case, found in powers(name, fitted, every):
+        shown = {mistake for mistake, times in found.items() if times > 1}
+        assert any(not MISTAKES[mistake].coarse for mistake in shown), case.token()
+
+
+@pytest.mark.parametrize("fitted", FITTED)
+def test_scores_matter_in_most_problems(fitted: str) -> None:
+    """Where some query sees two keys and the scale is not 0; four of five problems are such."""
+    some = [found["scores_ignored"] > 1 for _, found in powers("pairs", fitted)]
+    assert np.mean(some) >= 0.75
+
+
+@pytest.mark.parametrize("name", ["pairs", "triples"])
+@pytest.mark.parametrize("fitted", FITTED)
+def test_some_query_sees_two_keys_wherever_it_can(name: str, fitted: str) -> None:
+    """But where −∞ in the bias hides keys, too, in small problems."""
+    adapter, dialect = FITTED[fitted]
+    for case in array(name, adapter, DTYPES):
+        one_key = case.keys == 1 or (case.causal and case.i == 1 and dialect.causal_alignment == "top_left")
+        if not one_key and case.biases != "inf":
+            visible = Kernel(build(replace(case, wrt="none")), dialect).allowed
+            assert (visible.sum(-1) > 1).any(), case.token()
+
+
+# EVERY MISTAKE IS SHOWN
+
+# The share of the problems to which a mistake applies that show it, at least, in each dtype; others, where the class allows
+# rounding that is nearly as large: a scale rounded by a class C kernel, and sums of many terms in bfloat16.
+LEAST = 0.4
+LESS: dict[str, float] = {
+    "scale_off": 0.0,
+    "key_tail_not_in_dq": 0.15,
+    "query_tail_not_in_dk": 0.3,
+    "dbias_averaged": 0.2,
+    "dbias_of_first": 0.3,
+}
+NEVER = {"empty_row_zero"}  # it is what torch promises
+RARE = {"mask_by_item", "bias_inf_finite"}  # in few problems of a dtype, if any; in some of all dtypes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
+    times: dict[str, list[float]] = defaultdict(list)
+    for case, found in triples:
+        for mistake, multiple_ in found.items():
+            if case.dtype == dtype:
+                times[mistake].append(multiple_)
+    assert MISTAKES.keys() - times.keys() - RARE == NEVER
+    assert all(any(found.get(mistake, 0.0) > 1 for _, found in triples) for mistake in RARE)
+    short = {}
+    for mistake, x in times.items():
+        least = LESS.get(mistake, LEAST) if dtype in HALF else LEAST
+        share = np.mean(np.array(x) > 1)
+        if share < least:
+            short[mistake] = f"{share:.2f} of {len(x)}"
+    assert short == {}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_finer_class_shows_more(dtype: str) -> None:
+    """And a scale that is off by 0.1 %, which class C may round away, shows in class A."""
+    off = []
+    for case in array("pairs", FITTED["sdpa-math"][0], (dtype,))[::4]:
+        problem = build(case)
+        exact = solve(problem, TORCH)
+        coarse, middle, fine = (power(problem, exact, class_) for class_ in "CBA")
+        assert coarse.keys() == middle.keys() == fine.keys()
+        assert all(max(coarse[name], middle[name]) <= fine[name] for name in fine)
+        off += [fine["scale_off"] > 1] if "scale_off" in fine else []
+    assert np.mean(off) > 0.3
+
+
+# MISTAKES ARE WHAT THEY SAY
+
+
+def test_the_right_answer_has_no_power() -> None:
+    """Neither the reference's nor that of a kernel whose steps are all as they should be."""
+    for case in array("pairs", Everything(), DTYPES):
+        problem = build(case)
+        for dialect in (TORCH, Dialect(empty_row="uniform", head_grouping="strided")):
+            exact, kernel = solve(problem, dialect), Kernel(problem, dialect)
+            assert multiple(dict(exact.values), exact, "A") == 0
+            assert multiple(kernel.with_weights(kernel.p), exact, "A") < 0.5
+            assert multiple(kernel.of_scores(kernel.ds) if problem.do is not None else {}, exact, "A") < 0.5
+
+
+def test_mistakes_have_the_shapes_of_the_answer() -> None:
+    """For every form of problem, also with sizes of zero and shared tensors."""
+    rng = np.random.default_rng(3)
+    drawn = [draw(rng).problem.replace(dropout=0.0, training=False) for _ in range(150)]
+    cases = [build(case) for case in array("pairs", Everything(), DTYPES)[::3]]
+    q = torch.randn(1, 2, 17, 3, generator=torch.Generator().manual_seed(1))
+    twice = Problem(q, q, q, causal=True, do=torch.ones_like(q), wrt=("q", "k", "v"))
+    applied = set()
+    for n, problem in enumerate([*drawn, *cases, twice]):
+        dialect = Dialect(*(options[n % len(options)] for options in CHOICES.values()))
+        exact = solve(problem, dialect)
+        for mistake in MISTAKES.values():
+            wrong = mistake.wrong(problem, dialect, exact)
+            applied |= {mistake.name} if wrong is not None else set()
+            for name, value in (wrong or {}).items():
+                assert value.shape == exact.values[name].shape, (mistake.name, name, n)
+        assert not any(np.isnan(times) for times in power(problem, exact, "A").values())
+    assert applied == MISTAKES.keys()
+
+
+# The mistake, the faulty implementation that makes it, and the levels with which it makes nothing else: torch's convention
+# merges mask, bias and causal where there is more than one.
+SAME: list[tuple[str, str, dict[str, Any]]] = [
+    ("tail_of_16_dropped", "tail_keys_dropped", {"causal": False}),
+    ("scale_of_model", "scale_from_model_width", {}),
+    ("scale_ignored", "scale_ignored", {}),
+    ("bias_scaled", "bias_scaled", {}),
+    ("mask_inverted", "mask_inverted", {"bias": "none", "causal": False}),
+    ("mask_as_lengths", "mask_as_prefix_length", {"bias": "none", "causal": False}),
+    ("mask_by_item", "rank_3_mask_per_batch_item", {"bias": "none", "causal": False, "mask": "rank3", "b": 3, "heads": "3/3"}),
+    ("causal_one_less", "causal_off_by_one", {"mask": "none", "bias": "none"}),
+    ("causal_corner", "causal_bottom_right", {"mask": "none", "bias": "none"}),
+    ("head_map", "heads_interleaved", {}),
+    ("maximum_missing", "softmax_without_maximum", {"wrt": "none"}),
+    ("maximum_from_zero", "softmax_maximum_starts_at_zero", {"wrt": "none"}),
+    ("delta_missing", "gradient_without_delta", {}),
+    ("dbias_averaged", "bias_gradient_averaged", {"mask": "none", "causal": False, "wrt": "bias"}),
+    ("strides_of_k", "key_read_without_strides", {}),
+    ("strides_of_do", "cotangent_read_without_strides", {}),
+]
+
+
+@pytest.mark.parametrize(("mistake", "fault", "like"), SAME, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_mistake_is_what_a_faulty_kernel_gives(mistake: str, fault: str, like: dict[str, Any]) -> None:
+    """In float64 the two agree, and where there is no mistake to make the kernel is right.
+
+    Not where the bias is the dtype's lowest number: what is left of a score beside it depends on the order of operations.
+    """
+    made = next(one for one in faulty.FAULTY if one.name == fault)
+    adapter = FunctionAdapter(made.make(), fault, ("",))
+    differ = 0
+    for row in array("triples", adapter, ("float64",))[::3]:
+        case = fit(replace(row, **like), adapter)
+        if case.biases == "lowest" or differ == 20:
+            continue
+        problem = build(case)
+        exact = solve(problem, TORCH)
+        answer, wrong = adapter.run(problem), MISTAKES[mistake].wrong(problem, TORCH, exact)
+        assert answer.refusal is None
+        if wrong is None:
+            if "strides" not in mistake:  # beyond the end of the memory there is nothing that both would read
+                assert not judge(answer, exact, "A").findings, case.token()
+            continue
+        differ += multiple(wrong, exact, "A") > 1
+        for name, got in (("o", answer.o), *answer.gradients.items()):
+            assert agree(to_float64(got), wrong.get(name, exact.values[name]), exact, name), (case.token(), name)
+    assert differ == 20
+
+
+def agree(got: np.ndarray, expected: np.ndarray, exact: Exact, name: str) -> bool:
+    """A million times closer to each other than the mistake is to the right answer, but for what class A rounds."""
+    right, bound = exact.values[name], exact.tolerance("A").bound[name]
+    far = np.abs(expected - right)
+    near = 2 * bound + 1e-6 * far.max(initial=0.0, where=np.isfinite(far))
+    with np.errstate(invalid="ignore"):
+        return bool(((got == expected) | (np.isnan(got) & np.isnan(expected)) | (np.abs(got - expected) <= near)).all())
+
+
+# EXEMPT ELEMENTS
+
+
+@pytest.mark.parametrize("name", ["pairs", "triples"])
+@pytest.mark.parametrize(("adapter", "dialect"), [(FITTED["sdpa-math"][0], TORCH), (Everything(), Dialect(empty_row="uniform"))])
+def test_few_elements_are_exempt(name: str, adapter: Adapter, dialect: Dialect) -> None:
+    """Less than one in a hundred of each dtype, also where what −∞ gives in a row without a key is open."""
+    exempt: dict[str, list[np.ndarray]] = defaultdict(list)
+    for case in array(name, adapter, DTYPES):
+        problem = build(case)
+        tolerance = solve(problem, dialect).tolerance(default_class(case.dtype))
+        exempt[case.dtype] += [tolerance.exempt[output].ravel() for output in asked_outputs(problem)]
+    for dtype, each in exempt.items():
+        assert np.concatenate(each).mean() < 0.01, dtype
