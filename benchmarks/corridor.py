@@ -78,6 +78,7 @@ class Implementation:
     other: str = "A"
     dtypes: tuple[str, ...] = DTYPES
     draws: bool = True  # its dropout pattern is drawn as honest.prepare does
+    added: bool = False  # named by --also: asked every time
 
     def class_for(self, dtype: str) -> str:
         return self.half if dtype in HALF else self.other
@@ -118,7 +119,7 @@ def implementations(also: Iterable[str] = (), with_open: bool = False) -> list[I
         found += [Implementation(name, adapt(kernel, name), half) for name, (kernel, half, _) in OPEN.items()]
     for target in also:
         path, _, half = target.rpartition("=")
-        found.append(Implementation(path.rpartition(":")[2], resolve(path)[0], half))
+        found.append(Implementation(path.rpartition(":")[2], resolve(path)[0], half, added=True))
     return sorted(found, key=lambda x: x.half)
 
 
@@ -309,8 +310,8 @@ def ask(question: Question, among: list[Implementation], tally: Tally) -> None:
     without_bias = problem.replace(wrt=tuple(x for x in problem.wrt if x != "bias"))
     answers: list[tuple[Implementation, Answer]] = []
     # Others for each problem, so that all are asked on problems of every kind.
-    some = default_rng([97, question.number]).choice(len(among), min(EACH, len(among)), replace=False)
-    for implementation in (among[n] for n in sorted(some)):
+    some = set(default_rng([97, question.number]).choice(len(among), min(EACH, len(among)), replace=False))
+    for implementation in (x for n, x in enumerate(among) if n in some or x.added):
         reason = implementation.refuses(question)
         if reason:
             tally.left_out[implementation.name, reason] += 1

@@ -12,7 +12,7 @@ from attnspec.spec import DIFFERENTIABLE, Problem
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
-SMALL = 64  # queries times keys
+SMALL = 32  # queries times keys
 STREAMS = ("q", "k", "v", "mask", "bias", "do")
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from honest import eager, prepare, split_k, tiled, widen
+from honest import Plan, eager, split_k, tiled, widen
 from judging import judge
 from numpy.random import default_rng
 from torch import Tensor
+from variants import kernel
 
 from attnspec.adapters import resolve
 from attnspec.conformance.bias import LIMIT, Meter, generic
@@ -43,17 +44,8 @@ def truncated(x: Tensor, dtype: torch.dtype) -> Tensor:
 def leaning(kind: str) -> Callable[..., Tensor]:
     """A kernel of class B with one small systematic fault."""
 
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        plan = prepare(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    @kernel
+    def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
         q, k, v = widen(query, key, value)
         if kind == "scale off by 0.1 %":
             plan = replace(plan, scale=plan.scale * 1.001)
