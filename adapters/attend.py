@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,6 +119,12 @@ class AttendAdapter(Adapter):
             instance, mode = ready(instance, problem)
         kwargs = ", ".join(f"{key}={value!r}" for key, value in {**self.kwargs, **settings}.items())
         return Call(instance, arguments, (*self.source, f"attend = attend({kwargs}){mode}"))
+
+    def fresh(self) -> AttendAdapter:
+        """The same settings, other instances."""
+        other = copy.copy(self)
+        other._instances = {}
+        return other
 
     def instance(self, **settings: Any) -> Any:
         """The one instance with these constructor settings."""

@@ -130,6 +130,10 @@ class Adapter:
         """This adapter for one device, whose offer is its own."""
         return copy.copy(self)
 
+    def fresh(self) -> Adapter | None:
+        """This adapter with an implementation that was never called, or None where it can't make one."""
+        return None
+
     def trace(self) -> str | None:
         """Which backend really ran, as seen by the framework, or None where there is only one."""
         return None

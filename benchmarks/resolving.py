@@ -60,16 +60,10 @@ class Measured:
 
 
 def number(x: float) -> str:
-    """Two figures, briefly: 0.13, 41, 6e5, ∞."""
-    return (
-        "∞"
-        if x > 1e100
-        else f"{x:.0e}".replace("e+0", "e").replace("e+", "e")
-        if x >= 1000
-        else "< 0.01"
-        if x < 0.01
-        else f"{x:.2g}"
-    )
+    """Briefly: 0.13, 41, 6e5, ∞."""
+    if x < 10:
+        return "< 0.01" if x < 0.01 else f"{x:.2g}"
+    return "∞" if x > 1e100 else f"{x:.0f}" if x < 1000 else f"{x:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def classes(dtype: str) -> tuple[str, ...]:
@@ -160,8 +154,7 @@ def report(name: str, every: int) -> list[str]:
                 for what, x in seen.items()
             ],
         ),
-        *(f"- {what}: `{case.token()}`" for what, x in seen.items() for case in (*x.nothing, *x.coarse)),
-        "",
+        *(f"- {what}: `{case.token()}`\n" for what, x in seen.items() for case in (*x.nothing, *x.coarse)),
         "## Elements that are exempt",
         "",
         "The share of all elements of output and gradients that no implementation of the class can promise, by array and dialect.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,23 @@ _RUN: pytest.StashKey[Any] = pytest.StashKey()
 
 
 def _make_run(config: pytest.Config) -> Any:
-    """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
-    from attnspec.adapters import FEATURES, ResolveError, parse_kwargs, resolve
-    from attnspec.conformance.case import Case
+    from attnspec.adapters import parse_kwargs, resolve
     from attnspec.conformance.record import Record
+
+    option = config.getoption
+    record = Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None)
+    return make_run(option, resolve(option("--impl"), parse_kwargs(option("--impl-kwargs"))), record)
+
+
+def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> Any:
+    """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
+    from attnspec.adapters import FEATURES, ResolveError
+    from attnspec.conformance.case import Case
     from attnspec.conformance.run import TIERS, Run
     from attnspec.conformance.subject import meet
     from attnspec.reference.accuracy import UNIT
     from attnspec.spec import CHOICES
 
-    option = config.getoption
-    adapters = resolve(option("--impl"), parse_kwargs(option("--impl-kwargs")))
     without = {x for x in option("--without").split(",") if x}
     if without - FEATURES.keys():
         raise ResolveError(f"--without names {', '.join(sorted(without - FEATURES.keys()))}; there are {', '.join(FEATURES)}")
@@ -125,7 +132,7 @@ def _make_run(config: pytest.Config) -> Any:
         case=case,
         clauses=clauses,
         enforce_should=option("--enforce-should"),
-        record=Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None),
+        record=record,
     )
 
 

@@ -180,7 +180,7 @@ class Subject:
             return max(
                 same_dtype, key=lambda known: (known.finding.output == finding.output, len(known.case.traits() & case.traits()))
             )
-        explained = self._explain(self.reduce(case, finding), finding)
+        explained = self._explain(self.reduce(case, finding), finding, case)
         self._explained.append(explained)
         return explained
 
@@ -198,15 +198,24 @@ class Subject:
             case, self.adapter, lambda trial: any(f.likeness == finding.likeness for f in self.judgement(trial).findings)
         )
 
-    def _explain(self, case: Case, finding: Finding) -> Explained:
+    def _explain(self, case: Case, finding: Finding, seen: Case) -> Explained:
         problem = self.problem(case)
         answer, exact = self.run(problem), self.solve(problem, certain=True)
         found = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.likeness == finding.likeness]
-        if not found:  # not repeatable: keep what was seen the first time
+        if not found:  # not repeatable: keep what was seen the first time, where it was seen
+            problem = self.problem(seen)
             finding = replace(finding, message=finding.message or "seen once, and not again on the same problem: the answer varies")
-            return Explained("PURITY-4", case, finding, problem, exact)
+            return Explained("PURITY-4", seen, finding, problem, self.solve(problem, certain=True))
         finding = with_class(found[0], answer, exact)
+        if finding.output == "o" and not finding.message and isinstance(answer.o, torch.Tensor):
+            everything = to_float64(answer.o)
+            what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
+            finding = replace(finding, message=f"the whole output is {what}" if what else "")
         finding = replace(finding, hint=self._other_choice(problem, answer, finding))
+        fresh = self.adapter.fresh()
+        if fresh is not None and not judge(fresh.run(problem), exact, self.required_class(case.dtype)).findings:
+            finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")
+            return Explained("PURITY-5", case, finding, problem, exact)
         if finding.output == "o" and finding.kind == "value" and self._remembers(problem, answer, case):
             finding = replace(finding, message="the same output as for other values in these shapes: an earlier answer")
             return Explained("PURITY-5", case, finding, problem, exact)
@@ -271,7 +280,7 @@ class Subject:
         wrong = (
             [default, given * default, given**2]
             if given is not None
-            else [1.0, default**2, 1 / default, default_scale(problem.d * problem.h), default_scale(problem.e)]
+            else [1.0, default**2, 1 / default, 1 / default**2, default_scale(problem.d * problem.h), default_scale(problem.e)]
         )
         right = default if given is None else given
         for scale in wrong:

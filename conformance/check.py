@@ -1,0 +1,302 @@
+"""The suite as a function: `check(attend).raise_for_failures()`, in a notebook or in another project's test.
+
+The tests are called one by one in this process, not through a pytest of their own, so a call may stand inside a running
+pytest session, objects need no name that a command line could say, and nothing is written unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import inspect
+import io
+import random
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attnspec.adapters import Adapter, ResolveError, resolve
+from attnspec.conformance import report
+from attnspec.conformance.judge import Verdict
+from attnspec.conformance.plugin import OPTIONS, TESTS, make_run
+from attnspec.conformance.record import Failure, Record
+from attnspec.conformance.run import Run
+from attnspec.conformance.test_purity import STATE
+from attnspec.spec import index
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the suite said of an implementation. `str()` of it is what the command line shows.
+
+    verdicts: one entry for each clause, dtype, variant and device, with the number of problems for each verdict.
+    failures: the broken clauses that decide, each shown once, with clause, dtype, variant, device, text and case.
+    held: the strictest accuracy class that no answer left, one entry for each variant, device and dtype.
+    errors: faults of the suite itself, which say nothing about the implementation.
+    """
+
+    name: str
+    verdicts: tuple[dict[str, Any], ...] = field(repr=False)
+    failures: tuple[Failure, ...] = field(repr=False)
+    notes: tuple[str, ...] = field(repr=False)
+    errors: tuple[str, ...]
+    held: tuple[dict[str, str], ...] = field(repr=False)
+    header: tuple[str, ...] = field(repr=False)
+    summary: tuple[str, ...] = field(repr=False)
+    judged: int  # problems that passed or failed
+
+    @property
+    def ok(self) -> bool:
+        """True where no clause that decides is broken, and something was judged at all."""
+        return not self.failures and not self.errors and self.judged > 0
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The clauses that failures name, in the order of the text."""
+        names = {failure.clause for failure in self.failures}
+        return tuple(id_ for id_ in index() if id_ in names)
+
+    def __str__(self) -> str:
+        parts = [*self.header]
+        if self.failures or self.errors:
+            parts += ["", _rule("FAILURES")]
+            for text in (*(failure.text for failure in self.failures), *self.errors):
+                parts += [text, ""]
+        if self.notes:
+            parts += [_rule("notes"), *self.notes]
+        parts += [_rule("attention conformance"), *self.summary]
+        if not self.judged:
+            parts += ["nothing was judged: no problem of these clauses could be put to the implementation"]
+        return "\n".join(parts)
+
+    def raise_for_failures(self) -> Result:
+        """This result where it is ok. Raises AssertionError, with the failures and the headline, where it is not."""
+        if self.ok:
+            return self
+        headline = [line for line in self.summary if line.startswith(("MUST clauses", "broken", "SHOULD"))]
+        texts = [failure.text for failure in self.failures] + list(self.errors)
+        if not self.judged:
+            texts.append("nothing was judged: no problem of these clauses could be put to the implementation")
+        raise AssertionError("\n\n".join([f"{self.name} does not conform", *texts, "\n".join(headline)]))
+
+
+def check(
+    impl: Any,
+    tier: str = "smoke",
+    *,
+    clauses: str | Iterable[str] = "",
+    case: str | None = None,
+    dialect: str | Mapping[str, str] = "",
+    accuracy: str | None = None,
+    dtypes: str | Iterable[str | torch.dtype] = "",
+    device: str | torch.device | Iterable[str | torch.device] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    without: str | Iterable[str] = "",
+    seed: int = 0,
+    budget: float | None = None,
+    enforce_should: bool = False,
+    verdicts: str | Path | None = None,
+    repros: bool = False,
+) -> Result:
+    """Ask the suite about an implementation. Raises ResolveError or ValueError where there is nothing to ask.
+
+    impl is a function, a class or a module in one of the known calling conventions, an adapter or its class, or a name as
+    --impl takes it. The options are those of the command line (`pytest --help`), as Python values: a dialect is a mapping or
+    "canonical", dtypes and device may be torch's own. With repros=True the scripts of failures are written, as there.
+
+    Working directory, sys.path, random states and torch's defaults are afterwards what they were; a module or an adapter
+    that is handed over is copied, so its mode, its device and its declarations stay its own.
+    """
+    options = {
+        "--impl": impl if isinstance(impl, str) else None,
+        "--impl-kwargs": ",".join(f"{key}={value!r}" for key, value in (kwargs or {}).items()),
+        "--impl-device": [str(x) for x in ([device] if isinstance(device, str | torch.device) else device)] or None,
+        "--impl-dtypes": ",".join(str(x).removeprefix("torch.") for x in _listed(dtypes)) or None,
+        "--without": ",".join(_listed(without)),
+        "--tier": tier,
+        "--budget": budget,
+        "--dialect": [dialect] if isinstance(dialect, str) and dialect else [f"{k}={v}" for k, v in dict(dialect or {}).items()],
+        "--accuracy": accuracy,
+        "--clauses": ",".join(_listed(clauses)),
+        "--case": case,
+        "--attnspec-seed": seed,
+        "--enforce-should": enforce_should,
+        "--verdicts": str(verdicts) if verdicts is not None else None,
+    }
+    for name, settings in OPTIONS:
+        choices = settings.get("choices")
+        if choices and options[name] not in (None, *choices):
+            raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: there are {', '.join(choices)}")
+    with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
+        adapters = [copy.copy(adapter) for adapter in resolve(_own(impl), kwargs)]
+        given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs}
+        retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
+        run = make_run(options.__getitem__, adapters, _Telling(Path(verdicts) if verdicts is not None else None, retell=retell))
+        run.repros = repros
+        return _asked(run)
+
+
+def _asked(run: Run) -> Result:
+    """Every test of every subject in every dtype, and what came of it."""
+    header = report.header(run)
+    run.record.open(report.header_data(run))
+    errors: list[str] = []
+    for test in _tests(run.clauses):
+        for subject in run.subjects:
+            for dtype in subject.dtypes:
+                try:
+                    test(run, subject, dtype)
+                except (pytest.fail.Exception, pytest.skip.Exception):
+                    continue  # the record knows
+                except Exception as error:
+                    what = f"{type(error).__name__}: {error}"
+                    cell = (test.clauses[0], dtype, subject.label, subject.device)
+                    run.record.count(cell, Verdict.HARNESS_ERROR, 1, what)
+                    errors.append(
+                        f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
+                    )
+    record = run.record
+    judged = sum(counts[Verdict.PASS] + counts[Verdict.FAIL] for counts in record.counts.values())
+    deciding = tuple(f for f in record.failures if run.enforce_should or index()[f.clause].binding)
+    result = Result(
+        name=run.subjects[0].adapter.name,
+        verdicts=tuple(
+            {
+                **dict(zip(("clause", "dtype", "variant", "device"), cell, strict=True)),
+                "counts": {str(verdict): n for verdict, n in counts.items() if n},
+                "reason": record.reasons.get(cell, ""),
+            }
+            for cell, counts in record.counts.items()
+        ),
+        failures=deciding,
+        notes=tuple(record.notes),
+        errors=tuple(errors),
+        held=tuple(
+            {"variant": s.label, "device": s.device, "dtype": dtype, "class": class_}
+            for s in run.subjects
+            for dtype, class_ in s.held.items()
+        ),
+        header=tuple(header),
+        summary=tuple(report.table(run)),
+        judged=judged,
+    )
+    record.close(0 if result.ok else 1 if result.failures or errors else 5)
+    return result
+
+
+def _tests(clauses: tuple[str, ...]) -> list[Any]:
+    """The tests of these clauses or chapters, or all, in the order of the text."""
+    modules = [importlib.import_module(f"attnspec.conformance.{path.stem}") for path in sorted(TESTS.glob("test_*.py"))]
+    tests = [x for module in modules for x in vars(module).values() if inspect.isfunction(x) and hasattr(x, "clauses")]
+    order = {id_: n for n, id_ in enumerate(index())}
+    wanted = set(clauses)
+    tests = [t for t in tests if not wanted or any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in t.clauses)]
+    return sorted(tests, key=lambda test: min(order[id_] for id_ in test.clauses))
+
+
+# WHAT IS SHOWN
+
+
+@dataclass(frozen=True)
+class _Retell:
+    """Says how a failure is asked again of an object, which has no name on a command line."""
+
+    name: str
+    given: Mapping[str, Any]  # options that re-run and first run share
+
+    def __call__(self, text: str) -> str:
+        text = re.sub(r"(?m)^(  but  .*), --dialect (\w+)=(\w+)$", r"\1, dialect={'\2': '\3'}", text)
+        return re.sub(r"(?m)^(  re-run    )pytest(.*) --clauses=(\S+) --case=(.+)$", self._call, text)
+
+    def _call(self, found: re.Match[str]) -> str:
+        start, words, clauses, case = found.groups()
+        slow = {"tier": "thorough"} if words.endswith(" --tier=thorough") else {}
+        arguments = slow | {name: x for name, x in self.given.items() if x} | {"clauses": clauses, "case": shlex.split(case)[0]}
+        said = "".join(f", {name}={value!r}" for name, value in arguments.items())
+        return f"{start}check({self.name}{said})"
+
+
+@dataclass
+class _Telling(Record):
+    """A record whose failures say how the function `check` asks again."""
+
+    retell: Callable[[str], str] | None = None
+
+    def fail(self, failure: Failure) -> None:
+        """Keep a failure, in the words of this module."""
+        failure.text = self.retell(failure.text) if self.retell is not None else failure.text
+        super().fail(failure)
+
+
+def _rule(title: str) -> str:
+    return f" {title} ".center(80, "=")
+
+
+# LEAVING NO TRACE
+
+
+def _listed(value: str | Iterable[Any]) -> list[Any]:
+    return [x.strip() for x in value.split(",") if x.strip()] if isinstance(value, str) else sorted(value, key=str)
+
+
+def _own(impl: Any) -> Any:
+    """A copy of what the suite would set a mode, a device or an offer on; everything else itself."""
+    if isinstance(impl, Adapter):
+        return copy.copy(impl)
+    if isinstance(impl, torch.nn.Module):
+        try:
+            return copy.deepcopy(impl)
+        except Exception as error:
+            raise ResolveError(f"{type(impl).__name__} can't be copied ({error}); hand its class over, or an adapter") from None
+    return impl
+
+
+@contextlib.contextmanager
+def _as_it_was(impl: Any) -> Iterator[None]:
+    """Global state goes back to what it was, whatever an implementation does to it; what it prints is not shown."""
+    path, device = list(sys.path), torch.get_default_device()
+    stem = Path(impl.rpartition(":")[0]).stem if isinstance(impl, str) and ".py:" in impl else ""
+    namesake = sys.modules.get(stem)
+    global_state = [(write, read()) for read, write in STATE.values()]
+    python, numpy_state = random.getstate(), np.random.get_state()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    elsewhere = torch.get_device_module(accelerator).get_rng_state() if accelerator is not None else None
+    torch.set_default_dtype(torch.float32)
+    if device.type != "cpu":
+        torch.set_default_device("cpu")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for write, value in global_state:
+            write(value)
+        if device.type != "cpu":
+            torch.set_default_device(device)
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        if accelerator is not None:
+            torch.get_device_module(accelerator).set_rng_state(elsewhere)
+        sys.path[:] = path
+        if stem and namesake is not None:
+            sys.modules[stem] = namesake
+        elif stem:
+            sys.modules.pop(stem, None)
+
+
+class _Module(ModuleType):
+    """`attnspec.conformance.check(…)` is the function, even where this module was imported first."""
+
+    __call__ = staticmethod(check)
+
+
+sys.modules[__name__].__class__ = _Module
