@@ -14,8 +14,10 @@ from math import inf
 from typing import Any
 
 import torch
-from faulty_modules import DropoutInEval, FlashIgnoresLastKeysMask, NoGradFastPath
 from honest import Attend, Plan, check, for_each_query_head, prepare, softmax, tiled, widen
+from mutants.modules import FlashIgnoresLastKeysMask
+from mutants.modules_2 import DropoutInEval
+from mutants.modules_3 import NoGradFastPath
 from torch import Tensor
 from torch.nn.functional import pad
 

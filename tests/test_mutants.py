@@ -1,0 +1,162 @@
+"""Every mutant is wrong, says which clause it breaks, and dies of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+from honest import split_k, tiled
+from judging import judge
+from mutants import witness
+from mutants.base import FAMILIES, MUTANTS, Mutant, load, with_sdpa_signature
+from mutants.not_emulated import EQUIVALENT, NOT_EMULATED
+from mutants.tools import Steps, dense
+
+from attnspec.adapters import Adapter, resolve
+from attnspec.spec import index
+
+ROOT = Path(__file__).parent.parent
+FUNCTIONS = [one for one in load().values() if one.kind == "function"]
+BUG = re.compile(r"[\w.-]+/[\w.-]+#[0-9]+")
+WITNESSES = json.loads(witness.FILE.read_text(encoding="utf-8"))
+
+
+def by_hash(mutant: Mutant) -> bytes:
+    return hashlib.sha256(mutant.name.encode()).digest()
+
+
+def sample() -> list[Mutant]:
+    """Twelve functions of twelve families that break a MUST, by the hash of their names."""
+    chosen: dict[str, Mutant] = {}
+    for one in sorted(FUNCTIONS, key=by_hash):
+        if one.family != "control" and index()[one.clause].binding:
+            chosen.setdefault(one.family, one)
+    return sorted(chosen.values(), key=by_hash)[:12]
+
+
+def adapters(mutant: Mutant) -> list[Adapter]:
+    return resolve(mutant.make())
+
+
+# THE TABLE
+
+
+def test_every_mutant_says_what_it_does() -> None:
+    assert len(FUNCTIONS) >= 115
+    for one in MUTANTS.values():
+        assert one.clause in index(), one.name
+        assert one.what.endswith("."), one.name
+        assert all(BUG.fullmatch(source) for source in one.sources), one.name
+
+
+def test_every_family_and_every_chapter_has_mutants() -> None:
+    assert {one.family for one in FUNCTIONS} == set(FAMILIES)
+    assert {one.clause.partition("-")[0] for one in MUTANTS.values()} == {clause.chapter for clause in index().values()}
+
+
+def test_what_has_no_mutant_is_listed_with_its_reason() -> None:
+    cited = {source for one in MUTANTS.values() for source in one.sources}
+    assert not cited & NOT_EMULATED.keys()
+    assert all(BUG.fullmatch(source) and reason for source, reason in NOT_EMULATED.items())
+    assert all(EQUIVALENT.values())
+
+
+# WITNESSES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mutant_has_a_witness(family: str) -> None:
+    """A call that it answers wrongly, or calls that contradict each other. tests/mutants/witness.py finds new ones."""
+    without = []
+    for one in FUNCTIONS:
+        if one.family == family:
+            found = WITNESSES.get(one.name)
+            if found is None or not any(witness.shows(adapter, one, found) for adapter in adapters(one)):
+                without.append(one.name)
+    assert not without
+
+
+def test_an_honest_kernel_has_none() -> None:
+    steps = with_sdpa_signature(Steps())
+    dense_ = with_sdpa_signature(lambda call: call.run(dense))
+    for kernel in (tiled, split_k, steps, dense_):
+        (adapter,) = resolve(kernel)
+        assert not [name for name in witness.RELATIONS if witness.shows(adapter, None, name)]
+    tokens = sorted({found for found in WITNESSES.values() if found not in witness.RELATIONS and found != "its own"})
+    (adapter,) = resolve(steps)
+    assert not [token for token in tokens if witness.shows(adapter, None, token)]
+
+
+# THE SUITE STOPS THEM
+
+
+@pytest.mark.parametrize("name", [one.name for one in sample()])
+def test_a_sample_dies_in_smoke(name: str) -> None:
+    mutant = load()[name]
+    outcome = judge(f"mutants.implementations.{name}", f"--clauses={mutant.clause}", "-x")
+    assert outcome.exit == 1
+    assert outcome.broken(), f"{name} survives {mutant.clause}"
+
+
+@pytest.mark.parametrize("name", [one.name for one in FUNCTIONS if one.family == "control"])
+def test_controls_die(name: str) -> None:
+    """Were one of these to survive, nothing that the matrix says would count."""
+    outcome = judge(f"mutants.implementations.{name}", "--impl-dtypes=float32", "-x", f"--clauses={load()[name].clause}")
+    assert outcome.exit == 1
+    assert outcome.broken()
+
+
+# THE MATRIX
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    spec = importlib.util.spec_from_file_location("kill_matrix", ROOT / "benchmarks" / "kill_matrix.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def result(name: str, verdict: str, **more: object) -> dict:
+    one = {
+        "name": name,
+        "tier": "smoke",
+        "verdict": verdict,
+        "kind": "function",
+        "family": "mask",
+        "clause": "MASK-1",
+        "broken": [],
+    }
+    return {**one, **more}
+
+
+def test_the_matrix_counts_what_it_did_not_stop_and_sees_what_got_worse(matrix, tmp_path: Path) -> None:
+    first = {"clause": "MASK-1", "seconds": 2.0, "cpu": 1.0, "test": "test_it", "judged": 3}
+    results = [
+        result("dies", "own", first=first),
+        result("lives", "survived"),
+        result("hangs", "timeout"),
+        result("honest.tiled", "passed", kind="honest"),
+        result("honest.eager", "false alarm", kind="honest"),
+    ]
+    path = tmp_path / "smoke.jsonl"
+    path.write_text("\n".join(map(json.dumps, results)) + '\n{"name": "cut o')
+    read = matrix.read(path)
+    assert list(read) == ["dies", "lives", "hangs", "honest.tiled", "honest.eager"]
+    page = matrix.markdown({"smoke": read}, [])
+    assert "1 of 3 mutants are stopped" in page
+    assert "False alarms: 1 on 2 honest kernels: honest.eager" in page
+    stored = {"smoke": matrix.summary(read)}
+    assert not matrix.check(stored, {"smoke": read})
+    read["dies"]["verdict"] = "survived"
+    read["honest.tiled"]["verdict"] = "false alarm"
+    assert matrix.check(stored, {"smoke": read}) == [
+        "smoke: dies was stopped and is not: survived",
+        "smoke: false alarm on honest.tiled",
+    ]
