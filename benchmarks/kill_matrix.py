@@ -73,7 +73,8 @@ def digest(x: torch.Tensor | None) -> tuple | None:
     """What makes two tensors the same for the reference."""
     if x is None:
         return None
-    bits = x.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if x.numel() else b""
+    # A copy: one element keeps whatever stride it had, and then has no other view.
+    bits = torch.empty(x.numel(), dtype=x.dtype).copy_(x.detach().reshape(-1)).view(torch.uint8).numpy().tobytes()
     return x.dtype, tuple(x.shape), hashlib.blake2b(bits, digest_size=16).digest()
 
 
@@ -86,7 +87,7 @@ def watched(impl: str, tier: str, *options: str) -> dict[str, Any]:
     fail, go = record.Record.fail, testing.Asking.go
 
     def noted(self: record.Record, failure: record.Failure) -> None:
-        if index()[failure.clause].binding and not first:
+        if (index()[failure.clause].binding or "--enforce-should" in options) and not first:
             seen = {"test": tests[-1], "dtype": failure.dtype, "case": failure.case, "judged": sum(s.judged for s in subjects)}
             first.update(clause=failure.clause, seconds=time.perf_counter() - began, cpu=time.process_time() - spent, **seen)
         fail(self, failure)
@@ -122,19 +123,22 @@ def measured(name: str, tier: str, whole_suite: bool) -> dict[str, Any]:
         seen = watched(name, tier)
         return seen | {"name": name, "kind": "honest", "verdict": "passed" if seen["exit"] == 0 else "false alarm"}
     impl, own = f"mutants.implementations.{name}", f"--clauses={mutant.clause}"
-    stages = [["-x"], ["-x", own]] if whole_suite else [["-x", own], ["-x"]]
+    enforced = [] if index()[mutant.clause].binding else ["--enforce-should"]
+    stages = [["-x"], ["-x", own]] if whole_suite and not enforced else [["-x", own], ["-x"]]
     runs: list[dict[str, Any]] = []
     for options in stages:
         if not runs or not runs[0]["first"] or (whole_suite and mutant.clause not in runs[0]["broken"]):
-            runs.append(watched(impl, tier, *options))
+            runs.append(watched(impl, tier, *options, *enforced))
     broken = sorted({clause for run in runs for clause in run["broken"]})
     first = next((run["first"] for run in runs if run["first"]), {})
-    binding = {clause for clause in broken if index()[clause].binding}
+    binding = {clause for clause in broken if index()[clause].binding or clause == mutant.clause}
     near = any(clause.partition("-")[0] == mutant.clause.partition("-")[0] for clause in binding)
     verdict = (
         ("own" if mutant.clause in broken else "chapter" if near else "other") if binding else "should" if broken else "survived"
     )
     sums = {clock: sum(run[clock] for run in runs) for clock in ("seconds", "cpu", "judged")}
+    if verdict == "survived" and any(run["exit"] for run in runs):
+        raise RuntimeError(f"no clause broken, and exit {[run['exit'] for run in runs]}")
     return {"name": name, "verdict": verdict, "first": first, "broken": broken, "exit": runs[-1]["exit"], **sums}
 
 

@@ -116,7 +116,8 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         if not subject.dtypes:
             raise ResolveError(_refuses_everything(subject))
         subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
-        subject.slow, subject.generic = TIERS[option("--tier")].slow, TIERS[option("--tier")].generic
+        tier = TIERS[option("--tier")]
+        subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
     kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy")
     words = ["pytest"]
     for name in kept:

@@ -71,7 +71,8 @@ class Subject:
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class not yet left
     generic: int = 0  # problems from which the tier tells whether errors lean in one direction
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
-    slow: bool = False  # the tier bears costs such as compiling, and ball arithmetic for every answer in float64
+    compiled: str = ""  # the backend of torch.compile that the tier bears
+    slow: bool = False  # the tier bears costs such as rows of a million keys, and ball arithmetic for every answer in float64
     exempt: int = 0
     elements: int = 0
     judged: int = 0

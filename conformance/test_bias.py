@@ -1,6 +1,7 @@
 """BIAS: a float that is added to the scores."""
 
 from dataclasses import replace
+from math import inf
 
 import torch
 
@@ -38,6 +39,12 @@ def test_all_sixteen_forms(subject: Subject, case: Case) -> None:
     wrt = (*plain.wrt, "bias") if subject.offers("bias_grad") else plain.wrt
     for letters, bias in every_form(plain, lambda shape: torch.randn(shape, generator=draw).to(plain.dtype)):
         must_be_right(subject, plain.replace(bias=bias, wrt=wrt), f"a bias that varies over {letters}")
+    # One number for all keys of a row changes nothing, unless it hides the row.
+    hidden = torch.Generator().manual_seed(7)
+    for letters, bias in every_form(plain, lambda shape: torch.where(torch.rand(shape, generator=hidden) < 0.3, -inf, 0.5)):
+        bias.view(-1)[0] = -inf
+        what = f"a bias that varies over {letters}, with −inf in it"
+        must_be_right(subject, plain.replace(bias=bias.to(plain.dtype), wrt=wrt), what)
 
 
 @clause("BIAS-3")

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.case import Case, fit
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import (
     NotApplicable,
@@ -14,6 +14,7 @@ from attnspec.conformance.testing import (
     must_be_right,
     must_keep_bits,
     on_cases,
+    once,
 )
 from attnspec.reference import OUTPUTS
 from attnspec.spec import twin
@@ -88,6 +89,16 @@ def test_the_future_has_no_influence(subject: Subject, case: Case) -> None:
         must_keep_bits(subject, problem, before.o.cpu(), after.o.cpu(), "o", what, other, select)
         if "dq" in before.gradients:
             must_keep_bits(subject, problem, before.gradients["dq"].cpu(), after.gradients["dq"].cpu(), "dq", what, other, select)
+
+
+@clause("CAUSAL-5")
+@once("causal")
+def test_the_diagonal_at_block_edges(subject: Subject, case: Case) -> None:
+    """As many queries as keys, and some more of either: no block is special."""
+    for n in (17, 33, 65, 129, 257):
+        for i, j in ((n, n), (n - 2, n), (n, n - 2)):
+            asked = Case(dtype=case.dtype, heads=case.heads, i=i, j=j, d=case.d, causal=True, values="peaked", wrt="none")
+            must_be_right(subject, subject.problem(fit(asked, subject.adapter)), f"{i} causal queries, {j} keys")
 
 
 @clause("CAUSAL-6")

@@ -15,7 +15,7 @@ GRADIENTS = ("dq", "dk", "dv", "dbias")
 SIGMAS = 6.5
 
 
-def readable(subject: Subject, case: Case, rate: float, j: int = 16, **options: object) -> Problem:
+def readable(subject: Subject, case: Case, rate: float, j: int = 16, i: int = 11, **options: object) -> Problem:
     """A problem whose values are one-hot, so that o_ij is the probability that multiplied v_j."""
     widths = subject.adapter.widths
     if widths is not None:
@@ -23,7 +23,7 @@ def readable(subject: Subject, case: Case, rate: float, j: int = 16, **options: 
     heads = () if case.g is None else (4,)
     rng = torch.Generator().manual_seed(j)
     like = {"dtype": getattr(torch, case.dtype), "device": subject.device}
-    i = j if options.get("causal") else 11  # whatever the alignment
+    i = j if options.get("causal") else i  # whatever the alignment
     q = torch.randn(3, 4, i, j, generator=rng).to(**like)
     k = torch.randn(3, *heads, j, j, generator=rng).to(**like)
     v = torch.eye(j).expand(3, *heads, j, j).contiguous().to(**like)
@@ -73,12 +73,37 @@ def test_dropout_and_causal(subject: Subject, case: Case) -> None:
     judged(subject, readable(subject, case, 0.3, causal=True), ("o",), "rate 0.3, causal")
 
 
+@clause("DROPOUT-1")
+@once("dropout", "key_padding")
+def test_dropout_and_a_mask(subject: Subject, case: Case) -> None:
+    """What a mask hides is not counted as dropped, and what it leaves is dropped and scaled up as ever."""
+    problem = readable(subject, case, 0.3)
+    mask = (
+        torch.arange(problem.j, device=subject.device) % 5 != torch.arange(problem.b, device=subject.device)[:, None]
+    ).contiguous()
+    judged(subject, problem.replace(mask=mask), ("o", *GRADIENTS), "rate 0.3, with a mask")
+
+
+@clause("DROPOUT-1")
+@once("dropout", "bias")
+def test_dropout_and_a_bias(subject: Subject, case: Case) -> None:
+    """A bias belongs to the scores, and dropout to what follows."""
+    problem = readable(subject, case, 0.3)
+    bias = torch.linspace(-1, 1, problem.i * problem.j).to(problem.q).view(problem.i, problem.j)
+    judged(
+        subject,
+        problem.replace(bias=bias.expand(problem.b, problem.h, -1, -1).contiguous()),
+        ("o", *GRADIENTS),
+        "rate 0.3, with a bias",
+    )
+
+
 @clause("DROPOUT-2")
 @once("dropout", "backward")
 def test_backward_uses_the_mask_of_forward(subject: Subject, case: Case) -> None:
-    """All gradients follow from the keep mask that the output shows."""
-    for rate in (0.2, 0.6):
-        judged(subject, readable(subject, case, rate), GRADIENTS, f"rate {rate}")
+    """All gradients follow from the keep mask that the output shows, within one block of keys and over several."""
+    for rate, j in ((0.2, 16), (0.6, 40), (0.4, 128)):
+        judged(subject, readable(subject, case, rate, j), GRADIENTS, f"rate {rate}, {j} keys")
     if subject.offers("causal"):
         judged(subject, readable(subject, case, 0.3, causal=True), GRADIENTS, "rate 0.3, causal")
 
@@ -92,8 +117,9 @@ def test_without_a_rate_nothing_is_dropped(subject: Subject, case: Case) -> None
 @clause("DROPOUT-3")
 @on_cases(offering=("dropout",))
 def test_evaluation_drops_nothing(subject: Subject, case: Case) -> None:
-    """A rate of one half in evaluation mode, and a rate of zero in training."""
+    """A rate of one half in evaluation mode, and a rate of zero in training, after a call that dropped."""
     problem = subject.problem(case)
+    subject.run(problem.replace(dropout=0.5, training=True))
     must_be_right(subject, problem.replace(dropout=0.5, training=False), "rate 0.5 in evaluation")
     must_be_right(subject, problem.replace(dropout=0.0, training=True), "rate 0 in training")
 
@@ -108,30 +134,35 @@ def test_a_rate_of_one_gives_zeros(subject: Subject, case: Case) -> None:
 @clause("DROPOUT-5")
 @once("dropout")
 def test_each_probability_is_dropped_on_its_own(subject: Subject, case: Case) -> None:
-    """The rate, and independence between batch items, heads, rows, columns and calls, by counting."""
+    """The rate, in all and in each batch item, head, row and column; independence of neighbours, blocks and calls."""
     rate = 0.3
-    problem = readable(subject, case, rate).replace(do=None, wrt=())
+    problem = readable(subject, case, rate, 128, 33).replace(do=None, wrt=())
     _, keep = asked(subject, problem)
     torch.manual_seed(1)
     must_answer(subject, problem)
     again = to_float64(must_answer(subject, problem).o) != 0
     count(problem, keep, 1 - rate, "kept")
+    for axis, what in enumerate(("batch item", "head", "query", "key")):
+        for n, share in enumerate(np.moveaxis(keep, axis, 0)):
+            count(problem, share, 1 - rate, f"kept for {what} {n}")
     alike = (1 - rate) ** 2 + rate**2  # chance that two independent draws agree
-    for what, other in (
-        ("batch items", np.roll(keep, 1, 0)),
-        ("heads", np.roll(keep, 1, 1)),
-        ("rows", np.roll(keep, 1, 2)),
-        ("columns", np.roll(keep, 1, 3)),
-        ("calls", again),
-    ):
-        count(problem, keep == other, alike, f"equal in neighbouring {what}")
+    apart = [("batch items", 0, 1), ("heads", 1, 1), ("queries", 2, 1), ("keys", 3, 1)]
+    apart += [(f"queries {n} apart", 2, n) for n in (2, 4, 8, 16)]
+    apart += [(f"keys {n} apart", 3, n) for n in (2, 4, 8, 16, 32, 64) if n < keep.shape[3]]
+    for what, axis, n in apart:
+        pairs = np.moveaxis(keep, axis, 0)
+        count(problem, pairs[n:] == pairs[:-n], alike, f"equal in {'neighbouring ' if n == 1 else ''}{what}", 3)
+    count(problem, keep == again, alike, "equal in two calls")
 
 
-def count(problem: Problem, hits: np.ndarray, chance: float, what: str) -> None:
-    """Raise Broken where the share of hits is further from its chance than SIGMAS allow."""
+def count(problem: Problem, hits: np.ndarray, chance: float, what: str, shared: int = 1) -> None:
+    """Raise Broken where the share of hits is further from its chance than SIGMAS allow.
+
+    shared: by how much what the hits have in common may raise the variance above the binomial one: neighbours share draws,
+    each in at most two of the pairs, so three times is an upper bound.
+    """
     n, got = hits.size, int(hits.sum())
-    # Neighbours on a ring share draws: the variance of their agreements is at most three times the binomial one.
-    spread = SIGMAS * (3 * n * chance * (1 - chance)) ** 0.5
+    spread = SIGMAS * (shared * n * chance * (1 - chance)) ** 0.5
     if abs(got - n * chance) > spread:
         raise Broken(
             Finding("relation", "o", f"{got} of {n} probabilities are {what}, expected {n * chance:.0f} ± {spread:.0f}"), problem

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.case import Case, fit
 from attnspec.conformance.relations import every_form, hidden_keys, with_hidden
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.tensors import GARBAGE
@@ -53,10 +53,22 @@ def test_all_sixteen_forms(subject: Subject, case: Case) -> None:
     plain = subject.problem(replace(case, heads="2/2", b=3, i=4, j=5))
     draw = torch.Generator().manual_seed(5)
     for letters, mask in every_form(plain, lambda shape: torch.rand(shape, generator=draw) < 0.7):
-        if "j" not in letters:
-            mask = torch.ones_like(mask)
-        mask[..., 0] = True
+        if "j" in letters:
+            mask[..., 0] = True
+        else:
+            mask.view(-1)[0] = False
         must_be_right(subject, plain.replace(mask=mask), f"a mask that varies over {letters}")
+
+
+@clause("MASK-1")
+@once("key_padding")
+def test_a_mask_is_read_to_its_end(subject: Subject, case: Case) -> None:
+    """Only the last key is visible; then all but the last."""
+    for j in (17, 33, 65, 129, 257, 513, 1025):
+        problem = subject.problem(fit(Case(dtype=case.dtype, heads=case.heads, i=3, j=j, d=8, wrt="none"), subject.adapter))
+        last = (torch.arange(j, device=subject.device) == j - 1).expand(problem.b, j)
+        must_be_right(subject, problem.replace(mask=last), f"the last of {j} keys alone")
+        must_be_right(subject, problem.replace(mask=~last), f"all of {j} keys but the last")
 
 
 @clause("MASK-4")

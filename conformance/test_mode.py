@@ -105,8 +105,8 @@ def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
 @clause("MODE-5")
 @once()
 def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
-    """torch.compile of the call, with each offered option; only in the tiers that bear its cost."""
-    if not subject.slow or case.dtype not in ("float32", "bfloat16"):
+    """torch.compile of the call, with each offered option: traced in standard, down to generated code from thorough on."""
+    if not subject.compiled or case.dtype not in ("float32", "bfloat16"):
         raise NotApplicable
     options: dict[str, dict[str, Any]] = {"causal": {"causal": True}, "scale": {"scale": 0.3}, "mask": {"mask": "bhij"}}
     for change in ({}, *(change for name, change in options.items() if subject.offers(name))):
@@ -115,7 +115,7 @@ def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
         call = subject.adapter.call(problem)
         with quiet(), torch.no_grad():
             try:
-                o = torch.compile(call.function)(**call.arguments)
+                o = torch.compile(call.function, backend=subject.compiled)(**call.arguments)
             except Exception as refusal:
                 raise NotOffered(f"torch.compile raised {type(refusal).__name__}") from None
         exact = subject.solve(problem)

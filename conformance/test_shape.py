@@ -1,12 +1,14 @@
 """SHAPE: what goes in decides the shape of what comes out, and no size is special."""
 
+from dataclasses import replace
+
 import torch
 
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.relations import one_item
 from attnspec.conformance.rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject import WIDTHS, Subject
 from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_agree, must_be_right, on_cases, once
 from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem, twin
@@ -34,6 +36,26 @@ def test_block_edges(subject: Subject, case: Case) -> None:
         if subject.offers("key_padding"):
             mask = torch.arange(j, device=subject.device)[None] >= j // 2
             must_be_right(subject, problem.replace(mask=mask), f"{j} keys, of which the first {j // 2} are hidden")
+
+
+@clause("SHAPE-2")
+@once()
+def test_block_edges_of_queries(subject: Subject, case: Case) -> None:
+    """Few keys and many queries: each row has its own answer, up to the last."""
+    for i in (63, 64, 65, 127, 128, 129, 257):
+        problem = subject.problem(fit(Case(dtype=case.dtype, heads=case.heads, i=i, j=3, d=8, values="peaked"), subject.adapter))
+        must_be_right(subject, problem, f"{i} queries")
+
+
+@clause("SHAPE-2")
+@once()
+def test_widths(subject: Subject, case: Case) -> None:
+    """Every width that is offered, of those that kernels divide into blocks, halves and vectors; then values of that width."""
+    for d in WIDTHS:
+        asked = Case(dtype=case.dtype, heads=case.heads, i=3, j=5, d=d, values="peaked")
+        for one in (asked, replace(asked, d=8, e=d)) if subject.offers("value_width") else (asked,):
+            if fit(one, subject.adapter) == one:
+                must_be_right(subject, subject.problem(one), f"width {one.d}, values of width {one.width}")
 
 
 @clause("SHAPE-3")

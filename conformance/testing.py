@@ -8,8 +8,9 @@ cases, ``@agrees`` that it is the comparison with the reference.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -164,16 +165,9 @@ class Asking:
 
     def _ask_all(self) -> None:
         ask = self._comparison if self.plan.comparison else self._relation
-        limit = self.run.tier.rows if not self.plan.comparison else self.run.tier.narrowed if self.plan.like else None
-        asked: set[Case] = set()
-        for row in self.run.rows(self.subject, self.dtype):
-            as_it_is = self.run.case is not None and self.plan.comparison
-            case = row if as_it_is else self.plan.narrow(row, self.subject)
-            if case is None or case in asked:
-                continue
-            if self.run.out_of_time or (limit is not None and len(asked) >= limit):
+        for case in self._rows():
+            if self.run.out_of_time:
                 break
-            asked.add(case)
             if not self._ask(case, ask):
                 return
         self.run.search(
@@ -183,6 +177,16 @@ class Asking:
             lambda case: self.plan.narrow(case, self.subject),
             None if self.plan.comparison else self.run.tier.searched // 3,
         )
+
+    def _rows(self) -> Iterable[Case]:
+        """Rows of the array, narrowed to what this test wants: all of them, the first ones, or for a relation the most diverse."""
+        tier, rows = self.run.tier, self.run.rows(self.subject, self.dtype)
+        if self.run.case is not None and self.plan.comparison:
+            return rows
+        fitting = dict.fromkeys(case for row in rows if (case := self.plan.narrow(row, self.subject)) is not None)
+        if not self.plan.comparison:
+            return diverse(list(islice(fitting, 12 * tier.rows)), tier.rows)
+        return islice(fitting, tier.narrowed if self.plan.like else None)
 
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""
@@ -291,6 +295,18 @@ class Asking:
             if not self.refused:
                 self._count(Verdict.NOT_RUN, 1, reason)
             pytest.skip(reason)
+
+
+def diverse(cases: list[Case], n: int) -> list[Case]:
+    """As many of the cases: the plainest one, then always the one with most traits that none before it had."""
+    left = {case: case.traits() for case in cases}
+    chosen: list[Case] = []
+    seen: set[str] = set()
+    while left and len(chosen) < n:
+        best = max(left, key=lambda case: len(left[case] - seen)) if chosen else min(left, key=lambda case: len(left[case]))
+        seen |= left.pop(best)
+        chosen.append(best)
+    return chosen
 
 
 # WHAT TESTS SAY

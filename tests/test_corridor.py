@@ -14,9 +14,7 @@ from variants import HONEST, TF32
 ROOT = Path(__file__).parent.parent
 NAMES = ["sdpa", "sdpa-math", "sdpa-flash", *HONEST, *TF32]
 PLANTED = """
-from faulty import FAULTY
-
-wrong = next(fault for fault in FAULTY if fault.name == "tail_keys_dropped").make()
+from mutants.implementations import tail_of_16_keys_dropped as wrong
 """
 
 

@@ -46,16 +46,18 @@ def adapters(mutant: Mutant) -> list[Adapter]:
 
 
 def test_every_mutant_says_what_it_does() -> None:
-    assert len(FUNCTIONS) >= 115
+    assert len(MUTANTS) >= 550
     for one in MUTANTS.values():
-        assert one.clause in index(), one.name
+        assert one.clause in index() or (one.kind == "liar" and not one.clause), one.name
         assert one.what.endswith("."), one.name
         assert all(BUG.fullmatch(source) for source in one.sources), one.name
 
 
 def test_every_family_and_every_chapter_has_mutants() -> None:
     assert {one.family for one in FUNCTIONS} == set(FAMILIES)
-    assert {one.clause.partition("-")[0] for one in MUTANTS.values()} == {clause.chapter for clause in index().values()}
+    assert {one.clause.partition("-")[0] for one in MUTANTS.values() if one.clause} == {
+        clause.chapter for clause in index().values()
+    }
 
 
 def test_what_has_no_mutant_is_listed_with_its_reason() -> None:
@@ -72,8 +74,8 @@ def test_what_has_no_mutant_is_listed_with_its_reason() -> None:
 def test_every_mutant_has_a_witness(family: str) -> None:
     """A call that it answers wrongly, or calls that contradict each other. tests/mutants/witness.py finds new ones."""
     without = []
-    for one in FUNCTIONS:
-        if one.family == family:
+    for one in MUTANTS.values():
+        if one.family == family and one.kind != "liar":  # what liars do is seen in test_liars.py
             found = WITNESSES.get(one.name)
             if found is None or not any(witness.shows(adapter, one, found) for adapter in adapters(one)):
                 without.append(one.name)

@@ -6,10 +6,10 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-import faulty
 import numpy as np
 import pytest
 import torch
+from mutants.base import load
 from random_problems import draw
 
 from attnspec.adapters import FEATURES, Adapter, resolve
@@ -180,10 +180,10 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     assert applied == MISTAKES.keys()
 
 
-# The mistake, the faulty implementation that makes it, and the levels with which it makes nothing else: torch's convention
+# The mistake, the mutant that makes it, and the levels with which it makes nothing else: torch's convention
 # merges mask, bias and causal where there is more than one.
 SAME: list[tuple[str, str, dict[str, Any]]] = [
-    ("tail_of_16_dropped", "tail_keys_dropped", {"causal": False}),
+    ("tail_of_16_dropped", "tail_of_16_keys_dropped", {"causal": False}),
     ("scale_of_model", "scale_from_model_width", {}),
     ("scale_ignored", "scale_ignored", {}),
     ("bias_scaled", "bias_scaled", {}),
@@ -203,13 +203,12 @@ SAME: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("mistake", "fault", "like"), SAME, ids=lambda x: x if isinstance(x, str) else "")
-def test_a_mistake_is_what_a_faulty_kernel_gives(mistake: str, fault: str, like: dict[str, Any]) -> None:
+def test_a_mistake_is_what_a_mutant_gives(mistake: str, fault: str, like: dict[str, Any]) -> None:
     """In float64 the two agree, and where there is no mistake to make the kernel is right.
 
     Not where the bias is the dtype's lowest number: what is left of a score beside it depends on the order of operations.
     """
-    made = next(one for one in faulty.FAULTY if one.name == fault)
-    adapter = FunctionAdapter(made.make(), fault, ("",))
+    adapter = FunctionAdapter(load()[fault].make(), fault, ("",))
     differ = 0
     for row in array("triples", adapter, ("float64",))[::3]:
         case = fit(replace(row, **like), adapter)

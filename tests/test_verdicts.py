@@ -1,25 +1,7 @@
-"""Honest kernels pass, faulty ones fail on the right clause, and the liars of the reader's world get the right words."""
+"""Honest kernels pass, and what does not hold or was not asked is said in the right words."""
 
-import sys
-import types
-from collections.abc import Iterator
-
-import faulty
 import pytest
 from judging import judge
-
-from attnspec.spec import index
-
-
-@pytest.fixture(scope="module", autouse=True)
-def importable() -> Iterator[None]:
-    """The faulty implementations under dotted names, a fresh one for each."""
-    module = types.ModuleType("faulty_implementations")
-    for fault in faulty.FAULTY:
-        setattr(module, fault.name, fault.make())
-    sys.modules[module.__name__] = module
-    yield
-    del sys.modules[module.__name__]
 
 
 @pytest.mark.parametrize("name", ["tiled", "split_k", "eager", "Attend"])
@@ -39,17 +21,6 @@ def test_classes_that_honest_kernels_hold() -> None:
     assert [held[name]["float32"] for name in held] == ["A", "A", "A"]
 
 
-def test_every_chapter_has_a_faulty_implementation() -> None:
-    assert {fault.chapter for fault in faulty.FAULTY} == {clause.chapter for clause in index().values()}
-
-
-@pytest.mark.parametrize("fault", faulty.FAULTY, ids=lambda fault: fault.name)
-def test_faulty_implementations_fail_on_the_right_clause(fault: faulty.Faulty) -> None:
-    outcome = judge(f"faulty_implementations.{fault.name}", f"--clauses={fault.chapter}")
-    assert outcome.exit == 1
-    assert fault.chapter in {clause.partition("-")[0] for clause in outcome.broken()}, outcome.broken()
-
-
 def test_a_claim_that_does_not_hold_is_a_failure() -> None:
     """eager is honest in class C; claiming B is not."""
     outcome = judge("honest.eager", "--accuracy=B", "--clauses=ACCURACY")
@@ -58,10 +29,11 @@ def test_a_claim_that_does_not_hold_is_a_failure() -> None:
 
 
 def test_a_broken_promise_names_the_choice_that_is_followed() -> None:
-    outcome = judge("faulty_implementations.causal_bottom_right", "--clauses=CAUSAL")
+    outcome = judge("mutants.implementations.causal_bottom_right", "--clauses=CAUSAL")
     assert "causal_alignment=bottom_right" in outcome.failures[0].text
     assert (
-        judge("faulty_implementations.causal_bottom_right", "--clauses=CAUSAL", "--dialect=causal_alignment=bottom_right").exit == 0
+        judge("mutants.implementations.causal_bottom_right", "--clauses=CAUSAL", "--dialect=causal_alignment=bottom_right").exit
+        == 0
     )
 
 

@@ -211,7 +211,9 @@ def mask_added_not_selected(call: Call) -> Tensor:
         q, k = call.query.float(), call.key.float().repeat_interleave(call.shape[1] // call.key.shape[1], 1)
         return scores + 0.0 * (q @ k.mT).to(scores.dtype)
 
-    return call.run(dense, score=score)
+    b, g, j, _ = call.value.shape
+    seen = call.visible.any(2).view(b, g, -1, j).any(2) if call.value.numel() and call.query.numel() else True
+    return call.but(value=torch.where(torch.as_tensor(seen)[..., None], call.value, 0.0)).run(dense, score=score)
 
 
 @mutant("mask", "MASK-4")

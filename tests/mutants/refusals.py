@@ -214,7 +214,7 @@ def control_wrong_shape(call: Call) -> Tensor:
 
 @mutant("control", "ERROR-1")
 def control_raises(call: Call) -> Tensor:
-    """Every call with more than one query raises."""
-    if call.shape[2] > 1:
+    """Every call with more than eight queries raises."""
+    if call.shape[2] > 8:
         raise RuntimeError("not implemented")
     return call.run()

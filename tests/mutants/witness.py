@@ -468,29 +468,25 @@ def adapters(thing: Any) -> list[Adapter]:
     return resolve(thing)
 
 
-def search(thing: Any, mutant: Mutant | None = None) -> str | None:
-    """The first witness, or None."""
-    if mutant is not None and mutant.witness is not None and mutant.witness(mutant.make()):
+def search(mutant: Mutant) -> str | None:
+    """The first witness, each tried on a fresh one, or None."""
+    if mutant.witness is not None and mutant.witness(mutant.make()):
         return "its own"
-    for adapter in adapters(thing):
-        for case in cases(adapter):
-            if shows(adapter, mutant, case.token()):
-                return case.token()
-    if mutant is None or mutant.kind == "function":
-        for adapter in adapters(thing):
-            for name in RELATIONS if getattr(adapter, "torch_convention", False) else ():
-                if shows(adapter, mutant, name):
-                    return name
+    for n, variant in enumerate(adapters(mutant.make())):
+        relations = RELATIONS if getattr(variant, "torch_convention", False) else ()
+        for witness in (*(case.token() for case in cases(variant)), *relations):
+            if shows(adapters(mutant.make())[n], mutant, witness):
+                return witness
     return None
 
 
 def main(names: list[str]) -> None:
     table = load()
     found = json.loads(FILE.read_text()) if FILE.exists() else {}
-    for name in names or [name for name, one in table.items() if one.kind == "function" and name not in found]:
+    for name in names or [name for name, one in table.items() if one.kind != "liar" and name not in found]:
         found.pop(name, None)
         try:
-            witness = search(table[name].make(), table[name])
+            witness = search(table[name])
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {error}"[:300], flush=True)
             continue
