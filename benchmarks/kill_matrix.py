@@ -2,14 +2,15 @@
 
     python benchmarks/kill_matrix.py [--tier smoke] [--only NAME …] [--markdown docs/kill-matrix.md] [--json docs/kill-matrix.json]
     python benchmarks/kill_matrix.py --tabulate --markdown docs/kill-matrix.md      # what the results say so far
-    python benchmarks/kill_matrix.py --check docs/kill-matrix.json                  # exit 1 where a killed mutant survives now
+    python benchmarks/kill_matrix.py --check docs/kill-matrix.json [--sample 90]    # exit 1 where a killed mutant survives now
     python benchmarks/kill_matrix.py --processes 10                                 # seconds of whole commands, for a sample
 
 Each runs in a process of its own, forked with the exact answers that an honest kernel has asked for, so that a mutant costs
 what its own answers cost. A run ends at its first broken MUST; where that is not the mutant's own clause, the tests of its own
 are asked, too. Results are appended to INTO/TIER.jsonl, and the same command goes on where it stopped.
 
-own: its clause stopped it. chapter, other: another MUST did, of the same chapter or not. should: only a SHOULD is reported. survived, errored, timeout: not stopped.
+own: its clause stopped it. chapter, other: another MUST did, of the same chapter or not. survived, errored, timeout: not
+stopped. A mutant that breaks only a SHOULD is asked with --enforce-should.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from judging import judge  # noqa: E402  tests/ is no package
 from mutants.base import FAMILIES, Mutant, load  # noqa: E402
+from mutants.not_emulated import EQUIVALENT, NOT_EMULATED  # noqa: E402
 from variants import HONEST  # noqa: E402
 
 from attnspec.conformance import record, subject, testing  # noqa: E402
@@ -47,7 +49,7 @@ from attnspec.spec import Problem, index  # noqa: E402
 
 KERNELS = ("honest.tiled", "honest.split_k", "honest.eager", "honest.Attend", "sdpa-math", "kill_matrix_kernels.steps")
 STOPPED = ("own", "chapter", "other")
-NOT_STOPPED = ("should", "survived", "errored", "timeout")
+NOT_STOPPED = ("survived", "errored", "timeout")
 LIMIT = {"smoke": 300, "standard": 1800, "thorough": 7200}  # seconds for one mutant
 
 
@@ -133,11 +135,9 @@ def measured(name: str, tier: str, whole_suite: bool) -> dict[str, Any]:
     first = next((run["first"] for run in runs if run["first"]), {})
     binding = {clause for clause in broken if index()[clause].binding or clause == mutant.clause}
     near = any(clause.partition("-")[0] == mutant.clause.partition("-")[0] for clause in binding)
-    verdict = (
-        ("own" if mutant.clause in broken else "chapter" if near else "other") if binding else "should" if broken else "survived"
-    )
+    verdict = ("own" if mutant.clause in broken else "chapter" if near else "other") if binding else "survived"
     sums = {clock: sum(run[clock] for run in runs) for clock in ("seconds", "cpu", "judged")}
-    if verdict == "survived" and any(run["exit"] for run in runs):
+    if not broken and any(run["exit"] for run in runs):
         raise RuntimeError(f"no clause broken, and exit {[run['exit'] for run in runs]}")
     return {"name": name, "verdict": verdict, "first": first, "broken": broken, "exit": runs[-1]["exit"], **sums}
 
@@ -227,10 +227,13 @@ def times(results: Iterable[dict[str, Any]], clock: str = "seconds") -> tuple[fl
 
 def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]) -> str:
     """The page: totals by family and tier, what was not stopped, false alarms, times."""
+    kinds = Counter(one.kind for one in load().values())
     lines = [
         "# The kill matrix",
         "",
-        f"What `python {Path(__file__).relative_to(ROOT)}` found. Each mutant has one planted fault.",
+        f"What `python {Path(__file__).relative_to(ROOT)}` found. {len(load())} implementations with one planted fault each,",
+        f"of which {kinds['function']} are functions, {kinds['module']} `Attend` modules, and {kinds['liar']} cheat or misbehave.",
+        f"They repeat {len({source for one in load().values() for source in one.sources})} public bugs.",
         "",
     ]
     for tier, results in tiers.items():
@@ -251,7 +254,7 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
         wall, cpu = times(mutants), times(mutants, "cpu")
         lines += [f"First failure, inside the process: median {wall[0]:.1f} s ({cpu[0]:.1f} s of CPU), worst {wall[1]:.0f} s.", ""]
         lines += [
-            "| family | mutants | own clause | other clause | SHOULD only | survived | errored | timeout |",
+            "| family | mutants | own clause | its chapter | another | survived | errored | timeout |",
             "|---|" + "---|" * 7,
         ]
         by = defaultdict(Counter)
@@ -264,31 +267,36 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
         lines += ["", "| not stopped | clause | fault | verdict |", "|---|---|---|---|"]
         for one in sorted(mutants, key=lambda one: one["name"]):
             if one["verdict"] not in STOPPED:
-                reported = f"reported: {', '.join(one['broken'])}" if one["verdict"] == "should" else one["verdict"]
-                lines.append(
-                    f"| {one['name']} | {one.get('clause', '')} | {one.get('what', '')} | {reported} {one.get('error', '')} |"
-                )
+                verdict = f"{one['verdict']} {one.get('error', '')}".strip()
+                lines.append(f"| {one['name']} | {one.get('clause', '')} | {one.get('what', '')} | {verdict} |")
         lines += [
             "",
             "<details><summary>Every mutant</summary>",
             "",
-            "| mutant | clause | bug | first stopped by | test | after problems |",
+            "| mutant | clause | bug | first stopped by | test | after problems | seconds |",
         ]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += ["|---|---|---|---|---|---|---|"]
         for one in sorted(mutants, key=lambda one: (FAMILIES.index(one.get("family", "control")), one["name"])):
             first = one.get("first") or {}
+            seconds = f"{first['seconds']:.1f}" if first else ""
             cells = (one["name"], one.get("clause", ""), one.get("source", ""), first.get("clause", one["verdict"]))
-            lines.append("| " + " | ".join(map(str, (*cells, first.get("test", ""), first.get("judged", "")))) + " |")
+            lines.append("| " + " | ".join(map(str, (*cells, first.get("test", ""), first.get("judged", ""), seconds))) + " |")
         lines += ["", "</details>", ""]
     if processes:
         worst = f"median {median(processes):.1f} s, worst {max(processes):.1f} s"
         lines += [f"From the command to the first failure, whole processes, {len(processes)} mutants of smoke: {worst}.", ""]
-    return "\n".join(lines)
+    lines += ["## Public bugs without a mutant", "", "| bug | why |", "|---|---|"]
+    lines += [f"| {bug} | {reason} |" for bug, reason in NOT_EMULATED.items()]
+    lines += ["", "## What looked like a fault and is none", "", "| change | why |", "|---|---|"]
+    lines += [f"| {change} | {proof} |" for change, proof in EQUIVALENT.items()]
+    return "\n".join(lines) + "\n"
 
 
 def check(stored: dict[str, Any], tiers: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """What got worse: mutants that were stopped and are not, honest kernels that were passed and are not."""
     worse = []
+    for tier, before in stored.items():
+        worse += [f"{tier}: {name} is gone" for name in before["verdicts"] if name not in load()]
     for tier, results in tiers.items():
         before, now = stored.get(tier, {}), summary(results)
         for name, verdict in now["verdicts"].items():
@@ -303,11 +311,18 @@ def check(stored: dict[str, Any], tiers: dict[str, dict[str, dict[str, Any]]]) -
 
 def asked(arguments: argparse.Namespace) -> list[str]:
     """The names to measure, controls first and honest kernels last."""
-    mutants = load()
+    mutants = {name: one for name, one in load().items() if one.clause}  # a liar without one gives right answers only
     if arguments.only:
         return arguments.only
     names = [name for name, one in mutants.items() if not arguments.family or one.family in arguments.family]
-    honest = [] if arguments.family or arguments.survivors else [*KERNELS, *(f"kill_matrix_kernels.{name}" for name in kernels())]
+    if arguments.sample:
+        chosen = {one.name for one in sample((mutants[name] for name in names), arguments.sample)}
+        names = [name for name in names if name in chosen or mutants[name].family == "control"]
+    honest = (
+        []
+        if arguments.family or arguments.survivors or arguments.sample
+        else [*KERNELS, *(f"kill_matrix_kernels.{name}" for name in kernels())]
+    )
     if arguments.survivors:
         before = read(arguments.into / f"{arguments.survivors}.jsonl")
         names = [name for name in names if before.get(name, {}).get("verdict") not in STOPPED]
@@ -344,6 +359,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="time N whole commands")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of them, by the hash of their names, and the controls")
     parser.add_argument("--check", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def test_all_sixteen_forms(subject: Subject, case: Case) -> None:
         if "j" in letters:
             mask[..., 0] = True
         else:
-            mask.view(-1)[0] = False
+            mask.view(-1)[-1], mask.view(-1)[0] = True, False
         must_be_right(subject, plain.replace(mask=mask), f"a mask that varies over {letters}")
 
 

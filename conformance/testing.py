@@ -179,13 +179,20 @@ class Asking:
         )
 
     def _rows(self) -> Iterable[Case]:
-        """Rows of the array, narrowed to what this test wants: all of them, the first ones, or for a relation the most diverse."""
+        """Rows of the array, narrowed to what this test wants: all of them, or the first ones.
+
+        For a relation the most diverse ones, the first without any option if the test allows that.
+        """
         tier, rows = self.run.tier, self.run.rows(self.subject, self.dtype)
         if self.run.case is not None and self.plan.comparison:
             return rows
         fitting = dict.fromkeys(case for row in rows if (case := self.plan.narrow(row, self.subject)) is not None)
         if not self.plan.comparison:
-            return diverse(list(islice(fitting, 12 * tier.rows)), tier.rows)
+            some = list(islice(fitting, 12 * tier.rows))
+            bare = (
+                self.plan.narrow(replace(case, mask="none", bias="none", causal=False, scale=None), self.subject) for case in some
+            )
+            return diverse(list(dict.fromkeys((*filter(None, bare), *some))), tier.rows)
         return islice(fitting, tier.narrowed if self.plan.like else None)
 
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:

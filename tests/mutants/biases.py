@@ -268,7 +268,7 @@ def misread_bias(call: Call, letters: str) -> Tensor:
     """A bias over exactly these axes is read at its neighbour along the first of them."""
 
     def wrong(bias: Tensor) -> Tensor:
-        if form(bias) != letters or (bias == -inf).any():
+        if form(bias) != letters or ("j" in letters and (bias == -inf).any()):
             return bias
         whole = four(bias)
         return instead(whole, whole.roll(1, "bhij".index(letters[0])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Of the 122 entries of the project's list of public bugs that have details.
 NOT_EMULATED: dict[str, str] = {
-    "pytorch/pytorch#189631": "one batch item of queries broadcast against several of keys: no clause offers it, ERROR-2 refuses it",
+    "pytorch/pytorch#189631": "one item of queries broadcast against several of keys: no clause offers it, ERROR-2 refuses it",
     "jax-ml/jax#36702": "vmap of a gradient: a transform of JAX, and no way to call an implementation that the spec knows",
     "proger/hippogriff#7": "a negative sliding window: the spec has no chapter on windows yet",
     "vllm-project/vllm#945": "ALiBi shifted by a constant in each row: softmax takes no notice, so the answer is right (BIAS-4)",
@@ -13,7 +13,7 @@ NOT_EMULATED: dict[str, str] = {
     "tracel-ai/cubecl#1070": "a fault of a judge, not of a kernel: tests/test_judge.py sees NaN fail against a number",
     "pytorch/pytorch#152290": "one device's nightly was wrong in a model; neither cause nor symptom was isolated",
     "ml-explore/mlx#3383": "vmap over grouped heads hangs: a transform of MLX; a hang has no answer to judge",
-    "facebookresearch/xformers#761": "code in a docstring that was not the kernel's: tests/test_published.py is what we have of that kind",
+    "facebookresearch/xformers#761": "code in a docstring that was not the kernel's: nothing that is called was wrong",
 }
 
 # What looked like a fault and gives a right answer, or one that its accuracy class allows.
