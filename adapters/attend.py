@@ -10,6 +10,7 @@ import torch
 
 from attnspec.adapters.contract import Adapter, Call, Unsupported, quiet
 from attnspec.adapters.convention import ResolveError, Signature, UnknownSignature, ready
+from attnspec.adapters.state import watched
 from attnspec.spec import Problem
 
 # Options that a constructor or a forward may carry.
@@ -76,10 +77,10 @@ class AttendAdapter(Adapter):
         places = [torch.zeros(2, 3, 4, 8)]
         if torch.accelerator.is_available():
             places.append(places[0].to(torch.accelerator.current_accelerator(), torch.float16))
-        seen = set()
+        seen, disturbed = set(), dict[str, str]()
         for x in places:
             for form, kv in (("mha", x), ("shared_kv", x[:, 0])):
-                with quiet(), torch.no_grad():
+                with quiet(), torch.no_grad(), watched() as changes:
                     try:
                         plain = Problem(x, kv, kv)
                         instance = ready(self.instance(), plain)[0] if self.module else self.instance()
@@ -87,7 +88,9 @@ class AttendAdapter(Adapter):
                         if instance(**arguments).shape == x.shape:
                             seen.add(form)
                     except (Exception, SystemExit):
-                        continue
+                        pass
+                disturbed = changes | disturbed
+        self.disturbed = disturbed
         return seen or {"mha"}
 
     def call(self, problem: Problem) -> Call:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from attnspec.adapters.trace import Trace, operators
 from attnspec.spec import CHOICES, Problem
 
 FEATURES: dict[str, str] = {
@@ -94,6 +95,7 @@ class Adapter:
     accuracy: str | None = None
     widths: Iterable[int] | None = None
     deterministic: bool = False
+    disturbed: Mapping[str, str] = {}  # global state that calls have changed while this was made, in words
     devices: ClassVar[Iterable[str] | None] = None
     source: tuple[str, ...] = ()
 
@@ -134,9 +136,10 @@ class Adapter:
         """This adapter with an implementation that was never called, or None where it can't make one."""
         return None
 
-    def trace(self) -> str | None:
-        """Which backend really ran, as seen by the framework, or None where there is only one."""
-        return None
+    def trace(self, problem: Problem) -> Trace:
+        """Which operators really run for a problem, as torch's dispatcher records them."""
+        answer, seen = operators(lambda: self.run(problem))
+        return Trace(seen, answer.refusal)
 
     def run(self, problem: Problem) -> Answer:
         """The answer to a problem: forward and, for the inputs in `problem.wrt`, backward, and what is raised there."""

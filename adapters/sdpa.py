@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnspec.adapters.contract import Adapter, Call
 from attnspec.adapters.convention import FunctionAdapter, ResolveError
+from attnspec.adapters.trace import Trace
 from attnspec.spec import Problem
 
 BACKENDS = {
@@ -19,6 +19,13 @@ BACKENDS = {
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,
     "sdpa-efficient": SDPBackend.EFFICIENT_ATTENTION,
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+# How the operator of each is called, on whatever device.
+OPERATORS = {
+    "sdpa-math": "_scaled_dot_product_attention_math",
+    "sdpa-flash": "_scaled_dot_product_flash_attention",
+    "sdpa-efficient": "_scaled_dot_product_efficient_attention",
+    "sdpa-cudnn": "_scaled_dot_product_cudnn_attention",
 }
 SOURCE = "from torch.nn.functional import scaled_dot_product_attention as attend"
 # What each fused backend's documentation and source leave out of scaled_dot_product_attention's offer, by device type.
@@ -74,30 +81,20 @@ class PinnedSDPA(FunctionAdapter):
         adapter.accuracy = CLAIMS.get((self.name, device.split(":")[0]), adapter.accuracy)
         return adapter
 
-    def trace(self) -> str | None:
-        """The operators of a plain call that say which backend ran, as torch's dispatcher saw them."""
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        q = torch.zeros(1, 1, 8, 8, device=device, dtype=torch.float16 if device else torch.float32)
-        with Dispatched() as seen:
-            answer = self.run(Problem(q, q.clone(), q.clone()))
-        fused = [name for name in seen.operators if "scaled_dot_product" in name]
-        # The math backend is no operator: it is dispatched as its parts.
-        parts = [name for name in seen.operators if "softmax" in name or name == "aten::bmm"]
-        if answer.refusal is not None or not fused + parts:
-            return f"did not run: {answer.refusal}"
-        return ", ".join(fused) or f"math, as {', '.join(parts)}"
+    def trace(self, problem: Problem) -> Trace:
+        """The operators of the pinned call. Raises ResolveError where another backend ran than the name promises.
 
-
-class Dispatched(TorchDispatchMode):
-    """Keeps the names of all operators that are dispatched, in order, each once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: dict[str, None] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operators.setdefault(func.name().partition(".")[0])
-        return func(*args, **(kwargs or {}))
+        It is an error and no failure: the text has no clause on backends, and every verdict would be about another kernel.
+        """
+        seen = super().trace(problem)
+        own = [name for name in seen.operators if OPERATORS[self.name] in name]
+        if seen.refusal is None and seen.operators and (not own or (self.name == "sdpa-math" and seen.fused)):
+            raise ResolveError(
+                f"--impl={self.name} did not run its own backend: a plain {str(problem.dtype)[6:]} call on {problem.q.device} ran "
+                f"{seen or 'none that is known'}, expected {OPERATORS[self.name]}; nothing was tested. "
+                "--impl=sdpa tests whichever backend torch takes"
+            )
+        return seen
 
 
 def pinned(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:

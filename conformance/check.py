@@ -26,12 +26,12 @@ import pytest
 import torch
 
 from attnspec.adapters import Adapter, ResolveError, resolve
+from attnspec.adapters.state import STATE
 from attnspec.conformance import report
 from attnspec.conformance.judge import Verdict
-from attnspec.conformance.plugin import OPTIONS, TESTS, make_run
+from attnspec.conformance.plugin import OPTIONS, TESTS, loaded, make_run
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.run import Run
-from attnspec.conformance.test_purity import STATE
 from attnspec.spec import index
 
 
@@ -41,7 +41,8 @@ class Result:
 
     verdicts: one entry for each clause, dtype, variant and device, with the number of problems for each verdict.
     failures: the broken clauses that decide, each shown once, with clause, dtype, variant, device, text and case.
-    held: the strictest accuracy class that no answer left, one entry for each variant, device and dtype.
+    held: the strictest accuracy class that no answer left, one entry for each variant, device and dtype; "not A" where A was
+    not held.
     errors: faults of the suite itself, which say nothing about the implementation.
     """
 
@@ -138,10 +139,11 @@ def check(
         if choices and options[name] not in (None, *choices):
             raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: there are {', '.join(choices)}")
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
-        adapters = [copy.copy(adapter) for adapter in resolve(_own(impl), kwargs)]
+        record = _Telling(Path(verdicts) if verdicts is not None else None)
+        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
         given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs}
-        retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
-        run = make_run(options.__getitem__, adapters, _Telling(Path(verdicts) if verdicts is not None else None, retell=retell))
+        record.retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
+        run = make_run(options.__getitem__, adapters, record)
         run.repros = repros
         return _asked(run)
 
@@ -182,9 +184,9 @@ def _asked(run: Run) -> Result:
         notes=tuple(record.notes),
         errors=tuple(errors),
         held=tuple(
-            {"variant": s.label, "device": s.device, "dtype": dtype, "class": class_}
+            {"variant": s.label, "device": s.device, "dtype": dtype, "class": report.held(run, s, dtype)}
             for s in run.subjects
-            for dtype, class_ in s.held.items()
+            for dtype in s.held
         ),
         header=tuple(header),
         summary=tuple(report.table(run)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import re
 import shlex
 import sys
@@ -43,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of the attention spec that a test decides")
     if config.getoption("--impl") is None:
         return
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:  # pytest's own comes later than the first questions
+        faulthandler.enable(sys.__stderr__)
     if config.args_source != pytest.Config.ArgsSource.ARGS:
         config.args = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
     # A foreign project's patterns for its own tests are not ours.
@@ -67,7 +70,23 @@ def _make_run(config: pytest.Config) -> Any:
 
     option = config.getoption
     record = Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None)
-    return make_run(option, resolve(option("--impl"), parse_kwargs(option("--impl-kwargs"))), record)
+    kwargs = parse_kwargs(option("--impl-kwargs"))
+    return make_run(option, loaded(lambda: resolve(option("--impl"), kwargs), record), record)
+
+
+def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
+    """The adapters that `load` gives; what importing the implementation changes of the global state is noted.
+
+    How many threads there are and how products are rounded is for a package to choose, and it is judged as its users have
+    it; the rest is set back.
+    """
+    from attnspec.adapters.state import watched
+
+    with watched(leave=("the number of threads", "the matmul precision")) as changes:
+        adapters = load()
+    for how in changes.values():
+        record.note(f"importing it changed {how}, before anything was called")
+    return adapters
 
 
 def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> Any:
@@ -115,6 +134,12 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     for subject in subjects:
         if not subject.dtypes:
             raise ResolveError(_refuses_everything(subject))
+        seen = subject.backend
+        if getattr(subject.adapter, "flash", False) and seen is not None and seen.unfused:
+            record.note(
+                f"{subject.adapter.name} {subject.label} on {subject.device} ran no fused kernel: a plain {subject.dtypes[0]} call "
+                f"is {', '.join(seen.parts)}; which kernel answers is no part of the answer, and decides nothing"
+            )
         subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
         tier = TIERS[option("--tier")]
         subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled

@@ -43,14 +43,13 @@ def header(run: Run) -> list[str]:
         f"torch {torch.__version__}, numpy {numpy.__version__}, Python {platform.python_version()}"
     ]
     for subject in run.subjects:
-        traced = subject.adapter.trace()
         lines.append(
             f"  {'variant ' + subject.label if subject.adapter.variant else 'implementation'} on {device_name(subject.device)}: "
             f"{', '.join(subject.dtypes) or 'no dtype'}; class "
             + ", ".join(dict.fromkeys(f"{subject.required_class(d)} for {d}" for d in subject.dtypes))
         )
-        if traced:
-            lines.append(f"    backend seen in torch's dispatcher: {traced}")
+        if subject.backend is not None and str(subject.backend):
+            lines.append(f"    backend seen in a plain {subject.dtypes[0]} call: {subject.backend}")
         offered = [name for name in FEATURES if subject.offers(name)]
         absent = [name for name in FEATURES if not subject.offers(name)]
         lines.append(f"    offers {', '.join(offered)}" + (f"; not {', '.join(absent)}" if absent else ""))
@@ -228,7 +227,7 @@ def table(run: Run) -> list[str]:
             if any(cells):
                 mark = "" if index()[id_].binding else " should"
                 lines.append(f"  {id_:12}{''.join(f'{_cell(c):>18}' for c in cells)}{mark}")
-        lines.append(f"  {'class held':12}" + "".join(f"{_held(subject, d):>18}" for d in dtypes))
+        lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
     lines += ["", *totals(record)]
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
     lines.append(
@@ -249,8 +248,14 @@ def _cell(counts: Counter[Verdict] | None) -> str:
     return "not run" if counts[Verdict.NOT_RUN] else "·"
 
 
-def _held(subject: Subject, dtype: str) -> str:
-    return subject.held.get(dtype, "–")
+def held(run: Run, subject: Subject, dtype: str) -> str:
+    """The strictest class that no answer left: "not A" where A had to be held, and a clause of ACCURACY says that it was not."""
+    broken = any(
+        counts[Verdict.FAIL] and cell[0].startswith("ACCURACY") and index()[cell[0]].binding
+        for cell, counts in run.record.counts.items()
+        if cell[1:] == (dtype, subject.label, subject.device)
+    )
+    return f"not {subject.required_class(dtype)}" if broken else subject.held.get(dtype, "–")
 
 
 def totals(record: Record) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 
 from attnspec.adapters import FEATURES, Adapter, Answer
+from attnspec.adapters.state import RANDOM, watched
+from attnspec.adapters.trace import Trace
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
-from attnspec.conformance.case import Case, fit, simpler
+from attnspec.conformance.case import Case, describe_problem, fit, simpler
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
@@ -76,6 +79,10 @@ class Subject:
     exempt: int = 0
     elements: int = 0
     judged: int = 0
+    backend: Trace | None = None  # what a plain call ran
+    called: bool = False
+    disturbed: dict[str, tuple[str, Problem]] = field(default_factory=dict)  # global state → which call changed it how, and where
+    asking: str = ""  # clause and case that the suite is at, for who reads the traceback of a crash
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
     _explained: list[Explained] = field(default_factory=list)
 
@@ -110,8 +117,28 @@ class Subject:
         return build(case, self.device, names if self.offers("backward") else ())
 
     def run(self, problem: Problem) -> Answer:
-        """The implementation's answer."""
-        return self.adapter.run(problem)
+        """The implementation's answer. What the call changes around it is remembered, and set back."""
+        with self.watching(problem):
+            # The traceback of a crash or a hang holds no values, but it does hold the names of files.
+            where = f"<attnspec asks {self.asking or 'the first questions'}: {describe_problem(problem)}>"
+            return eval(compile("run(problem)", where, "eval"), {"run": self.adapter.run, "problem": problem})
+
+    @contextlib.contextmanager
+    def watching(self, problem: Problem) -> Iterator[dict[str, str]]:
+        """Around a call: what it changes of the global state, in words, goes to `disturbed`, and is set back (PURITY-3)."""
+        which, self.called = "the call" if self.called else "the first call", True
+        with watched(apart_from=(RANDOM,) if problem.dropout else ()) as changes:
+            yield changes
+        for name, how in changes.items():
+            self.disturbed.setdefault(name, (f"{which} changed {how}", problem))
+
+    def disturbs(self, case: Case) -> dict[str, str]:
+        """What a call changes of the global state."""
+        problem = self.problem(case)
+        torch.rand(1)  # so that a call that always sets the same random state is seen to set it
+        with self.watching(problem) as changes:
+            self.adapter.run(problem)
+        return changes
 
     def solve(self, problem: Problem, keep: np.ndarray | None = None, *, certain: bool = False) -> Exact:
         """The exact answer in the dialect of this subject. `certain`: from ball arithmetic, where it is installed."""
@@ -213,8 +240,13 @@ class Subject:
             what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
             finding = replace(finding, message=f"the whole output is {what}" if what else "")
         finding = replace(finding, hint=self._other_choice(problem, answer, finding))
+        if finding.output == "o" and not finding.message and not finding.hint:
+            finding = replace(finding, message=self._mean(problem, answer))
         fresh = self.adapter.fresh()
-        if fresh is not None and not judge(fresh.run(problem), exact, self.required_class(case.dtype)).findings:
+        if (
+            fresh is not None
+            and not judge(replace(self, adapter=fresh).run(problem), exact, self.required_class(case.dtype)).findings
+        ):
             finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")
             return Explained("PURITY-5", case, finding, problem, exact)
         if finding.output == "o" and finding.kind == "value" and self._remembers(problem, answer, case):
@@ -258,8 +290,35 @@ class Subject:
                 class_ = self.required_class(str(problem.dtype)[6:])
                 exact = solve(problem, self.dialect.with_choice(name, value))
                 excused = exact.tolerance(class_).exempt[finding.output]
-                if not judge(answer, exact, class_).findings and not (excused.any() and excused[finding.index]):
-                    return f"{name}={value}"
+                if judge(answer, exact, class_).findings or (excused.any() and excused[finding.index]):
+                    continue
+                if name == "causal_alignment" and not self._aligned(problem, answer, value):
+                    continue
+                return f"{name}={value}"
+        return ""
+
+    def _aligned(self, problem: Problem, answer: Answer, value: str) -> bool:
+        """Whether an answer that one alignment explains is not explained as well by no causal masking at all.
+
+        Where the two are the same on this problem, a problem on which they differ is asked.
+        """
+        class_ = self.required_class(str(problem.dtype)[6:])
+        if judge(answer, self.solve(problem.replace(causal=False)), class_, gradients=False).findings:
+            return True
+        i, j = (3, 5) if value == "bottom_right" else (5, 3)
+        case = fit(Case(str(problem.dtype)[6:], _heads(self), i=i, j=j, d=problem.d, causal=True, values="peaked"), self.adapter)
+        asked = self.problem(case)
+        return not judge(self.run(asked), solve(asked, self.dialect.with_choice("causal_alignment", value)), class_).of(("o",))
+
+    def _mean(self, problem: Problem, answer: Answer) -> str:
+        """Words for an output that is a mean of values, whatever the scores; else ''."""
+        if problem.dropout or not problem.j:
+            return ""
+        class_ = self.required_class(str(problem.dtype)[6:])
+        visible = problem.replace(scale=0.0, bias=None, do=None, wrt=())
+        for which, flat in (("all", visible.replace(mask=None, causal=False)), ("all visible", visible)):
+            if not judge(answer, self.solve(flat), class_, gradients=False).of(("o",)):
+                return f"the whole output is the mean of {which} values"
         return ""
 
     def _remembers(self, problem: Problem, answer: Answer, case: Case) -> bool:
@@ -316,6 +375,7 @@ def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case
 def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str | None, dtypes: tuple[str, ...] | None) -> Subject:
     """A subject with its dtypes, widths and open choices settled by a few plain calls."""
     subject = Subject(adapter, device, claim=claim)
+    subject.disturbed.update({name: (f"the first call changed {how}", _plain(subject)) for name, how in adapter.disturbed.items()})
     _settle_dtypes(subject, dtypes)
     if adapter.widths is None:
         _settle_widths(subject)
@@ -330,7 +390,17 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
         else:
             source = _observe(subject, name)
         subject.sources[name] = source
+    if subject.dtypes:
+        plain = _plain(subject, subject.dtypes[0])
+        with subject.watching(plain):
+            subject.backend = adapter.trace(plain)
     return subject
+
+
+def _plain(subject: Subject, dtype: str = "float32") -> Problem:
+    """What every implementation should answer."""
+    case = Case(dtype=dtype, heads=_heads(subject), d=16 if subject.adapter.widths is None else min(subject.adapter.widths), i=4)
+    return build(replace(case, wrt="none"), subject.device, ())
 
 
 def _settle_dtypes(subject: Subject, asked: tuple[str, ...] | None) -> None:

@@ -94,7 +94,7 @@ def test_a_bias_in_float32_beside_half_types(subject: Subject, case: Case) -> No
 def test_sizes_that_do_not_fit_are_refused(subject: Subject, case: Case) -> None:
     """Lengths, widths, masks and head counts that contradict each other."""
     for what, problem in misfits(subject, case):
-        with quiet():
+        with quiet(), subject.watching(problem):
             try:
                 call = subject.adapter.call(problem)
                 o = call.function(**call.arguments)
@@ -167,7 +167,7 @@ def test_a_rate_that_is_no_probability_is_refused(subject: Subject, case: Case) 
     for rate in (-0.1, 1.5):
         bad = copy.copy(plain.replace(training=True))
         object.__setattr__(bad, "dropout", rate)
-        with quiet():
+        with quiet(), subject.watching(bad):
             try:
                 call = subject.adapter.call(bad)
                 call.function(**call.arguments)

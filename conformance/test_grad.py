@@ -126,7 +126,8 @@ def test_a_second_derivative_is_right_or_refused(subject: Subject, case: Case) -
 def _second(subject: Subject, problem: Problem, r: torch.Tensor) -> torch.Tensor:
     leaves = {name: x.detach().clone().requires_grad_(name != "mask") for name, x in problem.inputs().items()}
     call = subject.adapter.call(problem.replace(**leaves))
-    o = call.function(**call.arguments)
+    with subject.watching(problem):
+        o = call.function(**call.arguments)
     (first,) = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
     (second,) = torch.autograd.grad((first * r.to(first.device)).sum(), leaves["q"])
     return second

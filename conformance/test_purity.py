@@ -1,10 +1,7 @@
 """PURITY: the same question has the same answer, and asking changes nothing."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from attnspec.conformance.case import Case
 from attnspec.conformance.judge import Finding
@@ -21,18 +18,6 @@ from attnspec.conformance.testing import (
     once,
 )
 from attnspec.reference import OUTPUTS
-
-STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "the determinism flag": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    "the matmul precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "the random state": (
-        lambda: torch.get_rng_state().tolist(),
-        lambda state: torch.set_rng_state(torch.tensor(state, dtype=torch.uint8)),
-    ),
-}
 
 
 @clause("PURITY-1")
@@ -72,16 +57,10 @@ def _owns(subject: Subject, problem: Any) -> None:
 @clause("PURITY-3")
 @on_cases(right=())
 def test_nothing_global_changes(subject: Subject, case: Case) -> None:
-    """Default dtype, grad mode, threads, flags and the random state."""
-    problem = subject.problem(case)
-    torch.rand(1)  # so that a call that always sets the same random state is seen to set it
-    before = {name: read() for name, (read, _) in STATE.items()}
-    subject.run(problem)
-    changed = [name for name, (read, _) in STATE.items() if read() != before[name]]
-    for name in changed:
-        STATE[name][1](before[name])
-    if changed:
-        raise Broken(Finding("relation", "call", f"the call changed {' and '.join(changed)}"), problem)
+    """Default dtype, grad mode, threads, flags and the random state, which are watched around every call of the suite."""
+    changes = subject.disturbs(case)
+    if changes:
+        raise Broken(Finding("relation", "call", f"the call changed {' and '.join(changes.values())}"), subject.problem(case))
 
 
 @clause("PURITY-4")

@@ -154,6 +154,7 @@ class Asking:
         if missing:
             self._count(Verdict.UNSUPPORTED, 1, f"{' and '.join(missing)} not offered")
             pytest.skip(f"{' and '.join(missing)} not offered")
+        self._tell_of_disturbances(None)  # when the implementation was met
         if self.plan.once:
             # A test that makes its own problems asks nothing of the array.
             self._ask(fit(Case(dtype=self.dtype, heads="2/2"), self.subject.adapter), self._relation)
@@ -197,6 +198,7 @@ class Asking:
 
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""
+        self.subject.asking = f"{self.main.id} --case={case.token()}"
         try:
             if ask(case):
                 self.passed += 1
@@ -208,6 +210,7 @@ class Asking:
             self._count(Verdict.RESOURCE, 1, self.reason)
         except NotApplicable:
             pass
+        self._tell_of_disturbances(case)
         return len(self.shown) < 3
 
     # COMPARISON WITH THE REFERENCE
@@ -271,6 +274,21 @@ class Asking:
         return again is not None and again.finding.likeness == broken.finding.likeness
 
     # SAYING SO
+
+    def _tell_of_disturbances(self, case: Case | None) -> None:
+        """PURITY-3 is broken by whichever call changes something around it; said once, of the simplest case that does."""
+        subject, run = self.subject, self.run
+        new = [name for name in subject.disturbed if run.first_time(("disturbed", name, subject.label, subject.device), "")]
+        if not new:
+            return
+        what, problem = " and ".join(subject.disturbed[name][0] for name in new), subject.disturbed[new[0]][1]
+        again = case is not None and bool(subject.disturbs(case))
+        if case is not None and again:
+            case = descend(case, subject.adapter, lambda trial: bool(subject.disturbs(trial)))
+            what, problem = f"the call changed {' and '.join(subject.disturbs(case).values())}", subject.problem(case)
+        else:
+            case = Case(dtype=self.dtype)
+        self._report(Explained("PURITY-3", case, Finding("relation", "call", what), problem, None, again))
 
     def _report(self, explained: Explained, other: Problem | None = None) -> None:
         broken = index()[explained.clause]

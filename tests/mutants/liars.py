@@ -17,12 +17,22 @@ from attnspec.adapters import Adapter, Unsupported
 from mutants.base import FAMILIES, MUTANTS, Call, Mutant, with_sdpa_signature
 
 WORDS: dict[str, tuple[str, ...]] = {}
+ASKED: dict[str, tuple[str, ...]] = {}
 
 
 def liar(
-    family: str, clause: str, *words: str, source: str = "", checked: bool = True, witness: Callable[[Any], bool] | None = None
+    family: str,
+    clause: str,
+    *words: str,
+    asked: str = "",
+    source: str = "",
+    checked: bool = True,
+    witness: Callable[[Any], bool] | None = None,
 ) -> Callable[[Any], Any]:
-    """Enter a liar: a function of a ``Call``, a class of such functions that keep state, a module or an adapter."""
+    """Enter a liar: a function of a ``Call``, a class of such functions that keep state, a module or an adapter.
+
+    `asked`: the case on which it is seen, where it is not by the clause's own tests of tier smoke.
+    """
 
     def enter(faulty: Any) -> Any:
         whole = isinstance(faulty, type) and issubclass(faulty, Adapter | torch.nn.Module)
@@ -40,6 +50,7 @@ def liar(
             raise ValueError(f"liar {name}: entered twice, or of no family")
         MUTANTS[name] = Mutant(name, family, clause, source, what, "liar", make, witness)
         WORDS[name] = words
+        ASKED[name] = (f"--case={asked}",) if asked else ()
         return faulty
 
     return enter
@@ -53,25 +64,39 @@ def answered_as(value: Tensor, derived: Tensor) -> Tensor:
 # ANSWERS THAT ARE NONE
 
 
-@liar("control", "SOFTMAX-1", "output [0, 0, 0, 0] = -0, expected")
+@liar("control", "SOFTMAX-1", "the whole output is zero", asked="i=3,j=7")
 def zeros(call: Call) -> Tensor:
     """The answer is zero, with zero gradients."""
     return call.run() * 0
 
 
-@liar("control", "SOFTMAX-1", "1 query, 2 keys, width 1")
+@liar("control", "SOFTMAX-1", "the whole output is the mean of all values", asked="i=3,j=7,heads=2/2,b=2")
 def mean_of_values(call: Call) -> Tensor:
     """Every query gets the mean of all values."""
     return call.but(query=call.query * 0, attn_mask=None, is_causal=False).run()
 
 
-@liar("control", "SOFTMAX-2", "= nan, expected", "not finite where the answer is")
+@liar("control", "MASK-2", "the whole output is the mean of all visible values", asked="i=3,j=7,mask=padding,values=peaked")
+def mean_of_visible_values(call: Call) -> Tensor:
+    """Where a mask hides anything, every query gets the mean of the values that it shows."""
+    hides = call.attn_mask is not None and not bool(call.visible.all())
+    return call.but(query=call.query * 0).run() if hides else call.run()
+
+
+@liar("control", "SOFTMAX-2", "the whole output is NaN", "not finite where the answer is", asked="i=3,j=7")
 def nan_everywhere(call: Call) -> Tensor:
     """NaN, as a wildcard that compares with nothing."""
     return call.run() * torch.nan
 
 
-@liar("softmax", "SOFTMAX-2", "= nan, expected", "not finite where the answer is", source="pytorch/pytorch#121558")
+@liar(
+    "softmax",
+    "SOFTMAX-2",
+    "= nan, expected",
+    "not finite where the answer is",
+    source="pytorch/pytorch#121558",
+    asked="i=3,j=7,values=large",
+)
 def nan_where_it_is_hard(call: Call) -> Tensor:
     """NaN in each row whose scores are far apart, where a tolerant reference gives up, too."""
     scores = call.query.double() @ call.query.double().mT * call.scale_in_use
@@ -79,7 +104,7 @@ def nan_where_it_is_hard(call: Call) -> Tensor:
     return call.run().masked_fill(hard, torch.nan)
 
 
-@liar("mask", "MASK-2", "= nan, expected", "not finite where the answer is")
+@liar("mask", "MASK-2", "the whole output is NaN", "not finite where the answer is", asked="i=3,j=7,mask=padding")
 def nan_with_any_mask(call: Call) -> Tensor:
     """NaN as soon as a mask hides anything."""
     hides = call.attn_mask is not None and not bool(call.visible.all())
@@ -112,21 +137,21 @@ class _Remembers:
         return answered_as(kept, out)
 
 
-@liar("state", "PURITY-5", "after a call with the same shapes and other numbers")
+@liar("state", "PURITY-5", "after a call with the same shapes and other numbers", asked="i=3,j=7")
 class cached_by_shape(_Remembers):  # noqa: N801
     """Shapes and options seen before get the answer of then."""
 
     key = staticmethod(_shapes)
 
 
-@liar("state", "PURITY-5", "with other numbers written to the same addresses")
+@liar("state", "PURITY-5", "with other numbers written to the same addresses", asked="i=3,j=7")
 class cached_by_address(_Remembers):  # noqa: N801
     """Tensors at addresses seen before get the answer of then."""
 
     key = staticmethod(_addresses)
 
 
-@liar("state", "PURITY-4", "the answer varies")
+@liar("state", "PURITY-4", "the answer varies", asked="i=3,j=7")
 class right_on_the_second_call(_Remembers):  # noqa: N801
     """A problem met for the first time gets half the answer; asked again, it gets all of it."""
 
@@ -156,7 +181,7 @@ class right_for_the_first_hundred_calls:  # noqa: N801
 # WHAT IT DOES TO OTHERS
 
 
-@liar("state", "PURITY-1", "the call changed its input q")
+@liar("state", "PURITY-1", "the call changed its input q", asked="i=3,j=7")
 def query_written(call: Call) -> Tensor:
     """The caller's query is overwritten with zeros."""
     out = call.but(query=call.query.clone()).run()
@@ -164,7 +189,7 @@ def query_written(call: Call) -> Tensor:
     return out
 
 
-@liar("state", "PURITY-1", "the call changed its input do")
+@liar("state", "PURITY-1", "the call changed its input do", asked="i=3,j=7")
 def cotangent_written(call: Call) -> Tensor:
     """The caller's cotangent is scaled in place by backward."""
 
@@ -180,7 +205,7 @@ def cotangent_written(call: Call) -> Tensor:
     return out
 
 
-@liar("state", "PURITY-2", "the output shares its memory with v")
+@liar("state", "PURITY-2", "the output shares its memory with v", asked="i=3,j=1")
 def output_is_the_value_of_one_key(call: Call) -> Tensor:
     """With a single key and no mask the output is a view of the value."""
     out = call.run()
@@ -189,7 +214,7 @@ def output_is_the_value_of_one_key(call: Call) -> Tensor:
     return out
 
 
-@liar("state", "PURITY-2", "two calls returned the same memory")
+@liar("state", "PURITY-2", "two calls returned the same memory", asked="i=3,j=7")
 class view_of_a_shared_buffer:  # noqa: N801
     """The output is a view of one buffer, which the next call overwrites."""
 
@@ -206,7 +231,7 @@ class view_of_a_shared_buffer:  # noqa: N801
         return out
 
 
-@liar("state", "PURITY-3", "the call changed the default dtype")
+@liar("state", "PURITY-3", "the first call changed the default dtype from torch.float32 to torch.float64")
 def default_dtype_changed(call: Call) -> Tensor:
     """The default dtype is float64 afterwards."""
     out = call.run()
@@ -214,7 +239,64 @@ def default_dtype_changed(call: Call) -> Tensor:
     return out
 
 
-@liar("state", "PURITY-3", "the call changed the random state")
+@liar("state", "PURITY-3", "the first call changed the default dtype from torch.float32 to torch.float16")
+class default_dtype_changed_once:  # noqa: N801
+    """The first call of all sets the default dtype, as what is loaded late would; the others do not."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, call: Call) -> Tensor:
+        self.calls += 1
+        out = call.run()
+        if self.calls == 1:
+            torch.set_default_dtype(torch.float16)
+        return out
+
+
+@liar("state", "PURITY-3", "the first call changed the default dtype from torch.float32 to torch.bfloat16")
+class DefaultDtypeChangedOnce(Attend):
+    """The first call of an instance, which the suite makes to learn what keys it takes, sets the default dtype."""
+
+    called = False
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not self.called:
+            torch.set_default_dtype(torch.bfloat16)
+        self.called = True
+        return super().forward(q, k, v, mask)
+
+
+@liar(
+    "state",
+    "PURITY-3",
+    "the call changed the default dtype from torch.float32 to torch.float16",
+    "4 queries, 4 keys, width 1; causal",
+    asked="i=7,j=9,causal=True",
+)
+def default_dtype_changed_by_a_refusal(call: Call) -> Tensor:
+    """Causal calls of four queries or more set the default dtype and raise before they set it back."""
+    if call.is_causal and call.shape[2] > 3:
+        torch.set_default_dtype(torch.float16)
+        raise NotImplementedError("no long causal calls")
+    return call.run()
+
+
+@liar("state", "PURITY-3", "the first call changed the matmul precision from highest to medium", asked="i=3")
+def matmul_precision_changed(call: Call) -> Tensor:
+    """Products in float32 are rounded more, for everybody."""
+    torch.set_float32_matmul_precision("medium")
+    return call.run()
+
+
+@liar("state", "PURITY-3", "the first call changed the determinism flag from False to True", asked="i=3")
+def determinism_flag_changed(call: Call) -> Tensor:
+    """Deterministic algorithms are demanded of everybody."""
+    torch.use_deterministic_algorithms(True)
+    return call.run()
+
+
+@liar("state", "PURITY-3", "the first call changed the random state", asked="i=3")
 def random_state_changed(call: Call) -> Tensor:
     """The global generator is seeded on every call."""
     out = call.run()
@@ -222,7 +304,7 @@ def random_state_changed(call: Call) -> Tensor:
     return out
 
 
-@liar("state", "PURITY-3", "the call changed grad mode")
+@liar("state", "PURITY-3", "the first call changed grad mode from True to False")
 def grad_mode_changed(call: Call) -> Tensor:
     """Gradients are switched off for good."""
     out = call.run()
@@ -230,7 +312,7 @@ def grad_mode_changed(call: Call) -> Tensor:
     return out
 
 
-@liar("state", "PURITY-3", "the call changed the number of threads")
+@liar("state", "PURITY-3", "the first call changed the number of threads from 1 to 2", asked="i=3")
 def threads_changed(call: Call) -> Tensor:
     """One thread less, or one more, for everybody."""
     torch.set_num_threads(2 if torch.get_num_threads() == 1 else 1)
@@ -266,13 +348,13 @@ def scale_ignored_silently(call: Call) -> Tensor:
     return call.but(scale=None).run()
 
 
-@liar("dropout", "DROPOUT-5", "rate 0.1")
+@liar("dropout", "DROPOUT-5", "2112 of 2112 probabilities are kept")
 def dropout_ignored(call: Call) -> Tensor:
     """dropout_p has no effect."""
     return call.but(dropout_p=0.0).run()
 
 
-@liar("heads", "SHARED-2", "2 key/value heads, 1 query")
+@liar("heads", "SHARED-2", "2 key/value heads, 1 query", asked="i=3,j=7,heads=4/2")
 def groups_ignored(call: Call) -> Tensor:
     """With enable_gqa every query head uses the first key/value head."""
     if call.key.shape[1] in (call.query.shape[1], 0):
@@ -302,7 +384,7 @@ class _Claims(Adapter):
         return tiled(q, k, v, **options)
 
 
-@liar("heads", "SHARED-2", "raised NotImplementedError: no groups yet")
+@liar("heads", "SHARED-2", "raised NotImplementedError: no groups yet", asked="i=3,j=7,heads=4/2")
 class ClaimsGroupsAndRaises(_Claims):
     """Promises gqa, and raises."""
 
@@ -312,7 +394,7 @@ class ClaimsGroupsAndRaises(_Claims):
         return super().kernel(q, k, v, **options)
 
 
-@liar("heads", "SHARED-2", "head_grouping=strided")
+@liar("heads", "SHARED-2", "head_grouping=strided", asked="i=3,j=7,heads=4/2")
 class ClaimsBlockedGroupsAndStrides(_Claims):
     """Promises blocked groups of query heads, and strides them."""
 
@@ -321,7 +403,7 @@ class ClaimsBlockedGroupsAndStrides(_Claims):
         return super().kernel(q, k[:, heads], v[:, heads], **options)
 
 
-@liar("error", "SHARED-2", "raised no groups on Sundays")
+@liar("error", "SHARED-2", "raised no groups on Sundays", asked="i=3,j=7,heads=4/2")
 class ClaimsAndIsUnsupported(_Claims):
     """Promises gqa, and says Unsupported where it is asked for."""
 
@@ -331,20 +413,20 @@ class ClaimsAndIsUnsupported(_Claims):
         return super().kernel(q, k, v, **options)
 
 
-@liar("gradients", "GRAD-1", "the output has no grad_fn, or does not depend on it")
+@liar("gradients", "GRAD-1", "the output has no grad_fn, or does not depend on it", asked="i=3,j=7")
 def no_grad_fn(call: Call) -> Tensor:
     """The output is detached."""
     return call.run().detach()
 
 
-@liar("gradients", "GRAD-1", "gradient of q [0, 0, 0, 0] = 0, expected")
+@liar("gradients", "GRAD-1", "gradient of q [0, 0, 0, 0] = 0, expected", asked="i=3,j=7")
 def gradients_of_zero(call: Call) -> Tensor:
     """Claims a backward, and hands back zeros."""
     out = call.run()
     return answered_as(out, out * 0)
 
 
-@liar("gradients", "GRAD-5", "only q and v require grad")
+@liar("gradients", "GRAD-5", "only q and v require grad", asked="i=3,j=7,wrt=qv")
 def wrong_for_some_subsets(call: Call) -> Tensor:
     """The gradient of the value is doubled where query and value need one, and the key does not."""
     if call.query.requires_grad and call.value.requires_grad and not call.key.requires_grad:
@@ -354,7 +436,7 @@ def wrong_for_some_subsets(call: Call) -> Tensor:
     return call.run()
 
 
-@liar("dtype", "ACCURACY-1", "it would be right in class B of bfloat16")
+@liar("dtype", "ACCURACY-1", "it would be right in class B of bfloat16", "not A", asked="dtype=bfloat16,i=3,j=7")
 class ClaimsClassA(_Claims):
     """Claims class A for every dtype, and rounds everything."""
 
@@ -364,7 +446,7 @@ class ClaimsClassA(_Claims):
         return eager(q, k, v, **options)
 
 
-@liar("state", "PURITY-4", "asked a second time")
+@liar("state", "PURITY-4", "asked a second time", asked="i=5,j=33,d=16")
 class ClaimsToBeDeterministic(_Claims):
     """Claims the same bits on every call, and takes one of two kernels in turn."""
 
