@@ -128,6 +128,10 @@ class Adapter:
         source = (f"from {kind.__module__} import {kind.__qualname__}", f"attend = {kind.__qualname__}().attend")
         return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, self.source or source)
 
+    def presented(self, problem: Problem) -> Problem:
+        """The problem as the implementation sees it, where the convention must say mask, bias or causal otherwise."""
+        return problem
+
     def on(self, device: str) -> Adapter:
         """This adapter for one device, whose offer is its own."""
         return copy.copy(self)

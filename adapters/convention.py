@@ -142,20 +142,28 @@ class FunctionAdapter(Adapter):
             offers.add("bias_grad")
         self.offers = frozenset(offers)
 
-    def call(self, problem: Problem) -> Call:
-        """The function's own arguments for a problem."""
-        if problem.shared:
-            raise Unsupported("a function of (b h j d) keys has no form for one shared head (b j d)")
-        fields = self.signature.fields
-        arguments: dict[str, Any] = {fields["q"]: problem.q, fields["k"]: problem.k, fields["v"]: problem.v}
+    def presented(self, problem: Problem) -> Problem:
+        """With torch's parameters causal goes into a mask beside it, and the mask into a bias."""
         mask, bias, causal = problem.mask, problem.bias, problem.causal
         if mask is not None and mask.ndim == 2:
             mask = mask[:, None, None, :]
         if self.torch_convention:
             if causal and not (mask is None and bias is None):
                 mask, causal = merge_causal(mask, problem, self.dialect["causal_alignment"]), False
-            if bias is not None:
-                mask, bias = bias if mask is None else bias.masked_fill(~mask, float("-inf")), None
+            if bias is not None and mask is not None:
+                mask, bias = None, bias.masked_fill(~mask, float("-inf"))
+        return problem.replace(mask=mask, bias=bias, causal=causal)
+
+    def call(self, problem: Problem) -> Call:
+        """The function's own arguments for a problem."""
+        if problem.shared:
+            raise Unsupported("a function of (b h j d) keys has no form for one shared head (b j d)")
+        fields = self.signature.fields
+        arguments: dict[str, Any] = {fields["q"]: problem.q, fields["k"]: problem.k, fields["v"]: problem.v}
+        seen = self.presented(problem)
+        mask, bias, causal = seen.mask, seen.bias, seen.causal
+        if self.torch_convention and bias is not None:
+            mask, bias = bias, None
         options = {
             "mask": mask,
             "bias": bias,

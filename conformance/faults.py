@@ -2,15 +2,13 @@
 
 A mistake that is a call on another problem is the reference's answer to that one, with its gradients put where the caller's
 tensors are; one inside the arithmetic changes a step of :class:`Kernel`. All values are float64 and not rounded, so that
-what differs from the exact answer is the mistake alone. :func:`power` says by how many bounds it does, and a failing answer
-can be compared with each of them.
+what differs from the exact answer is the mistake alone. :func:`power` says by how many bounds it does;
+:mod:`attnspec.conformance.diagnosis` compares a failing answer with each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -18,38 +16,12 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
+from attnspec.conformance import special_arithmetic, special_gradients, special_reading  # noqa: F401  they enter their own
 from attnspec.conformance.judge import compare, together
 from attnspec.conformance.kernel import Kernel, Wrong, first_alone, of_first, reduced, swapped
+from attnspec.conformance.mistakes import MISTAKES, enter, filled, special, without
 from attnspec.reference import INPUT_OF, Exact
-from attnspec.spec import Dialect, Problem
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A mistake by name, what it is in words, and what it gives.
-
-    `wrong` gives the outputs (o, dq, dk, dv, dbias) that the mistake can change, in the answer's shapes, or None where it
-    cannot show by construction. `coarse`: nearly any problem shows it, so one that shows nothing else is as good as blind.
-    """
-
-    name: str
-    says: str
-    wrong: Callable[[Problem, Dialect, Exact], Wrong]
-    coarse: bool = False
-
-
-MISTAKES: dict[str, Mistake] = {}
-
-
-def enter(name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", coarse: bool = False) -> None:
-    """Put a mistake in the table; None is given where a field of the problem that it needs is not there."""
-
-    def given(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
-        lacking = any(getattr(problem, field) is None or getattr(problem, field) is False for field in needs.split())
-        return None if lacking else wrong(kernel_at(problem, dialect))
-
-    MISTAKES[name] = Mistake(name, says, given, coarse)
-
+from attnspec.spec import Problem
 
 # POWER
 
@@ -62,6 +34,8 @@ def power(problem: Problem, exact: Exact, class_: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, one in MISTAKES.items() if not (problem.training and problem.dropout) else ():
+        if one.special:
+            continue
         wrong = one.wrong(problem, exact.dialect, exact)
         if wrong is not None and wrong.keys() & set(asked_outputs(problem)):
             found[name] = multiple(wrong, exact, class_)
@@ -77,28 +51,19 @@ def multiple(wrong: dict[str, Array], exact: Exact, class_: str) -> float:
     """The largest error of an answer as a multiple of its bound; outputs that are not given are right."""
     tolerance, worst = exact.tolerance(class_), 0.0
     for name in asked_outputs(exact.problem):
-        # Where one tensor was given twice, its gradient is the sum of its parts.
-        own = getattr(exact.problem, INPUT_OF[name]) if name != "o" else None
-        parts = [name] if own is None else [n for n in exact.values if n != "o" and getattr(exact.problem, INPUT_OF[n]) is own]
-        if wrong.keys() & set(parts):
-            got = np.sum([wrong.get(part, exact.values[part]) for part in parts], axis=0)
-            worst = max(worst, compare(got, *together(exact, tolerance.bound, tolerance.exempt, name), name)[1])
+        limits = together(exact, tolerance.bound, tolerance.exempt, name)
+        worst = max(worst, compare(combined(wrong, exact, name), *limits, name)[1])
     return worst
 
 
-kernel_at = lru_cache(maxsize=1)(Kernel)  # all mistakes are asked of one problem after the other
+def combined(wrong: dict[str, Array], exact: Exact, name: str) -> Array:
+    """One output of an answer, right where it is not given; where one tensor was given twice, the sum of its parts."""
+    own = getattr(exact.problem, INPUT_OF[name]) if name != "o" else None
+    parts = [name] if own is None else [n for n in exact.values if n != "o" and getattr(exact.problem, INPUT_OF[n]) is own]
+    return np.sum([wrong.get(part, exact.values[part]) for part in parts], axis=0)
+
 
 # KEYS
-
-
-def without(j: int, start: int, stop: int) -> Array:
-    """All keys but start … stop − 1, where all of those are there."""
-    return np.delete(np.arange(j), np.s_[start : stop if stop <= j else start])
-
-
-def filled(j: int) -> Array:
-    """All keys, and keys of zeros up to a full 16."""
-    return np.pad(np.arange(j), (0, -j % 16), constant_values=-1)
 
 
 enter("first_key_dropped", "the first key is not read", lambda x: x.with_keys(without(x.j, 0, 1)))
@@ -367,3 +332,8 @@ for name in ("q", "k", "v", "do"):
     enter(f"strides_of_{name}", f"{name} is read as if it were contiguous", partial(misread, name=name, at_start=False), name)
 for name in ("q", "k", "v"):
     enter(f"offset_of_{name}", f"{name} is read from the start of its memory", partial(misread, name=name, at_start=True))
+for name in ("mask", "bias"):
+    special(f"strides_of_{name}", f"the {name} is read as if it were contiguous", partial(misread, name=name, at_start=False), name)
+    special(
+        f"offset_of_{name}", f"the {name} is read from the start of its memory", partial(misread, name=name, at_start=True), name
+    )

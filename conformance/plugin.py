@@ -319,6 +319,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("notes")
         for note in run.record.notes:
             terminalreporter.write_line(note)
+    faults = report.faults(run)
+    if faults:
+        terminalreporter.section("faults")
+        for line in faults:
+            terminalreporter.write_line(line)
     terminalreporter.section("attention conformance")
     for line in report.table(run):
         terminalreporter.write_line(line)

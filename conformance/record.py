@@ -24,6 +24,9 @@ class Failure:
     text: str
     case: str
     data: dict[str, Any] = field(default_factory=dict)
+    diagnosis: str = ""  # what the implementation does instead, in words
+    names: dict[str, float] = field(default_factory=dict)  # what may be said of it, and what each name costs: see folding
+    folded: str = ""  # the clause under which the same fault is told, where it is another or another dtype's
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 from attnspec.adapters import FEATURES
 from attnspec.conformance import __version__
 from attnspec.conformance.case import describe, describe_problem, summary
+from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import write
@@ -141,6 +142,9 @@ def failure(
         lines.append(
             f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}"
         )
+    diagnosis, names = names_of(explained)
+    if diagnosis and not finding.hint:
+        lines.append(f"  because   {diagnosis}")
     path = write(subject, explained, other) if run.repros else None
     if path is not None:
         lines.append(f"  repro     python {path}")
@@ -159,10 +163,11 @@ def failure(
         "outside": finding.outside,
         "of": finding.total,
         "hint": finding.hint,
+        "diagnosis": diagnosis,
         "test": test,
         "repro": str(path) if path else None,
     }
-    return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data)
+    return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data, diagnosis, names)
 
 
 def found(explained: Explained, subject: Subject) -> list[str]:
@@ -213,6 +218,22 @@ def broken_should(failure: Failure, clause: Clause, explained: Explained) -> str
 
 
 # THE END
+
+
+def faults(run: Run) -> list[str]:
+    """Each fault once: its most basic clause, what the implementation does instead, and where else it shows."""
+    run.settle()
+    found = fold(run.record.failures)
+    if not found:
+        return []
+    lines = [f"{len(run.record.failures)} failures, {len(found)} fault{'s' * (len(found) != 1)}:"]
+    for n, fault in enumerate(found, 1):
+        first = fault.failure
+        what = first.diagnosis or index()[first.clause].title
+        lines.append(f"{n:3}. {first.clause} in {first.dtype}: {what}")
+        if fault.also:
+            lines.append(f"     also: {fault.also}")
+    return lines
 
 
 def table(run: Run) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 
 from attnspec.conformance.case import Case, array, cases
-from attnspec.conformance.record import Record
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.folding import names_of
+from attnspec.conformance.record import Failure, Record
+from attnspec.conformance.subject import Explained, Subject
 from attnspec.reference import stricter
 
 
@@ -58,6 +59,7 @@ class Run:
     record: Record = field(default_factory=Record)
     repros: bool = True
     started: float = field(default_factory=time.monotonic)
+    explained: list[tuple[Subject, Explained, Failure]] = field(default_factory=list)
     _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
 
@@ -113,10 +115,20 @@ class Run:
 
         look()
 
+    def settle(self) -> None:
+        """What is said of each failure must explain what failed after it, too."""
+        for n, (subject, explained, failure) in enumerate(self.explained):
+            if len(explained.met) > 1 and explained.diagnosis is not None:
+                diagnosis = subject.diagnose(explained.problem, explained.exact, explained.finding, explained.met)
+                explained = replace(explained, diagnosis=diagnosis)
+                failure.diagnosis, failure.names = names_of(explained)
+                self.explained[n] = (subject, replace(explained, met=explained.met[:1]), failure)
+
     # WORKERS
 
     def seen(self) -> dict[str, Any]:
         """What this process saw, as plain data that another can absorb."""
+        self.settle()
         return {"record": self.record.dump(), "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
 
     def absorb(self, seen: dict[str, Any]) -> None:

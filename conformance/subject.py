@@ -16,10 +16,10 @@ from attnspec.adapters.state import RANDOM, watched
 from attnspec.adapters.trace import Trace
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
 from attnspec.conformance.case import Case, describe_problem, fit, simpler
+from attnspec.conformance.diagnosis import Diagnosis, diagnose, other_choice
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
-from attnspec.reference.dense import default_scale
 from attnspec.spec import CHOICES, Clause, Dialect, Problem
 
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
@@ -40,6 +40,8 @@ class Explained:
     exact: Exact | None  # None where the problem is none that the reference would take
     by_case: bool = True  # False where the test made the problem itself
     margin: np.ndarray | None = None  # where two calls are compared: by how much they may differ, inf where they may at all
+    met: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
+    diagnosis: Diagnosis | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -202,15 +204,20 @@ class Subject:
         """Reduce a failing case, and name the clause that the smallest failing one breaks."""
         known = self.known(case, finding)
         if known is not None:
+            known.met.append(case)
             return known
         same_dtype = [known for known in self._explained if known.case.dtype == case.dtype]
         if len(same_dtype) >= REDUCED_FAILURES:  # it is red; what more there is shows when these are mended
             return max(
                 same_dtype, key=lambda known: (known.finding.output == finding.output, len(known.case.traits() & case.traits()))
             )
-        explained = self._explain(self.reduce(case, finding), finding, case)
+        explained = replace(self._explain(self.reduce(case, finding), finding, case), met=[case])
         self._explained.append(explained)
         return explained
+
+    def diagnose(self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case]) -> Diagnosis | None:
+        """The mistake that explains a failure, on the cases in which it was met."""
+        return diagnose(self, problem, exact, met) if finding.kind in ("value", "zero", "nonfinite") else None
 
     def known(self, case: Case, finding: Finding) -> Explained | None:
         """A failure explained before that has nothing special that this case has not: the same fault, met again."""
@@ -239,8 +246,7 @@ class Subject:
             everything = to_float64(answer.o)
             what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
             finding = replace(finding, message=f"the whole output is {what}" if what else "")
-        finding = replace(finding, hint=self._other_choice(problem, answer, finding))
-        if finding.output == "o" and not finding.message and not finding.hint:
+        if finding.output == "o" and not finding.message:
             finding = replace(finding, message=self._mean(problem, answer))
         fresh = self.adapter.fresh()
         if (
@@ -252,63 +258,34 @@ class Subject:
         if finding.output == "o" and finding.kind == "value" and self._remembers(problem, answer, case):
             finding = replace(finding, message="the same output as for other values in these shapes: an earlier answer")
             return Explained("PURITY-5", case, finding, problem, exact)
-        if finding.output == "o" and finding.kind == "value" and not finding.hint:
-            clause = self._other_scale(problem, answer, case)
-            if clause:
-                return Explained(clause, case, finding, problem, exact)
-        return Explained(blame(case, finding, self.dialect, self.observed, bool(exact.empty.any())), case, finding, problem, exact)
+        diagnosis = self.diagnose(problem, exact, finding, [seen])
+        finding = replace(finding, hint=other_choice(diagnosis, self.dialect))
+        clause = blame(case, finding, self.dialect, self.observed, bool(exact.empty.any()))
+        if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
+            clause = "SCALE-1" if case.scale is None else "SCALE-2"
+        return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
 
     @property
     def observed(self) -> frozenset[str]:
         """The choices that nobody promised."""
         return frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
 
-    def attribute(self, clause: str, problem: Problem, finding: Finding, exact: Exact) -> tuple[str, Finding]:
+    def attribute(self, clause: str, problem: Problem, finding: Finding, exact: Exact) -> tuple[str, Finding, Diagnosis | None]:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
-            return FORM_CLAUSE[finding.kind], finding
+            return FORM_CLAUSE[finding.kind], finding, None
         if finding.kind == "raised" and problem.causal and not (problem.mask is None and problem.bias is None):
-            return "CAUSAL-6", finding
+            return "CAUSAL-6", finding, None
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
-            return clause, finding  # right when asked like this: the surroundings of the call matter
-        finding = with_class(replace(finding, hint=self._other_choice(problem, answer, finding)), answer, exact)
+            return clause, finding, None  # right when asked like this: the surroundings of the call matter
+        diagnosis = self.diagnose(problem, exact, finding, [])
+        finding = with_class(replace(finding, hint=other_choice(diagnosis, self.dialect)), answer, exact)
         if finding.hint:
-            return choice_clause(finding, self.dialect, self.observed), finding
+            return choice_clause(finding, self.dialect, self.observed), finding, diagnosis
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") and known.case.dtype == dtype for known in self._explained)
-        return accuracy_clause(finding, dtype, seen) or clause, finding
-
-    def _other_choice(self, problem: Problem, answer: Answer, finding: Finding) -> str:
-        """'choice=value' where an answer is right in a dialect that differs in one choice, else ''."""
-        if finding.kind not in ("value", "zero", "nonfinite") or (problem.training and problem.dropout):
-            return ""
-        for name, values in CHOICES.items():
-            for value in values:
-                if value == getattr(self.dialect, name):
-                    continue
-                class_ = self.required_class(str(problem.dtype)[6:])
-                exact = solve(problem, self.dialect.with_choice(name, value))
-                excused = exact.tolerance(class_).exempt[finding.output]
-                if judge(answer, exact, class_).findings or (excused.any() and excused[finding.index]):
-                    continue
-                if name == "causal_alignment" and not self._aligned(problem, answer, value):
-                    continue
-                return f"{name}={value}"
-        return ""
-
-    def _aligned(self, problem: Problem, answer: Answer, value: str) -> bool:
-        """Whether an answer that one alignment explains is not explained as well by no causal masking at all.
-
-        Where the two are the same on this problem, a problem on which they differ is asked.
-        """
-        class_ = self.required_class(str(problem.dtype)[6:])
-        if judge(answer, self.solve(problem.replace(causal=False)), class_, gradients=False).findings:
-            return True
-        i, j = (3, 5) if value == "bottom_right" else (5, 3)
-        case = fit(Case(str(problem.dtype)[6:], _heads(self), i=i, j=j, d=problem.d, causal=True, values="peaked"), self.adapter)
-        asked = self.problem(case)
-        return not judge(self.run(asked), solve(asked, self.dialect.with_choice("causal_alignment", value)), class_).of(("o",))
+        return accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
 
     def _mean(self, problem: Problem, answer: Answer) -> str:
         """Words for an output that is a mean of values, whatever the scores; else ''."""
@@ -333,22 +310,6 @@ class Subject:
         if compare(to_float64(again.o), to_float64(answer.o), bound, np.zeros(bound.shape, bool), "o")[0] is not None:
             return False
         return any(not self.judgement(replace(case, i=case.i + more, j=case.keys + more)).of(("o",)) for more in (39, 40, 41))
-
-    def _other_scale(self, problem: Problem, answer: Answer, case: Case) -> str:
-        """The clause of SCALE where the answer is right for one of the wrong scales that kernels use."""
-        given, default = problem.scale, default_scale(problem.d)
-        wrong = (
-            [default, given * default, given**2]
-            if given is not None
-            else [1.0, default**2, 1 / default, 1 / default**2, default_scale(problem.d * problem.h), default_scale(problem.e)]
-        )
-        right = default if given is None else given
-        for scale in wrong:
-            if scale != right and not judge(answer, self.solve(problem.replace(scale=scale)), self.required_class(case.dtype)).of(
-                ("o",)
-            ):
-                return "SCALE-1" if given is None else "SCALE-2"
-        return ""
 
 
 def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case:

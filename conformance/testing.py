@@ -247,10 +247,12 @@ class Asking:
         if smallest != case:
             broken = self._breaks(smallest) or broken
         problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
-        clause, finding = self.main.id, broken.finding
+        clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
-            clause, finding = self.subject.attribute(clause, problem, finding, broken.exact)
-        explained = Explained(clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin)
+            clause, finding, diagnosis = self.subject.attribute(clause, problem, finding, broken.exact)
+        explained = Explained(
+            clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin, diagnosis=diagnosis
+        )
         self._report(explained, broken.other)
         return False
 
@@ -301,6 +303,7 @@ class Asking:
         brief = not self.run.first_time((*explained.key, subject.adapter.name), "")
         failure = report.failure(self.run, subject, explained, self.test.__name__, other, brief)
         self.run.record.fail(failure)
+        self.run.explained.append((subject, explained, failure))
         if broken.binding or self.run.enforce_should:
             self.shown.append(failure.text)
         elif not brief:

@@ -1,0 +1,337 @@
+"""What an implementation does instead: the canonical mistake that gives its wrong answers, told apart from all others.
+
+A mistake explains a failing problem where each element that is outside of its bound is what the mistake gives. Elements that
+are right may stay right: a fault of one path, one head or one block is still that mistake, and where it shows is said.
+What is said of a failure explains every problem that was asked about it: the one on which it was met, the one that it was
+reduced to, others that failed alike, and probes that differ from them in one size or lack one option. A probe that is
+answered rightly counts against a mistake that would have shown there, so that the narrowest name is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from attnspec.conformance.case import Case, fit
+from attnspec.conformance.faults import MISTAKES, asked_outputs, combined
+from attnspec.conformance.judge import together
+from attnspec.conformance.kernel import reduced
+from attnspec.reference import Exact, to_float64
+from attnspec.spec import CHOICES, Dialect, Problem
+
+if TYPE_CHECKING:
+    from attnspec.conformance.subject import Subject
+
+SECONDS = 4.0  # for one failure
+EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
+CERTAIN = 6.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
+BREADTH = 8.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
+# What a name costs beside the problems that it would have shown in, and did not: one that is special, or fits nearly everything.
+SPECIAL, COARSE = 0.4, 0.7
+CHOICE = {"causal_corner": "causal_alignment", "head_map": "head_grouping"}  # mistakes that are the other value of a choice
+AXES = {"o": "bhie", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij"}
+AXIS = {"b": "batch item", "h": "head", "g": "key/value head", "i": "query", "j": "key", "d": "channel", "e": "channel"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One problem as it was answered: by output what came and what is right, the bound, and which elements are outside."""
+
+    problem: Problem
+    exact: Exact
+    got: dict[str, Array]
+    right: dict[str, Array]
+    bound: dict[str, Array]
+    outside: dict[str, Array]
+    presented: Exact | None = None  # of the problem as the convention puts it, where that is another
+
+    def given(self, mistake: str) -> list[dict[str, Array]]:
+        """What a mistake gives: at the problem, and at the problem as it is presented."""
+        found = []
+        for exact in (self.exact, self.presented):
+            wrong = None if exact is None else MISTAKES[mistake].wrong(exact.problem, exact.dialect, exact)
+            if wrong is None:
+                continue
+            if exact is self.presented and "dbias" in wrong:  # what reaches the bias through the mask it was merged with
+                wrong = wrong | {"dbias": reduced(wrong["dbias"], self.exact.values["dbias"].shape)}
+            found.append(wrong)
+        return found
+
+    @property
+    def scope(self) -> tuple[str, ...]:
+        """The outputs that are to be explained: a wrong output makes wrong gradients, so then it alone."""
+        failing = tuple(name for name, outside in self.outside.items() if outside.any())
+        return ("o",) if "o" in failing else failing
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a mistake fits one failing problem: the share of what it changes that is right, the digits that agree, and where."""
+
+    spared: float
+    digits: float
+    only: str = ""
+    late: bool = False  # it is a mistake of the forward, and the output is right
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What explains a failure. cost: of each mistake that does, the likeliest first, its exceptions and how special it is."""
+
+    cost: dict[str, float] = field(default_factory=dict)
+    only: str = ""
+    asked: int = 0  # problems that it explains
+
+    @property
+    def best(self) -> tuple[str, ...]:
+        """The one mistake, or the two that nothing tells apart; none where there are more that share no name."""
+        return told(self.cost)
+
+
+def told(cost: dict[str, float]) -> tuple[str, ...]:
+    """Which of the mistakes that explain a failure are said: one, or two that nothing tells apart, or what their like is called."""
+    plain = {name: x - SPECIAL * MISTAKES[name].special for name, x in cost.items()}
+    tied = [name for name in cost if plain[name] <= min(plain.values()) + 1e-9]
+    families = {MISTAKES[name].of or name for name in tied}
+    if len(families) == 1 and len(tied) > 1:
+        return (families.pop(),) if families <= MISTAKES.keys() else (tied[0],)
+    if len(tied) > 2:
+        tied = [name for name in tied if not MISTAKES[name].special]
+    return tuple(tied) if len(tied) <= 2 else ()
+
+
+def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen | None:
+    """The problem asked (once more), or None where no answer of the right form came."""
+    answer = subject.run(problem)
+    if answer.refusal is not None or answer.changed or not isinstance(answer.o, torch.Tensor):
+        return None
+    exact = exact if exact is not None else subject.solve(problem)
+    tolerance = exact.tolerance(subject.required_class(str(problem.dtype)[6:]))
+    got, right, bounds, outside = {}, {}, {}, {}
+    for name in asked_outputs(problem):
+        tensor = answer.o if name == "o" else answer.gradients.get(name)
+        value, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, name)
+        if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != value.shape:
+            continue
+        x = to_float64(tensor)
+        with np.errstate(invalid="ignore"):
+            wrong = ~((np.abs(x - value) <= bound) | (x == value) | (np.isnan(x) & np.isnan(value))) & ~exempt
+        got[name], right[name], bounds[name], outside[name] = x, value, bound, wrong
+    put = subject.adapter.presented(problem)
+    other = put.mask is not problem.mask or put.bias is not problem.bias
+    return Seen(problem, exact, got, right, bounds, outside, subject.solve(put) if other else None)
+
+
+def _room(seen: Seen, name: str, wrong: Array) -> Array:
+    """How far an answer may be from what a mistake gives: the bound of its row, in proportion where the mistake is larger."""
+    bound, right = np.nan_to_num(seen.bound[name], nan=0.0, posinf=0.0), np.abs(np.nan_to_num(seen.right[name]))
+    if not bound.size:
+        return bound
+    row = bound.max(-1, keepdims=True)
+    most, least = right.max(-1, keepdims=True), np.finfo(float).tiny
+    share = np.median(row[most > 0] / most[most > 0]) if (most > 0).any() else float(torch.finfo(seen.problem.dtype).eps)
+    size = np.abs(np.where(np.isfinite(wrong), wrong, 0.0)).max(-1, keepdims=True)
+    breadth = BREADTH if seen.problem.dtype in (torch.float32, torch.float64) else 1.5
+    room = np.maximum(np.maximum(row, breadth * share * size), least) + np.zeros_like(bound)
+    # What must be exactly zero has no error of its own: there the mistake's must be told by its own size.
+    own = breadth * share * np.abs(np.where(np.isfinite(wrong), wrong, 0.0)) + least
+    return np.where((bound == 0) & (right == 0), np.minimum(room, own), room)
+
+
+def _away(given: Array, seen: Seen, name: str) -> Array:
+    """Where what a mistake gives is another than the right answer."""
+    right, room = seen.right[name], np.maximum(_room(seen, name, given), 2 * np.nan_to_num(seen.bound[name]))
+    with np.errstate(invalid="ignore"):
+        return ~((np.abs(given - right) <= room) | (given == right) | (np.isnan(given) & np.isnan(right)))
+
+
+def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
+    """How an answer with a mistake fits what came, None where it does not: some element outside is something else."""
+    digits, changed, spared, only = 0.0, 0, 0, []
+    for name in seen.got:
+        given = combined(wrong, seen.exact, name)
+        got, right, outside = seen.got[name], seen.right[name], seen.outside[name]
+        if given.shape != got.shape:
+            return None
+        room = _room(seen, name, given)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            agree = (np.abs(got - given) <= room) | (got == given) | (~np.isfinite(got) & ~np.isfinite(given))
+        shows = _away(given, seen, name)
+        if name in seen.scope:
+            if not agree[outside].all():
+                return None
+            error = np.abs(got - right)[outside]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                digits += float(np.clip(np.nan_to_num(np.log10(error / room[outside]), nan=1.0, posinf=1.0), -1, 6).sum())
+        elif "o" in seen.scope:
+            continue  # gradients of a wrong output
+        missed = shows & ~outside & ~agree
+        changed, spared = changed + int(shows.sum()), spared + int(missed.sum())
+        if missed.any() and outside.any():
+            only += _where(name, outside, shows)
+    late = "o" not in seen.scope and bool(np.any(_away(combined(wrong, seen.exact, "o"), seen, "o")))
+    return Fit(spared / changed if changed else 0.0, digits, ", ".join(dict.fromkeys(only)), late)
+
+
+def _where(name: str, outside: Array, shows: Array) -> list[str]:
+    """Along which axes the wrong elements are a part of those that the mistake would show in."""
+    words, letters = [], AXES[name][-outside.ndim :] if outside.ndim == 4 else ""
+    for axis, letter in enumerate(letters):
+        others = tuple(n for n in range(outside.ndim) if n != axis)
+        wrong, possible = np.flatnonzero(outside.any(others)), np.flatnonzero(shows.any(others))
+        if 0 < len(wrong) < len(possible) and len(wrong) == wrong[-1] - wrong[0] + 1:
+            n = outside.shape[axis]
+            first, last = int(wrong[0]), int(wrong[-1])
+            place = f"{first}" if first == last else f"{first} to {last}"
+            words.append(f"{AXIS[letter]} {place} of {n}" if letter != "b" or n > 1 else "")
+    return [word for word in words if word]
+
+
+def screen(seen: Seen, among: Iterable[str]) -> dict[str, Fit]:
+    """The mistakes among these that explain a failing problem."""
+    found = {}
+    with np.errstate(all="ignore"):
+        for name in among:
+            fits = [fits for wrong in seen.given(name) if (fits := explains(wrong, seen)) is not None]
+            if fits:
+                found[name] = min(fits, key=lambda one: one.spared)
+    return found
+
+
+def shows(name: str, seen: Seen) -> bool:
+    """Whether a mistake would have shown in a problem that was answered rightly, however it was put."""
+
+    def would(wrong: dict[str, Array]) -> bool:
+        for output, got in seen.got.items():
+            given = combined(wrong, seen.exact, output)
+            far = np.abs(given - got) > 2 * np.maximum(_room(seen, output, given), seen.bound[output])
+            if (far | (~np.isfinite(given) & np.isfinite(got))).any():
+                return True
+        return False
+
+    with np.errstate(all="ignore"):
+        given = seen.given(name)
+        return bool(given) and all(would(wrong) for wrong in given)
+
+
+def probes(case: Case, subject: Subject) -> Iterator[Case]:
+    """Cases that differ from this one in one thing, in the finest dtype of those that the implementation has."""
+    for name, simple in (
+        ("mask", "none"),
+        ("bias", "none"),
+        ("causal", False),
+        ("scale", None),
+        ("layout", "contiguous"),
+        ("do", "dense"),
+    ):
+        if getattr(case, name) != simple:
+            yield fit(replace(case, **{name: simple}), subject.adapter)
+    if case.bias != "none":
+        yield replace(case, biases="inf" if case.biases != "inf" else "normal")
+    if case.h > 1:
+        yield fit(replace(case, heads={"mha": "3/3", "mqa": "6/2", "gqa": "6/2"}.get(case.sharing, "3/shared")), subject.adapter)
+    j, i = case.keys, case.i
+    for change in (
+        {"j": j + 1},
+        {"j": j + 5, "i": i + 1},
+        {"j": j + 18},
+        {"i": i + 3, "j": j},
+        {"b": case.b + 1},
+        {"seed": case.seed + 1},
+    ):
+        yield fit(replace(case, **change), subject.adapter)
+    if case.values != "normal":
+        yield replace(case, values="normal")
+    if case.wrt not in ("all", "none"):
+        yield replace(case, wrt="all")
+
+
+def finer(case: Case, subject: Subject) -> list[Case]:
+    """The case in the widest dtype of the implementation, and as it is."""
+    wide = next((dtype for dtype in ("float64", "float32") if dtype in subject.dtypes), case.dtype)
+    return [case] if wide == case.dtype else [replace(case, dtype=wide), case]
+
+
+def diagnose(subject: Subject, problem: Problem, exact: Exact | None, cases: Iterable[Case]) -> Diagnosis | None:
+    """What explains a failing problem and the cases that fail like it; None where no canonical mistake does.
+
+    The problem comes first; cases are the one on which it was met and others of the run. Probes are made of the first case.
+    """
+    if problem.training and problem.dropout:
+        return None  # what is right depends on what was drawn
+    started, cases = time.monotonic(), list(dict.fromkeys(cases))
+    alive: dict[str, list[Fit]] | None = None
+    against: dict[str, float] = {}
+    asked, tried = 0, set()
+    evidence = [x for case in cases[: 1 + EVIDENCE] for x in finer(case, subject)]
+    evidence += [finer(probe, subject)[0] for case in cases[:1] for probe in probes(case, subject)]
+    for this in [problem, *evidence]:
+        if (alive is not None and not alive) or time.monotonic() - started > SECONDS:
+            break
+        if isinstance(this, Case):
+            if this in tried:
+                continue
+            tried.add(this)
+        seen = look(subject, this if isinstance(this, Problem) else subject.problem(this), exact if this is problem else None)
+        if seen is None:
+            continue
+        if not seen.scope:
+            for name in alive or ():
+                against[name] = against.get(name, 0.0) + shows(name, seen)
+            continue
+        fits = screen(seen, MISTAKES if alive is None else alive)
+        alive = {name: [*(alive or {}).get(name, []), fits[name]] for name in fits if alive is None or name in alive}
+        asked += 1
+    if not alive:
+        return None
+    late = all(any(one.late for one in fits) for fits in alive.values())
+    cost = {
+        name: against.get(name, 0.0)
+        + float(np.mean([one.spared for one in fits]))
+        + SPECIAL * MISTAKES[name].special
+        + COARSE * MISTAKES[name].coarse
+        for name, fits in alive.items()
+        if sum(one.digits for one in fits) >= CERTAIN and (late or not any(one.late for one in fits))
+    }
+    if not cost:
+        return None
+    cost = dict(sorted(cost.items(), key=lambda item: item[1]))
+    best = (told(cost) or tuple(cost))[0]
+    return Diagnosis(cost, next((one.only for one in alive.get(best, []) if one.only), ""), asked)
+
+
+# CHOICES
+
+
+def other_choice(diagnosis: Diagnosis | None, dialect: Dialect) -> str:
+    """'choice=value' where the one mistake that explains a failure is to follow another choice than the subject's, else ''."""
+    names = {MISTAKES[name].of or name for name in diagnosis.best} if diagnosis is not None else set()
+    if len(names) != 1:
+        return ""
+    name = names.pop()
+    for choice, values in CHOICES.items():
+        for value in values:
+            if CHOICE.get(name) == choice and value != getattr(dialect, choice):
+                return f"{choice}={value}"
+            if name == f"{choice}_{value}" and value != getattr(dialect, choice):
+                return f"{choice}={value}"
+    return ""
+
+
+# WORDS
+
+
+def sentence(diagnosis: Diagnosis) -> str:
+    """What is said of it: the mistake, where it shows, and on how much this rests."""
+    says = [MISTAKES[name].says for name in diagnosis.best]
+    if not says:
+        return ""
+    what = says[0] if len(says) == 1 else f"either {says[0]}, or {says[1]}"
+    where = f" ({diagnosis.only} only)" if diagnosis.only else ""
+    return f"{what}{where}; that gives exactly this, on {diagnosis.asked} problem{'s' * (diagnosis.asked != 1)}"

@@ -1,0 +1,84 @@
+"""One fault is one entry: failures that the same mistake explains, whatever their clause, dtype or variant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from attnspec.conformance.diagnosis import sentence, told
+from attnspec.conformance.faults import MISTAKES
+from attnspec.conformance.record import Failure
+from attnspec.spec import index
+
+if TYPE_CHECKING:
+    from attnspec.conformance.subject import Explained
+
+
+@dataclass
+class Fault:
+    """A fault: the failure of the most basic clause that it breaks, and the others."""
+
+    name: str
+    failure: Failure
+    others: list[Failure] = field(default_factory=list)
+
+    @property
+    def also(self) -> str:
+        """Where else it shows: "CAUSAL-4, GRAD-2 in float16"."""
+        own, places = self.failure, {}
+        for other in self.others:
+            what = [other.clause] if other.clause != own.clause else []
+            what += [other.dtype] if other.dtype != own.dtype else []
+            what += [other.variant] if other.variant != own.variant else []
+            what += [other.device] if other.device != own.device else []
+            words = " in ".join([what[0], ", ".join(what[1:])]) if len(what) > 1 else "".join(what)
+            places[words] = None
+        return ", ".join(places)
+
+
+def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
+    """What is said of a failure, and the names that it can be folded under, with what each costs.
+
+    Without a diagnosis that is how it fails: what it raised, or the clause with what makes failures of it the same.
+    """
+    finding, diagnosis = explained.finding, explained.diagnosis
+    if finding.hint:
+        return f"{finding.hint} is followed", {f"choice {finding.hint}": 0.0}
+    if diagnosis is not None and diagnosis.best:
+        return sentence(diagnosis), diagnosis.cost
+    if finding.kind == "raised":
+        return "", {"raised " + re.sub(r"[\d.]+", "#", finding.message)[:80]: 0.0}
+    if finding.kind in ("type", "shape", "dtype", "device", "missing", "changed"):
+        return "", {f"{finding.kind} {re.sub(r'[^ a-z]+', '', finding.message)[:80]}": 0.0}
+    return "", {" ".join(explained.key): 0.0}
+
+
+def fold(failures: Sequence[Failure]) -> list[Fault]:
+    """The faults, those of the most basic clauses first. Each failure is told which it belongs to.
+
+    A name that is the likeliest of some failure is taken for all that it explains; first the one that explains most.
+    """
+    order = {id_: n for n, id_ in enumerate(index())}
+    left, faults = list(failures), []
+    while left:
+        likely = {name for failure in left for name in told_of(failure.names)}
+        # Of names that explain as many, the one that costs least.
+        name = min(
+            likely,
+            key=lambda one: (-sum(one in f.names for f in left), sum(f.names.get(one, 0.0) for f in left), one),
+        )
+        mine = sorted((f for f in left if name in f.names), key=lambda f: (not index()[f.clause].binding, order[f.clause]))
+        left = [failure for failure in left if all(failure is not one for one in mine)]
+        for other in mine:
+            other.folded = mine[0].clause
+        faults.append(Fault(name, mine[0], mine[1:]))
+    return sorted(faults, key=lambda fault: (not index()[fault.failure.clause].binding, order[fault.failure.clause]))
+
+
+def told_of(names: dict[str, float]) -> tuple[str, ...]:
+    """The names under which a failure may be told."""
+    if names.keys() <= MISTAKES.keys():
+        return tuple(name for name in told(names) if name in names) or (next(iter(names)),)
+    return tuple(names)

@@ -1,0 +1,70 @@
+"""The table of mistakes: each by name, in words, and as the answer that an otherwise exact kernel would give that makes it.
+
+:mod:`attnspec.conformance.faults` holds the canonical ones, of which every problem of the suite is asked whether it shows them;
+the modules special_reading, special_arithmetic and special_gradients those that are special cases of them, or rarer:
+a diagnosis knows all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy import ndarray as Array
+
+from attnspec.conformance.kernel import Kernel, Wrong
+from attnspec.reference import Exact
+from attnspec.spec import Dialect, Problem
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake by name, what it is in words, and what it gives.
+
+    `wrong` gives the outputs (o, dq, dk, dv, dbias) that the mistake can change, in the answer's shapes, or None where it
+    cannot show by construction. `coarse`: nearly any problem shows it, so one that shows nothing else is as good as blind.
+    `special`: a special case or a rarer one, by which no problem is measured. `of`: the name that it shares with its like.
+    """
+
+    name: str
+    says: str
+    wrong: Callable[[Problem, Dialect, Exact], Wrong]
+    coarse: bool = False
+    special: bool = False
+    of: str = ""
+
+
+MISTAKES: dict[str, Mistake] = {}
+kernel_at = lru_cache(maxsize=1)(Kernel)  # all mistakes are asked of one problem after the other
+
+
+def enter(name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", coarse: bool = False) -> None:
+    """Put a mistake in the table; None is given where a field of the problem that it needs is not there."""
+
+    def given(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
+        lacking = any(getattr(problem, field) is None or getattr(problem, field) is False for field in needs.split())
+        return None if lacking else wrong(kernel_at(problem, dialect))
+
+    MISTAKES[name] = Mistake(name, says, given, coarse)
+
+
+def special(name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", of: str = "", coarse: bool = False) -> None:
+    """Put a special case in the table; where a size is zero it gives nothing."""
+
+    def some(x: Kernel) -> Wrong:
+        return wrong(x) if x.b * x.h * x.g * x.i * x.j * x.problem.d * x.problem.e else None
+
+    enter(name, says, some, needs, coarse)
+    MISTAKES[name] = replace(MISTAKES[name], special=True, of=of)
+
+
+def without(j: int, start: int, stop: int) -> Array:
+    """All keys but start … stop − 1, where all of those are there."""
+    return np.delete(np.arange(j), np.s_[start : stop if stop <= j else start])
+
+
+def filled(j: int) -> Array:
+    """All keys, and keys of zeros up to a full 16."""
+    return np.pad(np.arange(j), (0, -j % 16), constant_values=-1)
