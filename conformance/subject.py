@@ -246,8 +246,6 @@ class Subject:
             everything = to_float64(answer.o)
             what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
             finding = replace(finding, message=f"the whole output is {what}" if what else "")
-        if finding.output == "o" and not finding.message:
-            finding = replace(finding, message=self._mean(problem, answer))
         fresh = self.adapter.fresh()
         if (
             fresh is not None
@@ -260,6 +258,8 @@ class Subject:
             return Explained("PURITY-5", case, finding, problem, exact)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
         finding = replace(finding, hint=other_choice(diagnosis, self.dialect))
+        if finding.output == "o" and not finding.message and (diagnosis is None or not diagnosis.best):
+            finding = replace(finding, message=self._mean(problem, answer))
         clause = blame(case, finding, self.dialect, self.observed, bool(exact.empty.any()))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
@@ -289,7 +289,7 @@ class Subject:
 
     def _mean(self, problem: Problem, answer: Answer) -> str:
         """Words for an output that is a mean of values, whatever the scores; else ''."""
-        if problem.dropout or not problem.j:
+        if problem.dropout or problem.j < 2:
             return ""
         class_ = self.required_class(str(problem.dtype)[6:])
         visible = problem.replace(scale=0.0, bias=None, do=None, wrt=())

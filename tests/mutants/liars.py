@@ -348,7 +348,7 @@ def scale_ignored_silently(call: Call) -> Tensor:
     return call.but(scale=None).run()
 
 
-@liar("dropout", "DROPOUT-5", "2112 of 2112 probabilities are kept")
+@liar("dropout", "DROPOUT-5", "50688 of 50688 probabilities are kept")
 def dropout_ignored(call: Call) -> Tensor:
     """dropout_p has no effect."""
     return call.but(dropout_p=0.0).run()
