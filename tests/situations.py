@@ -114,7 +114,7 @@ SITUATIONS: dict[str, Situation] = {
     "64 keys in a row hidden between others": Situation(0.15, 3, 6, lambda x: gap(x.visible, 64)),
     "a mask and causal": Situation(0.95, 42, 125, lambda x: x.case.causal and x.case.mask != "none"),
     "a mask and a bias": Situation(0.95, 76, 231, lambda x: x.case.mask != "none" and x.case.bias != "none"),
-    "a mask (h i j) and b = h > 1": Situation(0.02, 1, 1, lambda x: x.case.mask == "rank3" and x.case.b == x.case.h > 1),
+    "a mask (h i j) and b = h > 1": Situation(0.05, 1, 1, lambda x: x.case.mask == "rank3" and x.case.b == x.case.h > 1),
     "a bias of −∞": Situation(0.4, 12, 34, lambda x: bool(x.minus_infinity().any())),
     "a bias of −∞ for the first key, not for others": Situation(
         0.3, 9, 27, lambda x: bool((x.minus_infinity()[..., 0] & ~x.minus_infinity().all(-1)).any())
