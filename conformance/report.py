@@ -14,6 +14,7 @@ import torch
 from attnspec.adapters import FEATURES
 from attnspec.conformance import __version__
 from attnspec.conformance.case import describe, describe_problem, summary
+from attnspec.conformance.coverage import Space, said
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
@@ -249,6 +250,8 @@ def table(run: Run) -> list[str]:
                 mark = "" if index()[id_].binding else " should"
                 lines.append(f"  {id_:12}{''.join(f'{_cell(c):>18}' for c in cells)}{mark}")
         lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
+        if subject.compared:
+            lines.append(f"  {'covered':12}  {covered(subject)}")
     lines += ["", *totals(record)]
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
     lines.append(
@@ -256,6 +259,13 @@ def table(run: Run) -> list[str]:
         f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)"
     )
     return lines
+
+
+def covered(subject: Subject) -> str:
+    """Combinations of levels in the cases that were compared with the reference, of those that can be asked of the subject."""
+    space = Space.of(subject.adapter, subject.dtypes)
+    reached = [said(*space.reached(subject.compared, n), what) for n, what in ((2, "pairs"), (3, "triples"))]
+    return f"{' and '.join(reached)} of levels that it can be asked, in {len(subject.compared)} problems"
 
 
 def _cell(counts: Counter[Verdict] | None) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
@@ -88,27 +89,30 @@ class Run:
         dtype: str,
         ask: Callable[[Case], bool],
         narrow: Callable[[Case], Case | None],
+        test: str,
         examples: int | None = None,
     ) -> None:
         """Ask Hypothesis for cases until `ask` says stop, the tier's number is reached or the time is up.
 
-        Reduction is not left to Hypothesis: what fails is reduced by the same descent as a row of the array, which it
-        does not do for explicit examples.
+        Each test and dtype gets cases of its own, so that a rare one is met by some test. Reduction is not left to
+        Hypothesis: what fails is reduced by the same descent as a row of the array, which it does not do for explicit
+        examples.
         """
         wanted = self.tier.searched if examples is None else min(examples, self.tier.searched)
         if self.case is not None or wanted == 0:
             return
-        stopped = False
+        drawn, stopped = 0, False
 
-        @hypothesis_seed(self.seed)
+        @hypothesis_seed(crc32(f"{self.seed} {test} {dtype}".encode()))
         @settings(
-            max_examples=wanted, database=None, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
+            max_examples=wanted + 1, database=None, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
         )
         @given(cases(subject.adapter, dtype))
         def look(case: Case) -> None:
-            nonlocal stopped
-            if stopped or self.out_of_time:
-                return
+            nonlocal drawn, stopped
+            drawn += 1
+            if drawn == 1 or stopped or self.out_of_time:
+                return  # what is drawn first is always the simplest case
             fitting = narrow(case)
             if fitting is not None:
                 stopped = not ask(fitting)
@@ -129,14 +133,20 @@ class Run:
     def seen(self) -> dict[str, Any]:
         """What this process saw, as plain data that another can absorb."""
         self.settle()
-        return {"record": self.record.dump(), "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
+        return {
+            "record": self.record.dump(),
+            "subjects": [
+                [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared]] for s in self.subjects
+            ],
+        }
 
     def absorb(self, seen: dict[str, Any]) -> None:
         """Add what another process saw."""
         self.record.absorb(seen["record"])
-        for subject, (held, exempt, elements, judged) in zip(self.subjects, seen["subjects"], strict=True):
+        for subject, (held, exempt, elements, judged, compared) in zip(self.subjects, seen["subjects"], strict=True):
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)
                 subject.held[dtype] = max(class_, subject.held.get(dtype, class_), key=ladder.index)
             subject.exempt, subject.elements = subject.exempt + exempt, subject.elements + elements
             subject.judged += judged
+            subject.compared |= {Case(*values) for values in compared}

@@ -25,7 +25,7 @@ from attnspec.spec import CHOICES, Clause, Dialect, Problem
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 REDUCED_FAILURES = 8  # failures in one dtype that are reduced, each to its own entry
 ORACLE = "arb" if find_spec("flint") else "float64"
-WIDTHS = (1, 2, 3, 5, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -85,6 +85,7 @@ class Subject:
     called: bool = False
     disturbed: dict[str, tuple[str, Problem]] = field(default_factory=dict)  # global state → which call changed it how, and where
     asking: str = ""  # clause and case that the suite is at, for who reads the traceback of a crash
+    compared: set[Case] = field(default_factory=set)  # cases that tests had compared with the reference
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
     _explained: list[Explained] = field(default_factory=list)
 

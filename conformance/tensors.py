@@ -67,8 +67,9 @@ def values(case: Case, rng: dict[str, Generator]) -> tuple[np.ndarray, np.ndarra
             q *= 2
         case "ties":
             k = k[..., rng["k"].permutation(np.arange(j) % max(2, j // 3)) % j, :]
-        case "large":  # scores of hundreds to thousands, inside float16 before the scale
-            q = np.where(some, 24**2 * q / root, q)
+        case "large":  # scores of hundreds to thousands, inside float16 before the scale; elsewhere some beyond 10⁴
+            size = np.where((rng["q"].random((b, h, i, 1)) < 0.3) & (case.dtype != "float16"), 160**2, 24**2)
+            q = np.where(some, size * q / root, q)
         case "negative":  # every score far below zero: −100 … −400
             k = -(1 + np.abs(k))
             q = np.where(some, (1 + np.abs(q)) * 100 / root, q)
@@ -108,6 +109,9 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
             mask = key == rng.choice(edges, (*shape[:-1], 1))
         case "first_block":
             mask = np.broadcast_to(key >= min(16, j // 2), shape)
+        case "inner_blocks":  # whole blocks hidden between keys that are not
+            ends = max(1, min(16, j // 4))
+            mask = np.broadcast_to((key < ends) | (key >= j - ends), shape)
         case "all":
             mask = np.ones(shape, bool)
         case _:
@@ -150,8 +154,9 @@ def biases(case: Case, rng: Generator, mask: np.ndarray | None = None) -> np.nda
             hidden[..., :1] &= shape[-1] > 1
             hidden[..., -1:] = False
             bias[hidden & ~emptied(hidden, case, mask)] = -np.inf
-        case "shift":  # one number for a whole row, far below zero; the farthest leaves nothing of the scores in a half type
-            bias[:] = rng.choice([-20.0, -200.0, -3e4 if case.dtype == "float16" else LOWEST], (*shape[:-1], 1))
+        case "shift":  # one number for a whole row, far from zero; the farthest leave nothing of the scores in a half type
+            low = -3e4 if case.dtype == "float16" else LOWEST
+            bias[:] = rng.choice([-20.0, -200.0, low, 200.0, 2e4], (*shape[:-1], 1))
         case "lowest":  # the dtype's lowest number as a mask
             hidden = rng.random(shape) < 0.3
             hidden.reshape(-1)[-1] = False

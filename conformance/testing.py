@@ -176,6 +176,7 @@ class Asking:
             self.dtype,
             lambda case: self._ask(case, ask),
             lambda case: self.plan.narrow(case, self.subject),
+            self.test.__name__,
             None if self.plan.comparison else self.run.tier.searched // 3,
         )
 
@@ -221,6 +222,7 @@ class Asking:
     def _right(self, case: Case, outputs: tuple[str, ...]) -> bool:
         """Whether the answer is right; if not, the failure is explained and goes to the clause that it breaks."""
         judgement = self.subject.judgement(case)
+        self.subject.compared.add(case)
         unjudged = judgement.findings and not judgement.worst  # of the wrong form: nothing was compared
         if not judgement.of(outputs) and not unjudged:
             return True

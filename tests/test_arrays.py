@@ -1,29 +1,26 @@
-"""The cases: the arrays cover what they claim, what is not offered is fitted away, the search finds what matters."""
+"""The cases: the arrays cover what they claim, what is not offered is fitted away, and a run says what it covered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import fields, replace
-from itertools import combinations
+from itertools import combinations, product
 
 import honest
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from judging import judge
+from situations import Everything
 
-from attnspec.adapters import FEATURES, Adapter, resolve
-from attnspec.conformance.case import LEVELS, NOT_DENSE, OPEN_SIZES, Case, _rows, array, cases, fit, simpler
+from attnspec.adapters import Adapter, Answer, resolve
+from attnspec.adapters.convention import FunctionAdapter
+from attnspec.conformance import check
+from attnspec.conformance.case import ALIKE, LEVELS, NOT_DENSE, Case, _rows, alike, array, fit, level_of, simpler
+from attnspec.conformance.coverage import Space, said
 from attnspec.conformance.tensors import build
-from attnspec.reference import solve
-from attnspec.spec import CANONICAL, Problem
+from attnspec.spec import Problem
 
 DTYPES = LEVELS["dtype"]
-
-
-class Everything(Adapter):
-    """Offers all that there is."""
-
-    offers = frozenset(FEATURES)
 
 
 class Nothing(Adapter):
@@ -45,23 +42,81 @@ class Grouped(Adapter):
     widths = (64, 128)
 
 
+class OneWidth(Adapter):
+    """Takes one width, which is none of the arrays'."""
+
+    offers = frozenset({"mha", "shared_kv", "mask", "bias", "bias_grad", "backward"})
+    widths = (72,)
+
+
 # COVERING ARRAYS
 
 
 @pytest.mark.parametrize(("name", "strength"), [("pairs", 2), ("triples", 3)])
 def test_the_arrays_cover_what_they_claim(name: str, strength: int) -> None:
-    """Every combination of levels of any two, or three, factors stands in some row."""
-    rows, sizes = np.array(_rows(name)), [len(levels) for levels in LEVELS.values()]
-    assert rows.shape[1] == len(LEVELS)
-    assert (rows >= 0).all()
-    assert (rows < sizes).all()
+    """Every combination of levels of any two, or three, factors stands in some row, but where one makes no sense."""
+    rows = _rows(name)
+    columns = {factor: [str(level_of(factor, getattr(case, factor))) for case in rows] for factor in LEVELS}
     missing = []
-    for columns in combinations(range(len(sizes)), strength):
-        of = [sizes[n] for n in columns]
-        code = np.ravel_multi_index(tuple(rows[:, n] for n in columns), of)
-        if len(np.unique(code)) != np.prod(of):
-            missing.append([list(LEVELS)[n] for n in columns])
-    assert missing == []
+    for factors in combinations(LEVELS, strength):
+        held = set(zip(*(columns[factor] for factor in factors), strict=True))
+        every = set(product(*([str(level) for level in LEVELS[factor]] for factor in factors)))
+        assert held <= every
+        missing += [dict(zip(factors, levels, strict=True)) for levels in every - held]
+    assert [levels for levels in missing if not senseless(levels)] == []
+    assert not any(senseless({factor: columns[factor][n] for factor in LEVELS}) for n in range(len(rows)))
+
+
+def senseless(levels: dict[str, str]) -> bool:
+    """Holes without a mask, values of a bias that is not there or its gradient, a cotangent where nothing requires grad."""
+    return (
+        (levels.get("mask") == "none" and levels.get("holes", "random") != "random")
+        or (levels.get("bias") == "none" and (levels.get("biases", "normal") != "normal" or levels.get("wrt") == "bias"))
+        or (levels.get("wrt") == "none" and levels.get("do", "dense") != "dense")
+    )
+
+
+# What every array must hold, whatever is offered: lengths and widths, and every form that broadcasts to (b h i j).
+LENGTHS = (1, 2, 3, 5, 7, 11, 13, *(block + n for block in (16, 32, 64, 128) for n in (-1, 0, 1)), 255, 256, 257, 513)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 40, 59, 64, 80, 96, 128)
+FORMS = {"".join(letters) or "one" for n in range(5) for letters in combinations("bhij", n)}
+
+
+@pytest.mark.parametrize("name", ["pairs", "triples"])
+@pytest.mark.parametrize("adapter", [Everything(), resolve(honest.tiled)[0]], ids=lambda adapter: type(adapter).__name__)
+def test_every_size_and_every_form_occurs(name: str, adapter: Adapter) -> None:
+    """And in the larger array in every dtype. A length of zero has tests of its own, in every tier: SHAPE-4 and EMPTY-5."""
+    some = array(name, adapter, DTYPES)
+    for cases in [some] if name == "pairs" else [[case for case in some if case.dtype == dtype] for dtype in DTYPES]:
+        assert {case.i for case in cases} >= set(LENGTHS)
+        assert {case.keys for case in cases} >= set(LENGTHS)
+        assert {case.d for case in cases} == set(WIDTHS)
+        assert {case.mask for case in cases} == FORMS | {"none", "padding", "rank3"}
+        assert {case.bias for case in cases} == FORMS | {"none", "rank2", "rank3"}
+        assert {case.e < case.d for case in cases if case.e} == {False, True}
+        assert any(case.b != case.h and min(case.b, case.h) > 1 for case in cases)
+        assert {"3/3", "6/2"} <= {case.heads for case in cases}
+
+
+def test_zero_queries_and_zero_keys_are_asked_in_every_tier() -> None:
+    """By tests of their own, which make their own problems."""
+    sizes: set[tuple[str, int]] = set()
+
+    class Listening(FunctionAdapter):
+        def run(self, problem: Problem) -> Answer:
+            sizes.update((name, getattr(problem, name)) for name in "bhij")
+            return super().run(problem)
+
+    check(Listening(honest.tiled, "tiled", ("",)), clauses="SHAPE-4,EMPTY-5", dtypes="float32")
+    assert {("b", 0), ("h", 0), ("i", 0), ("j", 0)} <= sizes
+
+
+def test_a_level_stands_for_itself_first_and_a_value_for_one_level() -> None:
+    for factor, levels in ALIKE.items():
+        assert levels.keys() <= set(LEVELS[factor])
+        assert all(values[0] == level for level, values in levels.items())
+        values = [value for level in LEVELS[factor] for value in alike(factor, level)]
+        assert len(set(values)) == len(values)
 
 
 def test_the_factors_of_a_case_are_those_of_the_arrays() -> None:
@@ -72,28 +127,86 @@ def test_the_factors_of_a_case_are_those_of_the_arrays() -> None:
         assert len(set(levels)) == len(levels)
 
 
-@pytest.mark.parametrize(
-    "adapter", [Everything(), Nothing(), Padding(), Grouped(), resolve(honest.tiled)[0]], ids=lambda adapter: type(adapter).__name__
+# COVERAGE
+
+FITTED = pytest.mark.parametrize(
+    "adapter",
+    [Everything(), Nothing(), Padding(), Grouped(), OneWidth(), resolve(honest.tiled)[0]],
+    ids=lambda adapter: type(adapter).__name__,
 )
-def test_every_pair_of_offered_levels_is_still_there(adapter: Adapter) -> None:
-    """Of the factors that do not depend on each other: what is not offered becomes something that is."""
-    some = array("pairs", adapter, DTYPES)
+
+
+@FITTED
+@pytest.mark.parametrize("dtypes", [DTYPES, ("float32", "bfloat16")], ids=len)
+@pytest.mark.parametrize(("name", "strength"), [("pairs", 2), ("triples", 3)])
+def test_every_combination_of_offered_levels_is_still_there(
+    name: str, strength: int, adapter: Adapter, dtypes: tuple[str, ...]
+) -> None:
+    """What is not offered becomes something that is, and no combination of what is offered is lost by it."""
+    some = array(name, adapter, dtypes)
     assert len(some) == len(set(some))
     assert all(fit(case, adapter) == case for case in some)
-    factors = ["dtype", "b", "i", "j", "causal", "scale", "values", "mask", "heads", "bias", "layout", "d", "wrt"]
-    biased = Case(bias="bhij")
-    offered = {name: {getattr(fit(replace(biased, **{name: level}), adapter), name) for level in LEVELS[name]} for name in factors}
-    missing = []
-    for one, two in combinations(factors, 2):
-        seen = {(getattr(case, one), getattr(case, two)) for case in some}
-        expected = {(x, y) for x in offered[one] for y in offered[two] if not impossible({one: x, two: y})}
-        missing += [(one, two, *pair) for pair in expected - seen]
-    assert missing == []
+    held, possible = Space.of(adapter, dtypes).reached(some, strength)
+    assert held == possible
 
 
-def impossible(levels: dict[str, object]) -> bool:
-    """The gradient of a bias that is not there."""
-    return levels.get("wrt") == "bias" and levels.get("bias") == "none"
+@FITTED
+@pytest.mark.parametrize("strength", [2, 3])
+def test_what_can_be_asked_is_counted_right(strength: int, adapter: Adapter) -> None:
+    """Nothing that is asked is taken for impossible, and what is taken for possible can be asked."""
+    space, rng = Space.of(adapter, DTYPES), np.random.default_rng(strength)
+    names = list(LEVELS)
+    for _ in range(400):
+        levels = {name: LEVELS[name][rng.integers(len(LEVELS[name]))] for name in LEVELS}
+        if adapter.widths is not None:
+            levels["d"] = list(adapter.widths)[rng.integers(len(list(adapter.widths)))]
+        case = fit(Case(**levels), adapter)
+        factors = tuple(names[n] for n in sorted(rng.choice(len(names), strength, replace=False)))
+        at = tuple(space.levels[name].index(level_of(name, getattr(case, name))) for name in factors)
+        assert space.possible(factors)[at], (factors, case)
+    offers_all = Space.of(Everything(), DTYPES)
+    for _ in range(400):
+        factors = tuple(names[n] for n in sorted(rng.choice(len(names), strength, replace=False)))
+        possible = space.possible(factors)
+        at = tuple(rng.choice(np.argwhere(possible)))
+        wanted = {name: space.levels[name][n] for name, n in zip(factors, at, strict=True)}
+        if adapter.widths is not None:
+            wanted.pop("d", None)  # levels of widths are asked by other values of theirs
+        freest = Case(
+            mask=next((x for x in space.levels["mask"] if x != "none"), "none"),
+            bias=next((x for x in space.levels["bias"] if x != "none"), "none"),
+            dtype="float32",
+        )
+        case = fit(replace(freest, **wanted), adapter)
+        assert {name: getattr(case, name) for name in wanted} == wanted
+        assert offers_all.possible(factors).sum() >= possible.sum()
+
+
+def test_coverage_is_counted_one_by_one() -> None:
+    """Beside a count with sets of tuples; a size that belongs to no level counts for nothing."""
+    some = array("pairs", Everything(), DTYPES)[:40]
+    space = Space.of(Everything(), DTYPES)
+    for strength in (1, 2, 3):
+        held = {
+            tuple((name, level_of(name, getattr(case, name))) for name in factors)
+            for factors in combinations(LEVELS, strength)
+            for case in some
+        }
+        assert space.reached(some, strength)[0] == len(held)
+    assert space.reached([], 2)[0] == 0
+    assert space.reached([Case(j=77)], 1)[0] == len(LEVELS) - 1
+    assert said(7, 7, "pairs") == "all 7 pairs"
+    assert said(999_999, 1_000_000, "pairs") == "999999 of 1000000 pairs (99.9 %)"
+
+
+def test_a_run_says_what_it_covered() -> None:
+    """Of what was asked, not of the array: a clause that asks only causal problems covers no other."""
+    whole, part = judge("sdpa-math", "--impl-dtypes=float32"), judge("sdpa-math", "--impl-dtypes=float32", "--clauses=CAUSAL-1")
+    (said_whole,) = [x for x in whole.screen.splitlines() if x.startswith("  covered")]
+    (said_part,) = [x for x in part.screen.splitlines() if x.startswith("  covered")]
+    assert re.fullmatch(r"  covered +all \d+ pairs and \d+ of \d+ triples \(\d+\.\d %\) of levels .*, in \d+ problems", said_whole)
+    assert re.fullmatch(r"  covered +\d+ of \d+ pairs \(\d+\.\d %\) and .*", said_part)
+    assert {case.causal for case in part.run.subjects[0].compared} == {True}
 
 
 @pytest.mark.parametrize("adapter", [Nothing(), Padding(), Grouped()], ids=lambda adapter: type(adapter).__name__)
@@ -171,63 +284,3 @@ def test_every_case_can_be_built() -> None:
         assert all(x.isfinite().all() for x in (problem.q, problem.k, problem.v))
         assert problem.to_bytes() == again.to_bytes()
         assert (problem.do is None) == (problem.wrt == ())
-
-
-# SEARCH
-
-# What the search must be able to draw, and in at least which share of its draws, in percent.
-DISCOVERIES: dict[str, tuple[float, Callable[[Case, Problem], bool]]] = {
-    "a row without a key": (5, lambda case, x: bool(solve(x, CANONICAL).empty.any())),
-    "a row without a key beside one with": (4, lambda case, x: 0 < solve(x, CANONICAL).empty.mean() < 1),
-    "more queries than keys": (20, lambda case, x: x.i > x.j),
-    "fewer queries than keys": (20, lambda case, x: x.i < x.j),
-    "causal with other lengths": (20, lambda case, x: x.causal and x.i != x.j),
-    "a single query": (2, lambda case, x: x.i == 1),
-    "a stride of zero": (5, lambda case, x: any(0 in t.stride() for t in (x.k, x.v) if t.numel() > 1)),
-    "a last dimension that is not dense": (10, lambda case, x: x.d > 1 and x.q.stride(-1) != 1),
-    "an offset": (8, lambda case, x: x.k.storage_offset() > 0),
-    "a bias of minus infinity": (5, lambda case, x: x.bias is not None and bool((x.bias == -np.inf).any())),
-    "a score beyond 88": (1.5, lambda case, x: beyond(x, 88)),
-    "a score below -88": (10, lambda case, x: beyond(x, -88)),
-    "one visible key": (8, lambda case, x: bool((solve(x, CANONICAL).forward.visible.sum(-1) == 1).any())),
-    "groups of heads, unlike the batch": (10, lambda case, x: x.g > 1 and x.g != x.h != x.b),
-    "a mask and causal": (15, lambda case, x: x.causal and x.mask is not None),
-    "a mask and a bias": (30, lambda case, x: x.mask is not None and x.bias is not None),
-    "a width that is no multiple of eight": (15, lambda case, x: x.d % 8 > 0),
-    "a length one past a block": (5, lambda case, x: x.j > 16 and x.j % 16 == 1),
-    "values of another width": (20, lambda case, x: x.e != x.d),
-    "more than 128 keys": (3, lambda case, x: x.j > 128),
-}
-
-
-def beyond(problem: Problem, limit: int) -> bool:
-    f = solve(problem.replace(do=None, wrt=()), CANONICAL).forward
-    return bool((f.s[f.visible] / limit > 1).any())
-
-
-@pytest.fixture(scope="module")
-def searched() -> list[tuple[Case, Problem]]:
-    """Three hundred draws with a fixed seed."""
-    drawn: list[Case] = []
-
-    @seed(1)
-    @settings(max_examples=300, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    @given(case=cases(Everything(), "float32"))
-    def collect(case: Case) -> None:
-        drawn.append(case)
-
-    collect()
-    return [(case, build(case)) for case in drawn]
-
-
-@pytest.mark.parametrize("what", DISCOVERIES)
-def test_the_search_draws_what_matters(what: str, searched: list[tuple[Case, Problem]]) -> None:
-    least, shows = DISCOVERIES[what]
-    assert len(searched) >= 250
-    share = 100 * np.mean([shows(case, problem) for case, problem in searched])
-    assert share >= least, f"{share:.1f} % of {len(searched)} draws"
-
-
-def test_the_search_draws_every_level(searched: list[tuple[Case, Problem]]) -> None:
-    for name in LEVELS.keys() - {*OPEN_SIZES, "dtype"}:
-        assert {getattr(case, name) for case, _ in searched} == set(LEVELS[name]), name

@@ -9,13 +9,33 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from covertable import make
 
-from attnspec.conformance.case import LEVELS
+from attnspec.adapters import FEATURES, Adapter
+from attnspec.conformance.case import ALIKE, COST, LEVELS, Case, alike
+from attnspec.conformance.coverage import Space
+
+NAMES = list(LEVELS)
+ROOM = COST // 4  # what a row may cost where its levels leave a choice: what is drawn by the search is rarer than a row
+
+
+class Everything(Adapter):
+    """Offers all that there is: no row may say what makes no sense, such as holes without a mask."""
+
+    offers = frozenset(FEATURES)
+
+
+APART = [  # (factor, level, factor, level), by number: what does not go together
+    (NAMES.index(a), int(x), NAMES.index(b), int(y))
+    for (a, b), together in Space.of(Everything(), LEVELS["dtype"]).pairs.items()
+    for x, y in zip(*(~together).nonzero(), strict=True)
+]
 
 
 def blind(row: list[int]) -> bool:
@@ -36,8 +56,10 @@ def spread(rows: list[list[int]], strength: int) -> list[list[int]]:
         for chosen in combinations(others, strength - 1):
             yield tuple(sorted((n, row[n]) for n in (*chosen, factor)))
 
-    def rank(row: list[int], n: int, level: int) -> tuple[bool, int]:
-        return blind([*row[:n], level, *row[n + 1 :]]), used[n][level] - (level == row[n])
+    def rank(row: list[int], n: int, level: int) -> tuple[bool, bool, int]:
+        trial = [*row[:n], level, *row[n + 1 :]]
+        apart = any(trial[a] == x and trial[b] == y for a, x, b, y in APART)
+        return apart, blind(trial), used[n][level] - (level == row[n])
 
     count = Counter(tuple((n, row[n]) for n in chosen) for row in rows for chosen in combinations(range(len(row)), strength))
     sizes = [len(levels) for levels in LEVELS.values()]
@@ -57,18 +79,46 @@ def spread(rows: list[list[int]], strength: int) -> list[list[int]]:
     return rows
 
 
+def in_turn(rows: list[list[int]]) -> list[Case]:
+    """Cases in which each level is one of the values that it stands for: the rarest so far in the dtype that is affordable."""
+    cases = [Case(**{name: LEVELS[name][level] for name, level in zip(LEVELS, row, strict=True)}) for row in rows]
+    used: Counter[tuple[str, ...]] = Counter()
+
+    def rarest(case: Case, name: str) -> Any:
+        values = [x for x in alike(name, getattr(case, name)) if name != "e" or x != case.d]
+        trials = {x: replace(case, **{name: x}) for x in values}
+        within = [x for x in values if trials[x].cost <= ROOM] or [min(values, key=lambda x: trials[x].cost)]
+        return min(within, key=lambda x: (used[name, str(x), case.dtype], used[name, str(x), "any"]))
+
+    for n, case in enumerate(cases):
+        # A length that few rows can afford comes before the widths.
+        for name in (*(x for x in ("i", "j") if x in ALIKE), *(x for x in ALIKE if x not in ("i", "j"))):
+            case = replace(case, **{name: rarest(case, name)})
+            value = str(getattr(case, name))
+            used.update([(name, value, case.dtype), (name, value, "any")])
+        cases[n] = case
+    return cases
+
+
 def main() -> None:
-    """Write pairs.csv and triples.csv: a row a case, a column a factor, each entry the number of a level."""
+    """Write pairs.csv and triples.csv: a row a case, a column a factor."""
+    apart = [
+        {
+            "operator": "or",
+            "conditions": [{"operator": "ne", "left": NAMES[a], "value": x}, {"operator": "ne", "left": NAMES[b], "value": y}],
+        }
+        for a, x, b, y in APART
+    ]
+    factors = {name: list(range(len(levels))) for name, levels in LEVELS.items()}
     for name, strength in (("pairs", 2), ("triples", 3)):
-        rows = spread(
-            [list(row) for row in make([list(range(len(levels))) for levels in LEVELS.values()], strength=strength)], strength
-        )
+        made = [[row[factor] for factor in NAMES] for row in make(factors, strength=strength, constraints=apart)]
+        cases = in_turn(spread(made, strength))
         with (Path(__file__).parent / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            file.write(f"# every {strength} factors take every combination of their levels; made by make.py\n")
+            file.write(f"# every {strength} factors take every combination of their levels that makes sense; made by make.py\n")
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(LEVELS)
-            writer.writerows(rows)
-        print(name, len(rows), "rows")
+            writer.writerows([str(getattr(case, factor)) for factor in NAMES] for case in cases)
+        print(name, len(cases), "rows")
 
 
 if __name__ == "__main__":
