@@ -245,6 +245,10 @@ class Asking:
         if known is not None:
             self._report(known)
             return False
+        if self._told():
+            self.run.record.count((self.main.id, self.dtype, self.subject.label, self.subject.device), Verdict.FAIL)
+            self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
+            return False
         smallest = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(trial, broken))
         if smallest != case:
             broken = self._breaks(smallest) or broken
@@ -257,6 +261,12 @@ class Asking:
         )
         self._report(explained, broken.other)
         return False
+
+    def _told(self) -> bool:
+        """Whether this clause decides nothing and was already seen broken: most kernels break one, and to reduce it costs more."""
+        own = (self.main.id, self.subject.label, self.subject.device)
+        decides = self.main.binding or self.run.enforce_should
+        return not decides and any((f.clause, f.variant, f.device) == own for f in self.run.record.failures)
 
     def _breaks(self, case: Case) -> Broken | None:
         try:
