@@ -87,6 +87,7 @@ class Diagnosis:
     cost: dict[str, float] = field(default_factory=dict)
     only: str = ""
     asked: int = 0  # problems that it explains
+    whole: bool = False  # in each of them all that the mistake would change is wrong
 
     @property
     def best(self) -> tuple[str, ...]:
@@ -137,6 +138,7 @@ def _room(seen: Seen, name: str, wrong: Array) -> Array:
     most, least = right.max(-1, keepdims=True), np.finfo(float).tiny
     share = np.median(row[most > 0] / most[most > 0]) if (most > 0).any() else float(torch.finfo(seen.problem.dtype).eps)
     size = np.abs(np.where(np.isfinite(wrong), wrong, 0.0)).max(-1, keepdims=True)
+    share = max(share, 2.0**-21) if seen.problem.dtype == torch.float64 else share  # a constant may have been written in float32
     breadth = BREADTH if seen.problem.dtype in (torch.float32, torch.float64) else 1.5
     room = np.maximum(np.maximum(row, breadth * share * size), least) + np.zeros_like(bound)
     # What must be exactly zero has no error of its own: there the mistake's must be told by its own size.
@@ -237,6 +239,8 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
     if case.h > 1:
         yield fit(replace(case, heads={"mha": "3/3", "mqa": "6/2", "gqa": "6/2"}.get(case.sharing, "3/shared")), subject.adapter)
     j, i = case.keys, case.i
+    # Long enough for a second block of any size, and for what only long rows show.
+    yield fit(replace(case, b=min(case.b, 2), i=i + 130, j=j + 130, d=min(case.d, 16), e=min(case.e, 24)), subject.adapter)
     for change in (
         {"j": j + 1},
         {"j": j + 5, "i": i + 1},
@@ -303,7 +307,14 @@ def diagnose(subject: Subject, problem: Problem, exact: Exact | None, cases: Ite
         return None
     cost = dict(sorted(cost.items(), key=lambda item: item[1]))
     best = (told(cost) or tuple(cost))[0]
-    return Diagnosis(cost, next((one.only for one in alive.get(best, []) if one.only), ""), asked)
+    fits = alive.get(best, [])
+    return Diagnosis(cost, next((one.only for one in fits if one.only), ""), asked, not any(one.spared for one in fits))
+
+
+def explained_by(subject: Subject, problem: Problem) -> frozenset[str]:
+    """The mistakes that explain a failing problem by itself."""
+    seen = look(subject, problem)
+    return frozenset(screen(seen, MISTAKES) if seen is not None and seen.scope else ())
 
 
 # CHOICES
@@ -311,7 +322,7 @@ def diagnose(subject: Subject, problem: Problem, exact: Exact | None, cases: Ite
 
 def other_choice(diagnosis: Diagnosis | None, dialect: Dialect) -> str:
     """'choice=value' where the one mistake that explains a failure is to follow another choice than the subject's, else ''."""
-    names = {MISTAKES[name].of or name for name in diagnosis.best} if diagnosis is not None else set()
+    names = {MISTAKES[name].of or name for name in diagnosis.best} if diagnosis is not None and diagnosis.whole else set()
     if len(names) != 1:
         return ""
     name = names.pop()

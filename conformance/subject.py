@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,13 @@ import torch
 from attnspec.adapters import FEATURES, Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
 from attnspec.conformance.case import Case, fit, simpler
-from attnspec.conformance.diagnosis import Diagnosis, diagnose, other_choice
+from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, other_choice
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import CHOICES, Clause, Dialect, Problem
 
+SIMPLIFYING = 2.0  # seconds that the numbers of one failure may take
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 REDUCED_FAILURES = 8  # failures in one dtype that are reduced, each to its own entry
 ORACLE = "arb" if find_spec("flint") else "float64"
@@ -184,12 +186,13 @@ class Subject:
                 same_dtype, key=lambda known: (known.finding.output == finding.output, len(known.case.traits() & case.traits()))
             )
         explained = replace(self._explain(self.reduce(case, finding), finding, case), met=[case])
+        explained = self.simplify(explained)
         self._explained.append(explained)
         return explained
 
     def diagnose(self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case]) -> Diagnosis | None:
         """The mistake that explains a failure, on the cases in which it was met."""
-        return diagnose(self, problem, exact, met) if finding.kind in ("value", "zero", "nonfinite") else None
+        return diagnose(self, problem, exact, met) if finding.kind in ("value", "zero", "nonfinite", "relation") else None
 
     def known(self, case: Case, finding: Finding) -> Explained | None:
         """A failure explained before that has nothing special that this case has not: the same fault, met again."""
@@ -231,6 +234,50 @@ class Subject:
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
         return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
+
+    def simplify(self, explained: Explained) -> Explained:
+        """The same failure with simpler numbers, as long as no more mistakes explain it than before."""
+        finding, case = explained.finding, explained.case
+        if finding.kind not in ("value", "zero", "nonfinite") or case != explained.case or explained.clause.startswith("PURITY"):
+            return explained
+        class_, started = self.required_class(case.dtype), time.monotonic()
+        before = explained_by(self, explained.problem)
+        made: dict[str, str] = {}
+        for name in ("do", "bias", "v", "k", "q"):
+            tensor = getattr(explained.problem, name)
+            if tensor is None or not tensor.numel() or (name == "do" and finding.output == "o"):
+                continue
+            places = [f"at{n}" for n in range(min(tensor.numel(), 4))] if tensor.numel() > 1 else []
+            for how in ("zeros", "ones", *(["hot"] if name == "v" and tensor.shape[-1] > 1 else []), *places, "rounded"):
+                if time.monotonic() - started > SIMPLIFYING:
+                    break
+                trial = replace(case, numbers="+".join(f"{n}:{x}" for n, x in {**made, name: how}.items()))
+                problem = self.problem(trial)
+                if torch.equal(getattr(problem, name), getattr(self.problem(case), name)):
+                    continue
+                answer, exact = self.run(problem), self.solve(problem)
+                alike = [
+                    f for f in judge(answer, exact, class_).findings if (f.likeness, f.kind) == (finding.likeness, finding.kind)
+                ]
+                if (
+                    not alike
+                    or (with_class(alike[0], answer, exact).class_ != finding.class_)
+                    or alike[0].ratio < min(finding.ratio, 4.0)
+                ):
+                    continue
+                if not explained_by(self, problem) <= before:
+                    continue
+                made[name], case = how, trial
+                break
+        if not made:
+            return explained
+        problem = self.problem(case)
+        answer, exact = self.run(problem), self.solve(problem, certain=True)
+        found = [f for f in judge(answer, exact, class_).findings if f.likeness == finding.likeness]
+        if not found:  # not repeatable
+            return explained
+        kept = replace(with_class(found[0], answer, exact), hint=finding.hint, message=finding.message)
+        return replace(explained, case=case, finding=kept, problem=problem, exact=exact)
 
     @property
     def observed(self) -> frozenset[str]:

@@ -236,6 +236,8 @@ class Asking:
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
             clause, finding, diagnosis = self.subject.attribute(clause, problem, finding, broken.exact)
+        elif finding.kind == "relation":  # what breaks a relation may be wrong by itself
+            diagnosis = self.subject.diagnose(problem, None, finding, [])
         explained = Explained(
             clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin, diagnosis=diagnosis
         )
