@@ -151,7 +151,8 @@ class FunctionAdapter(Adapter):
             if causal and not (mask is None and bias is None):
                 mask, causal = merge_causal(mask, problem, self.dialect["causal_alignment"]), False
             if bias is not None and mask is not None:
-                mask, bias = None, bias.masked_fill(~mask, float("-inf"))
+                hidden = torch.logical_not(mask)
+                mask, bias = None, bias.masked_fill(hidden, float("-inf"))
         return mask, bias, causal
 
     def presented(self, problem: Problem) -> Problem:

@@ -138,6 +138,7 @@ def verdict(one: dict[str, Any], expected: dict[str, list[str]]) -> str:
 def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]]) -> str:
     """The page: rates, costs, and every mutant with what was said of it."""
     mutants = load()
+    every = [name for name, one in mutants.items() if one.kind != "liar"]
     results = {name: one for name, one in results.items() if name in mutants}
     verdicts = {name: verdict(one, expected) for name, one in results.items()}
     counts = Counter(verdicts.values())
@@ -147,16 +148,18 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
     lines = [
         "# Is the right mistake named?",
         "",
-        f"What `python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` found: the tests of each mutant's own clause in tier smoke, up to the first that fails.",
-        "A name is wrong unless it is one of those that tests/mutants/diagnoses.json expects; where none is expected, any name is wrong.",
+        f"What `python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` found: the tests of each mutant's own",
+        "clause in tier smoke, up to the first that fails. A name is wrong unless it is one of those that",
+        "tests/mutants/diagnoses.json expects; where none is expected, any name is wrong.",
         "",
         f"Of {asked} mutants that failed, {good} got the right name or rightly none ({good / max(asked, 1):.0%}): "
-        f"{counts['right']} are named ({counts['right'] / max(asked, 1):.0%}), {counts['silent']} have no name in the vocabulary and got none. "
-        f"{counts['missed']} have a name and got none, **{counts['wrong']} got a wrong one**. {counts['survived']} did not fail here.",
+        f"{counts['right']} are named ({counts['right'] / max(asked, 1):.0%}),",
+        f"{counts['silent']} have no name and got none. {counts['missed']} have a name and got none,",
+        f"**{counts['wrong']} got a wrong one**. {counts['survived']} did not fail here,",
+        f"{len(every) - len(results)} were not asked yet.",
         "",
-        f"The vocabulary has {len(MISTAKES)} mistakes. Reducing or diagnosing one failure took {median(costs):.1f} s at the median, at most {max(costs):.1f} s."
-        if costs
-        else "",
+        f"The vocabulary has {len(MISTAKES)} mistakes. Reducing or diagnosing one failure took {median(costs or [0.0]):.1f} s at the",
+        f"median, at most {max(costs, default=0.0):.1f} s, on a machine that others used as well.",
         "",
         "| family | mutants | right | rightly none | missed | wrong | not failed |",
         "|---|" + "---|" * 6,

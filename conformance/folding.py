@@ -43,9 +43,10 @@ class Fault:
             what += [other.dtype] if other.dtype != own.dtype else []
             what += [other.variant] if other.variant != own.variant else []
             what += [other.device] if other.device != own.device else []
-            words = " in ".join([what[0], ", ".join(what[1:])]) if len(what) > 1 else "".join(what)
+            named = other.clause != own.clause and len(what) > 1
+            words = f"{what[0]} in {', '.join(what[1:])}" if named else ", ".join(what)
             places[words] = None
-        return ", ".join(places)
+        return ", ".join(words for words in places if words)
 
 
 def names_of(explained: Explained) -> tuple[str, dict[str, float]]:

@@ -233,7 +233,19 @@ class Subject:
         clause = blame(case, finding, self.dialect, self.observed, bool(exact.empty.any()))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
+        if clause.startswith("ACCURACY") and not self._coarse(seen, finding):
+            finding = replace(finding, class_="")
         return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
+
+    def _coarse(self, seen: Case, finding: Finding) -> bool:
+        """Whether coarse arithmetic explains what is wrong with the same output elsewhere, too."""
+        for case in (seen, replace(seen, values="peaked"), replace(seen, values="large"), replace(seen, b=1, i=40, j=70)):
+            problem = self.problem(fit(case, self.adapter))
+            answer, exact = self.run(problem), self.solve(problem)
+            wrong = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.output == finding.output]
+            if wrong and not with_class(wrong[0], answer, exact).class_:
+                return False
+        return True
 
     def simplify(self, explained: Explained) -> Explained:
         """The same failure with simpler numbers, as long as no more mistakes explain it than before."""
@@ -284,7 +296,9 @@ class Subject:
         """The choices that nobody promised."""
         return frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
 
-    def attribute(self, clause: str, problem: Problem, finding: Finding, exact: Exact) -> tuple[str, Finding, Diagnosis | None]:
+    def attribute(
+        self, clause: str, problem: Problem, finding: Finding, exact: Exact, met: list[Case]
+    ) -> tuple[str, Finding, Diagnosis | None]:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
             return FORM_CLAUSE[finding.kind], finding, None
@@ -293,7 +307,7 @@ class Subject:
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
             return clause, finding, None  # right when asked like this: the surroundings of the call matter
-        diagnosis = self.diagnose(problem, exact, finding, [])
+        diagnosis = self.diagnose(problem, exact, finding, met)
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.dialect)), answer, exact)
         if finding.hint:
             return choice_clause(finding, self.dialect, self.observed), finding, diagnosis
