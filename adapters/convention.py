@@ -142,8 +142,8 @@ class FunctionAdapter(Adapter):
             offers.add("bias_grad")
         self.offers = frozenset(offers)
 
-    def presented(self, problem: Problem) -> Problem:
-        """With torch's parameters causal goes into a mask beside it, and the mask into a bias."""
+    def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
+        """Mask, bias and causal: with torch's parameters causal goes into a mask beside it, and the mask into a bias."""
         mask, bias, causal = problem.mask, problem.bias, problem.causal
         if mask is not None and mask.ndim == 2:
             mask = mask[:, None, None, :]
@@ -151,7 +151,13 @@ class FunctionAdapter(Adapter):
             if causal and not (mask is None and bias is None):
                 mask, causal = merge_causal(mask, problem, self.dialect["causal_alignment"]), False
             if bias is not None and mask is not None:
-                mask, bias = None, bias.masked_fill(~mask, float("-inf"))
+                hidden = torch.logical_not(mask)
+                mask, bias = None, bias.masked_fill(hidden, float("-inf"))
+        return mask, bias, causal
+
+    def presented(self, problem: Problem) -> Problem:
+        """With mask, bias and causal merged as the call merges them."""
+        mask, bias, causal = self.merged(problem)
         return problem.replace(mask=mask, bias=bias, causal=causal)
 
     def call(self, problem: Problem) -> Call:
@@ -160,8 +166,7 @@ class FunctionAdapter(Adapter):
             raise Unsupported("a function of (b h j d) keys has no form for one shared head (b j d)")
         fields = self.signature.fields
         arguments: dict[str, Any] = {fields["q"]: problem.q, fields["k"]: problem.k, fields["v"]: problem.v}
-        seen = self.presented(problem)
-        mask, bias, causal = seen.mask, seen.bias, seen.causal
+        mask, bias, causal = self.merged(problem)
         if self.torch_convention and bias is not None:
             mask, bias = bias, None
         options = {

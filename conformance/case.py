@@ -7,6 +7,7 @@ makes the tensors.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -56,6 +57,7 @@ ALIKE: dict[str, dict[Any, tuple[Any, ...]]] = {
     "mask": {"bhj": ("bhj", "hj"), "bhi": ("bhi", "hi", "bi", "i", "bh", "h", "b", "one")},
     "bias": {"hij": ("hij", "bij"), "bj": ("bj", "bhj"), "hj": ("hj", "j"), "bhi": ("bhi", "hi", "bi", "i", "bh", "h", "b", "one")},
 }
+NUMBERS = re.compile(r"((q|k|v|bias|do):(zeros|ones|rounded|hot|at\d+)(\+|$))+")
 NOT_DENSE = ("strided", "turned")
 OPEN_SIZES = ("b", "i", "j", "d", "e")
 COST = 1 << 20  # elements of (b h i j max(d, e)) that one searched problem may have
@@ -83,6 +85,7 @@ class Case:
     wrt: str = "all"
     do: str = "dense"
     seed: int = 0
+    numbers: str = ""  # what was made of the numbers, tensor by tensor: "q:ones+v:at3"; see tensors.simple
 
     @property
     def h(self) -> int:
@@ -137,7 +140,13 @@ class Case:
             h, _, g = text.partition("/")
             if name == "heads" and not (h.isdecimal() and (g == "shared" or (g.isdecimal() and int(g) and not int(h) % int(g)))):
                 raise ValueError(f"heads can't be {text!r}; it is query heads/key heads, or query heads/shared")
-            if name in OPEN_SIZES or name == "seed":
+            if name == "numbers":
+                if not NUMBERS.fullmatch(text):
+                    raise ValueError(
+                        f"numbers can't be {text!r}; it is like q:ones+k:rounded+v:at3, of zeros, ones, rounded, hot and at…"
+                    )
+                values[name] = text
+            elif name in OPEN_SIZES or name == "seed":
                 values[name] = int(text)
             elif name == "heads":
                 values[name] = text
@@ -417,7 +426,13 @@ def describe(case: Case) -> str:
         words.append(f"only {' and '.join(case.wrt) if case.wrt != 'bias' else 'bias'} require grad")
     if case.do != "dense":
         words.append(f"cotangent: {case.do.replace('_', ' ')}")
+    if case.numbers:
+        words.append("numbers: " + ", ".join(_in_words(*part.split(":")) for part in case.numbers.split("+")))
     return "; ".join(words)
+
+
+def _in_words(name: str, what: str) -> str:
+    return f"{name} one at {what[2:]}, else zero" if what.startswith("at") else f"{name} {what.replace('hot', 'one-hot')}"
 
 
 def describe_problem(problem: Problem) -> str:

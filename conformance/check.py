@@ -106,6 +106,7 @@ def check(
     seed: int = 0,
     budget: float | None = None,
     enforce_should: bool = False,
+    show: str | None = None,
     verdicts: str | Path | None = None,
     repros: bool = False,
 ) -> Result:
@@ -132,6 +133,7 @@ def check(
         "--case": case,
         "--attnspec-seed": seed,
         "--enforce-should": enforce_should,
+        "--show": show,
         "--verdicts": str(verdicts) if verdicts is not None else None,
     }
     for name, settings in OPTIONS:

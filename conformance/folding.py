@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from attnspec.conformance.subject import Explained
 
 
+# Clauses whose failure is its own explanation.
+BY_CLAUSE = {
+    "PURITY-1": "inputs changed",
+    "PURITY-2": "memory shared",
+    "PURITY-3": "global state changed",
+    "PURITY-4": "answer varies",
+    "PURITY-5": "earlier call remembered",
+}
+
+
 @dataclass
 class Fault:
     """A fault: the failure of the most basic clause that it breaks, and the others."""
@@ -33,26 +43,31 @@ class Fault:
             what += [other.dtype] if other.dtype != own.dtype else []
             what += [other.variant] if other.variant != own.variant else []
             what += [other.device] if other.device != own.device else []
-            words = " in ".join([what[0], ", ".join(what[1:])]) if len(what) > 1 else "".join(what)
+            named = other.clause != own.clause and len(what) > 1
+            words = f"{what[0]} in {', '.join(what[1:])}" if named else ", ".join(what)
             places[words] = None
-        return ", ".join(places)
+        return ", ".join(words for words in places if words)
 
 
 def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
     """What is said of a failure, and the names that it can be folded under, with what each costs.
 
-    Without a diagnosis that is how it fails: what it raised, or the clause with what makes failures of it the same.
+    Without a diagnosis that is how it fails: what it raised, or the clause.
     """
     finding, diagnosis = explained.finding, explained.diagnosis
     if finding.hint:
-        return f"{finding.hint} is followed", {f"choice {finding.hint}": 0.0}
+        return f"{finding.hint} is followed", diagnosis.cost if diagnosis is not None else {f"choice {finding.hint}": 0.0}
     if diagnosis is not None and diagnosis.best:
         return sentence(diagnosis), diagnosis.cost
+    if explained.clause.startswith("ACCURACY") and finding.class_:
+        return f"the arithmetic is as coarse as class {finding.class_}", {"coarse arithmetic": 0.0}
+    if explained.clause in BY_CLAUSE and finding.kind != "raised":
+        return "", {BY_CLAUSE[explained.clause]: 0.0}
     if finding.kind == "raised":
         return "", {"raised " + re.sub(r"[\d.]+", "#", finding.message)[:80]: 0.0}
     if finding.kind in ("type", "shape", "dtype", "device", "missing", "changed"):
         return "", {f"{finding.kind} {re.sub(r'[^ a-z]+', '', finding.message)[:80]}": 0.0}
-    return "", {" ".join(explained.key): 0.0}
+    return "", {explained.clause: 0.0}
 
 
 def fold(failures: Sequence[Failure]) -> list[Fault]:

@@ -26,6 +26,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--case", {"help": "only this case, as a failure prints it"}),
     ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),
     ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
+    ("--show", {"choices": ("hex",), "help": "hex: the numbers of a failure to the bit, and how many ulp they are apart"}),
     ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
 ]
 TESTS = Path(__file__).parent
@@ -159,6 +160,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         clauses=clauses,
         enforce_should=option("--enforce-should"),
         record=record,
+        show=option("--show"),
     )
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
-import numpy
+import numpy as np
 import torch
 
 from attnspec.adapters import FEATURES
@@ -23,6 +23,7 @@ from attnspec.conformance.run import Run
 from attnspec.conformance.subject import ORACLE, Explained, Subject
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
+FEW = 16  # numbers of operands up to which they are shown
 NAMES = {
     "o": "output",
     "dq": "gradient of q",
@@ -42,7 +43,7 @@ def header(run: Run) -> list[str]:
     adapter = first.adapter
     lines = [
         f"attnspec {__version__} (spec {SPEC_VERSION}) · {adapter.name} · {adapter.version or 'no version'} · "
-        f"torch {torch.__version__}, numpy {numpy.__version__}, Python {platform.python_version()}"
+        f"torch {torch.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
     ]
     for subject in run.subjects:
         lines.append(
@@ -104,7 +105,7 @@ def header_data(run: Run) -> dict[str, Any]:
         "command": run.command,
         "seed": run.seed,
         "oracle": ORACLE,
-        "versions": {"torch": torch.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
+        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "subjects": [
             {
                 "name": s.adapter.name,
@@ -138,7 +139,12 @@ def failure(
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
     lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
     lines.append(f"  problem   {describe(case) if explained.by_case else describe_problem(explained.problem)}")
-    lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(explained, subject))]
+    written = numbers(explained)
+    if written:
+        lines.append(f"  numbers   {written}")
+    lines += [
+        f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(explained, subject, run.show))
+    ]
     if finding.hint:
         lines.append(
             f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}"
@@ -171,8 +177,19 @@ def failure(
     return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data, diagnosis, names)
 
 
-def found(explained: Explained, subject: Subject) -> list[str]:
-    """What was got and what was expected, in a line or three."""
+def numbers(explained: Explained) -> str:
+    """The operands, where they are few: what a reader can compute with."""
+    problem, gradient = explained.problem, explained.finding.output not in ("o", "call")
+    tensors = {name: x for name, x in problem.inputs().items() if name != "mask"}
+    if gradient and problem.do is not None:
+        tensors["do"] = problem.do
+    if not explained.by_case or sum(x.numel() for x in tensors.values()) > FEW:
+        return ""
+    return "; ".join(f"{name} {' '.join(f'{float(n):.6g}' for n in x.detach().flatten())}" for name, x in tensors.items())
+
+
+def found(explained: Explained, subject: Subject, show: str | None = None) -> list[str]:
+    """What was got and what was expected, in a line or three; with `show` "hex" to the bit."""
     finding, dtype = explained.finding, explained.case.dtype
     lines = [finding.message] if finding.message else []
     if not finding.total:
@@ -181,6 +198,9 @@ def found(explained: Explained, subject: Subject) -> list[str]:
     error = abs(finding.got - finding.expected)
     expected = "the other call" if finding.kind == "relation" else "expected"
     lines.append(f"{NAMES[finding.output]} [{at}] = {number(finding.got)}, {expected} {number(finding.expected)}")
+    if show == "hex":
+        ulps = abs(error / np.spacing(abs(finding.expected)) / (torch.finfo(getattr(torch, dtype)).eps * 2.0**52))
+        lines.append(f"{finding.got.hex()}, {finding.expected.hex()}; {ulps:.4g} ulp of {dtype} apart")
     if not finding.ratio < float("inf") and finding.bound != 0 and not abs(finding.got) < float("inf"):
         lines.append(f"not finite where the answer is; {finding.outside} of {finding.total} elements are outside their bounds")
     elif finding.bound == 0:

@@ -59,6 +59,7 @@ class Run:
     enforce_should: bool = False
     record: Record = field(default_factory=Record)
     repros: bool = True
+    show: str | None = None  # "hex": numbers of failures to the bit
     started: float = field(default_factory=time.monotonic)
     explained: list[tuple[Subject, Explained, Failure]] = field(default_factory=list)
     _shown: set[tuple] = field(default_factory=set)

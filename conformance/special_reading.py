@@ -141,8 +141,9 @@ def filled_with(x: Kernel, number: float) -> Wrong:
 
 
 def after_softmax(x: Kernel) -> Wrong:
-    """Probabilities of all keys, of which the hidden ones are zeroed."""
+    """Probabilities of all keys that causal shows, of which those that the mask hides are zeroed."""
     s = x.scale * (x.q @ x.heads_k.swapaxes(-1, -2)) + (0.0 if x.bias is None else x.bias)
+    s = np.where(x.triangle(), s, -inf) if x.problem.causal else s
     return x.with_weights(np.where(x.allowed, weights(s), 0.0)) if not x.allowed.all() else None
 
 
@@ -442,7 +443,9 @@ special(
 special(
     "bias_clamped",
     "the bias is kept within ±1000",
-    lambda x: x.with_bias(np.where(x.bias == -inf, -inf, np.clip(x.bias, -1000, 1000))),
+    lambda x: x.with_bias(
+        np.where(x.bias == -inf, -inf, np.clip(x.bias, -1000, 1000)), lambda dx: np.where(np.abs(x.bias) > 1000, 0.0, dx)
+    ),
     "bias",
 )
 special(

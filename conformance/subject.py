@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,13 @@ from attnspec.adapters.state import RANDOM, watched
 from attnspec.adapters.trace import Trace
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
 from attnspec.conformance.case import Case, describe_problem, fit, simpler
-from attnspec.conformance.diagnosis import Diagnosis, diagnose, other_choice
+from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, other_choice
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import CHOICES, Clause, Dialect, Problem
 
+SIMPLIFYING = 2.0  # seconds that the numbers of one failure may take
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 REDUCED_FAILURES = 8  # failures in one dtype that are reduced, each to its own entry
 ORACLE = "arb" if find_spec("flint") else "float64"
@@ -213,12 +215,13 @@ class Subject:
                 same_dtype, key=lambda known: (known.finding.output == finding.output, len(known.case.traits() & case.traits()))
             )
         explained = replace(self._explain(self.reduce(case, finding), finding, case), met=[case])
+        explained = self.simplify(explained)
         self._explained.append(explained)
         return explained
 
     def diagnose(self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case]) -> Diagnosis | None:
         """The mistake that explains a failure, on the cases in which it was met."""
-        return diagnose(self, problem, exact, met) if finding.kind in ("value", "zero", "nonfinite") else None
+        return diagnose(self, problem, exact, met) if finding.kind in ("value", "zero", "nonfinite", "relation") else None
 
     def known(self, case: Case, finding: Finding) -> Explained | None:
         """A failure explained before that has nothing special that this case has not: the same fault, met again."""
@@ -264,14 +267,72 @@ class Subject:
         clause = blame(case, finding, self.dialect, self.observed, bool(exact.empty.any()))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
+        if clause.startswith("ACCURACY") and not self._coarse(seen, finding):
+            finding = replace(finding, class_="")
         return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
+
+    def _coarse(self, seen: Case, finding: Finding) -> bool:
+        """Whether coarse arithmetic explains what is wrong with the same output elsewhere, too."""
+        for case in (seen, replace(seen, values="peaked"), replace(seen, values="large"), replace(seen, b=1, i=40, j=70)):
+            problem = self.problem(fit(case, self.adapter))
+            answer, exact = self.run(problem), self.solve(problem)
+            wrong = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.output == finding.output]
+            if wrong and not with_class(wrong[0], answer, exact).class_:
+                return False
+        return True
+
+    def simplify(self, explained: Explained) -> Explained:
+        """The same failure with simpler numbers, as long as no more mistakes explain it than before."""
+        finding, case = explained.finding, explained.case
+        if finding.kind not in ("value", "zero", "nonfinite") or explained.clause.startswith("PURITY"):
+            return explained
+        class_, started = self.required_class(case.dtype), time.monotonic()
+        before = explained_by(self, explained.problem)
+        made: dict[str, str] = {}
+        for name in ("do", "bias", "v", "k", "q"):
+            tensor = getattr(explained.problem, name)
+            if tensor is None or not tensor.numel() or (name == "do" and finding.output == "o"):
+                continue
+            places = [f"at{n}" for n in range(min(tensor.numel(), 4))] if tensor.numel() > 1 else []
+            for how in ("zeros", "ones", *(["hot"] if name == "v" and tensor.shape[-1] > 1 else []), *places, "rounded"):
+                if time.monotonic() - started > SIMPLIFYING:
+                    break
+                trial = replace(case, numbers="+".join(f"{n}:{x}" for n, x in {**made, name: how}.items()))
+                problem = self.problem(trial)
+                if torch.equal(getattr(problem, name), getattr(self.problem(case), name)):
+                    continue
+                answer, exact = self.run(problem), self.solve(problem)
+                alike = [
+                    f for f in judge(answer, exact, class_).findings if (f.likeness, f.kind) == (finding.likeness, finding.kind)
+                ]
+                if (
+                    not alike
+                    or (with_class(alike[0], answer, exact).class_ != finding.class_)
+                    or alike[0].ratio < min(finding.ratio, 4.0)
+                ):
+                    continue
+                if not explained_by(self, problem) <= before:
+                    continue
+                made[name], case = how, trial
+                break
+        if not made:
+            return explained
+        problem = self.problem(case)
+        answer, exact = self.run(problem), self.solve(problem, certain=True)
+        found = [f for f in judge(answer, exact, class_).findings if f.likeness == finding.likeness]
+        if not found:  # not repeatable
+            return explained
+        kept = replace(with_class(found[0], answer, exact), hint=finding.hint, message=finding.message)
+        return replace(explained, case=case, finding=kept, problem=problem, exact=exact)
 
     @property
     def observed(self) -> frozenset[str]:
         """The choices that nobody promised."""
         return frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
 
-    def attribute(self, clause: str, problem: Problem, finding: Finding, exact: Exact) -> tuple[str, Finding, Diagnosis | None]:
+    def attribute(
+        self, clause: str, problem: Problem, finding: Finding, exact: Exact, met: list[Case]
+    ) -> tuple[str, Finding, Diagnosis | None]:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
             return FORM_CLAUSE[finding.kind], finding, None
@@ -280,7 +341,7 @@ class Subject:
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
             return clause, finding, None  # right when asked like this: the surroundings of the call matter
-        diagnosis = self.diagnose(problem, exact, finding, [])
+        diagnosis = self.diagnose(problem, exact, finding, met)
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.dialect)), answer, exact)
         if finding.hint:
             return choice_clause(finding, self.dialect, self.observed), finding, diagnosis

@@ -23,18 +23,21 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     """
     rng = {name: default_rng([case.seed, n]) for n, name in enumerate(STREAMS)}
     dtype = getattr(torch, case.dtype)
-    q, k, v = values(case, rng)
+    made = dict(part.split(":") for part in case.numbers.split("+")) if case.numbers else {}
+    q, k, v = (simple(x, made.get(name, "")) for name, x in zip("qkv", values(case, rng), strict=True))
     # What stands in the problem is rounded once, here; the layout copies bits.
     to = {"dtype": dtype, "device": device}
     q_, k_, v_ = lay_out([torch.from_numpy(x).to(**to) for x in (q, k, v)], case.layout, case.g is None)
     shown = holes(case, rng["mask"]) if case.mask != "none" else None
     mask = None if shown is None else torch.from_numpy(shown).to(device)
-    bias = torch.from_numpy(biases(case, rng["bias"], shown)).to(**to) if case.bias != "none" else None
+    bias = (
+        torch.from_numpy(simple(biases(case, rng["bias"], shown), made.get("bias", ""))).to(**to) if case.bias != "none" else None
+    )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()
     present = tuple(name for name in gradients if name != "bias" or bias is not None)
     if present and case.wrt != "none":
-        do = cotangent(case, rng["do"]).to(device)
+        do = cotangent(case, rng["do"], made.get("do", "")).to(device)
         wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
     return Problem(q_, k_, v_, mask, bias, causal=case.causal, scale=case.scale, do=do, wrt=wrt)
 
@@ -79,6 +82,24 @@ def values(case: Case, rng: dict[str, Generator]) -> tuple[np.ndarray, np.ndarra
             v *= 2.0**-10
     limit = {"float16": 3e4}.get(case.dtype, 1e30)
     return tuple(np.ascontiguousarray(np.clip(x, -limit, limit)) for x in (q, k, v))  # type: ignore[return-value]
+
+
+def simple(x: np.ndarray, how: str) -> np.ndarray:
+    """Simpler numbers in the place of x, where those are finite.
+
+    zeros, ones, rounded to integers, hot (one 1 in each row, at the row's number) or at3: zeros but for a 1 at place 3.
+    """
+    if not how or not x.size:
+        return x
+    plain = {"zeros": np.zeros_like, "ones": np.ones_like, "rounded": np.round}
+    if how in plain:
+        new = plain[how](x)  # type: ignore[operator]
+    elif how == "hot":
+        new = np.broadcast_to(np.arange(x.shape[-2])[:, None] % x.shape[-1] == np.arange(x.shape[-1]), x.shape).astype(float)
+    else:
+        new = np.zeros(x.shape)
+        new.reshape(-1)[int(how[2:]) % x.size] = 1.0
+    return np.ascontiguousarray(np.where(np.isfinite(x), new, x))
 
 
 def form(case: Case, kind: str) -> tuple[int, ...]:
@@ -181,10 +202,10 @@ def emptied(hidden: np.ndarray, case: Case, mask: np.ndarray | None) -> np.ndarr
     return np.asarray(np.any(spare, axis=repeated, keepdims=True)).reshape(hidden.shape)
 
 
-def cotangent(case: Case, rng: Generator) -> Tensor:
+def cotangent(case: Case, rng: Generator, made: str = "") -> Tensor:
     """The cotangent (b h i e): another number for each channel, unless it is expanded along the channels on purpose."""
     shape = (case.b, case.h, case.i, case.width)
-    do = torch.from_numpy(rng.standard_normal(shape)).to(getattr(torch, case.dtype))
+    do = torch.from_numpy(simple(rng.standard_normal(shape), made)).to(getattr(torch, case.dtype))
     match case.do:
         case "turned":
             return do.transpose(1, 3).contiguous().transpose(1, 3)

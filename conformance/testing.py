@@ -255,7 +255,11 @@ class Asking:
         problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
-            clause, finding, diagnosis = self.subject.attribute(clause, problem, finding, broken.exact)
+            clause, finding, diagnosis = self.subject.attribute(
+                clause, problem, finding, broken.exact, [] if self.plan.once else [case]
+            )
+        elif finding.kind == "relation":  # what breaks a relation may be wrong by itself
+            diagnosis = self.subject.diagnose(problem, None, finding, [] if self.plan.once else [case])
         explained = Explained(
             clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin, diagnosis=diagnosis
         )

@@ -167,8 +167,13 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     cases = [build(case) for case in array("pairs", Everything(), DTYPES)[::3]]
     q = torch.randn(1, 2, 17, 3, generator=torch.Generator().manual_seed(1))
     twice = Problem(q, q, q, causal=True, do=torch.ones_like(q), wrt=("q", "k", "v"))
+    # Longer than the blocks of all special cases, and mask and bias as parts of larger tensors.
+    rest = torch.randn(1, 1, 601, 601, generator=torch.Generator().manual_seed(2))[..., 1:, 1:]
+    x = torch.randn(1, 1, 600, 2, generator=torch.Generator().manual_seed(3))
+    long = Problem(x, x.clone(), x.clone(), mask=(rest > 0), bias=rest, causal=True, do=x.clone(), wrt=("q", "bias"))
+    masked = Problem(x, x.clone(), x.clone(), mask=(torch.arange(601 * 601).reshape(601, 601) % 3 > 0)[None, 1:, 1:])
     applied = set()
-    for n, problem in enumerate([*drawn, *cases, twice]):
+    for n, problem in enumerate([*drawn, *cases, twice, long, masked]):
         dialect = Dialect(*(options[n % len(options)] for options in CHOICES.values()))
         exact = solve(problem, dialect)
         for mistake in MISTAKES.values():

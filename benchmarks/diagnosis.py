@@ -1,0 +1,216 @@
+"""Is the right mistake named? Every faulty kernel of tests/mutants, and what the suite says of it.
+
+    python benchmarks/diagnosis.py [--only NAME …] [--part 0/2] [--markdown docs/diagnosis.md]
+    python benchmarks/diagnosis.py --tabulate --markdown docs/diagnosis.md      # what the results say so far
+
+Each is asked the tests of its own clause, or all where those pass, up to the first that fails, in a process of its own. What is
+expected stands in tests/mutants/diagnoses.json: the names that say what the mutant does, none where the vocabulary has no
+word for it. Results are appended to INTO/diagnosis.jsonl; the same command goes on where it stopped, and several may run side
+by side, each with its part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from judging import judge  # noqa: E402  tests/ is no package
+from kill_matrix import read, remember  # noqa: E402
+from mutants.base import FAMILIES, load  # noqa: E402
+
+from attnspec.conformance import subject  # noqa: E402
+from attnspec.conformance.diagnosis import told  # noqa: E402
+from attnspec.conformance.faults import MISTAKES  # noqa: E402
+from attnspec.conformance.folding import Fault, fold  # noqa: E402
+
+EXPECTED = ROOT / "tests" / "mutants" / "diagnoses.json"
+LIMIT = 240  # seconds for one mutant
+CHOICES = {"causal_alignment": "causal_corner", "head_grouping": "head_map"}
+
+
+def said(fault: Fault) -> list[str]:
+    """The names under which a fault is told: of mistakes, or how it fails; none where it is only the clause."""
+    names = fault.failure.names
+    first = next(iter(names))
+    if names.keys() <= MISTAKES.keys():
+        return list(told(names))
+    kind, _, rest = first.partition(" ")
+    if kind == "choice":
+        choice, _, value = rest.partition("=")
+        return [CHOICES.get(choice, f"{choice}_{value}")]
+    own = {"coarse", "inputs", "memory", "global", "answer", "earlier"}
+    return (
+        [first] if kind in own else [kind] if kind in ("raised", "type", "shape", "dtype", "device", "missing", "changed") else []
+    )
+
+
+def measured(name: str) -> dict[str, Any]:
+    """What is said of one mutant, and what it cost."""
+    spent: list[float] = []
+    diagnose, reduce = subject.diagnose, subject.Subject.reduce
+
+    def timed(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                spent.append(time.perf_counter() - began)
+
+        return call
+
+    subject.diagnose, subject.Subject.reduce = timed(diagnose), timed(reduce)  # type: ignore[method-assign]
+    impl, began = f"mutants.implementations.{name}", time.perf_counter()
+    outcome = judge(impl, "-x", f"--clauses={load()[name].clause}")
+    if not outcome.failures:
+        outcome = judge(impl, "-x")
+    faults = [
+        {
+            "clause": fault.failure.clause,
+            "said": said(fault),
+            "because": fault.failure.diagnosis,
+            "also": fault.also,
+        }
+        for fault in fold(outcome.failures)
+    ]
+    return {
+        "faults": faults,
+        "seconds": time.perf_counter() - began,
+        "explaining": sum(spent),
+        "longest": max(spent, default=0.0),
+        "failures": len(outcome.failures),
+    }
+
+
+def told_of(name: str, pipe: Any) -> None:
+    """In a process of its own: send what was measured."""
+    torch.set_num_threads(1)
+    try:
+        pipe.send(measured(name))
+    except BaseException as error:
+        pipe.send({"error": f"{type(error).__name__}: {error}"[:300], "faults": []})
+
+
+def alone(name: str) -> dict[str, Any]:
+    """One mutant in a forked process, which may crash or hang."""
+    context = get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=told_of, args=(name, there))
+    process.start()
+    there.close()
+    result: dict[str, Any] = {"error": "timeout", "faults": []}
+    try:
+        if here.poll(LIMIT):
+            result = here.recv()
+    except EOFError:
+        result = {"error": "the process ended without a word", "faults": []}
+    process.kill()
+    process.join()
+    return {"name": name, **result}
+
+
+def verdict(one: dict[str, Any], expected: dict[str, list[str]]) -> str:
+    """right: named as expected, and nothing else named; silent: no name and none expected; missed; wrong; survived."""
+    names = [name for fault in one["faults"] for name in fault["said"]]
+    right = expected.get(one["name"], [])
+    if any(name not in right for name in names):
+        return "wrong"
+    if names:
+        return "right"
+    return "survived" if not one["faults"] else "missed" if right else "silent"
+
+
+def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]]) -> str:
+    """The page: rates, costs, and every mutant with what was said of it."""
+    mutants = load()
+    every = [name for name, one in mutants.items() if one.kind != "liar"]
+    results = {name: one for name, one in results.items() if name in mutants}
+    verdicts = {name: verdict(one, expected) for name, one in results.items()}
+    counts = Counter(verdicts.values())
+    asked = sum(counts.values()) - counts["survived"]
+    good = counts["right"] + counts["silent"]
+    costs = [one["longest"] for one in results.values() if one.get("longest")]
+    lines = [
+        "# Is the right mistake named?",
+        "",
+        f"What `python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` found: the tests of each mutant's own",
+        "clause in tier smoke, up to the first that fails. A name is wrong unless it is one of those that",
+        "tests/mutants/diagnoses.json expects; where none is expected, any name is wrong.",
+        "",
+        f"Of {asked} mutants that failed, {good} got the right name or rightly none ({good / max(asked, 1):.0%}): "
+        f"{counts['right']} are named ({counts['right'] / max(asked, 1):.0%}),",
+        f"{counts['silent']} have no name and got none. {counts['missed']} have a name and got none,",
+        f"**{counts['wrong']} got a wrong one**. {counts['survived']} did not fail here,",
+        f"{len(every) - len(results)} were not asked yet.",
+        "",
+        f"The vocabulary has {len(MISTAKES)} mistakes. Reducing or diagnosing one failure took {median(costs or [0.0]):.1f} s at the",
+        f"median, at most {max(costs, default=0.0):.1f} s, on a machine that others used as well.",
+        "",
+        "| family | mutants | right | rightly none | missed | wrong | not failed |",
+        "|---|" + "---|" * 6,
+    ]
+    for family in FAMILIES:
+        of = Counter(verdicts[name] for name in results if mutants[name].family == family)
+        if of:
+            row = [of.total(), *(of[v] for v in ("right", "silent", "missed", "wrong", "survived"))]
+            lines.append(f"| {family} | " + " | ".join(str(n or "·") for n in row) + " |")
+    for title, wanted in (("Wrong", ("wrong",)), ("Missed", ("missed",)), ("All others", ("right", "silent", "survived"))):
+        some = sorted((name for name in results if verdicts[name] in wanted), key=lambda n: (FAMILIES.index(mutants[n].family), n))
+        lines += ["", f"## {title}", "", "| mutant | what it does | what was said | |", "|---|---|---|---|"]
+        for name in some:
+            words = "; ".join(dict.fromkeys(f["because"] or ", ".join(f["said"]) for f in results[name]["faults"] if f["said"]))
+            lines.append(f"| {name} | {mutants[name].what} | {words.replace('|', '/')} | {verdicts[name]} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
+    parser.add_argument("--part", default="0/1", metavar="N/M")
+    parser.add_argument("--into", type=Path, default=Path(tempfile.gettempdir()) / "attnspec-diagnosis")
+    parser.add_argument("--again", action="store_true", help="measure what has a result, too")
+    parser.add_argument("--tabulate", action="store_true", help="measure nothing")
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+    arguments.into.mkdir(parents=True, exist_ok=True)
+    path, (part, parts) = arguments.into / "diagnosis.jsonl", map(int, arguments.part.split("/"))
+    # By the hash of their names, so that results so far are a sample of all.
+    every = sorted((name for name, one in load().items() if one.kind != "liar"), key=lambda x: sha256(x.encode()).digest())
+    names = arguments.only or every[part::parts]
+    todo = [] if arguments.tabulate else [name for name in names if arguments.again or name not in read(path)]
+    expected = json.loads(EXPECTED.read_text(encoding="utf-8"))
+    if len(todo) > 20:
+        subject.solve = remember  # type: ignore[assignment]
+        judge("honest.tiled")
+    for name in todo:
+        result = alone(name)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result, default=str) + "\n")
+        names_said = "; ".join(", ".join(f["said"]) or f["clause"] for f in result["faults"])
+        print(
+            f"{name:45} {verdict(result, expected):9} {result.get('seconds', 0):5.1f} s  {names_said} {result.get('error', '')}",
+            flush=True,
+        )
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(read(path), expected), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Failures are told by the mistake that explains them, by no other, and one fault is told once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import honest
+import pytest
+import torch
+from mutants.base import load, with_sdpa_signature
+
+from attnspec.adapters import resolve
+from attnspec.conformance import folding, report
+from attnspec.conformance.case import Case
+from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, other_choice, sentence, told
+from attnspec.conformance.faults import MISTAKES
+from attnspec.conformance.judge import judge
+from attnspec.conformance.record import Failure
+from attnspec.conformance.repro import script
+from attnspec.conformance.subject import Explained, Subject, meet
+from attnspec.spec import Dialect
+
+EXPECTED = json.loads((Path(__file__).parent / "mutants" / "diagnoses.json").read_text(encoding="utf-8"))
+OBSERVED = set(
+    [
+        "raised",
+        "shape",
+        "dtype",
+        "missing",
+        "changed",
+        "inputs changed",
+        "coarse arithmetic",
+        "earlier call remembered",
+        "answer varies",
+        "memory shared",
+        "global state changed",
+    ]
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def subject_of(function: Any) -> Subject:
+    return meet(resolve(function)[0], "cpu", {}, None, None)
+
+
+def explained(name: str, token: str) -> tuple[Subject, Explained]:
+    """What is said of a mutant that fails on a case."""
+    subject, case = subject_of(load()[name].make()), Case.parse(token)
+    return subject, subject.explain(case, subject.judgement(case).findings[0])
+
+
+# THE RIGHT NAME
+
+NAMED = [
+    ("tail_of_16_keys_dropped", "i=3,j=23,d=16,values=peaked", "tail_of_16_dropped"),
+    ("tail_of_64_keys_filled", "i=3,j=65,d=16", "tail_of_zeros_64"),
+    ("causal_not_read", "i=5,j=7,causal=True,heads=2/2", "causal_ignored"),
+    ("causal_bottom_right", "i=5,j=7,causal=True", "causal_corner"),
+    ("causal_ignored_in_second_item", "b=2,i=5,j=7,causal=True", "causal_ignored"),
+    ("mask_as_prefix_length", "b=2,i=5,j=7,mask=bhij", "mask_as_lengths"),
+    ("mask_over_hij_misread", "heads=3/3,i=5,j=7,mask=hij", "mask_of_neighbour"),
+    ("bias_scaled", "i=5,j=7,bias=bhij", "bias_scaled"),
+    ("heads_interleaved", "heads=4/2,i=5,j=7", "head_map"),
+    ("scale_missing", "i=5,j=7", "scale_missing"),
+    ("OutputNotRescaled", "i=5,j=65,values=peaked", "rescale_of_output_missing"),
+    ("gradient_without_delta", "i=5,j=7", "delta_missing"),
+    ("query_gradient_zero", "i=5,j=7", "dq_zero"),
+    ("MaskForgottenInBackward", "i=5,j=7,mask=bhij", "mask_forgotten_in_backward"),
+    ("key_read_without_strides", "heads=2/2,i=5,j=7,layout=bihd", "strides_of_k"),
+    ("control_mean", "i=5,j=7", "scores_ignored"),
+]
+
+
+@pytest.mark.parametrize(("name", "token", "mistake"), NAMED, ids=[name for name, *_ in NAMED])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_mistake_is_named(name: str, token: str, mistake: str, dtype: str) -> None:
+    _, found = explained(name, f"{token},dtype={dtype}")
+    assert found.diagnosis is not None
+    assert [MISTAKES[one].of or one for one in found.diagnosis.best] in ([mistake], [MISTAKES[mistake].of])
+    assert found.diagnosis.best[0] in EXPECTED[name]
+    assert folding.names_of(found)[0]
+
+
+def test_where_a_mistake_is_made_is_said() -> None:
+    _, found = explained("causal_ignored_in_second_item", "b=3,i=5,j=7,causal=True")
+    assert "batch item 1 to 2 of 3" in folding.names_of(found)[0]
+
+
+def test_what_mutants_should_be_called_is_in_the_vocabulary() -> None:
+    assert EXPECTED.keys() <= load().keys()
+    assert {name for names in EXPECTED.values() for name in names} <= MISTAKES.keys() | OBSERVED
+
+
+# NO NAME RATHER THAN A WRONG ONE
+
+
+def noisy(call: Any) -> torch.Tensor:
+    """An answer that is wrong in no way that has a name."""
+    return call.run() * (1 + 0.3 * torch.sin(torch.arange(call.value.shape[-1])))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "like", ["", "i=9,j=19,causal=True", "b=2,i=9,mask=bhij", "i=9,bias=bhij", "i=3,j=33,values=needle", "j=2,d=2"]
+)
+def test_what_has_no_name_gets_none(dtype: str, like: str) -> None:
+    subject = subject_of(with_sdpa_signature(noisy))
+    case = Case.parse(f"dtype={dtype},{like or 'heads=2/2,i=9,j=19,d=16'}")
+    problem = subject.problem(case)
+    assert subject.judgement(case).findings
+    assert diagnose(subject, problem, None, [case]) is None
+
+
+def test_a_right_answer_has_no_diagnosis() -> None:
+    subject = subject_of(honest.tiled)
+    case = Case(i=5, j=7, causal=True)
+    assert diagnose(subject, subject.problem(case), None, [case]) is None
+
+
+def test_what_cannot_be_told_apart_is_said_so() -> None:
+    """With a single query no causal and the other corner are one; a third one with as good a reason, and nothing is said."""
+    one = Diagnosis({"causal_corner": 1.0, "causal_ignored": 1.0, "scores_ignored": 2.0}, asked=3)
+    assert one.best == ("causal_corner", "causal_ignored")
+    assert sentence(one).startswith("either causal is aligned at the other corner, or causal is ignored;")
+    assert told({"causal_corner": 1.0, "causal_ignored": 1.0, "mask_ignored": 1.0}) == ()
+    assert told({"tail_of_32_dropped": 0.4, "tail_of_128_dropped": 0.4}) == ("tail_of_16_dropped",)
+    assert told({"output_zero": 0.4 + COARSE, "row_tail_zero": COARSE + 1}) == ("output_zero",)
+
+
+def test_a_choice_is_named_only_where_all_of_it_is_made() -> None:
+    made = {"causal_corner": 0.0}
+    assert other_choice(Diagnosis(made, whole=True), Dialect()) == "causal_alignment=top_left"
+    assert other_choice(Diagnosis(made, whole=False), Dialect()) == ""
+    assert other_choice(Diagnosis({"causal_corner": 0.0, "causal_ignored": 0.0}, whole=True), Dialect()) == ""
+    assert other_choice(Diagnosis({"empty_row_nan": 0.0}, whole=True), Dialect()) == "empty_row=nan"
+    assert other_choice(None, Dialect()) == ""
+
+
+# NUMBERS
+
+
+def test_numbers_become_simple_and_fail_still() -> None:
+    subject, found = explained("bias_scaled", "heads=2/2,i=5,j=7,bias=bhij,seed=3")
+    case = found.case
+    assert "numbers=" in case.token()
+    assert Case.parse(case.token()) == case
+    problem = subject.problem(case)
+    assert {float(x) for x in problem.v.flatten()} <= {0.0, 1.0}
+    again = judge(subject.run(problem), subject.solve(problem), "A").findings[0]
+    assert (again.got, again.kind) == (found.finding.got, found.finding.kind)
+    assert "bias 1 0" in report.numbers(found)
+    assert "numbers: bias one at 0" in report.describe(case)
+    compile(script(subject, found, None), "repro", "exec")
+
+
+def test_numbers_stay_as_they_are_where_more_mistakes_would_explain_them() -> None:
+    """Zero keys would make every key weigh the same, whatever the scale."""
+    _, found = explained("scale_missing", "i=5,j=7,d=16")
+    assert "k:zeros" not in found.case.numbers
+    assert "q:zeros" not in found.case.numbers
+
+
+@pytest.mark.parametrize("text", ["x:ones", "q", "q:twos", "q:at", "q:ones,k"])
+def test_numbers_that_do_not_exist_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"numbers can't be|no factor"):
+        Case.parse(f"numbers={text}")
+
+
+def test_hex_shows_the_bits() -> None:
+    subject, found = explained("scale_missing", "i=5,j=7,d=16")
+    line = report.found(found, subject, "hex")[1]
+    assert "0x1." in line
+    assert "ulp of float32 apart" in line
+    assert not any("ulp" in line for line in report.found(found, subject))
+
+
+# ONE FAULT, ONE ENTRY
+
+
+def failure(clause: str, dtype: str, names: dict[str, float], variant: str = "only") -> Failure:
+    return Failure(clause, dtype, variant, "cpu", "", "", names=names)
+
+
+def test_failures_that_one_mistake_explains_are_one_fault() -> None:
+    failures = [
+        failure("GRAD-2", "float16", {"mask_ignored": 1.0, "causal_ignored": 0.0}),
+        failure("CAUSAL-4", "float32", {"causal_ignored": 0.0, "causal_corner": 0.0}),
+        failure("CAUSAL-1", "float32", {"causal_ignored": 0.0}),
+        failure("SHAPE-1", "float32", {"shape the output has": 0.0}),
+        failure("CAUSAL-1", "bfloat16", {"causal_ignored": 0.5}, "flash"),
+    ]
+    shape, causal = folding.fold(failures)
+    assert (causal.name, causal.failure.clause) == ("causal_ignored", "CAUSAL-1")
+    assert causal.also == "bfloat16, flash, CAUSAL-4, GRAD-2 in float16"
+    assert (shape.failure.clause, shape.others) == ("SHAPE-1", [])
+    assert [one.folded for one in failures] == ["CAUSAL-1"] * 3 + ["SHAPE-1", "CAUSAL-1"]
+
+
+def test_every_failure_is_in_one_fault() -> None:
+    failures = [failure("CAUSAL-1", "float32", {"causal_ignored": 0.0}), failure("MASK-1", "float32", {"mask_ignored": 0.0})]
+    faults = folding.fold(failures)
+    assert len(faults) == 2
+    assert folding.fold([]) == []
