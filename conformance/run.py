@@ -55,6 +55,9 @@ class Run:
     enforce_should: bool = False
     record: Record = field(default_factory=Record)
     repros: bool = True
+    asked: str = ""  # the full command, as it was given
+    collected: int = 0  # tests that are to be asked
+    ended: int = 0  # tests that were asked to their end
     started: float = field(default_factory=time.monotonic)
     _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
@@ -111,18 +114,32 @@ class Run:
 
         look()
 
+    def close(self, exit_status: int) -> None:
+        """End the verdict file."""
+        self.record.close(
+            exit_status,
+            answers=sum(s.judged for s in self.subjects),
+            elements=sum(s.elements for s in self.subjects),
+            exempt=sum(s.exempt for s in self.subjects),
+        )
+
     # WORKERS
 
-    def seen(self) -> dict[str, Any]:
-        """What this process saw, as plain data that another can absorb."""
-        return {"record": self.record.dump(), "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
+    def take(self) -> dict[str, Any]:
+        """What this process saw since the last call, as plain data that another can absorb."""
+        taken = {"record": self.record.take(), "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
+        for subject in self.subjects:
+            subject.exempt = subject.elements = subject.judged = 0
+        return taken
 
-    def absorb(self, seen: dict[str, Any]) -> None:
+    def absorb(self, taken: dict[str, Any]) -> None:
         """Add what another process saw."""
-        self.record.absorb(seen["record"])
-        for subject, (held, exempt, elements, judged) in zip(self.subjects, seen["subjects"], strict=True):
+        self.record.absorb(taken["record"])
+        for subject, (held, exempt, elements, judged) in zip(self.subjects, taken["subjects"], strict=True):
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)
                 subject.held[dtype] = max(class_, subject.held.get(dtype, class_), key=ladder.index)
+                strand = (dtype, subject.label, subject.device)
+                self.record.hold(strand, subject.required_class(dtype), subject.held[dtype])
             subject.exempt, subject.elements = subject.exempt + exempt, subject.elements + elements
             subject.judged += judged

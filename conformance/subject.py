@@ -15,6 +15,7 @@ from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choi
 from attnspec.conformance.case import Case, fit, simpler
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
+from attnspec.conformance.verdicts import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.reference.dense import default_scale
 from attnspec.spec import CHOICES, Clause, Dialect, Problem
@@ -75,6 +76,7 @@ class Subject:
     exempt: int = 0
     elements: int = 0
     judged: int = 0
+    measured: dict[str, Share] = field(default_factory=dict)  # the worst right answers since the asking test began
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
     _explained: list[Explained] = field(default_factory=list)
 
@@ -141,7 +143,12 @@ class Subject:
             break
         self.exempt += result.exempt
         self.elements += result.elements
+        self._measure(result)
         return result
+
+    def _measure(self, result: Judgement) -> None:
+        for output, share in result.worst.items() if not result.findings else ():
+            self.measured[output] = worse(self.measured.get(output), Share(share, result.class_))
 
     def judgement(self, case: Case) -> Judgement:
         """What the judge says of a case; asked once, remembered."""
@@ -150,6 +157,7 @@ class Subject:
             self._judgements[case] = self._judgement(problem)
             if len(self._judgements) > 20_000:
                 self._judgements.popitem(last=False)
+        self._measure(self._judgements[case])
         return self._judgements[case]
 
     def _judgement(self, problem: Problem) -> Judgement:
