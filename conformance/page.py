@@ -63,9 +63,16 @@ def render(template: str, **data: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": code, "fence": fence, "share": share}
+    environment.filters |= {"code": code, "fence": fence, "prose": prose}
     environment.globals |= {name: globals()[name] for name in VIEWS}
     return environment.get_template(template).render(**data)
+
+
+def prose(text: str) -> str:
+    """A clause's sentence for HTML: what the text of the spec puts in backticks is code, all else is escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 # WHAT THE TEMPLATES SHOW
