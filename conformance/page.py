@@ -90,9 +90,10 @@ def outcome(v: Verdicts) -> tuple[str, str]:
         return "open", "INCOMPLETE: this says nothing yet"
     if not any(judged(cell["problems"]) for cell in v.cells.values()):
         return "open", "nothing was judged"
-    if tally.not_run:
-        return "good", "no broken clause in what was asked"
-    return "good", "conforms"
+    if v.footer is not None and v.footer["exit"]:
+        return "open", f"no clause is broken, but the run ended with exit code {v.footer['exit']}"
+    excused = ", but for known issues" if tally.known else ""
+    return "good", ("no broken clause in what was asked" if tally.not_run else "conforms") + excused
 
 
 def counted(v: Verdicts) -> str:
@@ -103,7 +104,7 @@ def counted(v: Verdicts) -> str:
             sums[verdict] = sums.get(verdict, 0) + n
     names = {"PASS": "passed", "FAIL": "failed", "HARNESS_ERROR": "lost to a failure of attnspec itself"}
     parts = [f"{n} {names.get(verdict, verdict.lower().replace('_', ' '))}" for verdict, n in sums.items() if n]
-    return f"{sum(sums.values())} entries, clause by clause: {', '.join(parts)}" if parts else "no problem was counted"
+    return f"{sum(sums.values())} verdicts over all clauses: {', '.join(parts)}" if parts else "no problem was counted"
 
 
 def groups(v: Verdicts) -> list[dict[str, Any]]:

@@ -327,6 +327,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("attention conformance")
     for line in report.table(run):
         terminalreporter.write_line(line)
+    for reason in run.record.interruptions:
+        terminalreporter.write_line(f"INCOMPLETE: {reason}")
     for name in ("--verdicts", "--verdict-report"):
         if config.getoption(name):
             terminalreporter.write_line(f"{name.removeprefix('--').replace('-', ' ')}: {config.getoption(name)}")

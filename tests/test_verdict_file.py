@@ -180,10 +180,11 @@ def test_a_killed_run_leaves_a_valid_prefix(here, schema):
 )
 def test_an_interrupted_run_still_leaves_its_report(here, schema, monkeypatch, ends, options, why):
     monkeypatch.setenv("ENDS", ends)
-    judge("kernels.py:attend", *OPTIONS, "--clauses=SHAPE", "--verdicts=v.jsonl", "--verdict-report=v.html", *options)
+    outcome = judge("kernels.py:attend", *OPTIONS, "--clauses=SHAPE", "--verdicts=v.jsonl", "--verdict-report=v.html", *options)
     assert valid(here / "v.jsonl", schema)[-1]["kind"] == "interrupted"
     (reason,) = read(here / "v.jsonl").incomplete
     assert why in reason
+    assert f"INCOMPLETE: {reason}" in outcome.screen or "INTERNALERROR" in outcome.screen  # after which pytest shows no summary
     page = (here / "v.html").read_text(encoding="utf-8")
     banner = page[page.index('<div class="banner') : page.index("</header>")]
     assert "INCOMPLETE" in banner
@@ -203,7 +204,7 @@ def test_a_failure_of_the_suite_itself_makes_a_run_incomplete(here, schema, monk
 
 
 def test_workers_write_what_one_process_writes(here, schema):
-    options = ("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE")
+    options = ("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE-1,SHAPE-4")
     assert judge(options[0].removeprefix("--impl="), *OPTIONS, *options[2:], "--verdicts=one.jsonl").exit == 0
     done = apart(*options, "--verdicts=two.jsonl", "-n2", cwd=here)
     assert done.returncode == 0, done.stdout
@@ -215,7 +216,8 @@ def test_workers_write_what_one_process_writes(here, schema):
 
 
 def test_a_worker_that_dies_leaves_an_incomplete_file(here, schema):
-    done = apart("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE", "--verdicts=v.jsonl", "-n1", cwd=here, ENDS="kill")
+    options = ("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE", "--verdicts=v.jsonl", "-n1", "--max-worker-restart=0")
+    done = apart(*options, cwd=here, ENDS="kill")
     assert done.returncode == 1
     found = valid(here / "v.jsonl", schema)
     assert "died in the middle of a test" in found[-1]["reason"]
