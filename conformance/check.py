@@ -147,6 +147,8 @@ def check(
         record.retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
         run = make_run(options.__getitem__, adapters, record)
         run.repros = repros
+        told = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
+        run.asked = f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in told.items()) + ")"
         return _asked(run)
 
 
@@ -194,7 +196,7 @@ def _asked(run: Run) -> Result:
         summary=tuple(report.table(run)),
         judged=judged,
     )
-    record.close(0 if result.ok else 1 if result.failures or errors else 5)
+    run.close(0 if result.ok else 1 if result.failures or errors else 5)
     return result
 
 
@@ -238,7 +240,9 @@ class _Telling(Record):
 
     def fail(self, failure: Failure) -> None:
         """Keep a failure, in the words of this module."""
-        failure.text = self.retell(failure.text) if self.retell is not None else failure.text
+        if self.retell is not None:
+            failure.text = self.retell(failure.text)
+            failure.data["rerun"] = self.retell(f"  re-run    {failure.data['rerun']}").removeprefix("  re-run    ")
         super().fail(failure)
 
 

@@ -37,7 +37,8 @@ class Fault:
     @property
     def also(self) -> str:
         """Where else it shows: "CAUSAL-4, GRAD-2 in float16"."""
-        own, places = self.failure, {}
+        own = self.failure
+        places: dict[str, None] = {}
         for other in self.others:
             what = [other.clause] if other.clause != own.clause else []
             what += [other.dtype] if other.dtype != own.dtype else []
@@ -71,7 +72,7 @@ def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
 
 
 def fold(failures: Sequence[Failure]) -> list[Fault]:
-    """The faults, those of the most basic clauses first. Each failure is told which it belongs to.
+    """The faults, those of the most basic clauses first. Each failure gets the number of its fault.
 
     A name that is the likeliest of some failure is taken for all that it explains; first the one that explains most.
     """
@@ -86,10 +87,12 @@ def fold(failures: Sequence[Failure]) -> list[Fault]:
         )
         mine = sorted((f for f in left if name in f.names), key=lambda f: (not index()[f.clause].binding, order[f.clause]))
         left = [failure for failure in left if all(failure is not one for one in mine)]
-        for other in mine:
-            other.folded = mine[0].clause
         faults.append(Fault(name, mine[0], mine[1:]))
-    return sorted(faults, key=lambda fault: (not index()[fault.failure.clause].binding, order[fault.failure.clause]))
+    faults.sort(key=lambda fault: (not index()[fault.failure.clause].binding, order[fault.failure.clause]))
+    for n, fault in enumerate(faults, start=1):
+        for failure in (fault.failure, *fault.others):
+            failure.fault = n
+    return faults
 
 
 def told_of(names: dict[str, float]) -> tuple[str, ...]:

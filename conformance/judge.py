@@ -65,12 +65,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Everything found wrong with one answer, the worst share of the bound for each output, and what was exempt."""
+    """Everything found wrong with one answer, the worst share of the class's bound for each output, and what was exempt."""
 
     findings: tuple[Finding, ...]
     worst: dict[str, float]
     exempt: int = 0
     elements: int = 0
+    class_: str = ""
 
     def of(self, outputs: tuple[str, ...]) -> tuple[Finding, ...]:
         """The findings about some outputs; those about the call as a whole concern all of them."""
@@ -109,7 +110,7 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
         worst[name] = ratio
         if outside is not None:
             findings.append(outside)
-    return Judgement(tuple(findings), worst, exempt, elements)
+    return Judgement(tuple(findings), worst, exempt, elements, class_)
 
 
 def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: str) -> Finding | None:

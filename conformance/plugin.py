@@ -28,6 +28,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
     ("--show", {"choices": ("hex",), "help": "hex: the numbers of a failure to the bit, and how many ulp they are apart"}),
     ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
+    ("--verdict-report", {"help": "write a page for people to this file, out.html, and out.md beside it for a pull request"}),
 ]
 TESTS = Path(__file__).parent
 _HEADING = re.compile(r"[A-Z]+-\d+ · ")
@@ -70,9 +71,15 @@ def _make_run(config: pytest.Config) -> Any:
     from attnspec.conformance.record import Record
 
     option = config.getoption
+    if option("--verdict-report"):
+        from attnspec.conformance.page import check_target
+
+        check_target(Path(option("--verdict-report")))
     record = Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None)
     kwargs = parse_kwargs(option("--impl-kwargs"))
-    return make_run(option, loaded(lambda: resolve(option("--impl"), kwargs), record), record)
+    run = make_run(option, loaded(lambda: resolve(option("--impl"), kwargs), record), record)
+    run.asked = shlex.join(["pytest", *map(str, config.invocation_params.args)])
+    return run
 
 
 def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
@@ -237,6 +244,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     problems += [f"{name} is a test without a clause" for name in strangers]
     if problems:
         raise pytest.UsageError("the suite is not well formed:\n  " + "\n  ".join(problems))
+    for item in ours:
+        item.user_properties.append(("clauses", ", ".join(item.function.clauses)))  # type: ignore[attr-defined]
     order = {id_: n for n, id_ in enumerate(index())}
 
     def place(item: Any) -> tuple[bool, int]:
@@ -252,10 +261,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = keep
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Remember how many tests are to be asked."""
+    run = session.config.stash.get(_RUN, None)
+    if run is not None:
+        run.collected = len(session.items)
+
+
 @pytest.fixture(scope="session")
 def attnspec_run(request: pytest.FixtureRequest) -> Any:
-    """The run that the options ask for."""
-    return request.config.stash[_RUN]
+    """The run that the options ask for. What was tested, and with what, is told to JUnit XML."""
+    run = request.config.stash[_RUN]
+    if request.config.pluginmanager.hasplugin("junitxml"):
+        tell, header = request.getfixturevalue("record_testsuite_property"), run.record.lines.kept[0]
+        for name in ("suite", "spec", "tier", "seed", "command"):
+            tell(f"attnspec {name}", header[name])
+        for name, version in header["versions"].items():
+            tell(f"version {name}", version)
+    return run
 
 
 # WHAT IS SHOWN
@@ -285,8 +308,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """A failure is headed by its clause; an error of ours is said to be ours."""
     result = yield
     clauses = getattr(getattr(item, "function", None), "clauses", None)
-    if clauses and result.failed:
-        run = item.config.stash[_RUN]
+    run = item.config.stash.get(_RUN, None)
+    if clauses and run is not None and result.failed:
         assert call.excinfo is not None
         if call.excinfo.errisinstance(pytest.fail.Exception):
             result.longrepr = str(call.excinfo.value)
@@ -307,6 +330,24 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
                 )
                 + f"\n{call.excinfo.typename}: {call.excinfo.value}"
             )
+    if run is not None and call.when == "teardown" and hasattr(item.config, "workerinput"):
+        result.attnspec = run.take()  # pytest-xdist: what a worker saw travels with the report of its test
+    return result
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """A test has ended, here or in a worker of pytest-xdist, whose verdicts are taken over at once."""
+    if hasattr(report, "attnspec") and hasattr(report, "node"):
+        report.node.config.stash[_RUN].absorb(report.attnspec)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    """Count the tests that were asked to their end."""
+    result = yield
+    run = item.config.stash.get(_RUN, None)
+    if run is not None:
+        run.ended += 1
     return result
 
 
@@ -329,6 +370,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("attention conformance")
     for line in report.table(run):
         terminalreporter.write_line(line)
+    for reason in run.record.interruptions:
+        terminalreporter.write_line(f"INCOMPLETE: {reason}")
+    for name in ("--verdicts", "--verdict-report"):
+        if config.getoption(name):
+            terminalreporter.write_line(f"{name.removeprefix('--').replace('-', ' ')}: {config.getoption(name)}")
 
 
 @pytest.hookimpl(trylast=True)
@@ -340,18 +386,39 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from attnspec.conformance.judge import Verdict
 
     if hasattr(session.config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
-        session.config.workeroutput["attnspec"] = run.seen()
+        session.config.workeroutput["attnspec"] = [run.take(), run.collected, run.ended]
         return
     judged = sum(counts[Verdict.PASS] + counts[Verdict.FAIL] for counts in run.record.counts.values())
+    stopped = session.shouldfail or session.shouldstop or _STOPPED.get(int(exitstatus), "")
+    if run.ended < run.collected or int(exitstatus) in _STOPPED:
+        run.record.interrupt(f"{run.ended} of {run.collected} tests were asked" + (f": {stopped}" if stopped else ""))
     if exitstatus == 0 and judged == 0:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         print("\nnothing was judged: no problem of these clauses could be put to the implementation", file=sys.stderr)
-    run.record.close(int(session.exitstatus))
+    run.close(int(session.exitstatus))
+    if session.config.getoption("--verdict-report"):
+        from attnspec.conformance import page
+        from attnspec.conformance.verdicts import collect
+
+        page.write(collect(run.record.lines.kept), Path(session.config.getoption("--verdict-report")))
+
+
+_STOPPED = {
+    int(pytest.ExitCode.INTERRUPTED): "interrupted, as by Ctrl-C",
+    int(pytest.ExitCode.INTERNAL_ERROR): "an internal error of pytest or of a plugin",
+    int(pytest.ExitCode.USAGE_ERROR): "a wrong use of the command line",
+}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    """A pytest-xdist worker ends: take over what it saw."""
+    """A pytest-xdist worker ends: take over what is left of what it saw. One that died took its last test with it."""
     run = node.config.stash.get(_RUN, None)
-    if run is not None and "attnspec" in getattr(node, "workeroutput", {}):
-        run.absorb(node.workeroutput["attnspec"])
+    if run is None:
+        return
+    if "attnspec" in getattr(node, "workeroutput", {}):
+        seen, run.collected, ended = node.workeroutput["attnspec"]
+        run.absorb(seen)
+        run.ended += ended
+    else:
+        run.record.interrupt(f"worker {node.gateway.id} died in the middle of a test, whose verdicts are lost")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.judge import Verdict
+from attnspec.conformance.verdicts import FORMAT, Lines, Share, finite, worse
 
 Cell = tuple[str, str, str, str]  # clause, dtype, variant, device
+Strand = tuple[str, str, str]  # dtype, variant, device
 
 
 @dataclass
@@ -26,96 +28,139 @@ class Failure:
     data: dict[str, Any] = field(default_factory=dict)
     diagnosis: str = ""  # what the implementation does instead, in words
     names: dict[str, float] = field(default_factory=dict)  # what may be said of it, and what each name costs: see folding
-    folded: str = ""  # the clause under which the same fault is told, where it is another or another dtype's
+    fault: int = 0  # failures with the same number are one fault, 1 the first that is told; 0: not known yet
 
 
 @dataclass
 class Record:
-    """Counts of problems by cell and verdict, failures, notes, and the file that they are appended to."""
+    """Counts of problems by cell and verdict, worst errors, failures, notes, and the file that they are written to.
+
+    worst: for each cell and tensor the largest error as a share of its bound, and the class of that bound. held: for each
+    dtype, variant and device the class that is required and the strictest that no answer left. interruptions: why the run
+    did not ask everything that it set out to ask.
+    """
 
     path: Path | None = None
     counts: dict[Cell, Counter[Verdict]] = field(default_factory=lambda: defaultdict(Counter))
+    worst: dict[Cell, dict[str, Share]] = field(default_factory=lambda: defaultdict(dict))
+    held: dict[Strand, tuple[str, str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     reasons: dict[Cell, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    interruptions: list[str] = field(default_factory=list)
+    lines: Lines = field(default_factory=Lines)
+    _changed: dict[Cell, None] = field(default_factory=dict)
 
     def open(self, header: dict[str, Any]) -> None:
         """Start the file anew with its header."""
-        if self.path is not None:
-            self.path.write_text("", encoding="utf-8")
-            self._append({"kind": "header", **header})
+        self.lines = Lines(self.path)
+        self.lines.add({"kind": "header", "format": FORMAT, **header})
 
     def count(self, cell: Cell, verdict: Verdict, n: int = 1, reason: str = "") -> None:
-        """Add n problems to a cell, and one line to the file."""
+        """Add n problems to a cell."""
         if n == 0:
             return
         self.counts[cell][verdict] += n
         if reason:
             self.reasons.setdefault(cell, reason)
-        clause, dtype, variant, device = cell
-        self._append(
-            {
-                "kind": "verdict",
-                "clause": clause,
-                "dtype": dtype,
-                "variant": variant,
-                "device": device,
-                "verdict": verdict,
-                "problems": n,
-                **({"reason": reason} if reason else {}),
-            }
-        )
+        self._changed[cell] = None
+
+    def measure(self, cell: Cell, shares: Mapping[str, Share]) -> None:
+        """Keep the worst error of each tensor, as a share of its bound."""
+        worst = self.worst[cell]
+        for output, share in shares.items():
+            worst[output] = worse(worst.get(output), share)
+        self._changed[cell] = None
+
+    def hold(self, strand: Strand, required: str, held: str) -> None:
+        """The class that a dtype has held so far."""
+        if self.held.get(strand) != (required, held):
+            self.held[strand] = (required, held)
+            self.lines.add(self._accuracy(strand))
 
     def fail(self, failure: Failure) -> None:
         """Keep a failure and write it at once."""
         self.failures.append(failure)
-        self._append(
-            {
-                "kind": "failure",
-                "clause": failure.clause,
-                "dtype": failure.dtype,
-                "variant": failure.variant,
-                "device": failure.device,
-                "case": failure.case,
-                **failure.data,
-                "text": failure.text,
-            }
-        )
+        named = {name: getattr(failure, name) for name in ("clause", "dtype", "variant", "device", "case")}
+        self.lines.add({"kind": "failure", **named, **failure.data, "text": failure.text})
 
     def note(self, text: str) -> None:
         """Something worth saying that is no failure; each text once."""
         if text not in self.notes:
             self.notes.append(text)
+            self.lines.add({"kind": "note", "text": text})
 
-    def dump(self) -> dict[str, Any]:
-        """Everything, as plain data."""
-        return {
+    def interrupt(self, reason: str) -> None:
+        """Remember that something was not asked; the file will have no footer."""
+        if reason not in self.interruptions:
+            self.interruptions.append(reason)
+
+    def flush(self) -> None:
+        """Write the cells that changed; the last line of a cell holds. Called when a test ends."""
+        for cell in self._changed:
+            self.lines.add(self._cell(cell))
+        self._changed.clear()
+
+    def take(self) -> dict[str, Any]:
+        """What came since the last call, as plain data; it is forgotten here."""
+        taken = {
             "counts": [
                 [*cell, str(verdict), n, self.reasons.get(cell, "")]
                 for cell, counts in self.counts.items()
                 for verdict, n in counts.items()
             ],
+            "worst": [[*cell, output, *share] for cell, worst in self.worst.items() for output, share in worst.items()],
             "failures": [vars(failure) for failure in self.failures],
             "notes": list(self.notes),
         }
+        for kept in (self.counts, self.worst, self.failures, self.notes, self._changed):
+            kept.clear()
+        return taken
 
-    def absorb(self, dumped: dict[str, Any]) -> None:
-        """Add what :meth:`dump` gave in another process."""
-        for clause, dtype, variant, device, verdict, n, reason in dumped["counts"]:
+    def absorb(self, taken: dict[str, Any]) -> None:
+        """Add what :meth:`take` gave in another process."""
+        for clause, dtype, variant, device, verdict, n, reason in taken["counts"]:
             self.count((clause, dtype, variant, device), Verdict(verdict), n, reason)
-        for failure in dumped["failures"]:
+        for clause, dtype, variant, device, output, share, class_ in taken["worst"]:
+            self.measure((clause, dtype, variant, device), {output: Share(share, class_)})
+        for failure in taken["failures"]:
             self.fail(Failure(**failure))
-        for note in dumped["notes"]:
+        for note in taken["notes"]:
             self.note(note)
+        self.flush()
 
-    def close(self, exit_status: int) -> None:
-        """Write the footer: totals by verdict. A file without it is not complete."""
+    def close(self, exit_status: int, **answers: int) -> None:
+        """End the file: a footer with totals, or, where the run was interrupted, why; a file without footer is not complete."""
+        self.flush()
+        written = [line for line in self.lines.kept if line["kind"] == "failure"]
+        for line, failure in zip(written, self.failures, strict=True):  # what it is may be known only now
+            line.update(diagnosis=failure.diagnosis, fault=failure.fault)
+        if self.interruptions:
+            self.lines.add({"kind": "interrupted", "exit": exit_status, "reason": "; ".join(self.interruptions)})
+            return
         totals: Counter[str] = Counter()
         for counts in self.counts.values():
             totals.update({str(verdict): n for verdict, n in counts.items()})
-        self._append({"kind": "footer", "exit": exit_status, "problems": dict(totals), "failures": len(self.failures)})
+        self.lines.add({"kind": "footer", "exit": exit_status, "problems": dict(totals), "failures": len(self.failures), **answers})
+        self.lines.put_in_order()
 
-    def _append(self, line: dict[str, Any]) -> None:
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=True, default=str) + "\n")
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        clause, dtype, variant, device = cell
+        line: dict[str, Any] = {"kind": "cell", "clause": clause, "dtype": dtype, "variant": variant, "device": device}
+        line["problems"] = {str(verdict): n for verdict, n in self.counts[cell].items() if n} if cell in self.counts else {}
+        if cell in self.worst:
+            line["worst"] = {
+                output: {"share": finite(share.of_bound), "class": share.class_} for output, share in self.worst[cell].items()
+            }
+        if cell in self.reasons:
+            line["reason"] = self.reasons[cell]
+        return line
+
+    def _accuracy(self, strand: Strand) -> dict[str, Any]:
+        required, held = self.held[strand]
+        return {
+            "kind": "accuracy",
+            **dict(zip(("dtype", "variant", "device"), strand, strict=True)),
+            "required": required,
+            "held": held,
+        }

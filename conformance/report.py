@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections import Counter
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -15,12 +15,14 @@ from attnspec.adapters import FEATURES
 from attnspec.conformance import __version__
 from attnspec.conformance.case import describe, describe_problem, summary
 from attnspec.conformance.coverage import Space, said
+from attnspec.conformance.environment import device_data, device_name, versions
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import write
-from attnspec.conformance.run import Run
+from attnspec.conformance.run import TIERS, Run
 from attnspec.conformance.subject import ORACLE, Explained, Subject
+from attnspec.conformance.verdicts import finite, mark, tally
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
 FEW = 16  # numbers of operands up to which they are shown
@@ -68,9 +70,8 @@ def header(run: Run) -> list[str]:
             )
     lines.append(f"  oracle: {oracle()}")
     seed = f"seed {run.seed}" + (f", budget {run.budget:g} s" if run.budget else "")
-    tier = next((name for name, tier in _tiers().items() if tier is run.tier), "")
     lines.append(
-        f"  tier {tier}, {seed}"
+        f"  tier {_tier(run)}, {seed}"
         + (f", clauses {', '.join(run.clauses)}" if run.clauses else "")
         + (f", case {run.case.token()}" if run.case else "")
     )
@@ -84,17 +85,8 @@ def oracle() -> str:
     return "float64; for certainty in float64 too, pip install attnspec[exact]"
 
 
-def _tiers() -> dict[str, Any]:
-    from attnspec.conformance.run import TIERS
-
-    return TIERS
-
-
-def device_name(device: str) -> str:
-    """A device as a person would name it."""
-    if device.startswith("cuda"):
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)" if device == "cpu" else device
+def _tier(run: Run) -> str:
+    return next((name for name, tier in TIERS.items() if tier is run.tier), "")
 
 
 def header_data(run: Run) -> dict[str, Any]:
@@ -102,10 +94,17 @@ def header_data(run: Run) -> dict[str, Any]:
     return {
         "suite": __version__,
         "spec": SPEC_VERSION,
-        "command": run.command,
+        "command": run.asked or run.command,
+        "tier": _tier(run),
         "seed": run.seed,
+        "budget": run.budget,
+        "only": list(run.clauses) + ([f"case {run.case.token()}"] if run.case else []),
+        "enforce_should": run.enforce_should,
         "oracle": ORACLE,
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "devices": [device_data(device) for device in dict.fromkeys(s.device for s in run.subjects)],
+        "clauses": {clause.id: {"title": clause.title, "level": clause.level} for clause in index().values()},
         "subjects": [
             {
                 "name": s.adapter.name,
@@ -113,7 +112,13 @@ def header_data(run: Run) -> dict[str, Any]:
                 "variant": s.label,
                 "device": s.device,
                 "dtypes": list(s.dtypes),
+                "refused": {
+                    **s.refused_dtypes,
+                    **{f"width {d}": why for d, why in s.refused_widths.items()},
+                    **({"strided": s.refused_strides} if s.refused_strides else {}),
+                },
                 "offers": sorted(s.adapter.offers),
+                "widths": sorted(s.adapter.widths) if s.adapter.widths is not None else None,
                 "class": {d: s.required_class(d) for d in s.dtypes},
                 "dialect": {name: {"value": getattr(s.dialect, name), "source": source} for name, source in s.sources.items()},
             }
@@ -138,13 +143,13 @@ def failure(
         lines += [f"  {clause.sentence}", *(f"      {line}" for line in clause.formula.splitlines())]
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
     lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
-    lines.append(f"  problem   {describe(case) if explained.by_case else describe_problem(explained.problem)}")
+    asked = describe(case) if explained.by_case else describe_problem(explained.problem)
+    seen = found(explained, subject, run.show)
+    lines.append(f"  problem   {asked}")
     written = numbers(explained)
     if written:
         lines.append(f"  numbers   {written}")
-    lines += [
-        f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(found(explained, subject, run.show))
-    ]
+    lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(seen)]
     if finding.hint:
         lines.append(
             f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}"
@@ -157,22 +162,31 @@ def failure(
         lines.append(f"  repro     python {path}")
     token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
     tier = "" if explained.by_case or not run.tier.slow else " --tier=thorough"  # where the test itself is only asked there
-    lines.append(f"  re-run    {run.command}{tier} --clauses={clause.id} --case={shlex.quote(token)}")
+    again = f"{run.command}{tier} --clauses={clause.id} --case={shlex.quote(token)}"
+    lines.append(f"  re-run    {again}")
     data = {
+        "title": clause.title,
+        "level": clause.level,
+        "sentence": clause.sentence,
+        "formula": clause.formula,
+        "brief": brief,
+        "asked": asked,
+        "found": seen,
         "output": finding.output,
         "what": finding.kind,
         "problem": summary(case),
         "index": list(finding.index),
-        "got": repr(finding.got),
-        "expected": repr(finding.expected),
-        "bound": repr(finding.bound),
-        "ratio": repr(finding.ratio),
+        "got": finite(finding.got),
+        "expected": finite(finding.expected),
+        "bound": finite(finding.bound),
+        "ratio": finite(finding.ratio),
         "outside": finding.outside,
         "of": finding.total,
         "hint": finding.hint,
         "diagnosis": diagnosis,
         "test": test,
         "repro": str(path) if path else None,
+        "rerun": again,
     }
     return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data, diagnosis, names)
 
@@ -243,7 +257,6 @@ def broken_should(failure: Failure, clause: Clause, explained: Explained) -> str
 
 def faults(run: Run) -> list[str]:
     """Each fault once: its most basic clause, what the implementation does instead, and where else it shows."""
-    run.settle()
     found = fold(run.record.failures)
     if not found:
         return []
@@ -267,8 +280,8 @@ def table(run: Run) -> list[str]:
         for id_ in index():
             cells = [record.counts.get((id_, d, subject.label, subject.device)) for d in dtypes]
             if any(cells):
-                mark = "" if index()[id_].binding else " should"
-                lines.append(f"  {id_:12}{''.join(f'{_cell(c):>18}' for c in cells)}{mark}")
+                level = "" if index()[id_].binding else " should"
+                lines.append(f"  {id_:12}{''.join(f'{mark(c):>18}' for c in cells)}{level}")
         lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
         if subject.compared:
             lines.append(f"  {'covered':12}  {covered(subject)}")
@@ -288,17 +301,6 @@ def covered(subject: Subject) -> str:
     return f"{' and '.join(reached)} of levels that it can be asked, in {len(subject.compared)} problems"
 
 
-def _cell(counts: Counter[Verdict] | None) -> str:
-    if not counts:
-        return "·"
-    good, bad = counts[Verdict.PASS], counts[Verdict.FAIL]
-    if good + bad:
-        return f"{good}/{good + bad}" + (" ✗" if bad else "")
-    if counts[Verdict.UNSUPPORTED]:
-        return "unsupported"
-    return "not run" if counts[Verdict.NOT_RUN] else "·"
-
-
 def held(run: Run, subject: Subject, dtype: str) -> str:
     """The strictest class that no answer left: "not A" where A had to be held, and a clause of ACCURACY says that it was not."""
     broken = any(
@@ -311,21 +313,10 @@ def held(run: Run, subject: Subject, dtype: str) -> str:
 
 def totals(record: Record) -> list[str]:
     """The headline: clauses with denominators, and never a lone percentage."""
-    by_clause: dict[str, set[Verdict]] = {}
-    for (clause, *_), counts in record.counts.items():
-        by_clause.setdefault(clause, set()).update(v for v, n in counts.items() if n)
-    binding = {id_: seen for id_, seen in by_clause.items() if index()[id_].binding}
-    must = sum(1 for clause in index().values() if clause.binding)
-    failed = [id_ for id_, seen in binding.items() if Verdict.FAIL in seen]
-    passed = [id_ for id_, seen in binding.items() if Verdict.PASS in seen and Verdict.FAIL not in seen]
-    unsupported = [
-        id_ for id_, seen in binding.items() if seen <= {Verdict.UNSUPPORTED, Verdict.NOT_RUN} and Verdict.UNSUPPORTED in seen
-    ]
-    rest = must - len(failed) - len(passed) - len(unsupported)
-    should = [id_ for id_, seen in by_clause.items() if not index()[id_].binding and Verdict.FAIL in seen]
-    lines = [f"MUST clauses: {len(passed)} of {must} hold, {len(failed)} broken, {len(unsupported)} unsupported, {rest} not run"]
-    if failed:
-        lines.append("broken: " + ", ".join(sorted(failed, key=list(index()).index)))
-    if should:
-        lines.append("SHOULD, broken: " + ", ".join(sorted(should, key=list(index()).index)))
+    counted = tally(record.counts, {clause.id: clause.level for clause in index().values()})
+    lines = [counted.headline]
+    if counted.broken:
+        lines.append("broken: " + ", ".join(counted.broken))
+    if counted.should_broken:
+        lines.append("SHOULD, broken: " + ", ".join(counted.should_broken))
     return lines

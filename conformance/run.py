@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 
 from attnspec.conformance.case import Case, array, cases
-from attnspec.conformance.folding import names_of
+from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.subject import Explained, Subject
 from attnspec.reference import stricter
@@ -60,6 +60,9 @@ class Run:
     record: Record = field(default_factory=Record)
     repros: bool = True
     show: str | None = None  # "hex": numbers of failures to the bit
+    asked: str = ""  # the full command, as it was given
+    collected: int = 0  # tests that are to be asked
+    ended: int = 0  # tests that were asked to their end
     started: float = field(default_factory=time.monotonic)
     explained: list[tuple[Subject, Explained, Failure]] = field(default_factory=list)
     _shown: set[tuple] = field(default_factory=set)
@@ -129,25 +132,42 @@ class Run:
                 failure.diagnosis, failure.names = names_of(explained)
                 self.explained[n] = (subject, replace(explained, met=explained.met[:1]), failure)
 
+    def close(self, exit_status: int) -> None:
+        """Say of each failure what it is and which fault it belongs to, and end the verdict file."""
+        self.settle()
+        fold(self.record.failures)
+        self.record.close(
+            exit_status,
+            answers=sum(s.judged for s in self.subjects),
+            elements=sum(s.elements for s in self.subjects),
+            exempt=sum(s.exempt for s in self.subjects),
+        )
+
     # WORKERS
 
-    def seen(self) -> dict[str, Any]:
-        """What this process saw, as plain data that another can absorb."""
+    def take(self) -> dict[str, Any]:
+        """What this process saw since the last call, as plain data that another can absorb."""
         self.settle()
-        return {
-            "record": self.record.dump(),
+        taken = {
+            "record": self.record.take(),
             "subjects": [
                 [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared]] for s in self.subjects
             ],
         }
+        for subject in self.subjects:
+            subject.exempt = subject.elements = subject.judged = 0
+            subject.compared.clear()
+        return taken
 
-    def absorb(self, seen: dict[str, Any]) -> None:
+    def absorb(self, taken: dict[str, Any]) -> None:
         """Add what another process saw."""
-        self.record.absorb(seen["record"])
-        for subject, (held, exempt, elements, judged, compared) in zip(self.subjects, seen["subjects"], strict=True):
+        self.record.absorb(taken["record"])
+        for subject, (held, exempt, elements, judged, compared) in zip(self.subjects, taken["subjects"], strict=True):
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)
                 subject.held[dtype] = max(class_, subject.held.get(dtype, class_), key=ladder.index)
+                strand = (dtype, subject.label, subject.device)
+                self.record.hold(strand, subject.required_class(dtype), subject.held[dtype])
             subject.exempt, subject.elements = subject.exempt + exempt, subject.elements + elements
             subject.judged += judged
             subject.compared |= {Case(*values) for values in compared}

@@ -20,6 +20,7 @@ from attnspec.conformance.case import Case, describe_problem, fit, simpler
 from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, other_choice
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.tensors import build
+from attnspec.conformance.verdicts import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import CHOICES, Clause, Dialect, Problem
 
@@ -88,6 +89,7 @@ class Subject:
     disturbed: dict[str, tuple[str, Problem]] = field(default_factory=dict)  # global state → which call changed it how, and where
     asking: str = ""  # clause and case that the suite is at, for who reads the traceback of a crash
     compared: set[Case] = field(default_factory=set)  # cases that tests had compared with the reference
+    measured: dict[str, Share] = field(default_factory=dict)  # the worst right answers since the asking test began
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
     _explained: list[Explained] = field(default_factory=list)
 
@@ -174,7 +176,12 @@ class Subject:
             break
         self.exempt += result.exempt
         self.elements += result.elements
+        self._measure(result)
         return result
+
+    def _measure(self, result: Judgement) -> None:
+        for output, share in result.worst.items() if not result.findings else ():
+            self.measured[output] = worse(self.measured.get(output), Share(share, result.class_))
 
     def judgement(self, case: Case) -> Judgement:
         """What the judge says of a case; asked once, remembered."""
@@ -183,6 +190,7 @@ class Subject:
             self._judgements[case] = self._judgement(problem)
             if len(self._judgements) > 20_000:
                 self._judgements.popitem(last=False)
+        self._measure(self._judgements[case])
         return self._judgements[case]
 
     def _judgement(self, problem: Problem) -> Judgement:

@@ -22,6 +22,7 @@ from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, Verdict, compare, together
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject import Explained, Subject, descend
+from attnspec.conformance.verdicts import Share
 from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
 
@@ -148,6 +149,14 @@ class Asking:
 
     def go(self) -> None:
         """Ask, count, and end as pytest wants it: fail, skip with a reason, or return."""
+        self.subject.measured.clear()
+        try:
+            self._go()
+        finally:
+            self._measure()
+            self.run.record.flush()
+
+    def _go(self) -> None:
         if self.excuse:
             pytest.skip(self.excuse)
         missing = [feature for feature in self.plan.offering if not self.subject.offers(feature)]
@@ -313,6 +322,9 @@ class Asking:
         subject = self.subject
         cell = (broken.id, self.dtype, subject.label, subject.device)
         self.run.record.count(cell, Verdict.FAIL)
+        if explained.finding.total and explained.finding.kind != "relation":
+            share = Share(explained.finding.ratio, subject.required_class(self.dtype))
+            self.run.record.measure(cell, {explained.finding.output: share})
         if not self.run.first_time((*explained.key, subject.label, subject.device), self.dtype):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
@@ -324,6 +336,14 @@ class Asking:
             self.shown.append(failure.text)
         elif not brief:
             self.run.record.note(report.broken_should(failure, broken, explained))
+
+    def _measure(self) -> None:
+        """Keep the worst of the right answers, and the class that was held. A wrong answer counts where it is blamed."""
+        strand = (self.dtype, self.subject.label, self.subject.device)
+        for id_ in self.ids if self.passed else ():
+            self.run.record.measure((id_, *strand), self.subject.measured)
+        if self.dtype in self.subject.held:
+            self.run.record.hold(strand, self.subject.required_class(self.dtype), self.subject.held[self.dtype])
 
     def _count(self, verdict: Verdict, n: int, reason: str = "") -> None:
         for id_ in self.ids:

@@ -292,7 +292,7 @@ def test_verdicts_are_strict_json_lines_from_header_to_footer(off_by_one):
     lines = [strictly(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines].count("header") == 1
     assert (lines[0]["kind"], lines[-1]["kind"]) == ("header", "footer")
-    assert {line["kind"] for line in lines} == {"header", "verdict", "failure", "footer"}
+    assert {line["kind"] for line in lines} == {"header", "accuracy", "cell", "failure", "footer"}
     assert lines[-1]["exit"] == said.exit == 1
     failures = [line for line in lines if line["kind"] == "failure"]
     assert lines[-1]["failures"] == len(failures)

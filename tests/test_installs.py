@@ -87,10 +87,12 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
             "adapters/**/*.py",
             "conformance/*.py",
             "conformance/arrays/*.csv",
+            "conformance/*.schema.json",
+            "conformance/templates/*",
         )
         for path in ROOT.glob(pattern)
     ]
-    assert {path.suffix for path in wanted} == {".md", ".py", ".csv"}
+    assert {path.suffix for path in wanted} == {".md", ".py", ".csv", ".json", ".html", ".css"}
     missing = {f"attnspec/{path.relative_to(ROOT).as_posix()}" for path in wanted} - inside
     assert not missing
     assert not [name for name in inside if name.startswith(("attnspec/tests", "tests/"))]
@@ -113,8 +115,11 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
     assert code == 0, said
     empty.mkdir()
     start = f"import sys; sys.path.insert(0, {str(target)!r}); import pytest; sys.exit(pytest.main())"
-    code, said = run(elsewhere, "-c", start, *QUICK, cwd=empty)
+    code, said = run(elsewhere, "-c", start, *QUICK, "--verdicts=v.jsonl", "--verdict-report=v.html", cwd=empty)
     assert code == 0, said
+    assert "CAUSAL-1" in (empty / "v.html").read_text(encoding="utf-8")
+    command = f"import sys; sys.path.insert(0, {str(target)!r}); from attnspec.conformance.cli import main; sys.exit(main())"
+    assert run(elsewhere, "-c", command, "diff", "v.jsonl", "v.jsonl", cwd=empty)[0] == 0
     assert re.search(r"^  CAUSAL-1 +(\d+)/\1$", said, re.M)
     assert str(ROOT) not in said
     code, said = run(

@@ -1,0 +1,7 @@
+"""`python -m attnspec.conformance` is the command `attnspec`."""
+
+import sys
+
+from attnspec.conformance.cli import main
+
+sys.exit(main())

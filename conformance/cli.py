@@ -1,0 +1,112 @@
+"""The command `attnspec`: what is done with verdict files once they are written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnspec.conformance import diff, matrix, page
+from attnspec.conformance.verdicts import VerdictError, read
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command. 0: done, nothing got worse; 1: something did; 2: it could not be done, and why is said."""
+    options = _parser().parse_args(words)
+    try:
+        return options.do(options)
+    except VerdictError as error:
+        print(f"attnspec: {error}", file=sys.stderr)
+        return 2
+    except (KeyError, TypeError, AttributeError) as error:  # a file from elsewhere
+        what = f"{type(error).__name__}: {error}"
+        print(f"attnspec: a file lacks something that verdicts.schema.json asks for ({what}); write it again", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    page.check_target(options.output)
+    verdicts = read(options.file)
+    _warn([verdicts])
+    print("\n".join(map(str, page.write(verdicts, options.output))))
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    comparison = diff.compare(read(options.old), read(options.new), options.error_growth)
+    if options.markdown:
+        _needs_jinja()
+        print(page.render("diff.md", comparison=comparison))
+        return comparison.exit
+    print(comparison.headline)
+    for title, says, lines in comparison.sections():
+        print(f"\n{title}: {says}")
+        for line in lines:
+            print(f"  {line}")
+    return comparison.exit
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    if options.output is not None:
+        page.check_target(options.output, needs=("jinja2",))
+    runs = [read(file) for file in options.files]
+    _warn(runs)
+    if options.markdown:
+        _needs_jinja()
+    if options.output is not None:
+        matrix.write(runs, options.output)
+        print(options.output)
+    if options.output is None or options.markdown:
+        print(matrix.markdown(runs) if options.markdown else matrix.text(runs))
+    return 0
+
+
+def _warn(runs: Sequence) -> None:
+    for run in runs:
+        for reason in run.incomplete:
+            print(f"attnspec: {run.source} is incomplete: {reason}", file=sys.stderr)
+
+
+def _needs_jinja() -> None:
+    page.check_target(Path("any.html"), needs=("jinja2",))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("attnspec", description="Read what pytest --impl=… --verdicts=FILE wrote.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    report = commands.add_parser("report", help="make the page again, from a stored file")
+    report.add_argument("file", help="what --verdicts wrote")
+    report.add_argument("-o", "--output", type=Path, required=True, help="page.html; page.md is written beside it")
+    report.set_defaults(do=_report)
+
+    compare = commands.add_parser(
+        "diff",
+        help="what changed between two runs; exit code 1 where something got worse",
+        description="Exit code 1: new failures, clauses no longer tested, features no longer offered, an accuracy class lost, "
+        "an error or known issues grown. 2: a file is incomplete or can't be read.",
+    )
+    compare.add_argument("old")
+    compare.add_argument("new")
+    compare.add_argument(
+        "--error-growth",
+        type=float,
+        default=diff.GROWTH,
+        metavar="FACTOR",
+        help=f"an error has grown where it is more than FACTOR times what it was (default {diff.GROWTH}) and above "
+        f"{diff.QUIET} of its bound; inf: never",
+    )
+    compare.add_argument("--markdown", action="store_true", help="for a comment on a pull request")
+    compare.set_defaults(do=_diff)
+
+    across = commands.add_parser("matrix", help="clauses × implementations")
+    across.add_argument("files", nargs="+")
+    across.add_argument("-o", "--output", type=Path, help="matrix.html; without it the table goes to the terminal")
+    across.add_argument("--markdown", action="store_true", help="the table as Markdown, to the terminal")
+    across.set_defaults(do=_matrix)
+    return parser

@@ -1,0 +1,234 @@
+"""Verdicts as a page: one file of HTML without scripts or links to load, and short Markdown for a pull request.
+
+Names, messages and everything else that comes from an implementation, or out of a file, is text and never markup: HTML is
+escaped by jinja2, and in Markdown foreign text stands in code, where nothing is interpreted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from attnspec.conformance.verdicts import SIGNS, VerdictError, Verdicts, judged, mark, standing, worst_of
+
+TEMPLATES = Path(__file__).parent / "templates"
+NEEDS = ("jinja2", "matplotlib")
+
+
+def check_target(path: Path, needs: Sequence[str] = NEEDS) -> None:
+    """Whether a page can be written there. Raises VerdictError, which says what is missing, before any work is done."""
+    missing = [package for package in needs if find_spec(package) is None]
+    if missing:
+        raise VerdictError(f"a page needs {' and '.join(missing)}, not installed here: pip install attnspec[report]")
+    if path.suffix != ".html":
+        raise VerdictError(f"a page is written to a file that ends in .html, and its Markdown beside it in .md; found {path}")
+    if not path.absolute().parent.is_dir():
+        raise VerdictError(f"{path} can't be written: there is no folder {path.parent}")
+
+
+def write(verdicts: Verdicts, path: Path) -> tuple[Path, Path]:
+    """Write the page and, beside it, the Markdown; return both paths."""
+    beside = path.with_suffix(".md")
+    path.write_text(html(verdicts), encoding="utf-8")
+    beside.write_text(markdown(verdicts), encoding="utf-8")
+    return path, beside
+
+
+def html(verdicts: Verdicts) -> str:
+    """The page."""
+    from attnspec.conformance.plots import accuracy_plot
+
+    plots = {group["key"]: accuracy_plot(verdicts, *group["key"]) for group in groups(verdicts)}
+    return render("verdicts.html", v=verdicts, plots=plots)
+
+
+def markdown(verdicts: Verdicts) -> str:
+    """The short form: headline, failures, and the table folded."""
+    return re.sub(r"\n{3,}", "\n\n", render("verdicts.md", v=verdicts))
+
+
+def render(template: str, **data: Any) -> str:
+    """A template with data; what it prints is escaped for the language it is in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    html = template.endswith(".html")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=html,
+        finalize=None if html else lambda x: x if isinstance(x, Markdown) else plain(x),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"code": code, "fence": fence, "prose": prose}
+    environment.globals |= {name: globals()[name] for name in VIEWS}
+    return environment.get_template(template).render(**data)
+
+
+def prose(text: str) -> str:
+    """A clause's sentence for HTML: what the text of the spec puts in backticks is code, all else is escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+# WHAT THE TEMPLATES SHOW
+
+VIEWS = ("outcome", "entries", "groups", "rows", "counted", "silences", "further", "problem_and_found")
+
+
+def outcome(v: Verdicts) -> tuple[str, str]:
+    """What the run comes to, as a word for colours (good, bad, open) and as words for people."""
+    tally = v.tally
+    decided = [*tally.broken, *(tally.should_broken if v.header.get("enforce_should") else ())]
+    if decided:
+        return "bad", "does not conform" + (", and the run is INCOMPLETE" if v.incomplete else "")
+    if v.incomplete:
+        return "open", "INCOMPLETE: this says nothing yet"
+    if not any(judged(cell["problems"]) for cell in v.cells.values()):
+        return "open", "nothing was judged"
+    if v.footer is not None and v.footer["exit"]:
+        return "open", f"no clause is broken, but the run ended with exit code {v.footer['exit']}"
+    excused = ", but for known issues" if tally.known else ""
+    return "good", ("no broken clause in what was asked" if tally.not_run else "conforms") + excused
+
+
+def counted(v: Verdicts) -> str:
+    """All problems by verdict, with their sum."""
+    sums: dict[str, int] = {}
+    for cell in v.cells.values():
+        for verdict, n in cell["problems"].items():
+            sums[verdict] = sums.get(verdict, 0) + n
+    names = {"PASS": "passed", "FAIL": "failed", "HARNESS_ERROR": "lost to a failure of attnspec itself"}
+    parts = [f"{n} {names.get(verdict, verdict.lower().replace('_', ' '))}" for verdict, n in sums.items() if n]
+    return f"{sum(sums.values())} verdicts over all clauses: {', '.join(parts)}" if parts else "no problem was counted"
+
+
+def groups(v: Verdicts) -> list[dict[str, Any]]:
+    """Variants on devices, each with its dtypes and what the header says of it."""
+    found = []
+    for subject in v.header["subjects"]:
+        strands = [strand for strand in v.strands if strand[1:] == (subject["variant"], subject["device"])]
+        cells = [key for key in v.cells if key[2:] == (subject["variant"], subject["device"])]
+        seen = {key[1] for key in cells} | {strand[0] for strand in strands}
+        title = subject["name"] if subject["variant"] == "only" else f"{subject['name']}, {subject['variant']}"
+        found.append(
+            {
+                "title": title,
+                "key": (subject["variant"], subject["device"]),
+                "subject": subject,
+                "dtypes": [dtype for dtype in subject["dtypes"] if dtype in seen],
+                "held": {strand[0]: v.strands[strand] for strand in strands},
+            }
+        )
+    return found
+
+
+def rows(v: Verdicts, group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The matrix: each clause with its cells, one for each dtype."""
+    variant, device = group["key"]
+    found = []
+    for clause, about in v.clauses.items():
+        cells = [v.cells.get((clause, dtype, variant, device), {}) for dtype in group["dtypes"]]
+        found.append({"clause": clause, **about, "cells": [_view(cell) for cell in cells], "silent": not any(cells)})
+    return found
+
+
+def _view(cell: Mapping[str, Any]) -> dict[str, str]:
+    counts = cell.get("problems", {})
+    worst = max(worst_of([cell]).items(), key=lambda item: item[1].of_bound, default=None)
+    said = [f"{n} {verdict}" for verdict, n in counts.items()] + ([cell["reason"]] if cell.get("reason") else [])
+    if worst is not None:
+        output, largest = worst
+        said.append(f"worst error {share(largest.of_bound)} of the bound of class {largest.class_}, in {output}")
+    return {
+        "state": standing(counts).replace(" ", "-") if counts else "silent",
+        "mark": mark(counts) if judged(counts) else SIGNS[standing(counts)],
+        "worst": share(worst[1].of_bound) if worst is not None else "",
+        "said": "; ".join(said),
+    }
+
+
+def share(x: float) -> str:
+    """A share of the bound in two digits."""
+    return "∞" if x == float("inf") else f"{x:.2f}" if 0.01 <= x < 10 else f"{x:.2g}" if x else "0"
+
+
+def silences(v: Verdicts) -> list[tuple[str, str, list[str]]]:
+    """Why clauses were not judged: state, reason, and which, for cells in which nothing was."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for key, cell in v.cells.items():
+        if not judged(cell["problems"]):
+            found.setdefault((standing(cell["problems"]), cell.get("reason", "no reason was given")), {})[key[0]] = None
+    order = list(v.clauses)
+    return [(state, reason, sorted(ids, key=order.index)) for (state, reason), ids in found.items()]
+
+
+def entries(v: Verdicts) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Failures, those that decide first, each with the others that show the same fault."""
+    found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    first: dict[tuple, list[dict[str, Any]]] = {}
+    order = list(v.clauses)
+    for failure in sorted(v.failures, key=lambda one: (one.get("fault", 0), order.index(one["clause"]))):
+        alike = (failure["clause"], failure["hint"] or (failure["what"] in ("value", "zero", "nonfinite"), failure["output"]))
+        fault = (failure["fault"],) if failure.get("fault") else alike
+        if (failure.get("fault") or failure["brief"]) and fault in first:
+            first[fault].append(failure)
+        else:
+            found.append((failure, first.setdefault(fault, [])))
+    return sorted(found, key=lambda entry: not v.decides(entry[0]["clause"]))
+
+
+def further(failure: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a failure says beside its problem and what was found, name and text: diagnosis, hint, repro, command."""
+    said = [("diagnosis", _words(failure.get("diagnosis")))]
+    if failure.get("hint"):
+        said.append(("but", f"this is exactly what {failure['hint']} gives; if that is meant, --dialect {failure['hint']}"))
+    said += [("repro", f"python {failure['repro']}" if failure.get("repro") else ""), ("re-run", failure.get("rerun", ""))]
+    return [(name, text) for name, text in said if text]
+
+
+def _words(x: Any) -> str:
+    """A field that may be a text, a list or a mapping, as one line."""
+    if isinstance(x, Mapping):
+        return ", ".join(_words(value) for value in x.values() if value)
+    return ", ".join(map(_words, x)) if isinstance(x, Iterable) and not isinstance(x, str) else str(x or "")
+
+
+def problem_and_found(failure: Mapping[str, Any]) -> list[str]:
+    """A failure in a few lines."""
+    said = [("problem", failure["asked"]), *(("found", line) for line in failure["found"]), *further(failure)]
+    return [f"{name:11} {text}" for name, text in said]
+
+
+# MARKDOWN
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def plain(text: object) -> Markdown:
+    """Text in which no sign means anything to Markdown, and no name calls anybody."""
+    said = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return Markdown(re.sub(r"([\\`*_\[\]|~])", r"\\\1", said).replace("@", "@\u200b"))
+
+
+def code(text: object) -> Markdown:
+    """A span of code, whatever the text holds."""
+    said = " ".join(str(text).split()) or " "
+    ticks = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
+    pad = " " if said.startswith("`") or said.endswith("`") else ""
+    return Markdown(f"{ticks}{pad}{said}{pad}{ticks}")
+
+
+def fence(lines: Sequence[str]) -> Markdown:
+    """A block of code, whatever the lines hold."""
+    said = "\n".join(lines)
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", said)), default=0))
+    return Markdown(f"{ticks}text\n{said}\n{ticks}")

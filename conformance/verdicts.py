@@ -1,0 +1,286 @@
+"""The verdict file: JSON lines, written as they come, read back, and counted.
+
+A header, then lines of kind cell, accuracy, failure and note, and at the end a footer. `verdicts.schema.json`, beside this
+module, says what each holds. A cell is written again whenever a test has added to it, and its last line holds; when the run
+has ended the file is put in order, so that each cell has one line. Any prefix of whole lines can be read. What has no footer
+is not complete, and everybody who reads a file says so.
+
+Nothing in here needs torch: a file can be read where no kernel runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FORMAT = 1
+SCHEMA = Path(__file__).parent / "verdicts.schema.json"
+KEY = ("clause", "dtype", "variant", "device")
+# How the classes follow each other, the strictest first.
+LADDER = ("R", "A", "T", "B", "B*", "C", "C*", "D")
+
+Key = tuple[str, str, str, str]
+Counts = Mapping[str, int]
+
+
+class VerdictError(ValueError):
+    """A file that can't be read as verdicts, or that can't be used for what is asked."""
+
+
+def finite(x: float) -> float | str:
+    """A number as JSON has it: what is not finite becomes 'inf', '-inf' or 'nan'."""
+    return x if math.isfinite(x) else repr(x)
+
+
+class Share(NamedTuple):
+    """An error as a share of its bound, and the accuracy class of that bound."""
+
+    of_bound: float
+    class_: str
+
+
+def worse(a: Share | None, b: Share) -> Share:
+    """The larger of two errors. Shares of different classes don't compare: the milder class counts, for it was needed."""
+    return b if a is None else max(a, b, key=lambda share: (LADDER.index(share.class_), share.of_bound))
+
+
+# WRITING
+
+
+@dataclass
+class Lines:
+    """Lines of a run, kept, and appended to a file where there is one; each is on disk before the next is made."""
+
+    path: Path | None = None
+    kept: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            self.path.write_text("", encoding="utf-8")
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Keep a line and write it."""
+        self.kept.append(line)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_dump(line))
+
+    def put_in_order(self) -> None:
+        """Write the file once more, each cell once, in the order of the text; at no moment is there half a file."""
+        if self.path is None or not self.path.is_file():  # a pipe stays as it was written
+            return
+        beside = self.path.with_name(self.path.name + ".new")
+        beside.write_text("".join(map(_dump, collect(self.kept).lines())), encoding="utf-8")
+        os.replace(beside, self.path)
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False, default=str) + "\n"
+
+
+# READING
+
+
+@dataclass
+class Verdicts:
+    """What a run said, from its lines. Cells and strands (dtype, variant, device) hold their last line."""
+
+    source: str
+    header: dict[str, Any]
+    cells: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    strands: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    footer: dict[str, Any] | None = None
+    interrupted: str = ""
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Why this is not all that the run set out to ask; empty where it is."""
+        reasons = [self.interrupted] if self.interrupted else []
+        if self.footer is None and not reasons:
+            reasons.append("there is no footer: the run was killed, or is still going on")
+        errors = sum(cell["problems"].get("HARNESS_ERROR", 0) for cell in self.cells.values())
+        if errors:
+            reasons.append(f"attnspec itself failed in {errors} test{'s' if errors > 1 else ''}, which asked no further")
+        return reasons
+
+    @property
+    def name(self) -> str:
+        """What was tested."""
+        return str(self.header["subjects"][0]["name"]) if self.header["subjects"] else "nothing"
+
+    @property
+    def clauses(self) -> dict[str, dict[str, str]]:
+        """Clauses of the spec that the run had before it, by id: title and level."""
+        return self.header["clauses"]
+
+    def level(self, clause: str) -> str:
+        """MUST, SHOULD or MAY; MUST for a clause that the header lacks."""
+        return self.clauses.get(clause, {}).get("level", "MUST")
+
+    def decides(self, clause: str) -> bool:
+        """Whether a broken clause makes the run fail."""
+        return self.level(clause) == "MUST" or bool(self.header.get("enforce_should"))
+
+    @property
+    def tally(self) -> Tally:
+        """The clauses by what became of them."""
+        return tally({key: cell["problems"] for key, cell in self.cells.items()}, {c: self.level(c) for c in self.clauses})
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines again, each cell once, in the order of the text."""
+        order = {clause: n for n, clause in enumerate(self.clauses)}
+        cells = sorted(self.cells.values(), key=lambda cell: order.get(cell["clause"], len(order)))
+        notes = [{"kind": "note", "text": text} for text in self.notes]
+        return [self.header, *self.strands.values(), *cells, *self.failures, *notes, *([self.footer] if self.footer else [])]
+
+
+def read(path: str | Path) -> Verdicts:
+    """The verdicts of a file. Raises VerdictError where it is none, naming the line and what to do.
+
+    A last line that was cut off in the middle is left out; such a file has no footer either.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VerdictError(f"{path} can't be read: {error}; expected a file that --verdicts wrote") from None
+    lines = []
+    for n, line in enumerate(text.splitlines(keepends=True), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            if not line.endswith("\n"):
+                continue  # cut off
+            raise VerdictError(f"{path}, line {n}: this is no JSON; expected a file that --verdicts wrote") from None
+    return collect(lines, str(path))
+
+
+def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
+    """The verdicts of some lines, the header first. Raises VerdictError where they are none, or of another format."""
+    verdicts: Verdicts | None = None
+    for n, line in enumerate(lines, start=1):
+        kind = line.get("kind") if isinstance(line, dict) else None
+        if verdicts is None:
+            if kind != "header":
+                raise VerdictError(f"{source} does not begin with a header; expected a file that --verdicts wrote")
+            if line.get("format") != FORMAT:
+                raise VerdictError(
+                    f"{source} is of format {line.get('format', 0)}, and this attnspec reads format {FORMAT}; "
+                    "write it again with the attnspec that is installed here"
+                )
+            verdicts = Verdicts(source, line)
+        elif verdicts.footer is not None or verdicts.interrupted:
+            raise VerdictError(f"{source}, line {n}: a line after the end; two runs wrote to one file. Run again, each to its own")
+        elif kind == "cell":
+            verdicts.cells[tuple(line[name] for name in KEY)] = line  # type: ignore[index]
+        elif kind == "accuracy":
+            verdicts.strands[tuple(line[name] for name in KEY[1:])] = line  # type: ignore[index]
+        elif kind == "failure":
+            verdicts.failures.append(line)
+        elif kind == "note":
+            verdicts.notes.append(line["text"])
+        elif kind == "footer":
+            verdicts.footer = line
+        elif kind == "interrupted":
+            verdicts.interrupted = line["reason"]
+        else:
+            raise VerdictError(
+                f"{source}, line {n}: kind {kind!r}; there are header, cell, accuracy, failure, note, footer, interrupted"
+            )
+    if verdicts is None:
+        raise VerdictError(f"{source} is empty: the run did not begin, or nothing of it was written. Run it again")
+    return verdicts
+
+
+# COUNTING
+
+SIGNS = {"holds": "✓", "broken": "✗", "known issue": "k", "unsupported": "–", "not run": "·"}
+BROKEN = ("FAIL", "XPASS", "CRASH", "TIMEOUT")
+
+
+def standing(counts: Counts) -> str:
+    """What became of a clause or a cell: broken, known issue, holds, unsupported or not run."""
+    if any(counts.get(verdict) for verdict in BROKEN):
+        return "broken"
+    if counts.get("KNOWN_ISSUE"):
+        return "known issue"
+    if counts.get("PASS"):
+        return "holds"
+    if counts.get("UNSUPPORTED") and not (counts.get("RESOURCE") or counts.get("HARNESS_ERROR")):
+        return "unsupported"
+    return "not run"
+
+
+def judged(counts: Counts) -> int:
+    """Problems whose answer was judged."""
+    return counts.get("PASS", 0) + counts.get("KNOWN_ISSUE", 0) + sum(counts.get(verdict, 0) for verdict in BROKEN)
+
+
+def worst_of(cells: Iterable[Mapping[str, Any]]) -> dict[str, Share]:
+    """For each tensor the largest error of some cells."""
+    found: dict[str, Share] = {}
+    for cell in cells:
+        for output, worst in cell.get("worst", {}).items():
+            found[output] = worse(found.get(output), Share(float(worst["share"]), worst["class"]))
+    return found
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The MUST clauses by what became of them, each once, in the order of the text; and the SHOULDs that are broken."""
+
+    must: int
+    holds: tuple[str, ...]
+    broken: tuple[str, ...]
+    known: tuple[str, ...]
+    unsupported: tuple[str, ...]
+    should_broken: tuple[str, ...]
+
+    @property
+    def not_run(self) -> int:
+        """What is left."""
+        return self.must - len(self.holds) - len(self.broken) - len(self.known) - len(self.unsupported)
+
+    @property
+    def headline(self) -> str:
+        """Counts with their denominator, never a lone percentage."""
+        known = f"{len(self.known)} with known issues, " if self.known else ""
+        return (
+            f"MUST clauses: {len(self.holds)} of {self.must} hold, {len(self.broken)} broken, {known}"
+            f"{len(self.unsupported)} unsupported, {self.not_run} not run"
+        )
+
+
+def tally(cells: Mapping[Key, Counts], levels: Mapping[str, str]) -> Tally:
+    """Count clauses, over all dtypes, variants and devices: one cell that is broken breaks the clause."""
+    together: dict[str, dict[str, int]] = {}
+    for (clause, *_), counts in cells.items():
+        sums = together.setdefault(clause, {})
+        for verdict, n in counts.items():
+            sums[verdict] = sums.get(verdict, 0) + n
+    found: dict[str, list[str]] = {}
+    for clause, level in levels.items():
+        if clause in together:
+            found.setdefault(f"{'' if level == 'MUST' else 'should '}{standing(together[clause])}", []).append(clause)
+
+    def of(kind: str) -> tuple[str, ...]:
+        return tuple(found.get(kind, ()))
+
+    must = sum(level == "MUST" for level in levels.values())
+    return Tally(must, of("holds"), of("broken"), of("known issue"), of("unsupported"), of("should broken"))
+
+
+def mark(counts: Counts | None) -> str:
+    """A cell in a few signs: problems passed of those judged, or why there were none."""
+    if not counts:
+        return "·"
+    n, state = judged(counts), standing(counts)
+    if n:
+        return f"{counts.get('PASS', 0)}/{n}" + {"broken": " ✗", "known issue": " k"}.get(state, "")
+    return "unsupported" if state == "unsupported" else "not run" if counts.get("NOT_RUN") else "·"
