@@ -65,13 +65,18 @@ def header(run: Run) -> list[str]:
                 f"({next(iter(subject.refused_widths.values()))[:80]})"
             )
     lines.append(f"  oracle: {oracle()}")
-    seed = f"seed {run.seed}" + (f", budget {run.budget:g} s" if run.budget else "")
+    seed = ("no search" if run.pinned_only or not run.tier.searched else f"search with seed {run.seed}") + (
+        f", budget {run.budget:g} s" if run.budget else ""
+    )
     tier = next((name for name, tier in _tiers().items() if tier is run.tier), "")
     lines.append(
         f"  tier {tier}, {seed}"
         + (f", clauses {', '.join(run.clauses)}" if run.clauses else "")
         + (f", case {run.case.token()}" if run.case else "")
+        + (f", shard {run.shard}" if run.shard else "")
     )
+    if run.known.source:
+        lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
     return lines
 
 
@@ -102,6 +107,11 @@ def header_data(run: Run) -> dict[str, Any]:
         "spec": SPEC_VERSION,
         "command": run.command,
         "seed": run.seed,
+        "search": bool(run.tier.searched) and not run.pinned_only,
+        "shard": str(run.shard) if run.shard else None,
+        "known_issues": [
+            {"clause": x.clause, "region": x.region.text if x.region else None, "found": x.found or None} for x in run.known.issues
+        ],
         "oracle": ORACLE,
         "versions": {"torch": torch.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
         "subjects": [
@@ -229,7 +239,7 @@ def table(run: Run) -> list[str]:
                 mark = "" if index()[id_].binding else " should"
                 lines.append(f"  {id_:12}{''.join(f'{_cell(c):>18}' for c in cells)}{mark}")
         lines.append(f"  {'class held':12}" + "".join(f"{_held(subject, d):>18}" for d in dtypes))
-    lines += ["", *totals(record)]
+    lines += ["", *(run.known.lines and [*run.known.lines, ""]), *totals(record, f"shard {run.shard} · " if run.shard else "")]
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
     lines.append(
         f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
@@ -241,9 +251,9 @@ def table(run: Run) -> list[str]:
 def _cell(counts: Counter[Verdict] | None) -> str:
     if not counts:
         return "·"
-    good, bad = counts[Verdict.PASS], counts[Verdict.FAIL]
-    if good + bad:
-        return f"{good}/{good + bad}" + (" ✗" if bad else "")
+    good, bad, known = counts[Verdict.PASS], counts[Verdict.FAIL], counts[Verdict.KNOWN_ISSUE]
+    if good + bad + known:
+        return f"{good}/{good + bad + known}" + (" ✗" if bad else " known" if known else "")
     if counts[Verdict.UNSUPPORTED]:
         return "unsupported"
     return "not run" if counts[Verdict.NOT_RUN] else "·"
@@ -253,7 +263,7 @@ def _held(subject: Subject, dtype: str) -> str:
     return subject.held.get(dtype, "–")
 
 
-def totals(record: Record) -> list[str]:
+def totals(record: Record, of: str = "") -> list[str]:
     """The headline: clauses with denominators, and never a lone percentage."""
     by_clause: dict[str, set[Verdict]] = {}
     for (clause, *_), counts in record.counts.items():
@@ -261,15 +271,19 @@ def totals(record: Record) -> list[str]:
     binding = {id_: seen for id_, seen in by_clause.items() if index()[id_].binding}
     must = sum(1 for clause in index().values() if clause.binding)
     failed = [id_ for id_, seen in binding.items() if Verdict.FAIL in seen]
-    passed = [id_ for id_, seen in binding.items() if Verdict.PASS in seen and Verdict.FAIL not in seen]
+    known = [id_ for id_, seen in binding.items() if Verdict.KNOWN_ISSUE in seen and Verdict.FAIL not in seen]
+    passed = [id_ for id_, seen in binding.items() if Verdict.PASS in seen and not seen & {Verdict.FAIL, Verdict.KNOWN_ISSUE}]
     unsupported = [
         id_ for id_, seen in binding.items() if seen <= {Verdict.UNSUPPORTED, Verdict.NOT_RUN} and Verdict.UNSUPPORTED in seen
     ]
-    rest = must - len(failed) - len(passed) - len(unsupported)
+    rest = must - len(failed) - len(known) - len(passed) - len(unsupported)
     should = [id_ for id_, seen in by_clause.items() if not index()[id_].binding and Verdict.FAIL in seen]
-    lines = [f"MUST clauses: {len(passed)} of {must} hold, {len(failed)} broken, {len(unsupported)} unsupported, {rest} not run"]
+    not_held = f"{len(failed)} broken, " + (f"{len(known)} known to be broken, " if known else "")
+    lines = [f"{of}MUST clauses: {len(passed)} of {must} hold, {not_held}{len(unsupported)} unsupported, {rest} not run"]
     if failed:
         lines.append("broken: " + ", ".join(sorted(failed, key=list(index()).index)))
+    if known:
+        lines.append("known to be broken: " + ", ".join(sorted(known, key=list(index()).index)))
     if should:
         lines.append("SHOULD, broken: " + ", ".join(sorted(should, key=list(index()).index)))
     return lines

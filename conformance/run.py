@@ -11,7 +11,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 
 from attnspec.conformance.case import Case, array, cases
+from attnspec.conformance.draft import Draft
+from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.record import Record
+from attnspec.conformance.shard import Shard
 from attnspec.conformance.subject import Subject
 from attnspec.reference import stricter
 
@@ -53,7 +56,11 @@ class Run:
     case: Case | None = None
     clauses: tuple[str, ...] = ()
     enforce_should: bool = False
+    pinned_only: bool = False  # no search: what is asked depends on no seed and on no version of Hypothesis
+    shard: Shard | None = None
     record: Record = field(default_factory=Record)
+    known: KnownIssues = field(default_factory=KnownIssues)
+    draft: Draft = field(default_factory=Draft)
     repros: bool = True
     started: float = field(default_factory=time.monotonic)
     _shown: set[tuple] = field(default_factory=set)
@@ -92,7 +99,7 @@ class Run:
         does not do for explicit examples.
         """
         wanted = self.tier.searched if examples is None else min(examples, self.tier.searched)
-        if self.case is not None or wanted == 0:
+        if self.case is not None or self.pinned_only or wanted == 0:
             return
         stopped = False
 
@@ -115,11 +122,18 @@ class Run:
 
     def seen(self) -> dict[str, Any]:
         """What this process saw, as plain data that another can absorb."""
-        return {"record": self.record.dump(), "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects]}
+        return {
+            "record": self.record.dump(),
+            "known": self.known.dump(),
+            "draft": self.draft.dump(),
+            "subjects": [[dict(s.held), s.exempt, s.elements, s.judged] for s in self.subjects],
+        }
 
     def absorb(self, seen: dict[str, Any]) -> None:
         """Add what another process saw."""
         self.record.absorb(seen["record"])
+        self.known.absorb(seen["known"])
+        self.draft.absorb(seen["draft"])
         for subject, (held, exempt, elements, judged) in zip(self.subjects, seen["subjects"], strict=True):
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)
