@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters import ResolveError
-from attnspec.conformance.case import Case
+from attnspec.conformance.case import Case, simpler
 from attnspec.conformance.region import WORDS, Region
 from attnspec.conformance.subject import Explained, Subject
 from attnspec.spec import index
@@ -98,12 +98,13 @@ class Draft:
         self.path.write_text("\n".join(text), encoding="utf-8")
 
     def _region(self, failures: list[Failed]) -> list[str]:
-        """The line of the region, with what it can't separate."""
+        """The line of the region, with what it can't separate. What is one step simpler than a reduced case has passed, too."""
         where = {(x.test, x.variant, x.device) for x in failures}
         bad = {token for x in failures for token in (x.met, x.smallest)}
         good = {token for *place, token in self.good if tuple(place) in where} - {x.met for x in self.bad}
         inside, outside = [Case.parse(token) for token in bad], [Case.parse(token) for token in good]
-        region = guess(inside, outside)
+        tried = {case for x in failures for case in simpler(Case.parse(x.smallest))} - set(inside)
+        region = guess(inside, [*outside, *tried])
         left = sum(region(case) for case in outside)
         lines = [f"region = {_quoted(region.text)}"]
         if left:
@@ -138,7 +139,7 @@ def _conditions(failing: Iterable[Case]) -> list[str]:
         several = [level for level in levels if level in met]
         if len(several) == 1:
             plain.append(f'{name} == "{several[0]}"')
-        elif len(several) < len(levels):
+        elif len(several) <= len(levels) // 2:
             plain.append(f"{name} in ({', '.join(_quoted(level) for level in several)})")
     for name in ("j", "i", "d", "e", "h", "g", "b"):
         sizes = [{"j": case.keys, "e": case.width, "g": case.g or 1}.get(name) or getattr(case, name) for case in cases]

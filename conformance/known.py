@@ -155,9 +155,8 @@ class KnownIssues:
             inside, failed = self.inside[issue.number, dtype], self.failed[issue.number, dtype]
             if inside or failed:
                 total, most = self.total[dtype], "; most pass: narrow the region if you can" if 2 * failed < inside else ""
-                self.lines.append(
-                    f"    {dtype}: hides {inside} of {total} problems asked, {inside / total:.1%}; {failed} fail{most}"
-                )
+                hides = f"hides {inside} of {total} problems asked, {inside / total:.1%}"
+                self.lines.append(f"    {dtype}: {hides}; {failed} of them fail{most}")
 
     def _widths(self, subjects: list[Subject]) -> None:
         for clause in dict.fromkeys(issue.clause for issue in self.issues if issue.region is not None):
