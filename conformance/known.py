@@ -254,7 +254,7 @@ def read(path: Path, names: set[str]) -> KnownIssues:
         raise ResolveError(
             f"--known-issues {path}: {', '.join(data) or 'issue'} is not known there; write implementation and [[issue]]"
         )
-    if not {_bare(x) for x in whose} & {_bare(x) for x in names}:
+    if not any(_same(x, name) for x in whose for name in names):
         raise OtherImplementation(f"--known-issues {path} is for {', '.join(whose)}; this is {', '.join(sorted(names))}")
     issues = []
     for number, entry in enumerate(entries, 1):
@@ -270,9 +270,10 @@ class OtherImplementation(ResolveError):
     """The file speaks of another implementation."""
 
 
-def _bare(name: str) -> str:
-    """A name without the folder that its file lies in."""
-    return name.rpartition("/")[2]
+def _same(one: str, other: str) -> bool:
+    """Whether two names are one as far as the shorter goes: `attend` and `kernel.attend` are."""
+    longer, shorter = sorted((one, other), key=len, reverse=True)
+    return longer == shorter or (longer.endswith(shorter) and longer[-len(shorter) - 1] in "/.:")
 
 
 def _issue(number: int, entry: Any) -> Issue:
