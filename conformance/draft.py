@@ -23,9 +23,9 @@ VALID = datetime.timedelta(days=90)
 
 @dataclass(frozen=True)
 class Failed:
-    """One failure as it was met: test, where, the case, and the clause, reduced case and words that explain it."""
+    """One failure as it was met: where, on which case, and the clause, reduced case and words that explain it."""
 
-    test: str
+    relation: str  # the test that found two answers to contradict each other; '' where one was compared with the reference
     variant: str
     device: str
     met: str
@@ -40,21 +40,22 @@ class Draft:
     """What a run saw, as far as a draft needs it. Without a path nothing is kept."""
 
     path: Path | None = None
-    good: set[tuple[str, str, str, str]] = field(default_factory=set)  # test, variant, device, case
+    good: set[tuple[str, str, str, str]] = field(default_factory=set)  # relation or '', variant, device, case
     bad: list[Failed] = field(default_factory=list)
 
-    def passed(self, test: str, subject: Subject, case: Case) -> None:
-        """Keep a problem on which a test held."""
-        if self.path is not None:
-            self.good.add((test, subject.label, subject.device, case.token()))
+    def passed(self, relation: str, subject: Subject, case: Case) -> None:
+        """Keep a problem on which a relation held, or ('') that was compared with the reference and is right throughout."""
+        if self.path is not None and (relation or not subject.judgement(case).findings):
+            self.good.add((relation, subject.label, subject.device, case.token()))
 
     def failed(self, test: str, subject: Subject, met: Case, explained: Explained) -> None:
         """Keep a failure that no known issue excuses."""
         if self.path is not None:
             found = "" if explained.by_case else " ".join(explained.finding.message.split())
+            relation = "" if explained.by_case and explained.finding.kind != "relation" else test
             tokens = met.token(), explained.case.token()
             self.bad.append(
-                Failed(test, subject.label, subject.device, tokens[0], explained.clause, tokens[1], explained.key, found)
+                Failed(relation, subject.label, subject.device, tokens[0], explained.clause, tokens[1], explained.key, found)
             )
 
     def dump(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Draft:
 
     def _region(self, failures: list[Failed]) -> list[str]:
         """The line of the region, with what it can't separate. What is one step simpler than a reduced case has passed, too."""
-        where = {(x.test, x.variant, x.device) for x in failures}
+        where = {(x.relation, x.variant, x.device) for x in failures}
         bad = {token for x in failures for token in (x.met, x.smallest)}
         good = {token for *place, token in self.good if tuple(place) in where} - {x.met for x in self.bad}
         inside, outside = [Case.parse(token) for token in bad], [Case.parse(token) for token in good]

@@ -204,7 +204,7 @@ class Asking:
         try:
             if ask(case):
                 self.passed += 1
-                self.run.draft.passed(self.test.__name__, self.subject, case)
+                self.run.draft.passed("" if self.plan.comparison else self.test.__name__, self.subject, case)
         except NotOffered as refusal:
             self.refused += 1
             self.reason = self.reason or str(refusal)

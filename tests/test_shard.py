@@ -75,9 +75,9 @@ def test_a_shard_is_one_of_several(text):
         Shard.parse(text)
 
 
-def test_more_shards_than_clauses_are_refused():
-    with pytest.raises(AssertionError, match="--shard 2/2: there are fewer clauses than shards"):
-        judge(KERNEL, "--clauses=CAUSAL-1", "--impl-dtypes=float32", "--shard=2/2")
+def test_more_shards_than_clauses_are_refused(capsys):
+    assert judge(KERNEL, "--clauses=CAUSAL-1", "--impl-dtypes=float32", "--shard=2/2").exit == 4
+    assert "--shard 2/2: there are fewer clauses than shards, and this one has none; use fewer" in capsys.readouterr().err
 
 
 def test_what_is_not_all_of_one_run_is_not_merged(shards, tmp_path):
@@ -137,7 +137,7 @@ def fingerprints(seed: int, **options) -> list[str]:
             scores = scores.masked_fill(hidden, float("-inf"))
         return torch.nan_to_num(torch.softmax(scores, -1)) @ v
 
-    check(attend, "standard", seed=seed, clauses="SHAPE-1,CAUSAL-2,GRAD-9", dtypes="float32", **options)
+    check(attend, "standard", seed=seed, clauses="CAUSAL-1,CAUSAL-5", dtypes="float32", **options)
     return seen
 
 
@@ -151,7 +151,7 @@ def test_without_the_search_nothing_depends_on_the_seed():
 
 
 def test_the_header_says_what_decides():
-    options = ("--clauses=SHAPE-1", "--impl-dtypes=float32", "--attnspec-seed=7")
-    assert "tier standard, search with seed 7, clauses SHAPE-1" in judge(KERNEL, *options, tier="standard").screen
+    options = ("--clauses=CAUSAL-1", "--impl-dtypes=float32", "--attnspec-seed=7")
+    assert "tier standard, search with seed 7, clauses CAUSAL-1" in judge(KERNEL, *options, tier="standard").screen
     outcome = judge(KERNEL, *options, "--no-search", tier="standard")
-    assert "tier standard, no search, clauses SHAPE-1" in outcome.screen
+    assert "tier standard, no search, clauses CAUSAL-1" in outcome.screen
