@@ -345,7 +345,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(session.config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
         session.config.workeroutput["attnspec"] = run.seen()
         return
-    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.config.getoption("collectonly"):
         run.known.settle(run, tests_of)
         run.draft.write(run)
         if run.known.errors:

@@ -94,6 +94,12 @@ def test_what_does_not_start_is_summed_up_too(tools):
     assert not (tools.parent / "work" / "broken").exists()
 
 
+def test_arguments_that_can_not_be_read_do_not_vanish(tools):
+    code, printed, _, _ = act(tools, "Run", impl=KERNEL, args="'--tier=smoke")
+    assert code == 1
+    assert "No closing quotation" in printed
+
+
 def test_a_baseline_is_compared_with(tools):
     (tools.parent / "work" / "attnspec-report").mkdir(parents=True)
     code, printed, _, summary = act(tools, "Compare", baseline="main.jsonl")

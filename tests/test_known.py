@@ -217,7 +217,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 # THE COMMAND
 
 
-def test_a_draft_is_refused_until_it_is_written_and_then_holds(tmp_path):
+def test_a_draft_is_refused_until_it_is_written_and_then_holds(tmp_path, capsys):
     options = ("--clauses=CAUSAL-1,CAUSAL-2", "--impl-dtypes=float32")
     kernel, draft = f"{HERE / 'test_known.py'}:fails_at_equal_lengths", tmp_path / "draft.toml"
     assert judge(kernel, *options, f"--write-known-issues={draft}").exit == 1
@@ -225,14 +225,16 @@ def test_a_draft_is_refused_until_it_is_written_and_then_holds(tmp_path):
     assert issue["clause"] == "CAUSAL-1"
     assert all(part in issue["region"] for part in ("causal", "i == j"))
     assert len(issue["pinned"]) == 1
-    with pytest.raises(AssertionError, match="it has no reason; write it"):
+    with pytest.raises(AssertionError, match="exit 4"):
         judge(kernel, *options, f"--known-issues={draft}")
+    assert "entry 1 (CAUSAL-1): it has no reason; write it" in capsys.readouterr().err
     draft.write_text(draft.read_text().replace("TODO", "written"))
     outcome = judge(kernel, *options, f"--known-issues={draft}")
     assert outcome.exit == 0, outcome.screen
     assert "xfailed" in outcome.screen
-    with pytest.raises(AssertionError, match="somebody may have written it"):
+    with pytest.raises(AssertionError, match="exit 4"):
         judge(kernel, *options, f"--write-known-issues={draft}")
+    assert "somebody may have written it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "sdpa-flash"])
