@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import inspect
 import io
 import random
 import re
@@ -28,10 +26,11 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.state import STATE
 from attnspec.conformance import report
-from attnspec.conformance.judge import Verdict
-from attnspec.conformance.plugin import OPTIONS, TESTS, loaded, make_run
+from attnspec.conformance.judge import JUDGED, Verdict
+from attnspec.conformance.plugin import OPTIONS, loaded, make_run
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.run import Run
+from attnspec.conformance.testing import tests_of
 from attnspec.spec import index
 
 
@@ -43,7 +42,7 @@ class Result:
     failures: the broken clauses that decide, each shown once, with clause, dtype, variant, device, text and case.
     held: the strictest accuracy class that no answer left, one entry for each variant, device and dtype; "not A" where A was
     not held.
-    errors: faults of the suite itself, which say nothing about the implementation.
+    errors: faults of the suite itself, which say nothing about the implementation, and of the file of known issues.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Result:
     held: tuple[dict[str, str], ...] = field(repr=False)
     header: tuple[str, ...] = field(repr=False)
     summary: tuple[str, ...] = field(repr=False)
-    judged: int  # problems that passed or failed
+    judged: int  # problems that passed or failed, known issues among them
 
     @property
     def ok(self) -> bool:
@@ -108,6 +107,8 @@ def check(
     enforce_should: bool = False,
     show: str | None = None,
     verdicts: str | Path | None = None,
+    known_issues: str | Path | None = None,
+    search: bool = True,
     repros: bool = False,
 ) -> Result:
     """Ask the suite about an implementation. Raises ResolveError or ValueError where there is nothing to ask.
@@ -135,6 +136,10 @@ def check(
         "--enforce-should": enforce_should,
         "--show": show,
         "--verdicts": str(verdicts) if verdicts is not None else None,
+        "--known-issues": str(known_issues) if known_issues is not None else None,
+        "--write-known-issues": None,
+        "--no-search": not search,
+        "--shard": None,
     }
     for name, settings in OPTIONS:
         choices = settings.get("choices")
@@ -157,7 +162,7 @@ def _asked(run: Run) -> Result:
     header = report.header(run)
     run.record.open(report.header_data(run))
     errors: list[str] = []
-    for test in _tests(run.clauses):
+    for test in tests_of(run.clauses):
         for subject in run.subjects:
             for dtype in subject.dtypes:
                 try:
@@ -172,7 +177,9 @@ def _asked(run: Run) -> Result:
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
                     )
     record = run.record
-    judged = sum(counts[Verdict.PASS] + counts[Verdict.FAIL] for counts in record.counts.values())
+    run.known.settle(run, tests_of)
+    errors += run.known.errors
+    judged = sum(counts[verdict] for counts in record.counts.values() for verdict in JUDGED)
     deciding = tuple(f for f in record.failures if run.enforce_should or index()[f.clause].binding)
     result = Result(
         name=run.subjects[0].adapter.name,
@@ -198,16 +205,6 @@ def _asked(run: Run) -> Result:
     )
     run.close(0 if result.ok else 1 if result.failures or errors else 5)
     return result
-
-
-def _tests(clauses: tuple[str, ...]) -> list[Any]:
-    """The tests of these clauses or chapters, or all, in the order of the text."""
-    modules = [importlib.import_module(f"attnspec.conformance.{path.stem}") for path in sorted(TESTS.glob("test_*.py"))]
-    tests = [x for module in modules for x in vars(module).values() if inspect.isfunction(x) and hasattr(x, "clauses")]
-    order = {id_: n for n, id_ in enumerate(index())}
-    wanted = set(clauses)
-    tests = [t for t in tests if not wanted or any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in t.clauses)]
-    return sorted(tests, key=lambda test: min(order[id_] for id_ in test.clauses))
 
 
 # WHAT IS SHOWN

@@ -34,6 +34,9 @@ class Verdict(StrEnum):
     NOT_RUN = "NOT_RUN"
 
 
+JUDGED = (Verdict.PASS, Verdict.FAIL, Verdict.KNOWN_ISSUE, Verdict.XPASS)  # an answer was looked at
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong with an answer.

@@ -6,6 +6,7 @@ import faulthandler
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
     ("--case", {"help": "only this case, as a failure prints it"}),
     ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),
+    ("--no-search", {"action": "store_true", "help": "ask the pinned problems only: the same ones whatever the seed; for gates"}),
+    ("--shard", {"help": "1/4: of four machines this is the first; each takes the tests of some clauses"}),
+    ("--known-issues", {"help": "TOML file of what is known to fail; '' for none (default: that of pyproject.toml)"}),
+    ("--write-known-issues", {"help": "draft such a file from what fails here"}),
     ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
     ("--show", {"choices": ("hex",), "help": "hex: the numbers of a failure to the bit, and how many ulp they are apart"}),
     ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
@@ -77,7 +82,8 @@ def _make_run(config: pytest.Config) -> Any:
         check_target(Path(option("--verdict-report")))
     record = Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None)
     kwargs = parse_kwargs(option("--impl-kwargs"))
-    run = make_run(option, loaded(lambda: resolve(option("--impl"), kwargs), record), record)
+    adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
+    run = make_run(_with_pyproject(config, adapters), adapters, record)
     run.asked = shlex.join(["pytest", *map(str, config.invocation_params.args)])
     return run
 
@@ -97,11 +103,35 @@ def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
     return adapters
 
 
+def _with_pyproject(config: pytest.Config, adapters: list[Any]) -> Callable[[str], Any]:
+    """The options, with the known issues that the pyproject.toml of pytest's rootdir names, if they are this implementation's."""
+    from attnspec.adapters import ResolveError
+    from attnspec.conformance.known import OtherImplementation, read
+
+    path = config.rootpath / "pyproject.toml"
+    if config.getoption("--known-issues") is not None or not path.is_file():
+        return config.getoption
+    named = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("attnspec", {}).get("known-issues", "")
+    if not isinstance(named, str):
+        raise ResolveError(f"{path}: known-issues under [tool.attnspec] is {named!r}; write the path of one file")
+    if not named:
+        return config.getoption
+    file = str(config.rootpath / named)
+    try:
+        read(Path(file), {adapter.name for adapter in adapters})
+    except OtherImplementation:
+        return config.getoption
+    return lambda name: file if name == "--known-issues" else config.getoption(name)
+
+
 def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> Any:
     """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
     from attnspec.adapters import FEATURES, ResolveError
     from attnspec.conformance.case import Case
+    from attnspec.conformance.draft import Draft, new_file
+    from attnspec.conformance.known import KnownIssues, read
     from attnspec.conformance.run import TIERS, Run
+    from attnspec.conformance.shard import Shard
     from attnspec.conformance.subject import meet
     from attnspec.reference.accuracy import UNIT
     from attnspec.spec import CHOICES
@@ -131,6 +161,10 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         raise ResolveError(f"--verdicts {option('--verdicts')}: there is no folder {Path(option('--verdicts')).parent}")
     clauses = tuple(x for x in option("--clauses").split(",") if x)
     _check_clauses(clauses)
+    names = {adapter.name for adapter in adapters}
+    known = read(Path(option("--known-issues")), names) if option("--known-issues") else KnownIssues()
+    shard = Shard.parse(option("--shard")) if option("--shard") else None
+    draft = Draft(new_file(option("--write-known-issues")) if option("--write-known-issues") else None)
 
     subjects = []
     for adapter in adapters:
@@ -151,6 +185,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
         tier = TIERS[option("--tier")]
         subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
+        subject.same_side = known.same_side(subject)
     kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy")
     words = ["pytest"]
     for name in kept:
@@ -166,8 +201,12 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         case=case,
         clauses=clauses,
         enforce_should=option("--enforce-should"),
+        pinned_only=option("--no-search"),
+        shard=shard,
         record=record,
         show=option("--show"),
+        known=known,
+        draft=draft,
     )
 
 
@@ -259,6 +298,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         keep = [item for item in ours if any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in item.function.clauses)]  # type: ignore[attr-defined]
         config.hook.pytest_deselected(items=[item for item in items if item not in keep])
         items[:] = keep
+    if run.shard is not None:
+        keep = [item for item in items if run.shard.owns(getattr(getattr(item, "function", None), "clauses", ()), run.clauses)]
+        if not keep:
+            raise pytest.UsageError(f"--shard {run.shard}: there are fewer clauses than shards, and this one has none; use fewer")
+        config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+        items[:] = keep
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -309,7 +354,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     result = yield
     clauses = getattr(getattr(item, "function", None), "clauses", None)
     run = item.config.stash.get(_RUN, None)
-    if clauses and run is not None and result.failed:
+    expected = call.excinfo is not None and call.excinfo.errisinstance(pytest.xfail.Exception)
+    if clauses and run is not None and result.failed and not expected:
         assert call.excinfo is not None
         if call.excinfo.errisinstance(pytest.fail.Exception):
             result.longrepr = str(call.excinfo.value)
@@ -383,12 +429,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run = session.config.stash.get(_RUN, None)
     if run is None:
         return
-    from attnspec.conformance.judge import Verdict
+    from attnspec.conformance.judge import JUDGED
+    from attnspec.conformance.testing import tests_of
 
     if hasattr(session.config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
         session.config.workeroutput["attnspec"] = [run.take(), run.collected, run.ended]
         return
-    judged = sum(counts[Verdict.PASS] + counts[Verdict.FAIL] for counts in run.record.counts.values())
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.config.getoption("collectonly"):
+        run.known.settle(run, tests_of)
+        run.draft.write(run)
+        if run.known.errors:
+            session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
+    judged = sum(counts[verdict] for counts in run.record.counts.values() for verdict in JUDGED)
     stopped = session.shouldfail or session.shouldstop or _STOPPED.get(int(exitstatus), "")
     if run.ended < run.collected or int(exitstatus) in _STOPPED:
         run.record.interrupt(f"{run.ended} of {run.collected} tests were asked" + (f": {stopped}" if stopped else ""))

@@ -69,12 +69,17 @@ def header(run: Run) -> list[str]:
                 f"({next(iter(subject.refused_widths.values()))[:80]})"
             )
     lines.append(f"  oracle: {oracle()}")
-    seed = f"seed {run.seed}" + (f", budget {run.budget:g} s" if run.budget else "")
+    seed = ("no search" if run.pinned_only or not run.tier.searched else f"search with seed {run.seed}") + (
+        f", budget {run.budget:g} s" if run.budget else ""
+    )
     lines.append(
         f"  tier {_tier(run)}, {seed}"
         + (f", clauses {', '.join(run.clauses)}" if run.clauses else "")
         + (f", case {run.case.token()}" if run.case else "")
+        + (f", shard {run.shard}" if run.shard else "")
     )
+    if run.known.source:
+        lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
     return lines
 
 
@@ -100,6 +105,11 @@ def header_data(run: Run) -> dict[str, Any]:
         "budget": run.budget,
         "only": list(run.clauses) + ([f"case {run.case.token()}"] if run.case else []),
         "enforce_should": run.enforce_should,
+        "search": bool(run.tier.searched) and not run.pinned_only,
+        "shard": str(run.shard) if run.shard else None,
+        "known_issues": [
+            {"clause": x.clause, "region": x.region.text if x.region else None, "found": x.found or None} for x in run.known.issues
+        ],
         "oracle": ORACLE,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -285,7 +295,7 @@ def table(run: Run) -> list[str]:
         lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
         if subject.compared:
             lines.append(f"  {'covered':12}  {covered(subject)}")
-    lines += ["", *totals(record)]
+    lines += ["", *(run.known.lines and [*run.known.lines, ""]), *totals(record, f"shard {run.shard} · " if run.shard else "")]
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
     lines.append(
         f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
@@ -311,12 +321,14 @@ def held(run: Run, subject: Subject, dtype: str) -> str:
     return f"not {subject.required_class(dtype)}" if broken else subject.held.get(dtype, "–")
 
 
-def totals(record: Record) -> list[str]:
+def totals(record: Record, of: str = "") -> list[str]:
     """The headline: clauses with denominators, and never a lone percentage."""
     counted = tally(record.counts, {clause.id: clause.level for clause in index().values()})
-    lines = [counted.headline]
+    lines = [of + counted.headline]
     if counted.broken:
         lines.append("broken: " + ", ".join(counted.broken))
+    if counted.known:
+        lines.append("known to be broken: " + ", ".join(counted.known))
     if counted.should_broken:
         lines.append("SHOULD, broken: " + ", ".join(counted.should_broken))
     return lines

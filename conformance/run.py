@@ -12,8 +12,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as hypothesis_seed
 
 from attnspec.conformance.case import Case, array, cases
+from attnspec.conformance.draft import Draft
 from attnspec.conformance.folding import fold, names_of
+from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.record import Failure, Record
+from attnspec.conformance.shard import Shard
 from attnspec.conformance.subject import Explained, Subject
 from attnspec.reference import stricter
 
@@ -57,7 +60,11 @@ class Run:
     case: Case | None = None
     clauses: tuple[str, ...] = ()
     enforce_should: bool = False
+    pinned_only: bool = False  # no search: what is asked depends on no seed and on no version of Hypothesis
+    shard: Shard | None = None
     record: Record = field(default_factory=Record)
+    known: KnownIssues = field(default_factory=KnownIssues)
+    draft: Draft = field(default_factory=Draft)
     repros: bool = True
     show: str | None = None  # "hex": numbers of failures to the bit
     asked: str = ""  # the full command, as it was given
@@ -103,7 +110,7 @@ class Run:
         examples.
         """
         wanted = self.tier.searched if examples is None else min(examples, self.tier.searched)
-        if self.case is not None or wanted == 0:
+        if self.case is not None or self.pinned_only or wanted == 0:
             return
         drawn, stopped = 0, False
 
@@ -150,6 +157,8 @@ class Run:
         self.settle()
         taken = {
             "record": self.record.take(),
+            "known": self.known.take(),
+            "draft": self.draft.take(),
             "subjects": [
                 [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared]] for s in self.subjects
             ],
@@ -162,6 +171,8 @@ class Run:
     def absorb(self, taken: dict[str, Any]) -> None:
         """Add what another process saw."""
         self.record.absorb(taken["record"])
+        self.known.absorb(taken["known"])
+        self.draft.absorb(taken["draft"])
         for subject, (held, exempt, elements, judged, compared) in zip(self.subjects, taken["subjects"], strict=True):
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)

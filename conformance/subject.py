@@ -80,6 +80,7 @@ class Subject:
     generic: int = 0  # problems from which the tier tells whether errors lean in one direction
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
     compiled: str = ""  # the backend of torch.compile that the tier bears
+    same_side: Callable[[Case, Case], bool] = lambda met, other: True  # of known issues: may one case explain the other?
     slow: bool = False  # the tier bears costs such as rows of a million keys, and ball arithmetic for every answer in float64
     exempt: int = 0
     elements: int = 0
@@ -217,7 +218,7 @@ class Subject:
         if known is not None:
             known.met.append(case)
             return known
-        same_dtype = [known for known in self._explained if known.case.dtype == case.dtype]
+        same_dtype = [known for known in self._explained if known.case.dtype == case.dtype and self.same_side(case, known.case)]
         if len(same_dtype) >= REDUCED_FAILURES:  # it is red; what more there is shows when these are mended
             return max(
                 same_dtype, key=lambda known: (known.finding.output == finding.output, len(known.case.traits() & case.traits()))
@@ -235,14 +236,18 @@ class Subject:
         """A failure explained before that has nothing special that this case has not: the same fault, met again."""
         for known in self._explained:
             same = known.finding.output == finding.output or known.finding.output in ("o", "call")
-            if same and known.case.dtype == case.dtype and known.needs() <= case.traits():
+            if same and known.case.dtype == case.dtype and known.needs() <= case.traits() and self.same_side(case, known.case):
                 return known
         return None
 
     def reduce(self, case: Case, finding: Finding) -> Case:
         """The simplest case that still fails in the same way, by greedy descent over its factors."""
         return descend(
-            case, self.adapter, lambda trial: any(f.likeness == finding.likeness for f in self.judgement(trial).findings)
+            case,
+            self.adapter,
+            lambda trial: (
+                self.same_side(case, trial) and any(f.likeness == finding.likeness for f in self.judgement(trial).findings)
+            ),
         )
 
     def _explain(self, case: Case, finding: Finding, seen: Case) -> Explained:

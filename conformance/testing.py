@@ -8,9 +8,12 @@ cases, ``@agrees`` that it is the comparison with the reference.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +131,16 @@ def clause(*ids: str) -> Callable[[Callable], Callable]:
     return bind
 
 
+def tests_of(clauses: tuple[str, ...]) -> list[Any]:
+    """The tests of these clauses or chapters, or all, in the order of the text."""
+    modules = [import_module(f"attnspec.conformance.{path.stem}") for path in sorted(Path(__file__).parent.glob("test_*.py"))]
+    tests = [x for module in modules for x in vars(module).values() if inspect.isfunction(x) and hasattr(x, "clauses")]
+    order = {id_: n for n, id_ in enumerate(index())}
+    wanted = set(clauses)
+    tests = [t for t in tests if not wanted or any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in t.clauses)]
+    return sorted(tests, key=lambda test: min(order[id_] for id_ in test.clauses))
+
+
 class Asking:
     """One test on one subject in one dtype."""
 
@@ -146,6 +159,7 @@ class Asking:
         self.reason = ""
         self.shown: list[str] = []  # texts of failures that this test is the first to show
         self.again: dict[str, int] = {}  # clause → problems that fail by a failure already shown
+        self.excused: dict[str, int] = {}  # clause → problems that fail by a known issue
 
     def go(self) -> None:
         """Ask, count, and end as pytest wants it: fail, skip with a reason, or return."""
@@ -209,9 +223,11 @@ class Asking:
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""
         self.subject.asking = f"{self.main.id} --case={case.token()}"
+        self.run.known.ask(self.subject, case)
         try:
             if ask(case):
                 self.passed += 1
+                self.run.draft.passed("" if self.plan.comparison else self.test.__name__, self.subject, case)
         except NotOffered as refusal:
             self.refused += 1
             self.reason = self.reason or str(refusal)
@@ -236,8 +252,7 @@ class Asking:
         if not judgement.of(outputs) and not unjudged:
             return True
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
-        explained = self.subject.explain(case, judgement.findings[0])
-        self._report(explained)
+        self._report(case, self.subject.explain(case, judgement.findings[0]))
         return False
 
     # RELATIONS
@@ -252,13 +267,13 @@ class Asking:
         alone = not self.plan.outputs and not self.plan.once and broken.finding.kind == "relation"
         known = None if alone else self.subject.known(case, broken.finding)
         if known is not None:
-            self._report(known)
+            self._report(case, known)
             return False
         if self._told():
             self.run.record.count((self.main.id, self.dtype, self.subject.label, self.subject.device), Verdict.FAIL)
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
-        smallest = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(trial, broken))
+        smallest = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
         if smallest != case:
             broken = self._breaks(smallest) or broken
         problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
@@ -272,7 +287,7 @@ class Asking:
         explained = Explained(
             clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin, diagnosis=diagnosis
         )
-        self._report(explained, broken.other)
+        self._report(case, explained, broken.other)
         return False
 
     def _told(self) -> bool:
@@ -288,9 +303,9 @@ class Asking:
             return broken
         return None
 
-    def _still(self, case: Case, broken: Broken) -> bool:
+    def _still(self, met: Case, case: Case, broken: Broken) -> bool:
         fitted = self.plan.narrow(case, self.subject)
-        if fitted is None or fitted != case:
+        if fitted is None or fitted != case or not self.subject.same_side(met, case):
             return False
         if self.plan.outputs and self.subject.judgement(case).of(self.plan.outputs):
             return False
@@ -315,16 +330,22 @@ class Asking:
             what, problem = f"the call changed {' and '.join(subject.disturbs(case).values())}", subject.problem(case)
         else:
             case = Case(dtype=self.dtype)
-        self._report(Explained("PURITY-3", case, Finding("relation", "call", what), problem, None, again))
+        self._report(case, Explained("PURITY-3", case, Finding("relation", "call", what), problem, None, again))
 
-    def _report(self, explained: Explained, other: Problem | None = None) -> None:
+    def _report(self, met: Case, explained: Explained, other: Problem | None = None) -> None:
         broken = index()[explained.clause]
         subject = self.subject
         cell = (broken.id, self.dtype, subject.label, subject.device)
+        issue = self.run.known.excuse(subject, met, explained)
+        if issue is not None:
+            self.run.record.count(cell, Verdict.KNOWN_ISSUE, 1, issue.reason)
+            self.excused[broken.id] = self.excused.get(broken.id, 0) + 1
+            return
         self.run.record.count(cell, Verdict.FAIL)
         if explained.finding.total and explained.finding.kind != "relation":
             share = Share(explained.finding.ratio, subject.required_class(self.dtype))
             self.run.record.measure(cell, {explained.finding.output: share})
+        self.run.draft.failed(self.test.__name__, subject, met, explained)
         if not self.run.first_time((*explained.key, subject.label, subject.device), self.dtype):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
@@ -354,6 +375,8 @@ class Asking:
             pytest.fail("\n\n".join(self.shown), pytrace=False)
         if self.again:
             pytest.skip("not judged: " + ", ".join(f"{n} of its problems fail by {id_}" for id_, n in self.again.items()))
+        if self.excused:
+            pytest.xfail("known issues: " + ", ".join(f"{n} of its problems by {id_}" for id_, n in self.excused.items()))
         if not self.passed:
             reason = self.reason or ("the time was up" if self.run.out_of_time else "no case of this tier can show it")
             if not self.refused:

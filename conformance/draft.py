@@ -1,0 +1,171 @@
+"""A first draft of a file of known issues, from what failed in a run; nobody but a person can finish it."""
+
+from __future__ import annotations
+
+import datetime
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnspec.adapters import ResolveError
+from attnspec.conformance.case import Case, simpler
+from attnspec.conformance.region import WORDS, Region
+from attnspec.conformance.subject import Explained, Subject
+from attnspec.spec import index
+
+if TYPE_CHECKING:
+    from attnspec.conformance.run import Run
+
+VALID = datetime.timedelta(days=90)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One failure as it was met: where, on which case, and the clause, reduced case and words that explain it."""
+
+    relation: str  # the test that found two answers to contradict each other; '' where one was compared with the reference
+    variant: str
+    device: str
+    met: str
+    clause: str
+    smallest: str
+    key: tuple[str, ...]
+    found: str  # what a test says that makes its own problems; '' where the case is the problem
+
+
+@dataclass
+class Draft:
+    """What a run saw, as far as a draft needs it. Without a path nothing is kept."""
+
+    path: Path | None = None
+    good: set[tuple[str, str, str, str]] = field(default_factory=set)  # relation or '', variant, device, case
+    bad: list[Failed] = field(default_factory=list)
+
+    def passed(self, relation: str, subject: Subject, case: Case) -> None:
+        """Keep a problem on which a relation held, or ('') that was compared with the reference and is right throughout."""
+        if self.path is not None and (relation or not subject.judgement(case).findings):
+            self.good.add((relation, subject.label, subject.device, case.token()))
+
+    def failed(self, test: str, subject: Subject, met: Case, explained: Explained) -> None:
+        """Keep a failure that no known issue excuses."""
+        if self.path is not None:
+            found = "" if explained.by_case else " ".join(explained.finding.message.split())
+            relation = "" if explained.by_case and explained.finding.kind != "relation" else test
+            tokens = met.token(), explained.case.token()
+            self.bad.append(
+                Failed(relation, subject.label, subject.device, tokens[0], explained.clause, tokens[1], explained.key, found)
+            )
+
+    def take(self) -> dict[str, Any]:
+        """What was seen since the last call, as plain data; it is forgotten here."""
+        taken = {"good": [list(x) for x in self.good], "bad": [{**vars(x), "key": list(x.key)} for x in self.bad]}
+        self.good.clear()
+        self.bad.clear()
+        return taken
+
+    def absorb(self, taken: dict[str, Any]) -> None:
+        """Add what :meth:`take` gave in another process."""
+        self.good |= {tuple(x) for x in taken["good"]}
+        self.bad += [Failed(**{**x, "key": tuple(x["key"])}) for x in taken["bad"]]
+
+    def write(self, run: Run) -> None:
+        """Write the draft: an entry for each fault that decides the exit code. Reason, url and owner are left to be written."""
+        if self.path is None:
+            return
+        faults: dict[tuple[Any, ...], list[Failed]] = defaultdict(list)
+        for x in self.bad:
+            if index()[x.clause].binding or run.enforce_should:
+                faults[x.clause, x.key, x.found, x.variant, x.device].append(x)
+        text = [f"# A draft, from {run.command}. It is refused until each TODO is written.", ""]
+        text += [f'implementation = "{run.subjects[0].adapter.name}"', ""]
+        several = len(run.subjects) > 1
+        for (clause, _, found, variant, device), failures in faults.items():
+            lines = ["[[issue]]", f'clause = "{clause}"  # {index()[clause].title}']
+            if found:
+                lines.append(f"found = {_quoted(found)}")
+                cases = [Case.parse(x.met) for x in failures]
+            else:
+                lines += self._region(failures)
+                cases = [Case.parse(x.smallest) for x in failures]
+            pins: dict[str, str] = {}
+            for case in cases:
+                pins.setdefault(case.dtype, _quoted(case.token() if case.token() != "simplest" else f"dtype={case.dtype}"))
+            lines.append(f"pinned = [{', '.join(pins.values())}]")
+            if several:
+                lines += [f"variant = {_quoted(variant)}", f"device = {_quoted(device.split(':')[0])}"]
+            expiry = datetime.date.today() + VALID
+            text += [*lines, 'reason = "TODO"', 'url = "TODO"', 'owner = "TODO"', f"expiry = {expiry}", ""]
+        if not faults:
+            text.append("# Nothing failed that decides the exit code.")
+        self.path.write_text("\n".join(text), encoding="utf-8")
+
+    def _region(self, failures: list[Failed]) -> list[str]:
+        """The line of the region, with what it can't separate. What is one step simpler than a reduced case has passed, too."""
+        where = {(x.relation, x.variant, x.device) for x in failures}
+        bad = {token for x in failures for token in (x.met, x.smallest)}
+        good = {token for *place, token in self.good if tuple(place) in where} - {x.met for x in self.bad}
+        inside, outside = [Case.parse(token) for token in bad], [Case.parse(token) for token in good]
+        tried = {case for x in failures for case in simpler(Case.parse(x.smallest))} - set(inside)
+        region = guess(inside, [*outside, *tried])
+        left = sum(region(case) for case in outside)
+        lines = [f"region = {_quoted(region.text)}"]
+        if left:
+            lines.insert(0, f"# {left} problems in this region passed, {len(inside)} failed: no condition tells them apart")
+        return lines
+
+
+def guess(failing: list[Case], passing: list[Case]) -> Region:
+    """The fewest conditions that hold for every failing case and leave out as many passing ones as conditions can.
+
+    Greedy: the condition that leaves out most comes first, of equals the one that is listed first. What is not needed to
+    leave out a passing case is not said, so the region is no narrower than what was seen allows.
+    """
+    conditions = [region for region in map(Region.parse, _conditions(failing)) if all(region(case) for case in failing)]
+    chosen: list[Region] = []
+    while passing:
+        best = max(conditions, key=lambda region: sum(not region(case) for case in passing), default=None)
+        if best is None or all(best(case) for case in passing):
+            break
+        chosen.append(best)
+        passing = [case for case in passing if best(case)]
+    return Region.parse(" and ".join(x.text for x in chosen) or "b >= 1")
+
+
+def _conditions(failing: Iterable[Case]) -> list[str]:
+    """Conditions that a fault may need, the most telling first; those with numbers of the cases themselves last."""
+    cases = list(failing)
+    plain = ["causal", "not causal", 'mask != "none"', 'bias != "none"', "scale <= 0", "scale < 0", "scaled", "not scaled"]
+    plain += ["i < j", "i > j", "i != j", "i == j", "j > 1", "i > 1", "b > 1", "h > 1", "g < h", "e != d", "d > 1"]
+    for name, levels in WORDS.items():
+        met = {getattr(case, name) for case in cases}
+        several = [level for level in levels if level in met]
+        if len(several) == 1:
+            plain.append(f'{name} == "{several[0]}"')
+        elif len(several) <= len(levels) // 2:
+            plain.append(f"{name} in ({', '.join(_quoted(level) for level in several)})")
+    for name in ("j", "i", "d", "e", "h", "g", "b"):
+        sizes = [{"j": case.keys, "e": case.width, "g": case.g or 1}.get(name) or getattr(case, name) for case in cases]
+        plain += [f"{name} == {sizes[0]}"] if len(set(sizes)) == 1 else [f"{name} >= {min(sizes)}", f"{name} <= {max(sizes)}"]
+    scales = {case.scale for case in cases}
+    if len(scales) == 1 and None not in scales:
+        plain.append(f"scale == {scales.pop()}")
+    return plain
+
+
+def _quoted(text: str) -> str:
+    """A TOML string: literal where it can be, so that a region's own quotes need no backslash."""
+    if "'" not in text and text.isprintable() and '"' in text:
+        return f"'{text}'"
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def new_file(name: str) -> Path:
+    """A path that nothing stands at yet. Raises ResolveError."""
+    path = Path(name)
+    if path.exists():
+        raise ResolveError(f"--write-known-issues {name}: it exists, and somebody may have written it; name a new file")
+    if not path.absolute().parent.is_dir():
+        raise ResolveError(f"--write-known-issues {name}: there is no folder {path.parent}")
+    return path

@@ -1,0 +1,267 @@
+"""Known issues: what is excused and what is not, and that a file that is out of date is an error."""
+
+import contextlib
+import io
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from judging import judge
+
+import attnspec.conformance.known as known
+from attnspec.adapters import ResolveError
+from attnspec.conformance import check
+from attnspec.conformance.judge import Verdict
+
+HERE = Path(__file__).parent
+TORCH = HERE.parent / "docs" / "known-issues-torch.toml"
+QUICK = {"clauses": "CAUSAL-1,CAUSAL-2,SCALE-2", "dtypes": "float32,bfloat16"}
+
+
+def attend(q, k, v, causal=False, scale=None, off=lambda scores, causal, scale: 0):
+    """Attention, wrong by what `off` says."""
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    i, j = scores.shape[-2:]
+    if causal:
+        scores = scores.masked_fill(torch.ones(i, j, dtype=torch.bool).triu(j - i + 1), float("-inf"))
+    return torch.nan_to_num(torch.softmax(scores, -1)) @ v + off(scores, causal, scale)
+
+
+def fails_at_equal_lengths(q, k, v, causal=False, scale=None):
+    """The known issue: causal with as many queries as keys, from 3 on."""
+    return attend(q, k, v, causal, scale, lambda s, causal, _: 1.0 if causal and s.shape[-1] == s.shape[-2] > 2 else 0.0)
+
+
+def fails_elsewhere_too(q, k, v, causal=False, scale=None):
+    """The known issue, and a second fault of the same clause: causal in bfloat16 with two queries and two keys."""
+    second = q.dtype == torch.bfloat16 and causal and k.shape[-2] == q.shape[-2] == 2
+    return fails_at_equal_lengths(q, k, v, causal, scale) + (1.0 if second else 0.0)
+
+
+def right(q, k, v, causal=False, scale=None):
+    return attend(q, k, v, causal, scale)
+
+
+ENTRY = {
+    "clause": '"CAUSAL-1"',
+    "region": '"causal and i == j and i > 2"',
+    "pinned": '["i=3,causal=True"]',
+    "reason": '"one too much"',
+    "url": '"https://tracker.example/7"',
+    "owner": '"somebody"',
+    "expiry": "2999-01-01",
+}
+
+
+def write(folder: Path, name: str = "fails_at_equal_lengths", entries: int = 1, top: str = "", **changes: str | None) -> Path:
+    """A file of known issues whose entry is ENTRY, changed."""
+    path = folder / "known.toml"
+    entry = {key: value for key, value in {**ENTRY, **changes}.items() if value is not None}
+    lines = ["[[issue]]", *(f"{key} = {value}" for key, value in entry.items())]
+    path.write_text("\n".join([f'implementation = "{name}"', top, *lines * entries]))
+    return path
+
+
+def counted(result, verdict: Verdict) -> dict[str, int]:
+    seen: dict[str, int] = {}
+    for cell in result.verdicts:
+        if cell["counts"].get(verdict):
+            seen[cell["clause"]] = seen.get(cell["clause"], 0) + cell["counts"][verdict]
+    return seen
+
+
+# WHAT IS EXCUSED
+
+
+def test_a_known_failure_is_no_failure_and_no_pass(tmp_path):
+    plain = check(fails_at_equal_lengths, **QUICK)
+    assert not plain.ok
+    assert plain.broken == ("CAUSAL-1",)
+    result = check(fails_at_equal_lengths, known_issues=write(tmp_path), **QUICK)
+    assert result.ok, str(result)
+    assert not counted(result, Verdict.FAIL)
+    assert counted(result, Verdict.KNOWN_ISSUE).keys() == {"CAUSAL-1"}
+    text = str(result)
+    assert "0 broken, 1 known to be broken" in text
+    assert re.search(r"CAUSAL-1 +\d+/\d+ known", text)
+    assert re.search(r"its region holds \d+ of 1522 problems of the array, \d+\.\d%\n", text)
+    assert re.search(r"float32: hides (\d+) of \d+ problems asked, \d+\.\d%; \1 of them fail\n", text)
+    assert "pinned i=3,causal=True: fails, as is known" in text
+    assert "one too much https://tracker.example/7 · somebody, until 2999-01-01" in text
+
+
+def test_a_second_fault_outside_of_the_region_is_found_and_shown_outside(tmp_path):
+    path = write(tmp_path, "fails_elsewhere_too")
+    result = check(fails_elsewhere_too, known_issues=path, **QUICK)
+    assert not result.ok
+    assert {failure.dtype for failure in result.failures} == {"bfloat16"}
+    assert result.broken == ("CAUSAL-1",)
+    for failure in result.failures:
+        assert known.Case.parse(failure.case).i == 2, failure.text
+
+
+def test_a_region_that_is_too_narrow_does_not_excuse_what_lies_beside_it(tmp_path):
+    result = check(fails_at_equal_lengths, known_issues=write(tmp_path, region='"causal and i == j and i in (3, 5)"'), **QUICK)
+    assert result.broken == ("CAUSAL-1",)
+    assert all(known.Case.parse(failure.case).i not in (3, 5) for failure in result.failures)
+
+
+def test_another_clause_is_not_excused(tmp_path):
+    result = check(fails_at_equal_lengths, known_issues=write(tmp_path, clause='"CAUSAL-2"'), **QUICK)
+    assert result.broken == ("CAUSAL-1",)
+    assert any("fails otherwise or, reduced, outside of the region: CAUSAL-1" in error for error in result.errors)
+
+
+def test_what_a_test_says_of_its_own_problem_is_quoted(tmp_path):
+    found = '"answered, where an exception was expected: 7 keys and 6 values; 6 keys and 7 values"'
+    changes = {"clause": '"ERROR-2"', "region": None, "found": found, "pinned": '"heads=2/2"'}
+    options = {"clauses": "ERROR-2", "dtypes": "float32", "device": "cpu"}
+    path = write(tmp_path, "sdpa-flash", **changes)
+    assert check("sdpa-flash", known_issues=path, **options).ok
+    path.write_text(path.read_text().replace("; 6 keys and 7 values", ""))
+    result = check("sdpa-flash", known_issues=path, **options)
+    assert result.broken == ("ERROR-2",)
+    assert "says something else than `found`" in result.errors[0]
+
+
+# WHAT IS OUT OF DATE
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changes", "message"),
+    [
+        (right, {}, "the pinned problem i=3,causal=True passes (XPASS). It is mended: delete the entry"),
+        (fails_at_equal_lengths, {"expiry": "2020-01-01"}, "known issue 1 (CAUSAL-1): it expired on 2020-01-01"),
+        (fails_at_equal_lengths, {"pinned": '["i=3,causal=True,mask=ij"]'}, "is not offered: mask can't be so here"),
+        (fails_at_equal_lengths, {"variant": '"flash"'}, "there is no variant 'flash'; there are only"),
+        (fails_at_equal_lengths, {"region": '"i >= 1"'}, "hide 1522 of 1522 problems, more than 50%: that is no issue"),
+        (
+            fails_at_equal_lengths,
+            {"clause": '"CAUSAL-5"', "pinned": '["causal=True"]', "region": '"causal and i == j == 1"'},
+            "shows nothing of CAUSAL-5 (no case of this tier can show it); pin the problem that a failure prints",
+        ),
+    ],
+)
+def test_what_is_out_of_date_is_an_error(kernel, changes, message, tmp_path):
+    options = {"clauses": f"CAUSAL-1,{changes.get('clause', 'CAUSAL-1').strip(chr(34))}", "dtypes": "float32"}
+    result = check(kernel, known_issues=write(tmp_path, kernel.__name__, **changes), **options)
+    assert not result.ok
+    assert any(message in error for error in result.errors), result.errors
+    assert f"ERROR: {next(error for error in result.errors if message in error)}" in str(result)
+
+
+def test_a_wide_region_is_said_loudly(tmp_path):
+    text = str(check(fails_at_equal_lengths, known_issues=write(tmp_path, region='"causal and i > 2"'), **QUICK))
+    assert re.search(r"problems of the array, \d+\.\d%: a wide region, more than 10%", text)
+
+
+def test_what_a_run_leaves_out_is_said_and_no_error(tmp_path):
+    path = write(tmp_path, device='"cuda"')
+    result = check(
+        right, known_issues=write(tmp_path, "right", device='"cuda"'), clauses="CAUSAL-1", dtypes="float32", device="cpu"
+    )
+    assert result.ok
+    assert "not asked: this run is not on cuda" in str(result)
+    for options, reason in (
+        ({"clauses": "SCALE-2"}, "--clauses leaves it out"),
+        ({"dtypes": "bfloat16"}, "--impl-dtypes leaves it"),
+    ):
+        result = check(right, known_issues=write(tmp_path, "right"), **{**QUICK, **options})
+        assert result.ok, result.errors
+        assert f"not asked, {reason}" in str(result)
+    assert path.exists()
+
+
+# WHAT IS REFUSED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reason": None}, "entry 1 (CAUSAL-1): it has no reason; write it"),
+        ({"reason": '"TODO"'}, "it has no reason"),
+        ({"owner": '" "'}, "it has no owner"),
+        ({"url": None}, 'it has no url; write it, for nobody else can (or url = "none known")'),
+        ({"expiry": None}, "it has no expiry; write a date, expiry = 2027-06-30"),
+        ({"expiry": '"2999-01-01"'}, "it has no expiry"),
+        ({"clause": '"CAUSAL-99"'}, "clause 'CAUSAL-99': there is no such clause"),
+        ({"clause": "7"}, "clause: write text in quotes"),
+        ({"region": None}, "it has no region"),
+        ({"region": '"causal and i >> j"'}, "region: this is no condition"),
+        ({"region": '"causal and i > j"'}, "its pinned problem i=3,causal=True is not in its own region, causal and i > j"),
+        ({"pinned": None}, "it has no pinned problem"),
+        ({"pinned": '"speed=3"'}, "no factor is called 'speed'"),
+        ({"device": '"abacus"'}, "device 'abacus': torch knows none of that name"),
+        ({"since": '"today"'}, "there is no since; there are clause, region"),
+        ({"top": "colour = 3"}, "colour is not known there; write implementation and [[issue]]"),
+        ({"clause": '"CAUSAL-1'}, "this is no TOML"),
+        ({"name": "other"}, "is for other; this is right"),
+    ],
+)
+def test_a_file_that_says_too_little_is_refused(changes, message, tmp_path):
+    with pytest.raises(ResolveError, match="--known-issues ") as error:
+        check(right, known_issues=write(tmp_path, **{"name": "right", **changes}), **QUICK)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ResolveError, match="No such file"):
+        check(right, known_issues=tmp_path / "none.toml")
+    (tmp_path / "none.toml").write_text("")
+    with pytest.raises(ResolveError, match="say whose they are in its first line, implementation ="):
+        check(right, known_issues=tmp_path / "none.toml")
+
+
+# THE COMMAND
+
+
+def test_a_draft_is_refused_until_it_is_written_and_then_holds(tmp_path, capsys):
+    options = ("--clauses=CAUSAL-1,CAUSAL-2", "--impl-dtypes=float32")
+    kernel, draft = f"{HERE / 'test_known.py'}:fails_at_equal_lengths", tmp_path / "draft.toml"
+    assert judge(kernel, *options, f"--write-known-issues={draft}").exit == 1
+    (issue,) = tomllib.loads(draft.read_text())["issue"]
+    assert issue["clause"] == "CAUSAL-1"
+    assert all(part in issue["region"] for part in ("causal", "i == j"))
+    assert len(issue["pinned"]) == 1
+    with pytest.raises(AssertionError, match="exit 4"):
+        judge(kernel, *options, f"--known-issues={draft}")
+    assert "entry 1 (CAUSAL-1): it has no reason; write it" in capsys.readouterr().err
+    draft.write_text(draft.read_text().replace("TODO", "written"))
+    outcome = judge(kernel, *options, f"--known-issues={draft}")
+    assert outcome.exit == 0, outcome.screen
+    assert "xfailed" in outcome.screen
+    with pytest.raises(AssertionError, match="exit 4"):
+        judge(kernel, *options, f"--write-known-issues={draft}")
+    assert "somebody may have written it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("impl", ["sdpa", "sdpa-flash"])
+def test_torch_conforms_on_a_cpu_with_its_known_issues_and_not_without(impl):
+    options = ("--clauses=CAUSAL-1,SCALE-3,ERROR-2", "--impl-device=cpu", "--impl-dtypes=float32")
+    assert judge(impl, *options).exit == 1
+    outcome = judge(impl, *options, f"--known-issues={TORCH}")
+    assert outcome.exit == 0, outcome.screen
+    assert {c[0] for c, counts in outcome.record.counts.items() if counts[Verdict.KNOWN_ISSUE]} == {"SCALE-3", "ERROR-2"}
+
+
+def test_pyproject_names_the_file_of_its_own_implementation_only(tmp_path, monkeypatch):
+    write(tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[tool.attnspec]\nknown-issues = "known.toml"\n')
+    monkeypatch.chdir(tmp_path)
+    source = HERE / "test_known.py"
+
+    def said(name: str, *options: str) -> tuple[int, str]:
+        with contextlib.redirect_stdout(io.StringIO()) as screen, contextlib.redirect_stderr(screen):
+            place = ("-p", "no:cacheprovider", f"--rootdir={tmp_path}", "-c", str(tmp_path / "pyproject.toml"))
+            code = pytest.main(
+                [f"--impl={source}:{name}", "--tier=smoke", "--clauses=CAUSAL-1", "--impl-dtypes=float32", *options, *place]
+            )
+        return int(code), screen.getvalue()
+
+    code, screen = said("fails_at_equal_lengths")
+    assert code == 0, screen
+    assert f"known issues: 1, from {tmp_path / 'known.toml'}" in screen
+    assert said("fails_at_equal_lengths", "--known-issues=")[0] == 1
+    assert "known issues" not in said("right")[1]
