@@ -37,7 +37,8 @@ class Fault:
     @property
     def also(self) -> str:
         """Where else it shows: "CAUSAL-4, GRAD-2 in float16"."""
-        own, places = self.failure, {}
+        own = self.failure
+        places: dict[str, None] = {}
         for other in self.others:
             what = [other.clause] if other.clause != own.clause else []
             what += [other.dtype] if other.dtype != own.dtype else []
@@ -60,7 +61,7 @@ def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
     if diagnosis is not None and diagnosis.best:
         return sentence(diagnosis), diagnosis.cost
     if explained.clause.startswith("ACCURACY") and finding.class_:
-        return f"the arithmetic is as coarse as class {finding.class_}", {"coarse arithmetic": 0.0}
+        return "", {"coarse arithmetic": 0.0}  # the finding itself says in which class it would be right
     if explained.clause in BY_CLAUSE and finding.kind != "raised":
         return "", {BY_CLAUSE[explained.clause]: 0.0}
     if finding.kind == "raised":
