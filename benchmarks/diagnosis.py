@@ -53,7 +53,7 @@ def said(fault: Fault) -> list[str]:
     if kind == "choice":
         choice, _, value = rest.partition("=")
         return [CHOICES.get(choice, f"{choice}_{value}")]
-    own = {"coarse", "inputs", "memory", "global", "answer", "earlier"}
+    own = {"inputs", "memory", "global", "answer", "earlier"}
     return (
         [first] if kind in own else [kind] if kind in ("raised", "type", "shape", "dtype", "device", "missing", "changed") else []
     )
@@ -158,8 +158,8 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
         f"**{counts['wrong']} got a wrong one**. {counts['survived']} did not fail here,",
         f"{len(every) - len(results)} were not asked yet.",
         "",
-        f"The vocabulary has {len(MISTAKES)} mistakes. Reducing or diagnosing one failure took {median(costs or [0.0]):.1f} s at the",
-        f"median, at most {max(costs, default=0.0):.1f} s, on a machine that others used as well.",
+        f"The vocabulary has {len(MISTAKES)} mistakes. To reduce or to diagnose one failure took {median(costs or [0.0]):.1f} s",
+        f"at the median, at most {max(costs, default=0.0):.1f} s, on a machine that others used as well.",
         "",
         "| family | mutants | right | rightly none | missed | wrong | not failed |",
         "|---|" + "---|" * 6,
