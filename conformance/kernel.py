@@ -35,7 +35,7 @@ def swapped(x: Array, least: int = 2) -> Array | None:
 
 def reduced(x: Array, like: tuple[int, ...]) -> Array:
     """Summed over what an operand of shape `like` was repeated along."""
-    return torch.from_numpy(np.ascontiguousarray(x)).sum_to_size(like).numpy()
+    return torch.from_numpy(x.copy()).sum_to_size(like).numpy()
 
 
 class Kernel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -230,7 +231,13 @@ class Subject:
 
     def diagnose(self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case]) -> Diagnosis | None:
         """The mistake that explains a failure, on the cases in which it was met."""
-        return diagnose(self, problem, exact, met) if finding.kind in ("value", "zero", "nonfinite", "relation") else None
+        if finding.kind not in ("value", "zero", "nonfinite", "relation"):
+            return None
+        try:
+            return diagnose(self, problem, exact, met)
+        except Exception as error:  # a verdict is never lost to what would only explain it
+            warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
+            return None
 
     def known(self, case: Case, finding: Finding) -> Explained | None:
         """A failure explained before that has nothing special that this case has not: the same fault, met again."""
