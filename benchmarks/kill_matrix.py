@@ -32,6 +32,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,8 +84,8 @@ def digest(x: torch.Tensor | None) -> tuple | None:
 # ONE IMPLEMENTATION
 
 
-def watched(impl: str, tier: str, *options: str) -> dict[str, Any]:
-    """What one run says: the first failure, when it came, and everything that broke."""
+def watched(impl: str, tier: str, *options: str, enough: str = "") -> dict[str, Any]:
+    """What one run says: the first failure, when it came, and everything that broke until the clause `enough` did."""
     began, first, tests = time.perf_counter(), {}, []
     fail, go = record.Record.fail, testing.Asking.go
 
@@ -93,6 +94,8 @@ def watched(impl: str, tier: str, *options: str) -> dict[str, Any]:
             seen = {"test": tests[-1], "dtype": failure.dtype, "case": failure.case, "judged": sum(s.judged for s in subjects)}
             first.update(clause=failure.clause, seconds=time.perf_counter() - began, cpu=time.process_time() - spent, **seen)
         fail(self, failure)
+        if failure.clause == enough:
+            pytest.exit("it is stopped")
 
     def going(self: testing.Asking) -> None:
         tests.append(self.test.__name__)
@@ -102,10 +105,12 @@ def watched(impl: str, tier: str, *options: str) -> dict[str, Any]:
 
     subjects, spent = Subjects(), time.process_time()
     record.Record.fail, testing.Asking.go = noted, going  # type: ignore[method-assign]
+    simplify, subject.Subject.simplify = subject.Subject.simplify, lambda self, explained: explained  # type: ignore[method-assign]
     try:
         outcome = judge(impl, *options, tier=tier)
     finally:
         record.Record.fail, testing.Asking.go = fail, go  # type: ignore[method-assign]
+        subject.Subject.simplify = simplify  # type: ignore[method-assign]
     broken = sorted({failure.clause for failure in outcome.failures})
     result = {"exit": outcome.exit, "first": first, "broken": broken, "judged": sum(s.judged for s in subjects)}
     return result | {"seconds": time.perf_counter() - began, "cpu": time.process_time() - spent}
@@ -130,7 +135,7 @@ def measured(name: str, tier: str, whole_suite: bool) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     for options in stages:
         if not runs or not runs[0]["first"] or (whole_suite and mutant.clause not in runs[0]["broken"]):
-            runs.append(watched(impl, tier, *options, *enforced))
+            runs.append(watched(impl, tier, *options, *enforced, enough=mutant.clause))
     broken = sorted({clause for run in runs for clause in run["broken"]})
     first = next((run["first"] for run in runs if run["first"]), {})
     binding = {clause for clause in broken if index()[clause].binding or clause == mutant.clause}
