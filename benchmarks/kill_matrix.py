@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import hashlib
 import json
 import os
@@ -373,6 +374,8 @@ def main() -> int:
         subject.solve = remember  # type: ignore[assignment]
         for kernel in ("honest.tiled", "honest.Attend"):
             judge(kernel, tier=arguments.tier)
+        gc.collect()
+        gc.freeze()  # what is kept is shared with the forked processes, and a collection would copy it
         print(f"{len(_kept)} exact answers kept; {len(todo)} of {len(names)} to measure", flush=True)
     for name in todo:
         result = alone(name, arguments.tier, arguments.whole)
