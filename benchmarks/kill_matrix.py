@@ -44,7 +44,7 @@ from mutants.base import FAMILIES, Mutant, load  # noqa: E402
 from mutants.not_emulated import EQUIVALENT, NOT_EMULATED  # noqa: E402
 from variants import HONEST  # noqa: E402
 
-from attnspec.conformance import record, subject, testing  # noqa: E402
+from attnspec.conformance import diagnosis, record, subject, testing  # noqa: E402
 from attnspec.conformance.run import TIERS  # noqa: E402
 from attnspec.reference import solve  # noqa: E402
 from attnspec.spec import Problem, index  # noqa: E402
@@ -372,6 +372,7 @@ def main() -> int:
     todo = [] if arguments.tabulate else [name for name in names if arguments.again or name not in read(path)]
     if todo:
         subject.solve = remember  # type: ignore[assignment]
+        diagnosis.SECONDS = 0.2  # for the clause that a failure goes to; docs/diagnosis.md is about the words
         for kernel in ("honest.tiled", "honest.Attend"):
             judge(kernel, tier=arguments.tier)
         gc.collect()
