@@ -66,6 +66,14 @@ def _matrix(options: argparse.Namespace) -> int:
     return 0
 
 
+def _merge(options: argparse.Namespace) -> int:
+    from attnspec.conformance.shard import merge  # needs the spec
+
+    merge(options.files, options.output)
+    print(options.output)
+    return 0
+
+
 def _warn(runs: Sequence) -> None:
     for run in runs:
         for reason in run.incomplete:
@@ -103,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--markdown", action="store_true", help="for a comment on a pull request")
     compare.set_defaults(do=_diff)
+
+    shards = commands.add_parser("merge", help="the verdict files of all shards as that of one run")
+    shards.add_argument("files", nargs="+", help="what --shard=1/N --verdicts=FILE wrote, of each shard")
+    shards.add_argument("-o", "--output", type=Path, required=True)
+    shards.set_defaults(do=_merge)
 
     across = commands.add_parser("matrix", help="clauses × implementations")
     across.add_argument("files", nargs="+")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.judge import JUDGED
+from attnspec.conformance.verdicts import LADDER, Key, Lines, VerdictError, Verdicts, finite, read, worst_of
 from attnspec.spec import index
 
-# What may differ between the headers of shards: where and when each ran, and what it was told to write.
-OWN = ("shard", "command", "arguments", "started", "time", "host", "node", "xdist", "workers")
+# What may differ between the headers of shards: which it is, how it was called, and when.
+OWN = {"shard", "command", "started"}
 
 
-class MergeError(ValueError):
+class MergeError(VerdictError):
     """These verdict files are not the shards of one run."""
 
 
@@ -56,64 +56,77 @@ def merge(paths: Iterable[str | Path], out: str | Path) -> None:
 
     Raises MergeError where a file is incomplete or none, a shard is missing or there twice, or the runs differ.
     """
-    shards: dict[int, tuple[Path, list[dict[str, Any]]]] = {}
-    common: dict[str, Any] = {}
-    of, first = 0, Path()
-    for path in map(Path, paths):
-        lines = _lines(path)
-        said = str(lines[0].get("shard") or "")
+    shards: dict[int, Verdicts] = {}
+    for path in map(str, paths):
+        run = _complete(path)
+        said = str(run.header.get("shard") or "")
         if not said:
             raise MergeError(f"{path}: this is the verdict file of a whole run, not of a shard; run it with --shard=1/N")
-        shard = Shard.parse(said)
-        header = {name: value for name, value in lines[0].items() if name not in OWN}
-        if not shards:
-            common, of, first = header, shard.of, path
-        different = sorted(name for name in {*header, *common} if header.get(name) != common.get(name))
+        shard, other = Shard.parse(said), next(iter(shards.values()), run)
+        of = Shard.parse(other.header["shard"]).of
         if shard.of != of:
-            raise MergeError(f"{path}: it is shard {shard}, and {first} is one of {of}; these are shards of different runs")
+            raise MergeError(f"{path}: it is shard {shard}, and {other.source} is one of {of}; these are shards of different runs")
+        different = [name for name in sorted({*run.header, *other.header} - OWN) if run.header.get(name) != other.header.get(name)]
         if different:
             raise MergeError(
-                f"{path} and {first} are of different runs: {', '.join(different)} differ"
-                + "".join(f"\n  {name}: {header.get(name)} and {common.get(name)}" for name in different)
+                f"{path} and {other.source} are of different runs: {', '.join(different)} differ"
+                + "".join(f"\n  {name}: {run.header.get(name)} and {other.header.get(name)}" for name in different)
             )
         if shard.number in shards:
-            raise MergeError(f"{path}: shard {shard} is there already, in {shards[shard.number][0]}")
-        shards[shard.number] = path, lines
+            raise MergeError(f"{path}: shard {shard} is there already, in {shards[shard.number].source}")
+        shards[shard.number] = run
     if not shards:
         raise MergeError("there is no verdict file to merge")
     missing = [f"{n}/{of}" for n in range(1, of + 1) if n not in shards]
     if missing:
         raise MergeError(f"shard {', '.join(missing)} is missing: what it asked was not asked")
-    ordered = [shards[n][1] for n in sorted(shards)]
-    body = [line for lines in ordered for line in lines[1:-1]]
+    lines = Lines(Path(out))
+    for line in together([shards[n] for n in sorted(shards)]):
+        lines.add(line)
+    lines.put_in_order()
+
+
+def together(runs: list[Verdicts]) -> Iterable[dict[str, Any]]:
+    """The lines of the one run that these are the parts of."""
+    header = {name: value for name, value in runs[0].header.items() if name != "shard"}
+    yield {**header, "started": min(run.header["started"] for run in runs), "shards": len(runs)}
+    # What a test says of another clause than its own stands in the file of its shard: cells are added up.
+    cells: dict[Key, list[dict[str, Any]]] = {}
+    strands: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        for key, cell in run.cells.items():
+            cells.setdefault(key, []).append(cell)
+        for strand, line in run.strands.items():
+            strands.setdefault(strand, []).append(line)
+    for held in strands.values():
+        yield max(held, key=lambda line: LADDER.index(line["held"]))
     totals: Counter[str] = Counter()
-    for line in body:
-        if line["kind"] == "verdict":
-            totals[line["verdict"]] += line["problems"]
-    exits = [lines[-1]["exit"] for lines in ordered]
+    for parts in cells.values():
+        problems = sum((Counter(part["problems"]) for part in parts), Counter())
+        totals.update(problems)
+        cell = {**{name: value for part in parts for name, value in part.items()}, "problems": dict(problems)}
+        worst = worst_of(parts)
+        yield cell | (
+            {"worst": {output: {"share": finite(x.of_bound), "class": x.class_} for output, x in worst.items()}} if worst else {}
+        )
+    failures = [line for run in runs for line in run.failures]
+    # Faults are numbered in each shard for itself.
+    yield from ({name: value for name, value in line.items() if name != "fault"} for line in failures)
+    yield from ({"kind": "note", "text": text} for text in dict.fromkeys(text for run in runs for text in run.notes))
+    footers = [run.footer for run in runs if run.footer is not None]
     # A shard whose clauses are all not offered judged nothing (5), which the others make good.
     nothing = not any(totals[verdict] for verdict in JUDGED)
-    exit_ = max((x for x in exits if x not in (0, 5)), default=5 if nothing else 0)
-    header = {"kind": "header", **{k: v for k, v in ordered[0][0].items() if k not in ("kind", "shard")}, "shards": of}
-    footer = {
-        "kind": "footer",
-        "exit": exit_,
-        "problems": dict(totals),
-        "failures": sum(line["kind"] == "failure" for line in body),
-    }
-    with Path(out).open("w", encoding="utf-8") as file:
-        for line in (header, *body, footer):
-            file.write(json.dumps(line) + "\n")
+    exit_ = max((footer["exit"] for footer in footers if footer["exit"] not in (0, 5)), default=5 if nothing else 0)
+    sums = {name: sum(footer.get(name, 0) for footer in footers) for name in ("answers", "elements", "exempt")}
+    yield {"kind": "footer", "exit": exit_, "problems": dict(totals), "failures": len(failures), **sums}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a complete verdict file. Raises MergeError."""
+def _complete(path: str) -> Verdicts:
+    """The verdicts of a file. Raises MergeError where it is none, or was cut off."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        run = read(path)
+    except VerdictError as error:
         raise MergeError(f"{path}: this is no verdict file: {error}") from None
-    if not lines or not isinstance(lines[0], dict) or lines[0].get("kind") != "header":
-        raise MergeError(f"{path}: this is no verdict file: it does not begin with a header")
-    if lines[-1].get("kind") != "footer":
+    if run.footer is None:
         raise MergeError(f"{path}: it has no footer, so its run did not end; run that shard again")
-    return lines
+    return run

@@ -304,7 +304,8 @@ class Subject:
     def simplify(self, explained: Explained) -> Explained:
         """The same failure with simpler numbers, as long as no more mistakes explain it than before."""
         finding, case = explained.finding, explained.case
-        if finding.kind not in ("value", "zero", "nonfinite") or explained.clause.startswith("PURITY"):
+        simple = bool(case.numbers)  # asked for with --case, as a failure has shown it
+        if simple or finding.kind not in ("value", "zero", "nonfinite") or explained.clause.startswith("PURITY"):
             return explained
         class_, started = self.required_class(case.dtype), time.monotonic()
         before = explained_by(self, explained.problem)

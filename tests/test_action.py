@@ -83,7 +83,7 @@ def test_known_issues_search_and_seed_are_handed_on(tools):
     code, printed, _, summary = act(tools, "Run", **inputs)
     assert code == 0, printed
     assert "search with seed 20270101" in printed
-    assert "1 known to be broken" in summary
+    assert "1 with known issues" in summary
 
 
 def test_what_does_not_start_is_summed_up_too(tools):
@@ -136,7 +136,7 @@ def test_the_six_lines_of_the_page_run_as_written(tools):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert "1 known to be broken" in done.stdout, done.stdout
+    assert "1 with known issues" in done.stdout, done.stdout
     assert done.returncode == 1  # `attnspec diff` here is one that always fails
     assert "asked: diff" in done.stdout
     assert (work / "verdicts.jsonl").exists()

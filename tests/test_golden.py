@@ -1,6 +1,6 @@
 """What a reader sees is kept as files, docs/examples/*.txt, so that a change of a message shows in the diff.
 
-    ATTNSPEC_GOLDEN=write pytest tests/test_golden.py      # write them anew, then read the diff
+ATTNSPEC_GOLDEN=write pytest tests/test_golden.py      # write them anew, then read the diff
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def shown(impl: str, *options: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "132"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     said = " ".join(x for x in (f"--impl={impl}", "--tier=smoke", *options) if x).replace(f"{ROOT}/", "")
-    text = f"$ pytest {said}\n{done.stdout}{done.stderr}exit code {done.returncode}\n".replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    text = f"$ pytest {said}\n{done.stdout}{done.stderr}exit code {done.returncode}\n".replace(f"{ROOT}/", "").replace(
+        str(ROOT), "."
+    )
     for pattern, instead in (
         (r"^(platform|plugins|rootdir|configfile|hypothesis profile|collecting|collected).*\n", ""),
         (r"\b(torch|numpy|Python|attnspec|spec) \d[\w.+]*", r"\1 …"),

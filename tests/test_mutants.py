@@ -130,7 +130,7 @@ def result(name: str, verdict: str, **more: object) -> dict:
     return {**one, **more}
 
 
-def test_the_matrix_counts_what_it_did_not_stop_and_sees_what_got_worse(matrix, tmp_path: Path) -> None:
+def test_the_matrix_counts_what_it_did_not_stop_and_sees_what_got_worse(matrix, tmp_path: Path, monkeypatch) -> None:
     first = {"clause": "MASK-1", "seconds": 2.0, "cpu": 1.0, "test": "test_it", "judged": 3}
     results = [
         result("dies", "own", first=first),
@@ -147,6 +147,8 @@ def test_the_matrix_counts_what_it_did_not_stop_and_sees_what_got_worse(matrix, 
     assert "1 of 3 mutants are stopped" in page
     assert "False alarms: 1 on 2 honest kernels: honest.eager" in page
     stored = {"smoke": matrix.summary(read)}
+    assert matrix.check(stored, {"smoke": read}) == [f"smoke: {name} is gone" for name in ("dies", "hangs", "lives")]
+    monkeypatch.setattr(matrix, "load", lambda: read)
     assert not matrix.check(stored, {"smoke": read})
     read["dies"]["verdict"] = "survived"
     read["honest.tiled"]["verdict"] = "false alarm"

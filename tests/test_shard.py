@@ -21,9 +21,11 @@ OPTIONS = ("--clauses=SHAPE,SCALE,CAUSAL,ERROR", "--impl-dtypes=float32")
 def cells(lines: list[dict]) -> dict[tuple, int]:
     seen: dict[tuple, int] = {}
     for line in lines:
-        if line["kind"] == "verdict":
-            cell = tuple(line[name] for name in ("clause", "dtype", "variant", "device", "verdict"))
-            seen[cell] = seen.get(cell, 0) + line["problems"]
+        if line["kind"] == "cell":
+            for verdict, n in line["problems"].items():
+                cell = (*(line[name] for name in ("clause", "dtype", "variant", "device")), verdict)
+                assert cell not in seen
+                seen[cell] = n
     return seen
 
 
