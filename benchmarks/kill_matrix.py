@@ -58,6 +58,7 @@ LIMIT = {"smoke": 300, "standard": 1800, "thorough": 7200}  # seconds for one mu
 # EXACT ANSWERS, KEPT
 
 _kept: dict[tuple, Any] = {}
+LARGEST, MOST = 1 << 14, 8000  # products of probabilities and values in a problem that is kept, and problems: 1 GB
 
 
 def remember(problem: Problem, dialect: Any, keep: np.ndarray | None = None, oracle: str = "float64") -> Any:
@@ -66,11 +67,15 @@ def remember(problem: Problem, dialect: Any, keep: np.ndarray | None = None, ora
     same = tuple(next(n for n, other in enumerate(parts) if other is x) for x in parts)
     key = (same, tuple(map(digest, parts)), problem.causal, problem.scale, problem.dropout, problem.training, problem.wrt)
     key = (*key, dialect, None if keep is None else keep.tobytes(), oracle)
-    if key not in _kept:
-        # Of a copy: a test may write to the tensors of its problem.
-        _kept[key] = solve(copy.deepcopy(problem), dialect, keep, oracle=oracle)
-        _kept[key].tolerance(subject.default_class(str(problem.dtype)[6:]))
-    return _kept[key]
+    if key in _kept:
+        return _kept[key]
+    # Of a copy: a test may write to the tensors of its problem.
+    exact = solve(copy.deepcopy(problem), dialect, keep, oracle=oracle)
+    exact.tolerance(subject.default_class(str(problem.dtype)[6:]))
+    size = exact.values["o"].size * max(problem.j, 1)
+    if size <= LARGEST and len(_kept) < MOST:
+        _kept[key] = exact
+    return exact
 
 
 def digest(x: torch.Tensor | None) -> tuple | None:
