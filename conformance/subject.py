@@ -282,12 +282,11 @@ class Subject:
             return Explained("PURITY-5", case, finding, problem, exact)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
         finding = replace(finding, hint=other_choice(diagnosis, self.dialect))
-        if finding.output == "o" and not finding.message and (diagnosis is None or not diagnosis.best):
-            finding = replace(finding, message=self._mean(problem, answer))
         clause = blame(case, finding, self.dialect, self.observed, bool(exact.empty.any()))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
-        if clause.startswith("ACCURACY") and not self._coarse(seen, finding):
+        told = diagnosis is not None and bool(diagnosis.best)
+        if told if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
         return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
 
@@ -369,17 +368,6 @@ class Subject:
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") and known.case.dtype == dtype for known in self._explained)
         return accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
-
-    def _mean(self, problem: Problem, answer: Answer) -> str:
-        """Words for an output that is a mean of values, whatever the scores; else ''."""
-        if problem.dropout or problem.j < 2:
-            return ""
-        class_ = self.required_class(str(problem.dtype)[6:])
-        visible = problem.replace(scale=0.0, bias=None, do=None, wrt=())
-        for which, flat in (("all", visible.replace(mask=None, causal=False)), ("all visible", visible)):
-            if not judge(answer, self.solve(flat), class_, gradients=False).of(("o",)):
-                return f"the whole output is the mean of {which} values"
-        return ""
 
     def _remembers(self, problem: Problem, answer: Answer, case: Case) -> bool:
         """Whether other values in the same shapes get the same wrong output, while shapes never seen are answered rightly."""

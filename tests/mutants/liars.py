@@ -70,13 +70,13 @@ def zeros(call: Call) -> Tensor:
     return call.run() * 0
 
 
-@liar("control", "SOFTMAX-1", "the whole output is the mean of all values", asked="i=3,j=7,heads=2/2,b=2")
+@liar("control", "SOFTMAX-1", "all visible keys weigh the same", asked="i=3,j=7,heads=2/2,b=2")
 def mean_of_values(call: Call) -> Tensor:
     """Every query gets the mean of all values."""
     return call.but(query=call.query * 0, attn_mask=None, is_causal=False).run()
 
 
-@liar("control", "MASK-2", "the whole output is the mean of all visible values", asked="i=3,j=7,mask=padding,values=peaked")
+@liar("control", "MASK-2", "all visible keys weigh the same", asked="i=3,j=7,mask=padding,values=peaked")
 def mean_of_visible_values(call: Call) -> Tensor:
     """Where a mask hides anything, every query gets the mean of the values that it shows."""
     hides = call.attn_mask is not None and not bool(call.visible.all())
@@ -166,7 +166,7 @@ class right_on_the_second_call(_Remembers):  # noqa: N801
         return call.run() * (0.5 if first else 1.0)
 
 
-@liar("state", "SOFTMAX-1", "= -0, expected")
+@liar("state", "SOFTMAX-1", "the whole output is zero")
 class right_for_the_first_hundred_calls:  # noqa: N801
     """The first hundred calls are answered, the others get zeros."""
 
