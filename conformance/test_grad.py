@@ -79,6 +79,17 @@ def test_the_same_tensor_given_twice_gets_both_gradients(subject: Subject, case:
         must_be_right(subject, problem.replace(k=problem.q, v=problem.q), "queries, keys and values are one tensor")
 
 
+@clause("GRAD-7")
+@on_cases(
+    offering=("backward", "mha"), where=lambda case: not case.e, right=GRADIENTS, heads="2/2", j=0, layout="contiguous", wrt="all"
+)
+def test_self_attention_of_one_tensor(subject: Subject, case: Case) -> None:
+    """As many queries as keys: q is k, and q is k is v."""
+    problem = subject.problem(case)
+    must_be_right(subject, problem.replace(k=problem.q), "queries and keys are one tensor")
+    must_be_right(subject, problem.replace(k=problem.q, v=problem.q), "queries, keys and values are one tensor")
+
+
 @clause("GRAD-8")
 @agrees(*GRADIENTS, offering=("backward",), where=lambda case: case.do == "one_row")
 def test_a_cotangent_that_is_zero_but_for_one_row(subject: Subject, case: Case) -> None:

@@ -79,3 +79,17 @@ def test_slices_of_longer_sequences(subject: Subject, case: Case) -> None:
         problem.replace(q=inside(problem.q), k=inside(problem.k), v=inside(problem.v)),
         "with tensors that begin in the middle of longer ones",
     )
+
+
+@clause("LAYOUT-2")
+@on_cases(where=lambda case: case.mask != "none" or case.bias != "none")
+def test_slices_of_larger_masks_and_biases(subject: Subject, case: Case) -> None:
+    """A mask or a bias that begins in the middle of a larger one, with the opposite around it."""
+    problem = subject.problem(case)
+
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        around = ~x[..., :1] if x.dtype == torch.bool else 11.0 - x[..., :1]
+        return torch.cat([around, x, around], dim=-1)[..., 1:-1]
+
+    changes = {name: inside(x) for name in ("mask", "bias") if (x := getattr(problem, name)) is not None}
+    must_be_right(subject, problem.replace(**changes), "with mask and bias cut out of larger ones")
