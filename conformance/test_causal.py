@@ -1,5 +1,7 @@
 """CAUSAL: a query does not see the keys that come after it."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -91,14 +93,29 @@ def test_the_future_has_no_influence(subject: Subject, case: Case) -> None:
             must_keep_bits(subject, problem, before.gradients["dq"].cpu(), after.gradients["dq"].cpu(), "dq", what, other, select)
 
 
+EDGES = (17, 33, 65, 129, 257)
+
+
 @clause("CAUSAL-5")
 @once("causal")
 def test_the_diagonal_at_block_edges(subject: Subject, case: Case) -> None:
-    """As many queries as keys, and some more of either: no block is special."""
-    for n in (17, 33, 65, 129, 257):
-        for i, j in ((n, n), (n - 2, n), (n, n - 2)):
-            asked = Case(dtype=case.dtype, heads=case.heads, i=i, j=j, d=case.d, causal=True, values="peaked", wrt="none")
-            must_be_right(subject, subject.problem(fit(asked, subject.adapter)), f"{i} causal queries, {j} keys")
+    """As many queries as keys: no block that the diagonal crosses is special."""
+    _on_edges(subject, case, [(n, n) for n in EDGES])
+
+
+@clause("CAUSAL-2", "CAUSAL-3", "CAUSAL-4")
+@once("causal")
+def test_the_alignment_at_block_edges(subject: Subject, case: Case) -> None:
+    """Two queries more than keys, and two keys more than queries."""
+    _on_edges(subject, case, [lengths for n in EDGES for lengths in ((n - 2, n), (n, n - 2))])
+
+
+def _on_edges(subject: Subject, case: Case, lengths: list[tuple[int, int]]) -> None:
+    if subject.run(subject.problem(fit(replace(case, i=2, j=2, causal=True, wrt="none"), subject.adapter))).refusal:
+        raise NotApplicable  # CAUSAL-1 says so
+    for i, j in lengths:
+        asked = Case(dtype=case.dtype, heads=case.heads, i=i, j=j, d=case.d, causal=True, values="peaked", wrt="none")
+        must_be_right(subject, subject.problem(fit(asked, subject.adapter)), f"{i} causal queries, {j} keys")
 
 
 @clause("CAUSAL-6")

@@ -121,7 +121,7 @@ def test_a_level_stands_for_itself_first_and_a_value_for_one_level() -> None:
 
 def test_the_factors_of_a_case_are_those_of_the_arrays() -> None:
     """In the header of the files, which `_rows` compares, and in Case; the first level is the default."""
-    assert [f.name for f in fields(Case)] == [*LEVELS, "seed"]
+    assert [f.name for f in fields(Case)] == [*LEVELS, "seed", "numbers"]
     for name, levels in LEVELS.items():
         assert getattr(Case(), name) == levels[0]
         assert len(set(levels)) == len(levels)

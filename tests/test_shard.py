@@ -100,7 +100,7 @@ def test_what_is_not_all_of_one_run_is_not_merged(shards, tmp_path):
         ([one, one, two], "shard 1/3 is there already"),
         ([one, two, whole], "this is the verdict file of a whole run, not of a shard"),
         ([one, two, cut], "it has no footer, so its run did not end"),
-        ([one, two, torn], "this is no verdict file"),
+        ([one, two, torn], "it has no footer, so its run did not end"),
         ([one, two, tmp_path / "absent.jsonl"], "this is no verdict file"),
         ([one, two, HERE / "judging.py"], "this is no verdict file"),
         ([], "there is no verdict file to merge"),
