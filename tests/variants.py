@@ -61,6 +61,8 @@ def kernel(attend: Attend) -> Kernel:
 
 def below_peak(scores: Tensor) -> Tensor:
     """Scores minus the row's largest, which no gradient goes through; -inf stays, also in a row of nothing else."""
+    if not scores.shape[-1]:
+        return scores  # of no keys
     peak = scores.detach().amax(-1, keepdim=True)
     return scores - peak.masked_fill(peak == -inf, 0.0)
 
