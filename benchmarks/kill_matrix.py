@@ -370,6 +370,7 @@ def main() -> int:
     parser.add_argument("--check", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)
+    kernels()  # under their dotted names
     path, names = arguments.into / f"{arguments.tier}.jsonl", asked(arguments)
     unknown = [name for name in arguments.only if name not in load() and "." not in name and name not in KERNELS]
     if unknown:

@@ -27,7 +27,8 @@ def pages() -> list[Path]:
 
 
 def test_there_are_pages_to_try() -> None:
-    assert {"read-a-red.md", "adapter.md", "dialect.md", "gating.md", "known-issues.md", "vendor.md"} <= {p.name for p in pages()}
+    """gating.md and known-issues.md are tried in test_action.py and test_known.py."""
+    assert {"read-a-red.md", "adapter.md", "dialect.md", "vendor.md"} <= {page.name for page in pages()}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
