@@ -261,6 +261,9 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
         alive = [one["name"] for one in controls if one["verdict"] not in STOPPED]
         lines += [f"**Void: {', '.join(alive)} survived.**" if alive else f"All {len(controls)} controls die."]
         alarms = [one["name"] for one in honest if one["verdict"] != "passed"]
+        asked_ = sum(1 for one in load().values() if one.clause)
+        if len(mutants) < asked_:
+            lines += [f"**Not complete: {asked_ - len(mutants)} of {asked_} mutants were not measured in this tier.**"]
         lines += [f"False alarms: {len(alarms)} on {len(honest)} honest kernels{': ' + ', '.join(alarms) if alarms else ''}."]
         wall, cpu = times(mutants), times(mutants, "cpu")
         lines += [f"First failure, inside the process: median {wall[0]:.1f} s ({cpu[0]:.1f} s of CPU), worst {wall[1]:.0f} s.", ""]
