@@ -79,7 +79,7 @@ def measured(impl: Any, dtype: str) -> Meter:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("impl", [tiled, split_k, eager, "sdpa-math"], ids=str)
+@pytest.mark.parametrize("impl", [tiled, split_k, eager, "sdpa-math"], ids=lambda impl: getattr(impl, "__name__", impl))
 def test_honest_kernels_do_not_lean(impl: Any, dtype: str) -> None:
     meter = measured(impl, dtype)
     assert len(meter.shares) == 5
