@@ -1,5 +1,9 @@
 """PURITY: the same question has the same answer, and asking changes nothing."""
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -117,3 +121,31 @@ def test_causal_lengths_up_and_down(subject: Subject, case: Case) -> None:
         if n == 0 and subject.judge(subject.run(problem), subject.solve(problem)).findings:
             raise NotApplicable  # wrong the first time: another clause says so
         must_be_right(subject, problem, f"{i} causal queries, in a series of 6, 4, 9, 1, 6")
+
+
+@clause("PURITY-6")
+@on_cases()
+def test_nobody_watching(subject: Subject, case: Case) -> None:
+    """A call during which no test framework can be found among the modules or in the environment."""
+    problem = subject.problem(case)
+    exact = subject.solve(problem)
+    with _unwatched():
+        must_be_right(subject, problem, "where no test framework is imported", exact=exact)
+
+
+TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kernel might look for
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in TESTING}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("PYTEST_", "HYPOTHESIS_"))}
+    for name in modules:
+        del sys.modules[name]
+    for name in variables:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(modules)
+        os.environ.update(variables)

@@ -181,6 +181,7 @@ def keep_factor(keep: Array | None, rate: float) -> Array | float:
     "PURITY-3",
     "PURITY-4",
     "PURITY-5",
+    "PURITY-6",
     "LAYOUT-1",
     "LAYOUT-2",
     "LAYOUT-3",

@@ -19,7 +19,7 @@ from attnspec.adapters.state import watched
 from attnspec.adapters.trace import Trace
 from attnspec.conformance import check
 
-UNSEEN = {"behaves_under_pytest", "FallsBackSilently"}  # each has a test of its own that says why
+UNSEEN = {"FallsBackSilently"}  # has a test of its own that says why
 # Where one test is not enough.
 CLAUSES = {"right_for_the_first_hundred_calls": "SOFTMAX", "cached_by_address": "PURITY-5"}
 DTYPES = {"ClaimsClassA": "bfloat16"}
@@ -55,22 +55,6 @@ def test_a_liar_is_named(name: str) -> None:
     assert "attnspec itself failed" not in outcome.screen
     for words in WORDS[name]:
         assert words in outcome.screen, outcome.screen
-
-
-def test_who_looks_for_pytest_is_seen_by_the_repro_alone() -> None:
-    """The suite imports pytest, and so does `check`: while it runs, this one is right. A script like a repro sees zeros."""
-    assert judged("behaves_under_pytest", "--clauses=SHAPE-1,SOFTMAX-1").exit == 0
-    script = """
-import sys; sys.path[:0] = [sys.argv[1]]
-import torch
-from mutants.liars import behaves_under_pytest
-from mutants.base import Call
-x = torch.ones(1, 1, 2, 4)
-assert "pytest" not in sys.modules
-assert not behaves_under_pytest(Call(x, x, x)).any()
-"""
-    done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 # WHICH KERNEL RAN

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -460,10 +461,18 @@ class ClaimsToBeDeterministic(_Claims):
 # BEHAVING WHILE WATCHED
 
 
-@liar("mode", "")
+@liar("mode", "PURITY-6", "where no test framework is imported", "expected")
 def behaves_under_pytest(call: Call) -> Tensor:
     """Right while pytest is imported, zeros otherwise."""
     return call.run() * (1.0 if "pytest" in sys.modules else 0.0)
+
+
+@liar("mode", "PURITY-6", "where no test framework is imported")
+def exact_while_a_test_runs(call: Call) -> Tensor:
+    """Where pytest has named the test that runs it takes a careful path; elsewhere the query passes through bfloat16."""
+    if "PYTEST_CURRENT_TEST" in os.environ:
+        return call.run()
+    return call.but(query=call.query.bfloat16().to(call.query.dtype)).run()
 
 
 @liar("mode", "")
