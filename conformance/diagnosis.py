@@ -9,6 +9,7 @@ answered rightly counts against a mistake that would have shown there, so that t
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.conformance.case import Case, fit
+from attnspec.conformance.dropped import dropped
 from attnspec.conformance.faults import MISTAKES, asked_outputs, combined
 from attnspec.conformance.judge import together
 from attnspec.conformance.kernel import reduced
@@ -28,7 +30,7 @@ from attnspec.spec import CHOICES, Dialect, Problem
 if TYPE_CHECKING:
     from attnspec.conformance.subject import Subject
 
-SECONDS = 4.0  # for one failure
+SECONDS = 4.0  # of this thread, for one failure: what a busy machine may not change
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
 CERTAIN = 6.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
 BREADTH = 8.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
@@ -55,7 +57,10 @@ class Seen:
         """What a mistake gives: at the problem, and at the problem as it is presented."""
         found = []
         for exact in (self.exact, self.presented):
-            wrong = None if exact is None else MISTAKES[mistake].wrong(exact.problem, exact.dialect, exact)
+            name = mistake
+            if exact is not None and exact is self.presented and exact.problem.mask is None:  # merged: it is read as the bias is
+                name = mistake.replace("mask_", "bias_", 1) if mistake.startswith("mask_") else mistake
+            wrong = None if exact is None or name not in MISTAKES else MISTAKES[name].wrong(exact.problem, exact.dialect, exact)
             if wrong is None:
                 continue
             if exact is self.presented and "dbias" in wrong:  # what reaches the bias through the mask it was merged with
@@ -136,7 +141,8 @@ def _room(seen: Seen, name: str, wrong: Array) -> Array:
         return bound
     row = bound.max(-1, keepdims=True)
     most, least = right.max(-1, keepdims=True), np.finfo(float).tiny
-    share = np.median(row[most > 0] / most[most > 0]) if (most > 0).any() else float(torch.finfo(seen.problem.dtype).eps)
+    clear = most > row  # where terms cancel, the bound is no share of what is left
+    share = np.median(row[clear] / most[clear]) if clear.any() else float(torch.finfo(seen.problem.dtype).eps)
     size = np.abs(np.where(np.isfinite(wrong), wrong, 0.0)).max(-1, keepdims=True)
     share = max(share, 2.0**-21) if seen.problem.dtype == torch.float64 else share  # a constant may have been written in float32
     breadth = BREADTH if seen.problem.dtype in (torch.float32, torch.float64) else 1.5
@@ -259,6 +265,18 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         yield replace(case, wrt="all")
 
 
+def shuffled(problem: Problem, seed: int) -> Problem:
+    """The problem with what its tensors hold in another order, some of it halved or negated, in the same strides."""
+    order, seen = torch.Generator().manual_seed(seed), {}  # type: tuple[torch.Generator, dict[int, object]]
+    other = {name: copy.deepcopy(x, seen) for name, x in problem.inputs().items()}  # what is one tensor stays one
+    for x in other.values():
+        if not any(stride == 0 < size - 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+            x.copy_(x.flatten()[torch.randperm(x.numel(), generator=order).to(x.device)].view(x.shape))
+            if x.is_floating_point():
+                x *= torch.tensor((1.0, -1.0, 0.5, -0.5)).to(x)[torch.randint(4, x.shape, generator=order).to(x.device)]
+    return problem.replace(**other)
+
+
 def finer(case: Case, subject: Subject) -> list[Case]:
     """The case in the widest dtype of the implementation, and as it is."""
     wide = next((dtype for dtype in ("float64", "float32") if dtype in subject.dtypes), case.dtype)
@@ -277,23 +295,28 @@ def diagnose(subject: Subject, problem: Problem, exact: Exact | None, cases: Ite
 
     The problem comes first; cases are the one on which it was met and others of the run. Probes are made of the first case.
     """
-    if problem.training and problem.dropout:
-        return None  # what is right depends on what was drawn
-    started, cases = time.monotonic(), list(dict.fromkeys(cases))
+    if problem.training and problem.dropout:  # what is right depends on what was drawn
+        found, asked = dropped(subject, problem)
+        return Diagnosis(dict.fromkeys(found, 0.0), "", asked, True) if found else None
+    started, cases = time.thread_time(), list(dict.fromkeys(cases))
     alive: dict[str, list[Fit]] | None = None
     against: dict[str, float] = {}
     asked, tried = 0, set()
-    evidence = [x for case in cases[: 1 + EVIDENCE] for x in finer(case, subject)]
+    evidence: list[Case | Problem] = [x for case in cases[: 1 + EVIDENCE] for x in finer(case, subject)]
     evidence += [finer(probe, subject)[0] for case in cases[:1] for probe in probes(case, subject)]
+    evidence += [shuffled(problem, seed) for seed in range(6)]
     for this in [problem, *evidence]:
-        if (alive is not None and not alive) or time.monotonic() - started > SECONDS:
+        if (alive is not None and not alive) or time.thread_time() - started > SECONDS:
             break
         if isinstance(this, Case):
             if this in tried:
                 continue
             tried.add(this)
+        elif this is not problem and cases and asked > 2:
+            break  # only where it was the test that made the problem do cases say little of it
         if asked == 1 and not steady(subject, problem):
-            return None
+            drops = problem.dropout and steady(subject, problem.replace(dropout=0.0))
+            return Diagnosis({"dropout_in_evaluation": 0.0}, "", asked, True) if drops else None
         seen = look(subject, this if isinstance(this, Problem) else subject.problem(this), exact if this is problem else None)
         if seen is None:
             continue

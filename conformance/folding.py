@@ -23,6 +23,9 @@ BY_CLAUSE = {
     "PURITY-3": "global state changed",
     "PURITY-4": "answer varies",
     "PURITY-5": "earlier call remembered",
+    "PURITY-6": "test framework looked for",
+    "ERROR-2": "misfits answered",
+    "ERROR-4": "rate accepted",
 }
 
 
@@ -59,7 +62,8 @@ def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
     if finding.hint:
         return f"{finding.hint} is followed", diagnosis.cost if diagnosis is not None else {f"choice {finding.hint}": 0.0}
     if diagnosis is not None and diagnosis.best:
-        return sentence(diagnosis), diagnosis.cost
+        plain = set(diagnosis.best) <= {"output_nan", "output_zero"} and "the whole output" in finding.message
+        return "" if plain else sentence(diagnosis), diagnosis.cost  # the finding itself says so
     if explained.clause.startswith("ACCURACY") and finding.class_:
         return "", {"coarse arithmetic": 0.0}  # the finding itself says in which class it would be right
     if explained.clause in BY_CLAUSE and finding.kind != "raised":

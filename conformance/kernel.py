@@ -157,12 +157,16 @@ class Kernel:
         return wrong
 
     def with_kv(self, read: Callable[[Array], Array | None], back: Callable[[Array], Array]) -> Wrong:
-        """With other keys and values, from whose gradients `back` makes theirs; None where they are the same."""
+        """With other keys and values, from whose gradients `back` makes theirs; None where that changes nothing."""
         k, v = read(self.k), read(self.v)
-        if k is None or v is None or (np.array_equal(k, self.k) and np.array_equal(v, self.v)):
+        if k is None or v is None:
+            return None
+        same = np.array_equal(k, self.k) and np.array_equal(v, self.v)  # as where a head was expanded: only gradients show it
+        if same and self.problem.do is None:
             return None
         wrong = self.on(k=k, v=v)
-        return wrong | {name: back(wrong[name]) for name in wrong.keys() & {"dk", "dv"}}
+        theirs = {name: back(wrong[name]) for name in wrong.keys() & {"dk", "dv"}}
+        return theirs if same else wrong | theirs
 
     def with_bias(self, bias: Array | None, back: Callable[[Array], Any] | None = None) -> Wrong:
         """With another bias, from whose gradient `back` makes its own; None where it is none or the same.

@@ -270,7 +270,8 @@ def faults(run: Run) -> list[str]:
     found = fold(run.record.failures)
     if not found:
         return []
-    lines = [f"{len(run.record.failures)} failures, {len(found)} fault{'s' * (len(found) != 1)}:"]
+    n = len(run.record.failures)
+    lines = [f"{n} failure{'s' * (n != 1)}, {len(found)} fault{'s' * (len(found) != 1)}:"]
     for n, fault in enumerate(found, 1):
         first = fault.failure
         what = first.diagnosis or index()[first.clause].title

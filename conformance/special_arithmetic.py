@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import inf, log
 
@@ -11,7 +12,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.conformance.kernel import Kernel, Wrong
-from attnspec.conformance.mistakes import special
+from attnspec.conformance.mistakes import MISTAKES, enter, special
 
 
 def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Array], Array] = lambda e: e) -> Array:
@@ -211,6 +212,9 @@ def every(x: Kernel, number: float) -> Wrong:
 
 special("output_zero", "the output is zero", partial(every, number=0.0), coarse=True, of="output_zero")
 special("output_nan", "the output is NaN", partial(every, number=np.nan), coarse=True, of="output_nan")
+for name, says, number in (("no_keys_nan", "NaN", np.nan), ("no_keys_one", "one", 1.0)):
+    enter(name, f"without any key the output is {says}", lambda x, n=number: None if x.j else every(x, n))  # type: ignore[misc]
+    MISTAKES[name] = replace(MISTAKES[name], special=True)
 special(
     "output_of_query_before",
     "a row of the output is that of the query before",

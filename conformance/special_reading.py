@@ -307,6 +307,12 @@ special(
     of="next_kv_head",
 )
 special(
+    "last_head_of_neighbour",
+    "the last query head uses the key/value head before its own",
+    lambda x: kv_at(x, np.r_[x.kv_head[:-1], (x.kv_head[-1:] - 1) % x.g]),
+    of="next_kv_head",
+)
+special(
     "group_for_count", "query head n uses key/value head n // g", lambda x: kv_at(x, np.minimum(np.arange(x.h) // x.g, x.g - 1))
 )
 special(

@@ -342,7 +342,8 @@ class Subject:
         found = [f for f in judge(answer, exact, class_).findings if f.likeness == finding.likeness]
         if not found:  # not repeatable
             return explained
-        kept = replace(with_class(found[0], answer, exact), hint=finding.hint, message=finding.message)
+        kept = with_class(found[0], answer, exact) if finding.class_ else found[0]
+        kept = replace(kept, hint=finding.hint, message=finding.message)
         return replace(explained, case=case, finding=kept, problem=problem, exact=exact)
 
     @property

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from attnspec.conformance.case import Case
+from attnspec.conformance.dropped import SIGMAS
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_answer, must_be_right, on_cases, once
@@ -11,8 +12,6 @@ from attnspec.reference import to_float64
 from attnspec.spec import Problem
 
 GRADIENTS = ("dq", "dk", "dv", "dbias")
-# A count this many standard deviations off has a chance below 10⁻¹⁰; the seeds are fixed, so it is drawn once for all.
-SIGMAS = 6.5
 
 
 def readable(subject: Subject, case: Case, rate: float, j: int = 16, i: int = 11, **options: object) -> Problem:

@@ -57,6 +57,7 @@ def shown(impl: str, *options: str) -> str:
         (r"\b(torch|numpy|Python|attnspec|spec) \d[\w.+]*", r"\1 …"),
         (r" on (cpu|cuda:\d+) \([^)]*\)", r" on \1"),
         (r" in \d+\.\d+s( \(\d+:\d\d:\d\d\))?", ""),
+        (r"^=+ (\d+ (?:passed|failed|skipped).*?) =+$", r"== \1 =="),  # as wide as the seconds leave
         (r"testing\.py:\d+", "testing.py"),
         (r"^\S*test_\w+\.py [.sFExX]+ *(\[ *\d+%\])?\n", ""),
         (r"^[.sFExX]+ *(\[ *\d+%\])?\n", ""),

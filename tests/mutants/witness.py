@@ -169,6 +169,7 @@ def an_answer_depends_on_earlier_calls(attend: Attend) -> bool:
     inputs = qkv()
     transposed = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
     series += [apart(attend(*transposed), honest(*inputs))]
+    series += [apart(attend(*inputs), honest(*inputs))]
     for x in inputs:
         x.neg_().add_(0.5)
     series += [apart(attend(*inputs), honest(*inputs)), apart(attend(*inputs), honest(*inputs))]
