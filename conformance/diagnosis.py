@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 SECONDS = 4.0  # of this thread, for one failure: what a busy machine may not change
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
-CERTAIN = 6.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
+CERTAIN = 7.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
 BREADTH = 8.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
+BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
+CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
 # What a name costs beside the problems that it would have shown in, and did not: one that is special, or fits nearly everything.
 SPECIAL, COARSE = 0.4, 0.7
 CHOICE = {"causal_corner": "causal_alignment", "head_map": "head_grouping"}  # mistakes that are the other value of a choice
@@ -57,10 +60,11 @@ class Seen:
         """What a mistake gives: at the problem, and at the problem as it is presented."""
         found = []
         for exact in (self.exact, self.presented):
-            name = mistake
-            if exact is not None and exact is self.presented and exact.problem.mask is None:  # merged: it is read as the bias is
-                name = mistake.replace("mask_", "bias_", 1) if mistake.startswith("mask_") else mistake
-            wrong = None if exact is None or name not in MISTAKES else MISTAKES[name].wrong(exact.problem, exact.dialect, exact)
+            if exact is None:
+                continue
+            merged = exact is not self.exact and exact.problem.mask is None and mistake.startswith("mask_")
+            name = mistake.replace("mask_", "bias_", 1) if merged else mistake  # it is read as the bias is
+            wrong = MISTAKES[name].wrong(exact.problem, exact.dialect, exact) if name in MISTAKES else None
             if wrong is None:
                 continue
             if exact is self.presented and "dbias" in wrong:  # what reaches the bias through the mask it was merged with
@@ -83,6 +87,7 @@ class Fit:
     digits: float
     only: str = ""
     late: bool = False  # it is a mistake of the forward, and the output is right
+    near: float = 0.0  # digits at the mean of the failing elements
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,14 @@ class Diagnosis:
         return told(self.cost)
 
 
+def _exceptions(cost: dict[str, float]) -> dict[str, float]:
+    """Of what mistakes cost the part that is not about how special or coarse they are."""
+    return {name: round(x - SPECIAL * MISTAKES[name].special - COARSE * MISTAKES[name].coarse, 9) for name, x in cost.items()}
+
+
 def told(cost: dict[str, float]) -> tuple[str, ...]:
     """Which of the mistakes that explain a failure are said: one, or two that nothing tells apart, or what their like is called."""
-    plain = {name: x - SPECIAL * MISTAKES[name].special for name, x in cost.items()}
+    plain = {name: x + COARSE * MISTAKES[name].coarse for name, x in _exceptions(cost).items()}
     tied = [name for name in cost if plain[name] <= min(plain.values()) + 1e-9]
     families = {MISTAKES[name].of or name for name in tied}
     if len(families) == 1 and len(tied) > 1:
@@ -161,7 +171,7 @@ def _away(given: Array, seen: Seen, name: str) -> Array:
 
 def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
     """How an answer with a mistake fits what came, None where it does not: some element outside is something else."""
-    digits, changed, spared, only = 0.0, 0, 0, []
+    near, changed, spared, only = [np.zeros(0)], 0, 0, []  # type: list[Array], int, int, list[str]
     for name in seen.got:
         given = combined(wrong, seen.exact, name)
         got, right, outside = seen.got[name], seen.right[name], seen.outside[name]
@@ -174,9 +184,10 @@ def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
         if name in seen.scope:
             if not agree[outside].all():
                 return None
-            error = np.abs(got - right)[outside]
+            error, eps = np.abs(got - right)[outside], float(torch.finfo(seen.problem.dtype).eps)
             with np.errstate(invalid="ignore", divide="ignore"):
-                digits += float(np.clip(np.nan_to_num(np.log10(error / room[outside]), nan=1.0, posinf=1.0), -1, 6).sum())
+                left = np.maximum(np.abs(got - given)[outside], eps * np.abs(given)[outside])
+                near.append(np.clip(np.nan_to_num(np.log10(error / left), nan=1.0, posinf=6.0), -1, 6))
         elif "o" in seen.scope:
             continue  # gradients of a wrong output
         missed = shows & ~outside & ~agree
@@ -184,7 +195,14 @@ def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
         if missed.any() and outside.any():
             only += _where(name, outside, shows)
     late = "o" not in seen.scope and bool(np.any(_away(combined(wrong, seen.exact, "o"), seen, "o")))
-    return Fit(spared / changed if changed else 0.0, digits, ", ".join(dict.fromkeys(only)), late)
+    digits = np.concatenate(near)
+    return Fit(
+        spared / changed if changed else 0.0,
+        float(digits.sum()),
+        ", ".join(dict.fromkeys(only)),
+        late,
+        float(digits.mean()) if digits.size else 0.0,
+    )
 
 
 def _where(name: str, outside: Array, shows: Array) -> list[str]:
@@ -201,15 +219,17 @@ def _where(name: str, outside: Array, shows: Array) -> list[str]:
     return [word for word in words if word]
 
 
-def screen(seen: Seen, among: Iterable[str]) -> dict[str, Fit]:
-    """The mistakes among these that explain a failing problem."""
+def screen(seen: Seen, among: Iterable[str]) -> dict[str, Fit] | None:
+    """The mistakes among these that explain a failing problem; None where its bounds are too wide to tell."""
     found = {}
     with np.errstate(all="ignore"):
         for name in among:
             fits = [fits for wrong in seen.given(name) if (fits := explains(wrong, seen)) is not None]
             if fits:
                 found[name] = min(fits, key=lambda one: one.spared)
-    return found
+    if len(found) <= BLIND:
+        return found
+    return {name: one for name, one in found.items() if one.near >= CLOSE} or None
 
 
 def shows(name: str, seen: Seen) -> bool:
@@ -290,41 +310,57 @@ def steady(subject: Subject, problem: Problem) -> bool:
     return same and torch.allclose(first.o, second.o, rtol=1e-3, atol=1e-30, equal_nan=True)
 
 
-def diagnose(subject: Subject, problem: Problem, exact: Exact | None, cases: Iterable[Case]) -> Diagnosis | None:
+def diagnose(
+    subject: Subject, problem: Problem, exact: Exact | None, cases: Iterable[Case], before: Iterable[str] = ()
+) -> Diagnosis | None:
     """What explains a failing problem and the cases that fail like it; None where no canonical mistake does.
 
     The problem comes first; cases are the one on which it was met and others of the run. Probes are made of the first case.
+    before: mistakes that were found already, which are enough where one of them explains all of it.
     """
     if problem.training and problem.dropout:  # what is right depends on what was drawn
         found, asked = dropped(subject, problem)
         return Diagnosis(dict.fromkeys(found, 0.0), "", asked, True) if found else None
-    started, cases = time.thread_time(), list(dict.fromkeys(cases))
-    alive: dict[str, list[Fit]] | None = None
-    against: dict[str, float] = {}
-    asked, tried = 0, set()
+    cases, before = list(dict.fromkeys(cases)), [name for name in before if name in MISTAKES]
     evidence: list[Case | Problem] = [x for case in cases[: 1 + EVIDENCE] for x in finer(case, subject)]
     evidence += [finer(probe, subject)[0] for case in cases[:1] for probe in probes(case, subject)]
-    evidence += [shuffled(problem, seed) for seed in range(6)]
-    for this in [problem, *evidence]:
+    evidence = [problem, *dict.fromkeys(evidence), *(shuffled(problem, seed) for seed in range(6))]
+
+    @cache
+    def seen_at(n: int) -> Seen | None:
+        this = evidence[n]
+        return look(subject, this if isinstance(this, Problem) else subject.problem(this), None if n else exact)
+
+    if not steady(subject, problem):
+        drops = problem.dropout and steady(subject, problem.replace(dropout=0.0))
+        return Diagnosis({"dropout_in_evaluation": 0.0}, "", 1, True) if drops else None
+    known = _diagnose(seen_at, evidence, before) if before else None
+    if known is not None and not min(_exceptions(known.cost).values()):
+        return known
+    return _diagnose(seen_at, evidence, MISTAKES)
+
+
+def _diagnose(seen_at: Callable[[int], Seen | None], evidence: list[Case | Problem], among: Iterable[str]) -> Diagnosis | None:
+    """Which of these mistakes explain all of the evidence, the problem itself being the first of it."""
+    started, cases = time.thread_time(), any(isinstance(this, Case) for this in evidence)
+    alive: dict[str, list[Fit]] | None = None
+    against: dict[str, float] = {}
+    asked = 0
+    for n, this in enumerate(evidence):
         if (alive is not None and not alive) or time.thread_time() - started > SECONDS:
             break
-        if isinstance(this, Case):
-            if this in tried:
-                continue
-            tried.add(this)
-        elif this is not problem and cases and asked > 2:
+        if n and cases and asked > 2 and isinstance(this, Problem):
             break  # only where it was the test that made the problem do cases say little of it
-        if asked == 1 and not steady(subject, problem):
-            drops = problem.dropout and steady(subject, problem.replace(dropout=0.0))
-            return Diagnosis({"dropout_in_evaluation": 0.0}, "", asked, True) if drops else None
-        seen = look(subject, this if isinstance(this, Problem) else subject.problem(this), exact if this is problem else None)
+        seen = seen_at(n)
         if seen is None:
             continue
         if not seen.scope:
             for name in alive or ():
                 against[name] = against.get(name, 0.0) + shows(name, seen)
             continue
-        fits = screen(seen, MISTAKES if alive is None else alive)
+        fits = screen(seen, among if alive is None else alive)
+        if fits is None:
+            continue
         alive = {name: [*(alive or {}).get(name, []), fits[name]] for name in fits if alive is None or name in alive}
         asked += 1
     if not alive:
@@ -350,7 +386,7 @@ def diagnose(subject: Subject, problem: Problem, exact: Exact | None, cases: Ite
 def explained_by(subject: Subject, problem: Problem) -> frozenset[str]:
     """The mistakes that explain a failing problem by itself."""
     seen = look(subject, problem)
-    return frozenset(screen(seen, MISTAKES) if seen is not None and seen.scope else ())
+    return frozenset(screen(seen, MISTAKES) or () if seen is not None and seen.scope else ())
 
 
 # CHOICES

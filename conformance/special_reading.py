@@ -261,6 +261,13 @@ for number in (-50.0, -1e4, -1e9):
         of="hidden_scores_of_10000",
     )
 
+special(
+    "hidden_scores_of_lowest",
+    "hidden scores are the lowest finite number, not −∞",
+    lambda x: filled_with(x, torch.finfo(x.problem.dtype).min),
+    of="hidden_scores_of_10000",
+)
+
 # HEADS AND BATCH ITEMS
 
 

@@ -25,7 +25,7 @@ from attnspec.conformance.verdicts import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import CHOICES, Clause, Dialect, Problem
 
-SIMPLIFYING = 2.0  # seconds that the numbers of one failure may take
+SIMPLIFYING = 2.0  # seconds of this thread that the numbers of one failure may take
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 REDUCED_FAILURES = 8  # failures in one dtype that are reduced, each to its own entry
 ORACLE = "arb" if find_spec("flint") else "float64"
@@ -234,7 +234,8 @@ class Subject:
         if finding.kind not in ("value", "zero", "nonfinite", "relation"):
             return None
         try:
-            return diagnose(self, problem, exact, met)
+            before = {name for known in self._explained if known.diagnosis is not None for name in known.diagnosis.best}
+            return diagnose(self, problem, exact, met, before)
         except Exception as error:  # a verdict is never lost to what would only explain it
             warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
             return None
@@ -248,14 +249,20 @@ class Subject:
         return None
 
     def reduce(self, case: Case, finding: Finding) -> Case:
-        """The simplest case that still fails in the same way, by greedy descent over its factors."""
-        return descend(
-            case,
-            self.adapter,
-            lambda trial: (
-                self.same_side(case, trial) and any(f.likeness == finding.likeness for f in self.judgement(trial).findings)
-            ),
-        )
+        """The simplest case that still fails in the same way, by greedy descent over its factors.
+
+        Where a failure in another dtype was reduced to what this one contains, that first.
+        """
+
+        def alike(trial: Case) -> bool:
+            return self.same_side(case, trial) and any(f.likeness == finding.likeness for f in self.judgement(trial).findings)
+
+        for known in self._explained:
+            if known.by_case and known.case.dtype != case.dtype and known.needs() <= case.traits():
+                trial = replace(known.case, dtype=case.dtype, numbers="")
+                if alike(trial):
+                    return trial
+        return descend(case, self.adapter, alike)
 
     def _explain(self, case: Case, finding: Finding, seen: Case) -> Explained:
         problem = self.problem(case)
@@ -306,32 +313,36 @@ class Subject:
         simple = bool(case.numbers)  # asked for with --case, as a failure has shown it
         if simple or finding.kind not in ("value", "zero", "nonfinite") or explained.clause.startswith("PURITY"):
             return explained
-        class_, started = self.required_class(case.dtype), time.monotonic()
-        before = explained_by(self, explained.problem)
+        class_, started = self.required_class(case.dtype), time.thread_time()
+
+        def fails(problem: Problem) -> bool:
+            """In the same way, and no less."""
+            answer, exact = self.run(problem), self.solve(problem)
+            alike = [f for f in judge(answer, exact, class_).findings if (f.likeness, f.kind) == (finding.likeness, finding.kind)]
+            coarse = with_class(alike[0], answer, exact).class_ if alike else ""
+            return bool(alike) and coarse == finding.class_ and alike[0].ratio >= min(finding.ratio, 4.0)
+
         made: dict[str, str] = {}
-        for name in ("do", "bias", "v", "k", "q"):
+        for known in self._explained:  # in another dtype
+            if known.key == explained.key and known.case.numbers and replace(known.case, dtype=case.dtype, numbers="") == case:
+                trial = replace(case, numbers=known.case.numbers)
+                if fails(self.problem(trial)):
+                    made, case = dict(part.split(":") for part in trial.numbers.split("+")), trial
+                    break
+        before = explained_by(self, explained.problem) if not made else frozenset()
+        for name in () if made else ("do", "bias", "v", "k", "q"):
             tensor = getattr(explained.problem, name)
             if tensor is None or not tensor.numel() or (name == "do" and finding.output == "o"):
                 continue
             places = [f"at{n}" for n in range(min(tensor.numel(), 4))] if tensor.numel() > 1 else []
             for how in ("zeros", "ones", *(["hot"] if name == "v" and tensor.shape[-1] > 1 else []), *places, "rounded"):
-                if time.monotonic() - started > SIMPLIFYING:
+                if time.thread_time() - started > SIMPLIFYING:
                     break
                 trial = replace(case, numbers="+".join(f"{n}:{x}" for n, x in {**made, name: how}.items()))
                 problem = self.problem(trial)
                 if torch.equal(getattr(problem, name), getattr(self.problem(case), name)):
                     continue
-                answer, exact = self.run(problem), self.solve(problem)
-                alike = [
-                    f for f in judge(answer, exact, class_).findings if (f.likeness, f.kind) == (finding.likeness, finding.kind)
-                ]
-                if (
-                    not alike
-                    or (with_class(alike[0], answer, exact).class_ != finding.class_)
-                    or alike[0].ratio < min(finding.ratio, 4.0)
-                ):
-                    continue
-                if not explained_by(self, problem) <= before:
+                if not fails(problem) or not explained_by(self, problem) <= before:
                     continue
                 made[name], case = how, trial
                 break
