@@ -13,7 +13,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +71,15 @@ class Seen:
                 wrong = wrong | {"dbias": reduced(wrong["dbias"], self.exact.values["dbias"].shape)}
             found.append(wrong)
         return found
+
+    @cached_property
+    def noise(self) -> dict[str, float]:
+        """By output what rounding may leave where all terms cancel: a unit in the last place of the largest."""
+        x = {name: float(t.abs().nan_to_num(posinf=0).max()) if t.numel() else 0.0 for name, t in _floats(self.problem).items()}
+        eps, dp = float(torch.finfo(self.problem.dtype).eps), x.get("do", 0.0) * x["v"] * self.problem.e
+        ds = dp * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
+        sizes = {"o": x["v"], "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), "dbias": dp}
+        return {name: eps * size for name, size in sizes.items()}
 
     @property
     def scope(self) -> tuple[str, ...]:
@@ -157,9 +166,16 @@ def _room(seen: Seen, name: str, wrong: Array) -> Array:
     share = max(share, 2.0**-21) if seen.problem.dtype == torch.float64 else share  # a constant may have been written in float32
     breadth = BREADTH if seen.problem.dtype in (torch.float32, torch.float64) else 1.5
     room = np.maximum(np.maximum(row, breadth * share * size), least) + np.zeros_like(bound)
-    # What must be exactly zero has no error of its own: there the mistake's must be told by its own size.
-    own = breadth * share * np.abs(np.where(np.isfinite(wrong), wrong, 0.0)) + least
-    return np.where((bound == 0) & (right == 0), np.minimum(room, own), room)
+    # What must be exactly zero has no error of its own: there the mistake's must be told by its own size, and where its terms
+    # cancel, by theirs, which are as large as what does not cancel.
+    finite = np.abs(np.where(np.isfinite(wrong), wrong, 0.0))
+    own = np.minimum(room, breadth * share * finite + least)
+    return np.where(right > 0, room, np.maximum(np.where(bound == 0, own, room), seen.noise[name]))
+
+
+def _floats(problem: Problem) -> dict[str, torch.Tensor]:
+    tensors = {name: getattr(problem, name) for name in ("q", "k", "v", "do")}
+    return {name: x.detach() for name, x in tensors.items() if x is not None}
 
 
 def _away(given: Array, seen: Seen, name: str) -> Array:
@@ -324,7 +340,8 @@ def diagnose(
     cases, before = list(dict.fromkeys(cases)), [name for name in before if name in MISTAKES]
     evidence: list[Case | Problem] = [x for case in cases[: 1 + EVIDENCE] for x in finer(case, subject)]
     evidence += [finer(probe, subject)[0] for case in cases[:1] for probe in probes(case, subject)]
-    evidence = [problem, *dict.fromkeys(evidence), *(shuffled(problem, seed) for seed in range(6))]
+    dense = [problem.replace(**{name: x.contiguous() for name, x in problem.inputs().items()})]
+    evidence = [problem, *dict.fromkeys(evidence), *dense, *(shuffled(problem, seed) for seed in range(6))]
 
     @cache
     def seen_at(n: int) -> Seen | None:
@@ -372,7 +389,9 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: list[Case | Probl
         + SPECIAL * MISTAKES[name].special
         + COARSE * MISTAKES[name].coarse
         for name, fits in alive.items()
-        if sum(one.digits for one in fits) >= CERTAIN and (late or not any(one.late for one in fits))
+        if sum(one.digits for one in fits) >= CERTAIN
+        and (late or not any(one.late for one in fits))
+        and against.get(name, 0.0) < max(asked, 2)
     }
     if not cost:
         return None

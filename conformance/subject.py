@@ -383,8 +383,8 @@ class Subject:
 
     def _remembers(self, problem: Problem, answer: Answer, case: Case) -> bool:
         """Whether other values in the same shapes get the same wrong output, while shapes never seen are answered rightly."""
-        if not isinstance(answer.o, torch.Tensor):
-            return False
+        if not isinstance(answer.o, torch.Tensor) or not answer.o.any():
+            return False  # zeros are no memory
         other = problem.replace(v=1 - problem.v)
         again, exact = self.run(other), self.solve(other)
         if again.refusal or not judge(again, exact, self.required_class(case.dtype)).of(("o",)):
