@@ -42,7 +42,7 @@ from attnspec.spec import index  # noqa: E402
 
 EXPECTED = ROOT / "tests" / "mutants" / "diagnoses.json"
 LIMIT = 240  # seconds for one mutant
-OBSERVED = {"output_nan", "output_zero"}  # what stands under "found" anyway: no mistake
+OBSERVED = {"output_nan", "output_zero", "coarse arithmetic"}  # facts that stand under "found": no mistake is named
 CHOICES = {"causal_alignment": "causal_corner", "head_grouping": "head_map"}
 
 
@@ -155,7 +155,7 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
         "# Is the right mistake named?",
         "",
         f"What `python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` found: the tests of each mutant's own",
-        'clause in tier smoke, up to the first that fails. A name is wrong unless it, or of "either …, or …" one, is among those that',
+        "clause in tier smoke, up to the first that fails. A name is wrong unless it is, or of an either-or one is, among those",
         "that tests/mutants/diagnoses.json expects; where none is expected, any name is wrong.",
         "",
         f"Of {asked} mutants that failed, {good} got the right name or rightly none ({good / max(asked, 1):.0%}): "
