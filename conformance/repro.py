@@ -19,6 +19,30 @@ from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index, memory_of
 
 FOLDER = Path("attnspec-repros")
+# What stands before the call where it must raise, and where it must leave the state as it was.
+MUST_RAISE = """
+def refused(kind, error, trace):
+    print("refused, as it must be:", error, flush=True)
+    os._exit(0)
+
+
+sys.excepthook = refused
+"""
+STATE = """
+def state():
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "determinism": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "random state": torch.get_rng_state().numpy().tobytes(),
+    }
+
+
+torch.rand(1)
+before = state()
+"""
 LONGEST = 1 << 20  # elements of inputs up to which there is a script
 READABLE = 48  # elements up to which a tensor is written as numbers
 TENSOR = '''
@@ -42,7 +66,7 @@ sys.exit(int(outside.any()))
 def write(subject: Subject, explained: Explained, other: Problem | None) -> Path | None:
     """Write the script beside the others, and return its path.
 
-    None where the convention can't say the call, or the numbers are too many for a script.
+    None where the convention can't say the call, the numbers are too many for a script, or a script can't tell right from wrong.
     """
     problem = explained.problem
     if sum(x.numel() for x in problem.inputs().values()) > LONGEST:
@@ -50,6 +74,8 @@ def write(subject: Subject, explained: Explained, other: Problem | None) -> Path
     try:
         text = script(subject, explained, other)
     except Unsupported:
+        return None
+    if text is None:
         return None
     FOLDER.mkdir(exist_ok=True)
     variant = re.sub(r"\W+", "-", subject.adapter.variant)
@@ -59,9 +85,12 @@ def write(subject: Subject, explained: Explained, other: Problem | None) -> Path
     return path
 
 
-def script(subject: Subject, explained: Explained, other: Problem | None) -> str:
-    """The text of the script: imports, the tensors, the call, and what the answer should have been."""
+def script(subject: Subject, explained: Explained, other: Problem | None) -> str | None:
+    """The text of the script: imports, the tensors, the call, and what the answer should have been; None where that has no form."""
     clause, finding = index()[explained.clause], explained.finding
+    verdict = _verdict(subject, explained, other)
+    if not verdict:
+        return None
     lines = [
         f'"""{clause.id} · {clause.title}',
         "",
@@ -72,6 +101,7 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         '"""',
         "",
         "import base64",
+        "import os",
         "import sys",
         "import zlib",
         "",
@@ -83,10 +113,12 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         f'DEVICE = "{subject.device}"',
         TENSOR,
     ]
+    if finding.output == "call" and finding.kind == "relation":
+        lines += {"ERROR-2": [MUST_RAISE], "ERROR-4": [MUST_RAISE], "PURITY-3": [STATE]}.get(clause.id, [])
     lines += _call(subject, explained.problem, "", finding.output)
     if other is not None:
         lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
-    return "\n".join([*lines, *_verdict(subject, explained, other)]) + "\n"
+    return "\n".join([*lines, *verdict]) + "\n"
 
 
 def _call(subject: Subject, problem: Problem, suffix: str, output: str) -> list[str]:
@@ -130,7 +162,7 @@ def literal(x: Tensor) -> str:
 
 
 def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> list[str]:
-    """The end of the script: exit 1 while the fault is there, 0 without it."""
+    """The end of the script: exit 1 while the fault is there, 0 without it; nothing where no script can tell."""
     finding, output, exact = explained.finding, explained.finding.output, explained.exact
     if finding.kind in ("value", "zero", "nonfinite") and exact is not None and output in exact.values:
         tolerance = exact.tolerance(subject.required_class(str(explained.problem.dtype)[6:]))
@@ -162,8 +194,31 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
     if finding.kind == "changed":
         names = [name for name in explained.problem.inputs() if name in finding.message.split()]
         return ["", f"print({finding.message!r})", f"# compare {', '.join(names)} before and after the call", "sys.exit(1)"]
-    # An exception ends the script by itself; what remains is a relation that the message describes.
-    return ["", 'print("answered", getattr(o, "shape", o))', f"print({finding.message!r})"]
+    if finding.kind == "raised":  # an exception ends the script by itself
+        return ["", 'print("answered", getattr(o, "shape", o))']
+    if explained.clause in ("ERROR-2", "ERROR-4"):
+        return ["", f"print({finding.message!r})", "sys.exit(1)"]
+    if explained.clause == "PURITY-3":
+        return [
+            "",
+            "changed = [name for name, value in state().items() if value != before[name]]",
+            'print("changed:", changed)',
+            "sys.exit(bool(changed))",
+        ]
+    if explained.clause == "PURITY-2" and output == "call":
+        arguments = subject.adapter.call(explained.problem).arguments
+        first: dict[int, str] = {}
+        given = {p: first.setdefault(id(x), p) if isinstance(x, Tensor) else repr(x) for p, x in arguments.items()}
+        again, tensors = ", ".join(f"{p}={x}" for p, x in given.items()), ", ".join(first.values())
+        return [
+            "",
+            f"again = attend({again})",
+            "memory = o.untyped_storage().data_ptr()",
+            f"shared = [x.untyped_storage().data_ptr() == memory for x in ({tensors}, again)]",
+            f'print("the output shares its memory with {tensors}, or the next output:", shared)',
+            "sys.exit(any(shared))",
+        ]
+    return []  # counts of what was drawn
 
 
 def _float(x: np.ndarray) -> str:
