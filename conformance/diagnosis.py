@@ -35,6 +35,7 @@ SECONDS = 4.0  # of this thread, for one failure: what a busy machine may not ch
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
 CERTAIN = 7.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
 BREADTH = 8.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
+BREADTH_OF_HALVES = 3.0  # the same for half types, whose bounds are wide already
 BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
 CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
 # What a name costs beside the problems that it would have shown in, and did not: one that is special, or fits nearly everything.
@@ -164,7 +165,7 @@ def _room(seen: Seen, name: str, wrong: Array) -> Array:
     share = np.median(row[clear] / most[clear]) if clear.any() else float(torch.finfo(seen.problem.dtype).eps)
     size = np.abs(np.where(np.isfinite(wrong), wrong, 0.0)).max(-1, keepdims=True)
     share = max(share, 2.0**-21) if seen.problem.dtype == torch.float64 else share  # a constant may have been written in float32
-    breadth = BREADTH if seen.problem.dtype in (torch.float32, torch.float64) else 1.5
+    breadth = BREADTH if seen.problem.dtype in (torch.float32, torch.float64) else BREADTH_OF_HALVES
     room = np.maximum(np.maximum(row, breadth * share * size), least) + np.zeros_like(bound)
     # What must be exactly zero has no error of its own: there the mistake's must be told by its own size, and where its terms
     # cancel, by theirs, which are as large as what does not cancel.
