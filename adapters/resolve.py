@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -157,7 +158,9 @@ def _attribute(module: Any, path: str, target: str) -> Any:
     found = module
     for name in path.split("."):
         if not hasattr(found, name):
-            near = [n for n in _callables(found) if n.lower().startswith(name[:1].lower())] or _callables(found)
+            there = _callables(found)
+            own = [n for n in there if getattr(getattr(found, n), "__module__", None) == getattr(found, "__name__", None)] or there
+            near = difflib.get_close_matches(name, own, 8, 0.3) or own
             raise ResolveError(
                 f"--impl={target} does not exist: {getattr(found, '__name__', found)} has no {name!r}; "
                 f"it has {', '.join(near[:8]) or 'nothing callable'}."

@@ -192,7 +192,7 @@ def test_a_compiled_function_is_read_from_its_docstring():
         ("", "was not found"),
         ("kernel", "say which of its names, kernel.NAME. It holds Attend"),
         ("kernel.py", "say which of its names, kernel.py:NAME"),
-        ("kernel.atend", "kernel has no 'atend'; it has Attend, attend"),
+        ("kernel.atend", "kernel has no 'atend'; it has attend, Attend"),
         ("kernel.Inside.other", "Inside has no 'other'"),
         ("kernel.py:atend", "has no 'atend'"),
         ("missing.py:attend", "there is no file missing.py"),
