@@ -130,9 +130,9 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.case import Case
     from attnspec.conformance.draft import Draft, new_file
     from attnspec.conformance.known import KnownIssues, read
+    from attnspec.conformance.meeting import meet
     from attnspec.conformance.run import TIERS, Run
     from attnspec.conformance.shard import Shard
-    from attnspec.conformance.subject import meet
     from attnspec.reference.accuracy import UNIT
     from attnspec.spec import CHOICES
 

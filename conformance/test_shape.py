@@ -6,9 +6,10 @@ import torch
 
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding
+from attnspec.conformance.meeting import WIDTHS
 from attnspec.conformance.relations import one_item
 from attnspec.conformance.rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
-from attnspec.conformance.subject import WIDTHS, Subject
+from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_agree, must_be_right, on_cases, once
 from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem, twin

@@ -17,9 +17,10 @@ from attnspec.conformance.case import Case
 from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, other_choice, sentence, told
 from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judge import judge
+from attnspec.conformance.meeting import meet
 from attnspec.conformance.record import Failure
 from attnspec.conformance.repro import script
-from attnspec.conformance.subject import Explained, Subject, meet
+from attnspec.conformance.subject import Explained, Subject
 from attnspec.spec import Dialect
 
 EXPECTED = json.loads((Path(__file__).parent / "mutants" / "diagnoses.json").read_text(encoding="utf-8"))

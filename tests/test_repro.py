@@ -12,8 +12,9 @@ from mutants.base import load
 from attnspec.adapters import resolve
 from attnspec.conformance.case import Case
 from attnspec.conformance.judge import Finding
+from attnspec.conformance.meeting import meet
 from attnspec.conformance.repro import script
-from attnspec.conformance.subject import Explained, meet
+from attnspec.conformance.subject import Explained
 from attnspec.spec import Problem
 
 HERE = Path(__file__).parent
