@@ -141,6 +141,13 @@ def filled_with(x: Kernel, number: float) -> Wrong:
     return x.with_weights(weights(s)) if not x.allowed.all() else None
 
 
+def before_scale(x: Kernel) -> Wrong:
+    """Hidden scores are −∞ before the scale multiplies them: of a negative one +∞, of zero no number."""
+    if x.scale > 0 or x.allowed.all():
+        return None
+    return x.with_weights(np.where((x.allowed | x.empty).all(-1, keepdims=True), x.p, np.nan))
+
+
 def after_softmax(x: Kernel) -> Wrong:
     """Probabilities of all keys that causal shows, of which those that the mask hides are zeroed."""
     s = x.scale * (x.q @ x.heads_k.swapaxes(-1, -2)) + (0.0 if x.bias is None else x.bias)
@@ -252,6 +259,7 @@ special(
     "mask",
 )
 special("mask_after_softmax", "hidden probabilities are zeroed after the softmax, which is not normalised again", after_softmax)
+special("mask_before_scale", "hidden scores are −∞ before the scale multiplies them, and so +∞ or no number after it", before_scale)
 special("hidden_in_maximum", "hidden keys take part in the row's maximum", in_maximum)
 for number in (-50.0, -1e4, -1e9):
     special(
