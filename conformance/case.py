@@ -438,7 +438,8 @@ def _in_words(name: str, what: str) -> str:
 def describe_problem(problem: Problem) -> str:
     """A problem in words, where a test made it without a case."""
     shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in problem.inputs().items())
-    options = [f"{name} {getattr(problem, name)}" for name in ("scale", "dropout") if getattr(problem, name)]
+    options = [f"scale {problem.scale}"] if problem.scale is not None else []
+    options += [f"dropout {problem.dropout}"] if problem.dropout else []
     modes = [name for name in ("causal", "training") if getattr(problem, name)]
     return "; ".join([f"{str(problem.dtype)[6:]}: {shapes}", *modes, *options])
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SECONDS = 4.0  # of this thread, for one failure: what a busy machine may not change
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
 CERTAIN = 7.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
-BREADTH = 8.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
+BREADTH = 32.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
 BREADTH_OF_HALVES = 3.0  # the same for half types, whose bounds are wide already
 BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
 CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
@@ -265,10 +265,14 @@ def shows(name: str, seen: Seen) -> bool:
         return bool(given) and all(would(wrong) for wrong in given)
 
 
+def calmer(case: Case) -> Case:
+    """Without enormous biases, beside which a mistake and rounding are hard to tell apart."""
+    return replace(case, biases="normal") if case.biases in ("lowest", "shift") else case
+
+
 def probes(case: Case, subject: Subject) -> Iterator[Case]:
-    """Cases that differ from this one in one thing; beside enormous biases a mistake and rounding are hard to tell apart."""
-    if case.biases in ("lowest", "shift"):
-        case = replace(case, biases="normal")
+    """Cases that differ from this one in one thing."""
+    case = calmer(case)
     for name, simple in (
         ("mask", "none"),
         ("bias", "none"),
@@ -288,8 +292,8 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
     yield fit(replace(case, b=min(case.b, 2), i=i + 130, j=j + 130, d=min(case.d, 16), e=min(case.e, 24)), subject.adapter)
     for change in (
         {"j": j + 1},
-        {"j": j + 5, "i": i + 1},
-        {"j": j + 18},
+        {"j": j + 5, "i": i + 1, "values": "normal", "scale": None},
+        {"j": j + 18, "i": i + 18},
         {"i": i + 3, "j": j},
         {"b": case.b + 1},
         {"d": case.d + 18},
@@ -298,6 +302,8 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         yield fit(replace(case, **change), subject.adapter)
     if case.values != "normal":
         yield replace(case, values="normal")
+    if case.scale is not None:
+        yield replace(case, scale=0.7 if case.scale != 0.7 else 0.3)
     if case.wrt not in ("all", "none"):
         yield replace(case, wrt="all")
 
@@ -328,21 +334,31 @@ def steady(subject: Subject, problem: Problem) -> bool:
 
 
 def diagnose(
-    subject: Subject, problem: Problem, exact: Exact | None, cases: Iterable[Case], before: Iterable[str] = ()
+    subject: Subject,
+    problem: Problem,
+    exact: Exact | None,
+    cases: Iterable[Case],
+    before: Iterable[str] = (),
+    met: Problem | None = None,
 ) -> Diagnosis | None:
     """What explains a failing problem and the cases that fail like it; None where no canonical mistake does.
 
     The problem comes first; cases are the one on which it was met and others of the run. Probes are made of the first case.
-    before: mistakes that were found already, which are enough where one of them explains all of it.
+    before: mistakes that were found already, which are enough where one of them explains all of it. met: the problem that a test
+    made of the first case, before it was reduced; where the case by itself is answered rightly, such problems are the evidence.
     """
     if problem.training and problem.dropout:  # what is right depends on what was drawn
         found, asked = dropped(subject, problem)
         return Diagnosis(dict.fromkeys(found, 0.0), "", asked, True) if found else None
     cases, before = list(dict.fromkeys(cases)), [name for name in before if name in MISTAKES]
-    evidence: list[Case | Problem] = [x for case in cases[: 1 + EVIDENCE] for x in finer(case, subject)]
+    others = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
+    evidence: list[Case | Problem] = [x for case in (*cases[:1], *others) for x in finer(case, subject)]
     evidence += [finer(probe, subject)[0] for case in cases[:1] for probe in probes(case, subject)]
+    made = [] if met is None else [met, *(shuffled(met, seed) for seed in range(4))]
     dense = [problem.replace(**{name: x.contiguous() for name, x in problem.inputs().items()})]
-    evidence = [problem, *dict.fromkeys(evidence), *dense, *(shuffled(problem, seed) for seed in range(6))]
+    if made and (plain := look(subject, subject.problem(cases[0]))) is not None and not plain.scope:
+        cases, evidence = [], []  # it is the test that makes it fail
+    evidence = [problem, *made[:1], *dict.fromkeys(evidence), *dense, *made[1:], *(shuffled(problem, seed) for seed in range(6))]
 
     @cache
     def seen_at(n: int) -> Seen | None:
@@ -367,7 +383,7 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: list[Case | Probl
     for n, this in enumerate(evidence):
         if (alive is not None and not alive) or time.thread_time() - started > SECONDS:
             break
-        if n and cases and asked > 2 and isinstance(this, Problem):
+        if n > 1 and cases and asked > 2 and isinstance(this, Problem):
             break  # only where it was the test that made the problem do cases say little of it
         seen = seen_at(n)
         if seen is None:

@@ -215,6 +215,13 @@ special("output_nan", "the output is NaN", partial(every, number=np.nan), coarse
 for name, says, number in (("no_keys_nan", "NaN", np.nan), ("no_keys_one", "one", 1.0)):
     enter(name, f"without any key the output is {says}", lambda x, n=number: None if x.j else every(x, n))  # type: ignore[misc]
     MISTAKES[name] = replace(MISTAKES[name], special=True)
+for n in (32, 64, 128):
+    special(
+        f"row_tail_zero_{n}",
+        f"rows behind the last full {n} are zero",
+        lambda x, n=n: {"o": (x.p @ x.heads_v) * (np.arange(x.i) < (x.i - x.i % n or x.i))[:, None]} if x.i % n else None,
+        coarse=True,
+    )
 special(
     "output_of_query_before",
     "a row of the output is that of the query before",

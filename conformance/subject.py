@@ -228,13 +228,15 @@ class Subject:
         self._explained.append(explained)
         return explained
 
-    def diagnose(self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case]) -> Diagnosis | None:
-        """The mistake that explains a failure, on the cases in which it was met."""
+    def diagnose(
+        self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case], made: Problem | None = None
+    ) -> Diagnosis | None:
+        """The mistake that explains a failure, on the cases in which it was met, or on what a test made of the first of them."""
         if finding.kind not in ("value", "zero", "nonfinite", "relation"):
             return None
         try:
             before = {name for known in self._explained if known.diagnosis is not None for name in known.diagnosis.best}
-            return diagnose(self, problem, exact, met, before)
+            return diagnose(self, problem, exact, met, before, made if met else None)
         except Exception as error:  # a verdict is never lost to what would only explain it
             warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
             return None
@@ -302,7 +304,8 @@ class Subject:
             problem = self.problem(fit(case, self.adapter))
             answer, exact = self.run(problem), self.solve(problem)
             wrong = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.output == finding.output]
-            if wrong and not with_class(wrong[0], answer, exact).class_:
+            # What overflows in a coarser dtype is no number there.
+            if wrong and wrong[0].kind == "value" and not with_class(wrong[0], answer, exact).class_:
                 return False
         return True
 
@@ -362,7 +365,7 @@ class Subject:
         return frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
 
     def attribute(
-        self, clause: str, problem: Problem, finding: Finding, exact: Exact, met: list[Case]
+        self, clause: str, problem: Problem, finding: Finding, exact: Exact, met: list[Case], made: Problem | None = None
     ) -> tuple[str, Finding, Diagnosis | None]:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
@@ -372,7 +375,7 @@ class Subject:
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
             return clause, finding, None  # right when asked like this: the surroundings of the call matter
-        diagnosis = self.diagnose(problem, exact, finding, met)
+        diagnosis = self.diagnose(problem, exact, finding, met, made)
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.dialect)), answer, exact)
         if finding.hint:
             return choice_clause(finding, self.dialect, self.observed), finding, diagnosis

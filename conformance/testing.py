@@ -274,16 +274,17 @@ class Asking:
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
         smallest = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
+        made = broken.problem
         if smallest != case:
             broken = self._breaks(smallest) or broken
         problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
             clause, finding, diagnosis = self.subject.attribute(
-                clause, problem, finding, broken.exact, [] if self.plan.once else [case]
+                clause, problem, finding, broken.exact, [] if self.plan.once else [case], made
             )
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
-            diagnosis = self.subject.diagnose(problem, None, finding, [] if self.plan.once else [case])
+            diagnosis = self.subject.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
         explained = Explained(
             clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin, diagnosis=diagnosis
         )
