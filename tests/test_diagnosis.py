@@ -14,13 +14,15 @@ from mutants.base import load, with_sdpa_signature
 from attnspec.adapters import resolve
 from attnspec.conformance import folding, report
 from attnspec.conformance.case import Case
-from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, other_choice, sentence, told
+from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, other_choice, sentence, shuffled, told
+from attnspec.conformance.dropped import dropped
 from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judge import judge
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.record import Failure
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Explained, Subject
+from attnspec.conformance.test_dropout import readable
 from attnspec.spec import Dialect
 
 EXPECTED = json.loads((Path(__file__).parent / "mutants" / "diagnoses.json").read_text(encoding="utf-8"))
@@ -107,6 +109,95 @@ def test_what_has_no_name_gets_none(dtype: str, like: str) -> None:
     problem = subject.problem(case)
     assert subject.judgement(case).findings
     assert diagnose(subject, problem, None, [case]) is None
+
+
+def with_hidden_before_scale(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """−∞ in the scores, and then the scale, as torch's flash kernel on a CPU does it."""
+    s = query @ key.mT
+    hidden = torch.ones(s.shape[-2:], dtype=torch.bool).triu(1) if is_causal else torch.zeros(s.shape[-2:], dtype=torch.bool)
+    s = s.masked_fill(hidden, -torch.inf) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return s.softmax(-1) @ value
+
+
+def test_what_torch_does_with_a_negative_scale_is_named() -> None:
+    subject = subject_of(with_hidden_before_scale)
+    case = Case(i=5, j=5, causal=True, scale=-0.5)
+    found = subject.explain(case, subject.judgement(case).findings[0])
+    assert found.diagnosis is not None
+    assert found.diagnosis.best == ("mask_before_scale",)
+
+
+def test_what_is_plain_to_see_is_no_because() -> None:
+    """'the output is NaN' explains nothing where all of it is."""
+    subject = subject_of(with_sdpa_signature(lambda call: call.run() * torch.nan))
+    case = Case(i=5, j=7)
+    found = subject.explain(case, subject.judgement(case).findings[0])
+    assert found.finding.message == "the whole output is NaN"
+    assert folding.names_of(found)[0] == ""
+
+
+# WHAT A TEST MAKES
+
+
+def test_a_problem_without_a_case_is_varied() -> None:
+    """Of a mask that alternates, reading it inverted and reading it one row off are the same; of others they are not."""
+    subject = subject_of(load()["mask_over_i_misread"].make())
+    plain = subject.problem(Case(heads="2/2", b=3, i=4, j=5, d=8))
+    problem = plain.replace(mask=torch.tensor([False, True, False, True]).view(1, 1, 4, 1))
+    found = diagnose(subject, problem, None, [])
+    assert found is not None
+    assert found.best == ("mask_of_neighbour_i",)
+
+
+def test_a_shuffled_problem_keeps_what_makes_it_special() -> None:
+    problem = subject_of(honest.tiled).problem(Case(heads="4/2", i=4, j=5, layout="expanded", bias="hij", mask="padding"))
+    other = shuffled(problem, 1)
+    for name, x in problem.inputs().items():
+        y = other.inputs()[name]
+        assert (x.shape, x.stride(), x.dtype, x.requires_grad) == (y.shape, y.stride(), y.dtype, y.requires_grad)
+    assert not torch.equal(problem.q, other.q)
+    assert problem.mask is not None
+    assert other.mask is not None
+    assert problem.mask.sum() == other.mask.sum()
+
+
+# DROPOUT
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("dropout_not_done", "dropout_not_done"),
+        ("dropout_not_rescaled", "dropout_not_rescaled"),
+        ("dropout_divided_by_rate", "dropout_divided_by_rate"),
+        ("dropout_before_softmax", "dropout_renormalised"),
+        ("dropout_of_output", "dropout_of_output"),
+        ("dropout_same_for_all_items", "dropout_same_for_items"),
+        ("dropout_same_for_all_heads", "dropout_same_for_heads"),
+        ("dropout_of_whole_rows", "dropout_of_whole_rows"),
+        ("dropout_of_whole_keys", "dropout_of_whole_keys"),
+        ("dropout_repeats_each_block", "dropout_repeats_each_16_keys"),
+        ("dropout_in_pairs", "dropout_in_pairs"),
+        ("dropout_rate_exchanged", "dropout_rate_exchanged"),
+        ("dropout_keeps_a_little_more", "dropout_at_another_rate"),
+        ("dropout_never_the_first_key", "dropout_never_the_first_key"),
+        ("dropout_seed_fixed", "dropout_seed_fixed"),
+        ("DropoutForgottenInScores", "dropout_forgotten_in_scores"),
+        ("DropoutNotRescaledInBackward", "dropout_not_rescaled_in_backward"),
+        ("DropoutOfFirstBlockInBackward", "dropout_first_block_in_backward"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_done_instead_of_dropout_is_named(name: str, mistake: str, dtype: str) -> None:
+    subject = subject_of(load()[name].make())
+    assert dropped(subject, readable(subject, Case(dtype=dtype, heads="2/2"), 0.4, 64, 33))[0] == [mistake]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_right_dropout_has_no_name(dtype: str) -> None:
+    for kernel in (honest.tiled, honest.eager):
+        subject = subject_of(kernel)
+        assert dropped(subject, readable(subject, Case(dtype=dtype, heads="2/2"), 0.4, 64, 33)) == ([], 3)
 
 
 def test_a_right_answer_has_no_diagnosis() -> None:
