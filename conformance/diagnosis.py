@@ -124,12 +124,14 @@ def told(cost: dict[str, float]) -> tuple[str, ...]:
     """Which of the mistakes that explain a failure are said: one, or two that nothing tells apart, or what their like is called."""
     plain = {name: x + COARSE * MISTAKES[name].coarse for name, x in _exceptions(cost).items()}
     tied = [name for name in cost if plain[name] <= min(plain.values()) + 1e-9]
-    families = {MISTAKES[name].of or name for name in tied}
-    if len(families) == 1 and len(tied) > 1:
-        return (families.pop(),) if families <= MISTAKES.keys() else (tied[0],)
-    if len(tied) > 2:
-        tied = [name for name in tied if not MISTAKES[name].special]
-    return tuple(tied) if len(tied) <= 2 else ()
+    families: dict[str, list[str]] = {}
+    for name in tied:
+        families.setdefault(MISTAKES[name].of or name, []).append(name)
+    if len(families) > 2:
+        families = {family: names for family, names in families.items() if not all(MISTAKES[name].special for name in names)}
+    if len(families) > 2:
+        return ()
+    return tuple(family if len(names) > 1 and family in MISTAKES else names[0] for family, names in families.items())
 
 
 def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen | None:
@@ -297,6 +299,7 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         {"i": i + 3, "j": j},
         {"b": case.b + 1},
         {"d": case.d + 18},
+        {"d": case.d + 66},
         {"seed": case.seed + 1},
     ):
         yield fit(replace(case, **change), subject.adapter)

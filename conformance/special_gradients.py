@@ -354,3 +354,25 @@ for n in (16, 32, 64):
         "do bias",
         of="dbias_of_last_16_keys",
     )
+
+
+def spilled(x: Kernel, n: int) -> Wrong:
+    """dk and dv where the store of a head, in blocks of n columns, zeroes the first columns of the next head."""
+    spill = min(-x.problem.d % n, x.problem.d)
+    if x.k.ndim == 3 or x.g < 2 or not spill:
+        return None
+    right = x.of_scores(x.ds) | x.of_values(x.p)
+    wrong = {name: right[name].copy() for name in ("dk", "dv")}
+    for gradient in wrong.values():
+        gradient[:, 1:, :, :spill] = 0.0
+    return wrong
+
+
+for n in (8, 16, 32, 64):
+    special(
+        f"gradient_spills_{n}",
+        f"dk and dv are stored {n} columns at a time, over the first columns of the next head",
+        lambda x, n=n: spilled(x, n),
+        "do",
+        of="gradient_spills_32",
+    )
