@@ -123,11 +123,15 @@ def _exceptions(cost: dict[str, float]) -> dict[str, float]:
 def told(cost: dict[str, float]) -> tuple[str, ...]:
     """Which of the mistakes that explain a failure are said: one, or two that nothing tells apart, or what their like is called."""
     plain = {name: x + COARSE * MISTAKES[name].coarse for name, x in _exceptions(cost).items()}
+    if any(MISTAKES[name].coarse for name in cost):  # as plain a thing as zeros explains it all: nothing special with exceptions
+        special = {name for name, x in _exceptions(cost).items() if x and MISTAKES[name].special and not MISTAKES[name].coarse}
+        plain, cost = ({name: x for name, x in values.items() if name not in special} for values in (plain, cost))
     tied = [name for name in cost if plain[name] <= min(plain.values()) + 1e-9]
     families: dict[str, list[str]] = {}
     for name in tied:
         families.setdefault(MISTAKES[name].of or name, []).append(name)
-    if len(families) > 2:
+    choice = any(name in CHOICE or name.startswith("empty_row_") for name in tied)  # whatever else would look the same
+    if len(families) > 2 or (choice and len(tied) > 2):
         families = {family: names for family, names in families.items() if not all(MISTAKES[name].special for name in names)}
     if len(families) > 2:
         return ()
@@ -412,6 +416,7 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: list[Case | Probl
         if sum(one.digits for one in fits) >= CERTAIN
         and (late or not any(one.late for one in fits))
         and against.get(name, 0.0) < max(asked, 2)
+        and (asked > 1 or not MISTAKES[name].special)
     }
     if not cost:
         return None
