@@ -76,11 +76,29 @@ class Seen:
     @cached_property
     def noise(self) -> dict[str, float]:
         """By output what rounding may leave where all terms cancel: a unit in the last place of the largest."""
-        x = {name: float(t.abs().nan_to_num(posinf=0).max()) if t.numel() else 0.0 for name, t in _floats(self.problem).items()}
+        tensors = {name: x for name in ("q", "k", "v", "do") if (x := getattr(self.problem, name)) is not None}
+        x = {name: float(t.detach().abs().nan_to_num(posinf=0).max()) if t.numel() else 0.0 for name, t in tensors.items()}
         eps, dp = float(torch.finfo(self.problem.dtype).eps), x.get("do", 0.0) * x["v"] * self.problem.e
         ds = dp * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
         sizes = {"o": x["v"], "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), "dbias": dp}
         return {name: eps * size for name, size in sizes.items()}
+
+    @cached_property
+    def scales(self) -> dict[str, tuple[Array, Array, Array, float]]:
+        """By output, for :func:`_room`, which is asked for each mistake: bound, size, bound of the row, and its usual share."""
+        found = {}
+        for name, limit in self.bound.items():
+            bound, right = np.nan_to_num(limit, nan=0.0, posinf=0.0), np.abs(np.nan_to_num(self.right[name]))
+            share = float(torch.finfo(self.problem.dtype).eps)
+            row = bound.max(-1, keepdims=True) if bound.size else bound
+            if bound.size:
+                most = right.max(-1, keepdims=True)
+                clear = most > row  # where terms cancel, the bound is no share of what is left
+                share = float(np.median(row[clear] / most[clear])) if clear.any() else share
+            if self.problem.dtype == torch.float64:
+                share = max(share, 2.0**-21)  # a constant may have been written in float32
+            found[name] = (bound, right, row, share)
+        return found
 
     @property
     def scope(self) -> tuple[str, ...]:
@@ -122,9 +140,10 @@ def _exceptions(cost: dict[str, float]) -> dict[str, float]:
 
 def told(cost: dict[str, float]) -> tuple[str, ...]:
     """Which of the mistakes that explain a failure are said: one, or two that nothing tells apart, or what their like is called."""
-    plain = {name: x + COARSE * MISTAKES[name].coarse for name, x in _exceptions(cost).items()}
+    exceptions = _exceptions(cost)
+    plain = {name: x + COARSE * MISTAKES[name].coarse for name, x in exceptions.items()}
     if any(MISTAKES[name].coarse for name in cost):  # as plain a thing as zeros explains it all: nothing special with exceptions
-        special = {name for name, x in _exceptions(cost).items() if x and MISTAKES[name].special and not MISTAKES[name].coarse}
+        special = {name for name, x in exceptions.items() if x and MISTAKES[name].special and not MISTAKES[name].coarse}
         plain, cost = ({name: x for name, x in values.items() if name not in special} for values in (plain, cost))
     tied = [name for name in cost if plain[name] <= min(plain.values()) + 1e-9]
     families: dict[str, list[str]] = {}
@@ -162,27 +181,16 @@ def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen
 
 def _room(seen: Seen, name: str, wrong: Array) -> Array:
     """How far an answer may be from what a mistake gives: the bound of its row, in proportion where the mistake is larger."""
-    bound, right = np.nan_to_num(seen.bound[name], nan=0.0, posinf=0.0), np.abs(np.nan_to_num(seen.right[name]))
+    bound, right, row, share = seen.scales[name]
     if not bound.size:
         return bound
-    row = bound.max(-1, keepdims=True)
-    most, least = right.max(-1, keepdims=True), np.finfo(float).tiny
-    clear = most > row  # where terms cancel, the bound is no share of what is left
-    share = np.median(row[clear] / most[clear]) if clear.any() else float(torch.finfo(seen.problem.dtype).eps)
-    size = np.abs(np.where(np.isfinite(wrong), wrong, 0.0)).max(-1, keepdims=True)
-    share = max(share, 2.0**-21) if seen.problem.dtype == torch.float64 else share  # a constant may have been written in float32
     breadth = BREADTH if seen.problem.dtype in (torch.float32, torch.float64) else BREADTH_OF_HALVES
-    room = np.maximum(np.maximum(row, breadth * share * size), least) + np.zeros_like(bound)
+    finite, least = np.abs(np.where(np.isfinite(wrong), wrong, 0.0)), np.finfo(float).tiny
+    room = np.maximum(np.maximum(row, breadth * share * finite.max(-1, keepdims=True)), least) + np.zeros_like(bound)
     # What must be exactly zero has no error of its own: there the mistake's must be told by its own size, and where its terms
     # cancel, by theirs, which are as large as what does not cancel.
-    finite = np.abs(np.where(np.isfinite(wrong), wrong, 0.0))
     own = np.minimum(room, breadth * share * finite + least)
     return np.where(right > 0, room, np.maximum(np.where(bound == 0, own, room), seen.noise[name]))
-
-
-def _floats(problem: Problem) -> dict[str, torch.Tensor]:
-    tensors = {name: getattr(problem, name) for name in ("q", "k", "v", "do")}
-    return {name: x.detach() for name, x in tensors.items() if x is not None}
 
 
 def _away(given: Array, seen: Seen, name: str) -> Array:

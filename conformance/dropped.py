@@ -56,21 +56,21 @@ special(
 )
 
 
-def readable(problem: Problem) -> bool:
-    """Whether the output is what multiplied each value."""
+def one_hot(problem: Problem) -> bool:
+    """Whether the values are, so that the output is what multiplied each of them."""
     eye = torch.eye(problem.v.shape[-2], problem.v.shape[-1], dtype=problem.v.dtype, device=problem.v.device)
     return problem.j == problem.e and bool((problem.v == eye).all())
 
 
 def dropped(subject: Subject, problem: Problem) -> tuple[list[str], int]:
     """The mistakes that explain the answers to a problem with dropout in training, and on how many answers this rests."""
-    if not readable(problem):
+    if not one_hot(problem):
         return [], 0
     exact, names, asked = subject.solve(problem.replace(dropout=0.0)), None, 0
     for seed in range(3):
         torch.manual_seed(seed)
         first, second = subject.run(problem), subject.run(problem)
-        if first.refusal is not None or second.refusal is not None or first.o.shape != second.o.shape != exact.values["o"].shape:
+        if any(x.refusal is not None or x.o.shape != exact.values["o"].shape for x in (first, second)):
             return [], 0
         found = list(_patterns(problem, exact, *(to_float64(x.o) for x in (first, second))))
         if not found:
