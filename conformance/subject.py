@@ -324,15 +324,13 @@ class Subject:
             coarse = with_class(alike[0], answer, exact).class_ if alike else ""
             return bool(alike) and coarse == finding.class_ and alike[0].ratio >= min(finding.ratio, 4.0)
 
-        made: dict[str, str] = {}
-        for known in self._explained:  # in another dtype
-            if known.key == explained.key and known.case.numbers and replace(known.case, dtype=case.dtype, numbers="") == case:
-                trial = replace(case, numbers=known.case.numbers)
-                if fails(self.problem(trial)):
-                    made, case = dict(part.split(":") for part in trial.numbers.split("+")), trial
-                    break
-        before = explained_by(self, explained.problem) if not made else frozenset()
-        for name in () if made else ("do", "bias", "v", "k", "q"):
+        for known in self._explained:
+            same = known.key == explained.key and replace(known.case, dtype=case.dtype, numbers="") == case
+            trial = replace(case, numbers=known.case.numbers)  # in another dtype
+            if same and trial != case and fails(self.problem(trial)):
+                return self._simplified(explained, trial)
+        before, made = explained_by(self, explained.problem), {}  # type: frozenset[str], dict[str, str]
+        for name in ("do", "bias", "v", "k", "q"):
             tensor = getattr(explained.problem, name)
             if tensor is None or not tensor.numel() or (name == "do" and finding.output == "o"):
                 continue
@@ -348,11 +346,13 @@ class Subject:
                     continue
                 made[name], case = how, trial
                 break
-        if not made:
-            return explained
-        problem = self.problem(case)
+        return self._simplified(explained, case) if made else explained
+
+    def _simplified(self, explained: Explained, case: Case) -> Explained:
+        """The failure as it is seen on a simpler case; as it was where it is not seen again."""
+        problem, finding = self.problem(case), explained.finding
         answer, exact = self.run(problem), self.solve(problem, certain=True)
-        found = [f for f in judge(answer, exact, class_).findings if f.likeness == finding.likeness]
+        found = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.likeness == finding.likeness]
         if not found:  # not repeatable
             return explained
         kept = with_class(found[0], answer, exact) if finding.class_ else found[0]
