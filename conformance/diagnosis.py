@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -335,6 +335,11 @@ def shuffled(problem: Problem, seed: int) -> Problem:
     return problem.replace(**other)
 
 
+def dense(problem: Problem) -> Problem:
+    """The problem with contiguous tensors."""
+    return problem.replace(**{name: x.contiguous() for name, x in problem.inputs().items()})
+
+
 def finer(case: Case, subject: Subject) -> list[Case]:
     """The case in the widest dtype of the implementation, and as it is."""
     wide = next((dtype for dtype in ("float64", "float32") if dtype in subject.dtypes), case.dtype)
@@ -366,19 +371,21 @@ def diagnose(
         found, asked = dropped(subject, problem)
         return Diagnosis(dict.fromkeys(found, 0.0), "", asked, True) if found else None
     cases, before = list(dict.fromkeys(cases)), [name for name in before if name in MISTAKES]
-    others = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
-    evidence: list[Case | Problem] = [x for case in (*cases[:1], *others) for x in finer(case, subject)]
+    further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
+    evidence: list[Case | Problem | Callable[[], Problem]] = [x for case in (*cases[:1], *further) for x in finer(case, subject)]
     evidence += [finer(probe, subject)[0] for case in cases[:1] for probe in probes(case, subject)]
-    made = [] if met is None else [met, *(shuffled(met, seed) for seed in range(4))]
-    dense = [problem.replace(**{name: x.contiguous() for name, x in problem.inputs().items()})]
+    # Copies are made when they are asked for: most failures need none.
+    others = [partial(shuffled, problem, seed) for seed in range(6)]
+    made = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
     if made and (plain := look(subject, subject.problem(cases[0]))) is not None and not plain.scope:
         cases, evidence = [], []  # it is the test that makes it fail
-    evidence = [problem, *made[:1], *dict.fromkeys(evidence), *dense, *made[1:], *(shuffled(problem, seed) for seed in range(6))]
+    evidence = [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
 
     @cache
     def seen_at(n: int) -> Seen | None:
         this = evidence[n]
-        return look(subject, this if isinstance(this, Problem) else subject.problem(this), None if n else exact)
+        asked = this if isinstance(this, Problem) else subject.problem(this) if isinstance(this, Case) else this()
+        return look(subject, asked, None if n else exact)
 
     if not steady(subject, problem):
         drops = problem.dropout and steady(subject, problem.replace(dropout=0.0))
@@ -389,7 +396,7 @@ def diagnose(
     return _diagnose(seen_at, evidence, MISTAKES)
 
 
-def _diagnose(seen_at: Callable[[int], Seen | None], evidence: list[Case | Problem], among: Iterable[str]) -> Diagnosis | None:
+def _diagnose(seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], among: Iterable[str]) -> Diagnosis | None:
     """Which of these mistakes explain all of the evidence, the problem itself being the first of it."""
     started, cases = time.thread_time(), any(isinstance(this, Case) for this in evidence)
     alive: dict[str, list[Fit]] | None = None
@@ -398,7 +405,7 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: list[Case | Probl
     for n, this in enumerate(evidence):
         if (alive is not None and not alive) or time.thread_time() - started > SECONDS:
             break
-        if n > 1 and cases and asked > 2 and isinstance(this, Problem):
+        if n > 1 and cases and asked > 2 and not isinstance(this, Case):
             break  # only where it was the test that made the problem do cases say little of it
         seen = seen_at(n)
         if seen is None:

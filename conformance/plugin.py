@@ -55,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
         faulthandler.enable(sys.__stderr__)
     if config.args_source != pytest.Config.ArgsSource.ARGS:
         config.args = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
+    # The summary has a line for each failure in CI too, where pytest would print the whole text once more.
+    config.option.force_short_summary = True
     # A foreign project's patterns for its own tests are not ours.
     if all(arg.startswith("attnspec.") or Path(arg.split("::")[0]).absolute().is_relative_to(TESTS) for arg in config.args):
         config._inicache["python_functions"] = ["test_*"]  # type: ignore[attr-defined]

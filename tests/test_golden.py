@@ -45,8 +45,9 @@ NUMBER = re.compile(r"-?\b\d+(?:\.\d+)?(?:e[+-]?\d+)?\b")
 def shown(impl: str, *options: str) -> str:
     """The screen of a command, without what differs from machine to machine."""
     command = [sys.executable, "-m", "pytest", f"--impl={impl}", "--impl-device=cpu", "--tier=smoke", *options]
-    command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "132"}
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--color=no"]
+    # CI is where most are read; pytest prints more there unless it is told not to.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "132", "PYTEST_ADDOPTS": "", "CI": "true"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     said = " ".join(x for x in (f"--impl={impl}", "--tier=smoke", *options) if x).replace(f"{ROOT}/", "")
     text = f"$ pytest {said}\n{done.stdout}{done.stderr}exit code {done.returncode}\n".replace(f"{ROOT}/", "").replace(
