@@ -18,7 +18,7 @@ from attnspec.adapters.trace import Trace
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
 from attnspec.conformance.case import Case, describe_problem, fit, simpler
 from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, other_choice
-from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
+from attnspec.conformance.judge import Finding, Judgement, judge, with_class
 from attnspec.conformance.tensors import build
 from attnspec.conformance.verdicts import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
@@ -44,6 +44,7 @@ class Explained:
     margin: np.ndarray | None = None  # where two calls are compared: by how much they may differ, inf where they may at all
     met: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
     diagnosis: Diagnosis | None = None
+    earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -284,9 +285,12 @@ class Subject:
         ):
             finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")
             return Explained("PURITY-5", case, finding, problem, exact)
-        if finding.output == "o" and finding.kind == "value" and self._remembers(problem, answer, case):
-            finding = replace(finding, message="the same output as for other values in these shapes: an earlier answer")
-            return Explained("PURITY-5", case, finding, problem, exact)
+        if finding.output == "o" and (earlier := self._earlier(case)) is not None:
+            kept = "right where its shapes are new, wrong after a call in them " + (
+                "with other numbers" if earlier.seed != case.seed else "without options"
+            )
+            finding = replace(finding, message=f"{kept}: something of that call is kept")
+            return Explained("PURITY-5", case, finding, problem, exact, earlier=(self.problem(earlier),))
         diagnosis = self.diagnose(problem, exact, finding, [seen])
         finding = replace(finding, hint=other_choice(diagnosis, self.dialect))
         clause = blame(case, finding, self.dialect, self.observed, bool(exact.empty.any()))
@@ -382,18 +386,28 @@ class Subject:
         seen = any(known.clause.startswith("ACCURACY") and known.case.dtype == dtype for known in self._explained)
         return accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
 
-    def _remembers(self, problem: Problem, answer: Answer, case: Case) -> bool:
-        """Whether other values in the same shapes get the same wrong output, while shapes never seen are answered rightly."""
-        if not isinstance(answer.o, torch.Tensor) or not answer.o.any():
-            return False  # zeros are no memory
-        other = problem.replace(v=1 - problem.v)
-        again, exact = self.run(other), self.solve(other)
-        if again.refusal or not judge(again, exact, self.required_class(case.dtype)).of(("o",)):
-            return False
-        bound = exact.tolerance(self.required_class(case.dtype)).bound["o"]
-        if compare(to_float64(again.o), to_float64(answer.o), bound, np.zeros(bound.shape, bool), "o")[0] is not None:
-            return False
-        return any(not self.judgement(replace(case, i=case.i + more, j=case.keys + more)).of(("o",)) for more in (39, 40, 41))
+    def _earlier(self, case: Case) -> Case | None:
+        """A case after which this one is wrong, where it is right if it comes first; None where the order does not matter.
+
+        In shapes never seen: the same numbers can't be asked first twice.
+        """
+
+        def other(case: Case, plain: bool) -> Case:
+            changes = {"mask": "none", "bias": "none", "causal": False, "scale": None} if plain else {"seed": case.seed + 1}
+            return fit(replace(case, **changes), self.adapter)  # type: ignore[arg-type]
+
+        def wrong(more: int, plain: bool, after: bool) -> bool:
+            trial = fit(replace(case, i=case.i + more, j=case.keys + more, d=case.d + more), self.adapter)
+            if after:
+                self.judgement(other(trial, plain))
+            return bool(self.judgement(trial).of(("o",)))
+
+        for plain in (False, True):
+            # What depends on the lengths is not right at the first and the last of four and wrong at both between them.
+            sizes = ((39, False), (42, False), (40, True), (41, True))
+            if other(case, plain) != case and all(wrong(more + 4 * plain, plain, after) is after for more, after in sizes):
+                return other(case, plain)
+        return None
 
 
 def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case:

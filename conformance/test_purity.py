@@ -22,6 +22,9 @@ from attnspec.conformance.testing import (
     once,
 )
 from attnspec.reference import OUTPUTS
+from attnspec.spec import Problem
+
+TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kernel might look for
 
 
 @clause("PURITY-1")
@@ -73,7 +76,7 @@ def test_asked_twice_answered_twice(subject: Subject, case: Case) -> None:
     """The second answer is as right as the first; the same bits where the implementation claims to be deterministic."""
     problem = subject.problem(case)
     first = must_answer(subject, problem)
-    second = must_be_right(subject, problem, "asked a second time")
+    second = must_be_right(subject, problem, "asked a second time", earlier=(problem,))
     if subject.adapter.deterministic:
         must_keep_bits(subject, problem, first.o, second.o, "o", "asked a second time")
         for name, gradient in first.gradients.items():
@@ -86,7 +89,7 @@ def test_other_values_in_the_same_shapes(subject: Subject, case: Case) -> None:
     """The same shapes with other numbers and another mask; then these numbers at the addresses of the first."""
     first, second = subject.problem(case), subject.problem(replace(case, seed=case.seed + 1))
     must_answer(subject, first)
-    must_be_right(subject, second, "after a call with the same shapes and other numbers")
+    must_be_right(subject, second, "after a call with the same shapes and other numbers", earlier=(first,))
     if case.layout == "expanded":
         return
     for name, x in first.inputs().items():
@@ -100,14 +103,18 @@ def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
     """Longer, shorter, without options, in another mode: then the first question again."""
     problem = subject.problem(case)
     first = must_answer(subject, problem)
-    for change in (
-        {"i": case.i + 3, "j": case.keys + 5},
-        {"i": 1, "j": case.keys},
-        {"mask": "none", "bias": "none", "causal": False},
-        {"b": case.b + 1},
-    ):
-        subject.run(subject.problem(replace(case, **change)))  # type: ignore[arg-type]
-    again = must_be_right(subject, problem, "after calls with other shapes and options")
+    others = tuple(
+        subject.problem(replace(case, **change))  # type: ignore[arg-type]
+        for change in (
+            {"i": case.i + 3, "j": case.keys + 5},
+            {"i": 1, "j": case.keys},
+            {"mask": "none", "bias": "none", "causal": False},
+            {"b": case.b + 1},
+        )
+    )
+    for other in others:
+        subject.run(other)
+    again = must_be_right(subject, problem, "after calls with other shapes and options", earlier=(problem, *others))
     if subject.adapter.deterministic:
         must_keep_bits(subject, problem, first.o, again.o, "o", "after calls with other shapes and options")
 
@@ -116,11 +123,13 @@ def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
 @once("causal")
 def test_causal_lengths_up_and_down(subject: Subject, case: Case) -> None:
     """6, 4, 9, 1, 6 causal queries in turn, as a cached mask would like to remember."""
+    earlier: tuple[Problem, ...] = ()
     for n, i in enumerate((6, 4, 9, 1, 6)):
         problem = subject.problem(Case(dtype=case.dtype, heads=case.heads, d=case.d, i=i, causal=True))
         if n == 0 and subject.judge(subject.run(problem), subject.solve(problem)).findings:
             raise NotApplicable  # wrong the first time: another clause says so
-        must_be_right(subject, problem, f"{i} causal queries, in a series of 6, 4, 9, 1, 6")
+        must_be_right(subject, problem, f"{i} causal queries, in a series of 6, 4, 9, 1, 6", earlier=earlier)
+        earlier += (problem,)
 
 
 @clause("PURITY-6")
@@ -131,9 +140,6 @@ def test_nobody_watching(subject: Subject, case: Case) -> None:
     exact = subject.solve(problem)
     with _unwatched():
         must_be_right(subject, problem, "where no test framework is imported", exact=exact)
-
-
-TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kernel might look for
 
 
 @contextlib.contextmanager

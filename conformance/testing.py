@@ -34,7 +34,10 @@ RELATION_COST = 1 << 17
 
 
 class Broken(Exception):
-    """A clause does not hold: what was found, and the problems that show it (the second one where two are compared)."""
+    """A clause does not hold: what was found, and the problems that show it.
+
+    other: the second one where two are compared. earlier: those that were asked before, where that must not matter.
+    """
 
     def __init__(
         self,
@@ -43,9 +46,11 @@ class Broken(Exception):
         exact: Exact | None = None,
         other: Problem | None = None,
         margin: np.ndarray | None = None,
+        earlier: tuple[Problem, ...] = (),
     ) -> None:
         super().__init__(finding.message)
         self.finding, self.problem, self.exact, self.other, self.margin = finding, problem, exact, other, margin
+        self.earlier = earlier
 
 
 class NotOffered(Exception):
@@ -285,8 +290,9 @@ class Asking:
             )
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
             diagnosis = self.subject.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
+        by_case, earlier = not self.plan.once, broken.earlier if clause == self.main.id else ()
         explained = Explained(
-            clause, smallest, finding, problem, broken.exact, not self.plan.once, broken.margin, diagnosis=diagnosis
+            clause, smallest, finding, problem, broken.exact, by_case, broken.margin, diagnosis=diagnosis, earlier=earlier
         )
         self._report(case, explained, broken.other)
         return False
@@ -401,15 +407,24 @@ def diverse(cases: list[Case], n: int) -> list[Case]:
 
 
 def must_be_right(
-    subject: Subject, problem: Problem, what: str, outputs: tuple[str, ...] = OUTPUTS, exact: Exact | None = None
+    subject: Subject,
+    problem: Problem,
+    what: str,
+    outputs: tuple[str, ...] = OUTPUTS,
+    exact: Exact | None = None,
+    earlier: tuple[Problem, ...] = (),
 ) -> Answer:
-    """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`."""
+    """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`.
+
+    earlier: the problems that the test asked before, for the script that shows the failure.
+    """
     answer = subject.run(problem)
     exact = exact or subject.solve(problem)
     findings = subject.judge(answer, exact).of(outputs)
     if findings:
         first = findings[0]
-        raise Broken(replace(first, message=f"{what}: {first.message}" if first.message else what), problem, exact)
+        said = replace(first, message=f"{what}: {first.message}" if first.message else what)
+        raise Broken(said, problem, exact, earlier=earlier)
     return answer
 
 
