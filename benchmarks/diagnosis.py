@@ -3,11 +3,10 @@
     python benchmarks/diagnosis.py [--only NAME …] [--part 0/2] [--markdown docs/diagnosis.md]
     python benchmarks/diagnosis.py --tabulate --markdown docs/diagnosis.md      # what the results say so far
 
-Each is asked the tests of its own clause, or all where those pass, or its own in tier standard, up to the first that fails, in a
-process of its own. What is
-expected stands in tests/mutants/diagnoses.json: the names that say what the mutant does, none where the vocabulary has no
-word for it. Results are appended to INTO/diagnosis.jsonl; the same command goes on where it stopped, and several may run side
-by side, each with its part.
+Each is asked the tests of its own clause, or all where those pass, or its own in tier standard, up to the first that fails, in
+a process of its own. What is expected stands in tests/mutants/diagnoses.json: the names that say what the mutant does, none
+where the vocabulary has no word for it. Results are appended to INTO/diagnosis.jsonl; the same command goes on where it stopped,
+and several may run side by side, each with its part.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ from mutants.base import FAMILIES, load  # noqa: E402
 from attnspec.conformance import subject  # noqa: E402
 from attnspec.conformance.diagnosis import told  # noqa: E402
 from attnspec.conformance.faults import MISTAKES  # noqa: E402
-from attnspec.conformance.folding import Fault, fold  # noqa: E402
+from attnspec.conformance.folding import PLAIN, Fault, fold  # noqa: E402
 from attnspec.spec import index  # noqa: E402
 
 EXPECTED = ROOT / "tests" / "mutants" / "diagnoses.json"
 LIMIT = 240  # seconds for one mutant
-OBSERVED = {"output_nan", "output_zero", "coarse arithmetic"}  # facts that stand under "found": no mistake is named
+OBSERVED = {*PLAIN, "coarse arithmetic"}  # facts that stand under "found": no mistake is named
 CHOICES = {"causal_alignment": "causal_corner", "head_grouping": "head_map"}
 
 
@@ -89,6 +88,7 @@ def measured(name: str) -> dict[str, Any]:
             "clause": fault.failure.clause,
             "said": said(fault),
             "because": fault.failure.diagnosis,
+            "cost": fault.failure.names,
             "also": fault.also,
         }
         for fault in fold(outcome.failures)

@@ -139,12 +139,12 @@ def _gradients(subject: Subject, problem: Problem, exact: Exact, answer: Answer)
     right = subject.solve(problem, keep.astype(bool))
     bound = right.tolerance(subject.required_class(str(problem.dtype)[6:])).bound
     got = {output: to_float64(gradient) for output, gradient in answer.gradients.items() if gradient is not None}
-    if all((np.abs(x - right.values[output]) <= bound[output]).all() for output, x in got.items()):
+    if all((np.abs(y - right.values[output]) <= bound[output]).all() for output, y in got.items()):
         return
 
     def away(values: dict[str, Array]) -> float:
         """By the norm, in units of the largest bound of each output."""
-        return sum(float(np.square((x - values[output]) / bound[output].max()).sum()) for output, x in got.items()) ** 0.5
+        return sum(float(np.square((y - values[output]) / bound[output].max()).sum()) for output, y in got.items()) ** 0.5
 
     drop = keep / (1 - rate)
     block = keep[..., np.arange(x.j) % 16] / (1 - rate)

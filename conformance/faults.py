@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
-from typing import Any
 
 import numpy as np
 import torch
@@ -234,13 +233,6 @@ def scores_ignored(x: Kernel, everywhere: bool) -> Wrong:
     return wrong | ({"dbias": np.zeros_like(x.bias)} if x.bias is not None and "dq" in wrong else {})
 
 
-def zeroed(x: Kernel, place: Any) -> Wrong:
-    """The output with zeros somewhere; None where there is nothing."""
-    o = x.p @ x.heads_v
-    o[place] = 0.0
-    return {"o": o} if o[place].size else None
-
-
 def narrow(x: Kernel, channels: int) -> Wrong:
     """Of queries and keys only the first channels."""
     used = np.arange(x.problem.d) < channels
@@ -249,11 +241,11 @@ def narrow(x: Kernel, channels: int) -> Wrong:
 
 enter("mean_of_values", "the output is the mean of all values", lambda x: scores_ignored(x, True), coarse=True)
 enter("scores_ignored", "all visible keys weigh the same", lambda x: scores_ignored(x, False))
-enter("last_row_zero", "the last row of the output is zero", lambda x: zeroed(x, np.s_[:, :, -1:]), coarse=True)
+enter("last_row_zero", "the last row of the output is zero", lambda x: x.zeroed(np.s_[:, :, -1:]), coarse=True)
 enter(
-    "row_tail_zero", "rows behind the last full 16 are zero", lambda x: zeroed(x, np.s_[:, :, x.i - x.i % 16 or x.i :]), coarse=True
+    "row_tail_zero", "rows behind the last full 16 are zero", lambda x: x.zeroed(np.s_[:, :, x.i - x.i % 16 or x.i :]), coarse=True
 )
-enter("value_tail_zero", "channels behind d are zero in the output", lambda x: zeroed(x, np.s_[..., x.problem.d :]), coarse=True)
+enter("value_tail_zero", "channels behind d are zero in the output", lambda x: x.zeroed(np.s_[..., x.problem.d :]), coarse=True)
 enter("width_tail_of_8", "scores leave out channels behind the last full 8", lambda x: narrow(x, x.problem.d // 8 * 8))
 enter("width_tail_of_16", "scores leave out channels behind the last full 16", lambda x: narrow(x, x.problem.d // 16 * 16))
 

@@ -27,6 +27,7 @@ BY_CLAUSE = {
     "ERROR-2": "misfits answered",
     "ERROR-4": "rate accepted",
 }
+PLAIN = {"output_nan", "output_zero"}  # mistakes that are no more than what was found
 
 
 @dataclass
@@ -62,7 +63,7 @@ def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
     if finding.hint:
         return f"{finding.hint} is followed", diagnosis.cost if diagnosis is not None else {f"choice {finding.hint}": 0.0}
     if diagnosis is not None and diagnosis.best:
-        plain = set(diagnosis.best) <= {"output_nan", "output_zero"} and "the whole output" in finding.message
+        plain = PLAIN.issuperset(diagnosis.best) and "the whole output" in finding.message
         return "" if plain else sentence(diagnosis), diagnosis.cost  # the finding itself says so
     if explained.clause.startswith("ACCURACY") and finding.class_:
         return "", {"coarse arithmetic": 0.0}  # the finding itself says in which class it would be right

@@ -189,3 +189,9 @@ class Kernel:
         """With another scale; None where it is the same, or `given` says that one is given or not, and it is not so."""
         same = scale == self.scale or given not in (None, self.problem.scale is not None)
         return None if same else self.on(scale=scale)
+
+    def zeroed(self, place: Any) -> Wrong:
+        """The output with zeros somewhere; None where there is nothing."""
+        o = self.p @ self.heads_v
+        o[place] = 0.0
+        return {"o": o} if o[place].size else None

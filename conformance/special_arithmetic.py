@@ -219,7 +219,7 @@ for n in (32, 64, 128):
     special(
         f"row_tail_zero_{n}",
         f"rows behind the last full {n} are zero",
-        lambda x, n=n: {"o": (x.p @ x.heads_v) * (np.arange(x.i) < (x.i - x.i % n or x.i))[:, None]} if x.i % n else None,
+        lambda x, n=n: x.zeroed(np.s_[:, :, x.i - x.i % n or x.i :]),
         coarse=True,
     )
 special(
