@@ -14,8 +14,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from hypothesis import strategies as st
-
 from attnspec.adapters import Adapter
 from attnspec.spec import Problem
 
@@ -280,60 +278,6 @@ def fit(case: Case, adapter: Adapter) -> Case:
         scale=case.scale if "scale" in offers else None,
         do=case.do if wrt != "none" else "dense",
     )
-
-
-# SEARCH
-
-SHORT = (1, 1, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)
-LONG = (63, 64, 65, 127, 128, 129, 255, 256, 257, 513)
-
-
-def cases(adapter: Adapter, dtype: str) -> st.SearchStrategy[Case]:
-    """Any case that is offered, with open sizes whose product stays below COST.
-
-    With what probability it draws what faults hide behind stands in tests/situations.py and docs/coverage.md. What is rare
-    among the levels stands here more than once.
-    """
-    length = st.one_of(st.integers(1, 40), st.sampled_from(SHORT), st.sampled_from(LONG))
-    often = {
-        "values": (*_values("values"), "large", "large", "needle", "needle", "negative", "peaked"),
-        "mask": (*_values("mask"), *16 * ("padding",), *8 * ("rank3",)),
-        "holes": (*_values("holes"), "single", "single", "single", "empty_row", "empty_row", "inner_blocks"),
-    }
-    levels = {name: st.sampled_from(often.get(name, _values(name))) for name in LEVELS if name not in (*OPEN_SIZES, "dtype")}
-    drawn = st.builds(
-        Case,
-        dtype=st.just(dtype),
-        b=st.integers(1, 3),
-        i=length,
-        j=st.one_of(st.just(0), length, st.sampled_from(LONG)),
-        d=st.sampled_from([8, 1, 2, 3, 4, 5, 6, 7, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128]),
-        e=st.sampled_from([0, 0, 1, 5, 24, 40, 72]),
-        seed=st.integers(0, 2**16),
-        **levels,
-    )
-    return drawn.map(lambda case: _affordable(fit(case, adapter), adapter.widths))
-
-
-def _values(factor: str) -> tuple[Any, ...]:
-    """The values of a factor, as many for each level, so that a level is no likelier for standing for more."""
-    most = max(len(alike(factor, level)) for level in LEVELS[factor])
-    return tuple(alike(factor, level)[n % len(alike(factor, level))] for level in LEVELS[factor] for n in range(most))
-
-
-def _affordable(case: Case, widths: Iterable[int] | None) -> Case:
-    """The same case with widths, then lengths, halved until it costs no more than a problem may. Offered widths stay."""
-    while case.cost > COST:
-        if case.d > 16 and widths is None:
-            case = replace(case, d=case.d // 2, e=case.e // 2)
-        elif case.e > 16:
-            case = replace(case, e=case.e // 2)
-        elif not case.j:
-            case = replace(case, i=case.i // 2)
-        else:  # the shorter one, as long as there is something left of it: long rows matter
-            queries = (case.i <= case.j) == (min(case.i, case.j) > 3)
-            case = replace(case, i=case.i // 2) if queries else replace(case, j=case.j // 2)
-    return case
 
 
 # REDUCTION

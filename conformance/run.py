@@ -8,10 +8,7 @@ from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import seed as hypothesis_seed
-
-from attnspec.conformance.case import Case, array, cases
+from attnspec.conformance.case import Case, array
 from attnspec.conformance.draft import Draft
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.known import KnownIssues
@@ -105,30 +102,21 @@ class Run:
     ) -> None:
         """Ask Hypothesis for cases until `ask` says stop, the tier's number is reached or the time is up.
 
-        Each test and dtype gets cases of its own, so that a rare one is met by some test. Reduction is not left to
-        Hypothesis: what fails is reduced by the same descent as a row of the array, which it does not do for explicit
-        examples.
+        Each test and dtype gets cases of its own, so that a rare one is met by some test.
         """
         wanted = self.tier.searched if examples is None else min(examples, self.tier.searched)
         if self.case is not None or self.pinned_only or wanted == 0:
             return
-        drawn, stopped = 0, False
+        # Hypothesis is a quarter of what is imported, and smoke draws nothing.
+        from attnspec.conformance.search import cases, search
 
-        @hypothesis_seed(crc32(f"{self.seed} {test} {dtype}".encode()))
-        @settings(
-            max_examples=wanted + 1, database=None, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
-        )
-        @given(cases(subject.adapter, dtype))
-        def look(case: Case) -> None:
-            nonlocal drawn, stopped
-            drawn += 1
-            if drawn == 1 or stopped or self.out_of_time:
-                return  # what is drawn first is always the simplest case
+        def look(case: Case) -> bool:
+            if self.out_of_time:
+                return False
             fitting = narrow(case)
-            if fitting is not None:
-                stopped = not ask(fitting)
+            return fitting is None or ask(fitting)
 
-        look()
+        search(cases(subject.adapter, dtype), wanted, crc32(f"{self.seed} {test} {dtype}".encode()), look)
 
     def settle(self) -> None:
         """What is said of each failure must explain what failed after it, too."""
