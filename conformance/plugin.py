@@ -53,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if not faulthandler.is_enabled() and sys.__stderr__ is not None:  # pytest's own comes later than the first questions
         faulthandler.enable(sys.__stderr__)
-    if config.args_source != pytest.Config.ArgsSource.ARGS:
+    alone = config.args_source != pytest.Config.ArgsSource.ARGS
+    if alone:
         config.args = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
     # The summary has a line for each failure in CI too, where pytest would print the whole text once more.
     config.option.force_short_summary = True
@@ -68,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_RUN] = _make_run(config)
     except (ResolveError, SpecError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
+    if alone and not config.stash[_RUN].tier.searched:  # Hypothesis's own plugin would import it for an empty summary
+        config.pluginmanager.unregister(name="hypothesispytest")
 
 
 _RUN: pytest.StashKey[Any] = pytest.StashKey()
