@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SECONDS = 4.0  # of this thread, for one failure: what a busy machine may not change
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
 CERTAIN = 7.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
+FEW = 3  # what rests on fewer problems than these may have no exceptions, and be nothing special
 BREADTH = 32.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
 BREADTH_OF_HALVES = 3.0  # the same for half types, whose bounds are wide already
 BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
@@ -431,7 +432,7 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], am
         if sum(one.digits for one in fits) >= CERTAIN
         and (late or not any(one.late for one in fits))
         and against.get(name, 0.0) < max(asked, 2)
-        and (asked > 1 or not MISTAKES[name].special)
+        and (asked >= FEW or not (against.get(name) or any(one.spared for one in fits) or MISTAKES[name].special))
     }
     if not cost:
         return None
