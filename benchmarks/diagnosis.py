@@ -157,8 +157,8 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
         f"What `python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` found. Each mutant is asked the tests of",
         "its own clause in tier smoke, all of smoke where those pass, and its own in standard where that passes, too, each up to",
         "the first that fails. A name is wrong unless it is, or of an either-or one is, among those that",
-        "tests/mutants/diagnoses.json expects; where none is expected, any name is wrong. Mutants and mistakes were written side by",
-        "side: for a kernel that neither has in mind expect fewer names, and the same care with them.",
+        "tests/mutants/diagnoses.json expects; where none is expected, any name is wrong. Mutants and mistakes were written side",
+        "by side: for a kernel that neither has in mind expect fewer names, and the same care with them.",
         "",
         f"Of {asked} mutants that failed, {good} got the right name or rightly none ({good / max(asked, 1):.0%}): "
         f"{counts['right']} are named ({counts['right'] / max(asked, 1):.0%}),",
