@@ -10,93 +10,87 @@ is problems passed / problems judged, over all dtypes; ✗ where a MUST clause f
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from attnspec.spec import index
-
-Counts = dict[str, Counter[str]]  # clause -> verdict -> problems
-JUDGED = ("PASS", "FAIL", "KNOWN_ISSUE", "XPASS", "CRASH", "TIMEOUT", "RESOURCE")
-WRONG = ("FAIL", "CRASH", "TIMEOUT")
+from attnspec.conformance.verdicts import VerdictError, Verdicts, judged, read, standing
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a verdict file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def verdicts(name: str, tier: str, folder: Path) -> list[dict[str, Any]]:
-    """The lines of NAME's verdict file, after a run where there is no complete one. Exits where the run gives none."""
+def verdicts(name: str, tier: str, folder: Path) -> Verdicts:
+    """NAME's verdicts, after a run where there is no complete file of them. Exits where the run gives none."""
     path = folder / f"{name.replace('/', '_').replace(':', '_')}.jsonl"
-    lines = read(path)
-    if not lines or lines[-1]["kind"] != "footer":
-        path.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "pytest", f"--impl={name}", f"--tier={tier}", "--verdicts", str(path)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        lines = read(path)
-        if not lines or lines[-1]["kind"] != "footer":
-            said = (done.stdout + done.stderr)[-2000:]
-            sys.exit(f"{' '.join(command)}\nexit code {done.returncode}, no complete verdict file\n{said}")
-    return lines
+    if path.exists() and not (found := read(path)).incomplete:
+        return found
+    command = [sys.executable, "-m", "pytest", f"--impl={name}", f"--tier={tier}", "--verdicts", str(path)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        found = read(path)
+        incomplete = "; ".join(found.incomplete)
+    except VerdictError as error:
+        incomplete = str(error)
+    if incomplete:
+        sys.exit(f"{' '.join(command)}\nexit code {done.returncode}: {incomplete}\n{(done.stdout + done.stderr)[-2000:]}")
+    return found
 
 
-def by_variant(lines: Iterable[dict[str, Any]]) -> dict[str, Counts]:
-    """Problems of each variant, by clause and verdict, over all dtypes and devices."""
-    seen: dict[str, Counts] = {}
-    for line in lines:
-        if line["kind"] == "verdict":
-            counts = seen.setdefault(line["variant"], defaultdict(Counter))
-            counts[line["clause"]][line["verdict"]] += line["problems"]
-    return seen
+class Column:
+    """One variant of an implementation: problems by clause and verdict over all dtypes and devices, and the classes that held."""
+
+    def __init__(self, run: Verdicts, variant: str) -> None:
+        self.run = run
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for (clause, _, of, _), cell in run.cells.items():
+            if of == variant:
+                self.counts[clause].update(cell["problems"])
+        self.held = {dtype: strand["held"] for (dtype, of, _), strand in run.strands.items() if of == variant}
+
+    def chapter(self, clauses: Iterable[str]) -> str:
+        """Its cell."""
+        some = [clause for clause in clauses if clause in self.counts]
+        total: Counter[str] = sum((self.counts[clause] for clause in some), Counter())
+        if not judged(total):
+            return "unsupported" if total["UNSUPPORTED"] else "not run"
+        broken = {self.run.level(clause) for clause in some if standing(self.counts[clause]) == "broken"}
+        return f"{total['PASS']}/{judged(total)}" + (" ✗" if "MUST" in broken else " (✗)" if broken else "")
+
+    def clauses(self, state: str, level: str = "") -> str:
+        """The clauses in a state, of one level or of all, or a dash."""
+        some = (clause for clause in self.run.clauses if clause in self.counts and standing(self.counts[clause]) == state)
+        return ", ".join(clause for clause in some if level in ("", self.run.level(clause))) or "–"
 
 
-def cell(counts: Counts, clauses: list[str], musts: set[str]) -> str:
-    """One chapter of one variant."""
-    total: Counter[str] = sum((counts[c] for c in clauses if c in counts), Counter())
-    judged = sum(total[v] for v in JUDGED)
-    broken = [c for c in clauses if c in counts and any(counts[c][v] for v in WRONG)]
-    ours = f" + {total['HARNESS_ERROR']} errors of the suite" if total["HARNESS_ERROR"] else ""
-    if not judged:
-        return ("unsupported" if total["UNSUPPORTED"] else "not run") + ours
-    mark = " ✗" if musts & set(broken) else " (✗)" if broken else ""
-    return f"{total['PASS'] + total['XPASS']}/{judged}{mark}" + ours
-
-
-def names_of(counts: Counts, among: Iterable[str], verdicts_of: tuple[str, ...]) -> str:
-    """The clauses with one of these verdicts, or a dash."""
-    return ", ".join(c for c in among if c in counts and any(counts[c][v] for v in verdicts_of)) or "–"
-
-
-def without(counts: Counts, clauses: Iterable[str], offered: bool) -> str:
-    """The clauses of which nothing was judged: not run although offered, or not offered."""
-    silent = (c for c in clauses if c in counts and not any(counts[c][v] for v in JUDGED))
-    return ", ".join(c for c in silent if bool(counts[c]["UNSUPPORTED"]) != offered) or "–"
-
-
-def table(columns: dict[str, Counts]) -> list[str]:
-    """The Markdown table, then the clauses by name."""
-    clauses = list(index())
-    musts = {c for c in clauses if index()[c].level == "MUST"}
+def table(columns: dict[str, Column]) -> list[str]:
+    """The Markdown tables: chapters, clauses by name, classes."""
     chapters: dict[str, list[str]] = defaultdict(list)
-    for clause in clauses:
-        chapters[clause.rpartition("-")[0]].append(clause)
-    lines = ["| chapter | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {chapter} | " + " | ".join(cell(counts, ids, musts) for counts in columns.values()) + " |"
-        for chapter, ids in chapters.items()
+    for column in columns.values():
+        for clause in column.run.clauses:
+            if clause not in chapters[chapter := clause.rpartition("-")[0]]:
+                chapters[chapter].append(clause)
+    dtypes = list(dict.fromkeys(dtype for column in columns.values() for dtype in column.held))
+
+    def row(*cells: str) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    return [
+        row("chapter", *columns),
+        "|---" * (len(columns) + 1) + "|",
+        *(row(chapter, *(column.chapter(clauses) for column in columns.values())) for chapter, clauses in chapters.items()),
+        "",
+        row("variant", "MUST broken", "SHOULD broken", "not offered", "not run"),
+        "|---" * 5 + "|",
+        *(
+            row(name, *(x.clauses("broken", level) for level in ("MUST", "SHOULD")), *map(x.clauses, ("unsupported", "not run")))
+            for name, x in columns.items()
+        ),
+        "",
+        row("best class that held", *dtypes),
+        "|---" * (len(dtypes) + 1) + "|",
+        *(row(name, *(column.held.get(dtype, "–") for dtype in dtypes)) for name, column in columns.items()),
     ]
-    lines += ["", "| variant | MUST broken | SHOULD broken | not offered | not run |", "|---|---|---|---|---|"]
-    for name, counts in columns.items():
-        must = names_of(counts, (c for c in clauses if c in musts), WRONG)
-        should = names_of(counts, (c for c in clauses if c not in musts), WRONG)
-        lines.append(f"| {name} | {must} | {should} | {without(counts, clauses, False)} | {without(counts, clauses, True)} |")
-    return lines
 
 
 def main() -> None:
@@ -105,13 +99,14 @@ def main() -> None:
     parser.add_argument("--tier", default="standard")
     parser.add_argument("--verdicts", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    columns: dict[str, Counts] = {}
+    columns: dict[str, Column] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.verdicts or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for name in options.names:
-            for variant, counts in by_variant(verdicts(name, options.tier, folder)).items():
-                columns[name if variant == "only" else f"{name} {variant}"] = counts
+            run = verdicts(name, options.tier, folder)
+            for variant in dict.fromkeys(variant for _, _, variant, _ in run.cells):
+                columns[name if variant == "only" else f"{name} {variant}"] = Column(run, variant)
     print("\n".join(table(columns)))
 
 

@@ -267,8 +267,12 @@ class Subject:
 
     def _explain(self, case: Case, finding: Finding, seen: Case) -> Explained:
         problem = self.problem(case)
-        answer, exact = self.run(problem), self.solve(problem, certain=True)
-        found = [f for f in judge(answer, exact, self.required_class(case.dtype)).findings if f.likeness == finding.likeness]
+        answer, class_ = self.run(problem), self.required_class(case.dtype)
+        for certain in (True, False):  # beside numbers that a bound hardly limits one oracle may see what the other does not
+            exact = self.solve(problem, certain=certain)
+            found = [f for f in judge(answer, exact, class_).findings if f.likeness == finding.likeness]
+            if found:
+                break
         if not found:  # not repeatable: keep what was seen the first time, where it was seen
             problem = self.problem(seen)
             finding = replace(finding, message=finding.message or "seen once, and not again on the same problem: the answer varies")
@@ -403,9 +407,9 @@ class Subject:
             return bool(self.judgement(trial).of(("o",)))
 
         for plain in (False, True):
-            # What depends on the lengths is not right at the first and the last of four and wrong at both between them.
-            sizes = ((39, False), (42, False), (40, True), (41, True))
-            if other(case, plain) != case and all(wrong(more + 4 * plain, plain, after) is after for more, after in sizes):
+            # Which of sixteen sizes come first: in an order that no length, no residue and hardly any chance explains.
+            order = (n.bit_count() % 2 == 1 for n in range(16))
+            if other(case, plain) != case and all(wrong(39 + 16 * plain + n, plain, x) is x for n, x in enumerate(order)):
                 return other(case, plain)
         return None
 

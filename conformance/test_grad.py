@@ -72,16 +72,26 @@ def test_any_cotangent_in_any_layout(subject: Subject, case: Case) -> None:
 @clause("GRAD-7")
 @on_cases(offering=("backward",), where=lambda case: not case.e and case.layout == "contiguous", right=GRADIENTS, wrt="all")
 def test_the_same_tensor_given_twice_gets_both_gradients(subject: Subject, case: Case) -> None:
-    """k is v, and q is k is v where the shapes allow it."""
+    """k is v, and q is k is v where the shapes allow it.
+
+    Large keys are made for small queries. Among themselves they score beyond 10⁸, where half an ulp is a factor of a million in
+    whatever backward recomputes from a stored lse.
+    """
     problem = subject.problem(case)
     must_be_right(subject, problem.replace(v=problem.k), "keys and values are one tensor")
-    if problem.q.shape == problem.k.shape:
+    if problem.q.shape == problem.k.shape and case.values != "large":
         must_be_right(subject, problem.replace(k=problem.q, v=problem.q), "queries, keys and values are one tensor")
 
 
 @clause("GRAD-7")
 @on_cases(
-    offering=("backward", "mha"), where=lambda case: not case.e, right=GRADIENTS, heads="2/2", j=0, layout="contiguous", wrt="all"
+    offering=("backward", "mha"),
+    where=lambda case: not case.e and case.values != "large",
+    right=GRADIENTS,
+    heads="2/2",
+    j=0,
+    layout="contiguous",
+    wrt="all",
 )
 def test_self_attention_of_one_tensor(subject: Subject, case: Case) -> None:
     """As many queries as keys: q is k, and q is k is v."""
