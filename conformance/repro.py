@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnspec.adapters import Unsupported
 from attnspec.conformance.judge import beyond, together
-from attnspec.conformance.subject import Explained, Subject
+from attnspec.conformance.subject import Explained, Subject, Within
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index, memory_of
 
@@ -117,15 +117,19 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
     ]
     if finding.output == "call" and finding.kind == "relation":
         lines += {"ERROR-2": [MUST_RAISE], "ERROR-4": [MUST_RAISE], "PURITY-3": [STATE]}.get(clause.id, [])
+    asked = (*explained.earlier, explained.problem)
+    modes = len({problem.training for problem in asked}) > 1 and subject.offers("module")
     for n, earlier in enumerate(explained.earlier):
-        lines += ["# an earlier call, which must not matter", *_call(subject, earlier, f"_before{n}", "o"), ""]
-    lines += _call(subject, explained.problem, "", finding.output)
+        mode = [f"attend.train({earlier.training})"] if modes else []
+        lines += ["# an earlier call, which must not matter", *mode, *_call(subject, earlier, f"_before{n}", "o"), ""]
+    lines += [f"attend.train({explained.problem.training})"] if modes else []
+    lines += _call(subject, explained.problem, "", finding.output, explained.within)
     if other is not None:
         lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
     return "\n".join([*lines, *verdict]) + "\n"
 
 
-def _call(subject: Subject, problem: Problem, suffix: str, output: str) -> list[str]:
+def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: Within | None = None) -> list[str]:
     call = subject.adapter.call(problem)
     lines, names = [], {}
     by_id: dict[int, str] = {}
@@ -143,7 +147,8 @@ def _call(subject: Subject, problem: Problem, suffix: str, output: str) -> list[
     needs = output != "o" and problem.do is not None and wanted
     if needs:
         lines += [f"{x}.requires_grad_()" for x in dict.fromkeys(wanted)]
-    lines.append(f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})")
+    call = f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})"
+    lines += (within.source.format(call=call) if within else call).splitlines()
     if needs:
         assert problem.do is not None
         lines.append(f"do{suffix} = {literal(problem.do)}")
@@ -173,14 +178,8 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
     if finding.kind in ("value", "zero", "nonfinite") and exact is not None and output in exact.values:
         tolerance = exact.tolerance(subject.required_class(str(explained.problem.dtype)[6:]))
         expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
-        bound = bound + np.abs(beyond(exact, output))
-        return [
-            "",
-            f'name, got = "{output}", {output}',
-            f"expected = {_float(expected)}",
-            f"bound = {_float(np.where(exempt, np.inf, bound))}",
-            CHECK,
-        ]
+        bound = np.where(exempt, np.inf, bound + np.abs(beyond(exact, output))) if explained.margin is None else explained.margin
+        return ["", f'name, got = "{output}", {output}', f"expected = {_float(expected)}", f"bound = {_float(bound)}", CHECK]
     if other is not None and explained.margin is not None and output != "call":
         return [
             "",

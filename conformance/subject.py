@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,13 @@ ORACLE = "arb" if find_spec("flint") else "float64"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
+class Within(NamedTuple):
+    """Surroundings of a call: a context that makes them, and Python that makes them around '{call}'."""
+
+    enter: Callable[[], contextlib.AbstractContextManager[Any]]
+    source: str
+
+
 @dataclass(frozen=True)
 class Explained:
     """A failure, reduced: the clause it breaks, the smallest case that still fails, and what is wrong there."""
@@ -45,6 +53,7 @@ class Explained:
     met: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
     diagnosis: Diagnosis | None = None
     earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
+    within: Within | None = None  # what surrounds the call, and must not matter
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -372,7 +381,14 @@ class Subject:
         return frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
 
     def attribute(
-        self, clause: str, problem: Problem, finding: Finding, exact: Exact, met: list[Case], made: Problem | None = None
+        self,
+        clause: str,
+        problem: Problem,
+        finding: Finding,
+        exact: Exact,
+        met: list[Case],
+        made: Problem | None = None,
+        within: Within | None = None,
     ) -> tuple[str, Finding, Diagnosis | None]:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
@@ -381,7 +397,10 @@ class Subject:
             return "CAUSAL-6", finding, None
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
-            return clause, finding, None  # right when asked like this: the surroundings of the call matter
+            if within is None:
+                return clause, finding, None
+            with within.enter():  # right when asked like this: the surroundings of the call matter
+                return clause, finding, self.diagnose(problem, exact, finding, [replace(case, wrt="none") for case in met], made)
         diagnosis = self.diagnose(problem, exact, finding, met, made)
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.dialect)), answer, exact)
         if finding.hint:

@@ -1,14 +1,16 @@
 """MODE: the surroundings of a call never choose another answer."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from attnspec.adapters.contract import quiet
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, compare
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject import Subject, Within
 from attnspec.conformance.tensors import build
 from attnspec.conformance.testing import (
     Broken,
@@ -31,8 +33,8 @@ def test_without_gradients_the_answer_is_the_same(subject: Subject, case: Case) 
     """no_grad, inference_mode, and inputs that require no gradient."""
     problem = subject.problem(case).replace(wrt=(), do=None)
     for name, mode in (("no_grad", torch.no_grad), ("inference_mode", torch.inference_mode)):
-        with mode():
-            must_be_right(subject, problem, f"under {name}", ("o",))
+        within = Within(mode, f"with torch.{name}():\n    {{call}}")
+        must_be_right(subject, problem, f"under {name}", ("o",), within=within)
     must_be_right(subject, problem, "with inputs that require no gradient", ("o",))
 
 
@@ -43,8 +45,9 @@ def test_training_and_evaluation_back_and_forth(subject: Subject, case: Case) ->
     problem = subject.problem(case)
     rate = 0.5 if subject.offers("dropout") else 0.0
     for n in (1, 2):
-        subject.run(problem.replace(dropout=rate, training=True))
-        must_be_right(subject, problem.replace(dropout=rate, training=False), f"evaluation after training, round {n}")
+        training, evaluation = (problem.replace(dropout=rate, training=mode) for mode in (True, False))
+        subject.run(training)
+        must_be_right(subject, evaluation, f"evaluation after training, round {n}", earlier=n * (training,))
     if not rate:
         must_be_right(subject, problem.replace(training=True), "in training mode, without dropout")
 
@@ -91,7 +94,11 @@ def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
     """float32 inputs that bfloat16 can hold, under autocast to bfloat16: within class D of bfloat16."""
     half = build(replace(case, dtype="bfloat16"), subject.device, ())
     wide = half.replace(**{name: x.float() for name, x in half.inputs().items() if name != "mask"})
-    with torch.autocast(torch.device(subject.device).type, dtype=torch.bfloat16):
+    where = torch.device(subject.device).type
+    within = Within(
+        partial(torch.autocast, where, dtype=torch.bfloat16), f'with torch.autocast("{where}", dtype=torch.bfloat16):\n    {{call}}'
+    )
+    with within.enter():
         answer = must_answer(subject, wide)
     exact = solve(half, subject.dialect)
     tolerance = exact.tolerance("D")
@@ -99,7 +106,9 @@ def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
         raise Broken(Finding("shape", "o", f"under autocast the output has shape {tuple(answer.o.shape)}"), wide)
     finding, _ = compare(to_float64(answer.o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
     if finding is not None:
-        raise Broken(replace(finding, message="under autocast to bfloat16, against class D"), wide, exact)
+        margin = np.where(tolerance.exempt["o"], np.inf, tolerance.bound["o"])
+        said = replace(finding, message="under autocast to bfloat16, against class D")
+        raise Broken(said, wide, exact, margin=margin, within=within)
 
 
 @clause("MODE-5")
@@ -122,4 +131,6 @@ def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
         tolerance = exact.tolerance(subject.required_class(case.dtype))
         finding, _ = compare(to_float64(o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
         if finding is not None:
-            raise Broken(replace(finding, message=f"compiled, with {change or 'no option'}"), problem, exact)
+            source = f'attend = torch.compile(attend, backend="{subject.compiled}")\nwith torch.no_grad():\n    {{call}}'
+            said = replace(finding, message=f"compiled, with {change or 'no option'}")
+            raise Broken(said, problem, exact, within=Within(torch.no_grad, source))

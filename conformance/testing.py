@@ -7,6 +7,7 @@ cases, ``@agrees`` that it is the comparison with the reference.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -24,7 +25,7 @@ from attnspec.conformance import report
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, Verdict, compare, together
 from attnspec.conformance.run import Run
-from attnspec.conformance.subject import Explained, Subject, descend
+from attnspec.conformance.subject import Explained, Subject, Within, descend
 from attnspec.conformance.verdicts import Share
 from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
@@ -36,7 +37,8 @@ RELATION_COST = 1 << 17
 class Broken(Exception):
     """A clause does not hold: what was found, and the problems that show it.
 
-    other: the second one where two are compared. earlier: those that were asked before, where that must not matter.
+    other: the second one where two are compared. earlier: those that were asked before, and within: what surrounds the call,
+    where that must not matter.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Broken(Exception):
         other: Problem | None = None,
         margin: np.ndarray | None = None,
         earlier: tuple[Problem, ...] = (),
+        within: Within | None = None,
     ) -> None:
         super().__init__(finding.message)
         self.finding, self.problem, self.exact, self.other, self.margin = finding, problem, exact, other, margin
-        self.earlier = earlier
+        self.earlier, self.within = earlier, within
 
 
 class NotOffered(Exception):
@@ -285,14 +288,24 @@ class Asking:
         problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
+            within = broken.within if broken.margin is None else None  # what has bounds of its own is not diagnosed
             clause, finding, diagnosis = self.subject.attribute(
-                clause, problem, finding, broken.exact, [] if self.plan.once else [case], made
+                clause, problem, finding, broken.exact, [] if self.plan.once else [case], made, within
             )
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
             diagnosis = self.subject.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
-        by_case, earlier = not self.plan.once, broken.earlier if clause == self.main.id else ()
+        own = clause == self.main.id
         explained = Explained(
-            clause, smallest, finding, problem, broken.exact, by_case, broken.margin, diagnosis=diagnosis, earlier=earlier
+            clause,
+            smallest,
+            finding,
+            problem,
+            broken.exact,
+            not self.plan.once,
+            broken.margin,
+            diagnosis=diagnosis,
+            earlier=broken.earlier if own else (),
+            within=broken.within if own else None,
         )
         self._report(case, explained, broken.other)
         return False
@@ -413,18 +426,20 @@ def must_be_right(
     outputs: tuple[str, ...] = OUTPUTS,
     exact: Exact | None = None,
     earlier: tuple[Problem, ...] = (),
+    within: Within | None = None,
 ) -> Answer:
     """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`.
 
-    earlier: the problems that the test asked before, for the script that shows the failure.
+    earlier: the problems that the test asked before. within: what the call is put into.
     """
-    answer = subject.run(problem)
+    with within.enter() if within else contextlib.nullcontext():
+        answer = subject.run(problem)
     exact = exact or subject.solve(problem)
     findings = subject.judge(answer, exact).of(outputs)
     if findings:
         first = findings[0]
         said = replace(first, message=f"{what}: {first.message}" if first.message else what)
-        raise Broken(said, problem, exact, earlier=earlier)
+        raise Broken(said, problem, exact, earlier=earlier, within=within)
     return answer
 
 
