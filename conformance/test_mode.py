@@ -98,8 +98,7 @@ def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
     within = Within(
         partial(torch.autocast, where, dtype=torch.bfloat16), f'with torch.autocast("{where}", dtype=torch.bfloat16):\n    {{call}}'
     )
-    with within.enter():
-        answer = must_answer(subject, wide)
+    answer = must_answer(subject, wide, within)
     exact = solve(half, subject.dialect)
     tolerance = exact.tolerance("D")
     if answer.o.shape != exact.values["o"].shape:

@@ -443,11 +443,12 @@ def must_be_right(
     return answer
 
 
-def must_answer(subject: Subject, problem: Problem) -> Answer:
-    """An answer of whatever value. Raises Broken where there is none."""
-    answer = subject.run(problem)
+def must_answer(subject: Subject, problem: Problem, within: Within | None = None) -> Answer:
+    """An answer of whatever value. Raises Broken where there is none. within: what the call is put into."""
+    with within.enter() if within else contextlib.nullcontext():
+        answer = subject.run(problem)
     if answer.refusal is not None:
-        raise Broken(Finding("raised", "call", f"raised {answer.refusal}"), problem)
+        raise Broken(Finding("raised", "call", f"raised {answer.refusal}"), problem, within=within)
     return answer
 
 
