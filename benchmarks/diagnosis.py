@@ -12,8 +12,10 @@ and several may run side by side, each with its part.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -83,6 +85,7 @@ def measured(name: str) -> dict[str, Any]:
         outcome = judge(impl, "-x", *options, tier=tier)
         if any(index()[failure.clause].binding for failure in outcome.failures):
             break
+    scripts = [script for failure in outcome.failures if (script := failure.data["repro"])]
     faults = [
         {
             "clause": fault.failure.clause,
@@ -99,16 +102,24 @@ def measured(name: str) -> dict[str, Any]:
         "explaining": sum(spent),
         "longest": max(spent, default=0.0),
         "failures": len(outcome.failures),
+        "script": shows(scripts[0]) if scripts else None,
     }
+
+
+def shows(script: str) -> int:
+    """The exit code of the script of a failure: 1 where the fault is there, also without the suite."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    return subprocess.run([sys.executable, script], env=environment, capture_output=True, check=False, timeout=60).returncode
 
 
 def told_of(name: str, pipe: Any) -> None:
     """In a process of its own: send what was measured."""
     torch.set_num_threads(1)
-    try:
-        pipe.send(measured(name))
-    except BaseException as error:
-        pipe.send({"error": f"{type(error).__name__}: {error}"[:300], "faults": []})
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # for the scripts of its failures
+        try:
+            pipe.send(measured(name))
+        except BaseException as error:
+            pipe.send({"error": f"{type(error).__name__}: {error}"[:300], "faults": []})
 
 
 def alone(name: str) -> dict[str, Any]:
@@ -151,6 +162,7 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
     asked = sum(counts.values()) - counts["survived"]
     good = counts["right"] + counts["silent"]
     costs = [one["longest"] for one in results.values() if one.get("longest")]
+    scripts = {name: one["script"] for name, one in results.items() if one.get("script") is not None}
     lines = [
         "# Is the right mistake named?",
         "",
@@ -168,6 +180,9 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
         "",
         f"The vocabulary has {len(MISTAKES)} mistakes. To reduce or to diagnose one failure took {median(costs or [0.0]):.1f} s",
         f"at the median, at most {max(costs, default=0.0):.1f} s, on a machine that others used as well.",
+        "",
+        f"Of {len(scripts)} scripts that a first failure offered {list(scripts.values()).count(1)} show it without the suite."
+        + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
         "",
         "| family | mutants | right | rightly none | missed | wrong | not failed |",
         "|---|" + "---|" * 6,

@@ -52,7 +52,7 @@ class _Keep:
 
 
 def judge(impl: str, *options: str, tier: str = "smoke") -> Outcome:
-    """The outcome of `pytest --impl=… --tier=…`; no repro files are written."""
+    """The outcome of `pytest --impl=… --tier=…`, run where the process stands: scripts of failures are written there."""
     keep = _Keep()
     with contextlib.redirect_stdout(io.StringIO()) as screen:
         code = pytest.main(
