@@ -341,8 +341,10 @@ def dense(problem: Problem) -> Problem:
     return problem.replace(**{name: x.contiguous() for name, x in problem.inputs().items()})
 
 
-def finer(case: Case, subject: Subject) -> list[Case]:
-    """The case in the widest dtype of the implementation, and as it is."""
+def finer(case: Case, subject: Subject, alone: bool) -> list[Case]:
+    """The case in the widest dtype of the implementation, where the fault is not in one dtype alone, and as it is."""
+    if alone:
+        return [case]
     wide = next((dtype for dtype in ("float64", "float32") if dtype in subject.dtypes), case.dtype)
     return [case] if case.dtype == wide or case.biases == "lowest" else [replace(case, dtype=wide), case]
 
@@ -372,9 +374,12 @@ def diagnose(
         found, asked = dropped(subject, problem)
         return Diagnosis(dict.fromkeys(found, 0.0), "", asked, True) if found else None
     cases, before = list(dict.fromkeys(cases)), [name for name in before if name in MISTAKES]
+    wide = [case for case in cases[:1] for case in finer(case, subject, False)[:-1]]
+    alone = any((seen := look(subject, subject.problem(case))) is not None and not seen.scope for case in wide)
     further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
-    evidence: list[Case | Problem | Callable[[], Problem]] = [x for case in (*cases[:1], *further) for x in finer(case, subject)]
-    evidence += [finer(probe, subject)[0] for case in cases[:1] for probe in probes(case, subject)]
+    evidence: list[Case | Problem | Callable[[], Problem]] = []
+    evidence += [x for case in (*cases[:1], *further) for x in finer(case, subject, alone)]
+    evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
     # Copies are made when they are asked for: most failures need none.
     others = [partial(shuffled, problem, seed) for seed in range(6)]
     made = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
