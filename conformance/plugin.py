@@ -367,6 +367,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             broken = dict.fromkeys(line.split(" · ")[0] for line in result.longrepr.splitlines() if _HEADING.match(line))
             file, line, test = result.location
             result.location = (file, line, f"{', '.join(broken)}, found by {test}")
+            # What hundreds of calls logged, and what torch.compile traced, is not what a reader looks for.
+            result.sections = [section for section in result.sections if not section[0].startswith("Captured log")]
         else:
             from attnspec.conformance.judge import Verdict
 
