@@ -436,7 +436,7 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], am
         for name, fits in alive.items()
         if sum(one.digits for one in fits) >= CERTAIN
         and (late or not any(one.late for one in fits))
-        and against.get(name, 0.0) < max(asked, 2)
+        and 2 * against.get(name, 0.0) < max(asked, 2)  # less than half as many problems speak against it
         and (asked >= FEW or not (against.get(name) or any(one.spared for one in fits) or MISTAKES[name].special))
     }
     if not cost:
