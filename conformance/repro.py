@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import textwrap
 import zlib
@@ -16,7 +17,7 @@ from attnspec.adapters import Unsupported
 from attnspec.conformance.judge import beyond, together
 from attnspec.conformance.subject import Explained, Subject, Within
 from attnspec.reference import INPUT_OF
-from attnspec.spec import Problem, index, memory_of
+from attnspec.spec import Problem, index
 
 FOLDER = Path("attnspec-repros")
 # What stands before the call where it must raise, and where it must leave the state as it was.
@@ -123,7 +124,8 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         mode = [f"attend.train({earlier.training})"] if modes else []
         lines += ["# an earlier call, which must not matter", *mode, *_call(subject, earlier, f"_before{n}", "o"), ""]
     lines += [f"attend.train({explained.problem.training})"] if modes else []
-    lines += _call(subject, explained.problem, "", finding.output, explained.within)
+    with explained.within.enter() if explained.within else contextlib.nullcontext():
+        lines += _call(subject, explained.problem, "", finding.output, explained.within)
     if other is not None:
         lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
     return "\n".join([*lines, *verdict]) + "\n"
@@ -159,14 +161,16 @@ def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: 
 
 def literal(x: Tensor) -> str:
     """A tensor as Python source that gives back its bits and its strides."""
-    dtype = str(x.dtype)
-    if x.numel() <= READABLE and x.is_contiguous() and bool(torch.isfinite(x).all()):
+    dtype, plain = str(x.dtype), x.storage_offset() == 0 and x.stride() == torch.empty(x.shape).stride()
+    if x.numel() <= READABLE and plain and bool(torch.isfinite(x).all()):
         return (
             f"torch.tensor({x.detach().cpu().tolist()!r}, dtype={dtype}, device=DEVICE)"
             if x.numel()
             else f"torch.empty({tuple(x.shape)}, dtype={dtype}, device=DEVICE)"
         )
-    data = base64.b64encode(zlib.compress(memory_of(x).view(torch.uint8).cpu().numpy().tobytes())).decode()
+    # All of its memory: what lies behind the last element may be what a kernel reads.
+    whole = torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.detach().untyped_storage())
+    data = base64.b64encode(zlib.compress(whole.cpu().numpy().tobytes())).decode()
     return f"tensor({data!r}, {dtype}, {tuple(x.shape)}, {tuple(x.stride())}, {x.storage_offset()})"
 
 

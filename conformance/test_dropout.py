@@ -118,9 +118,10 @@ def test_without_a_rate_nothing_is_dropped(subject: Subject, case: Case) -> None
 def test_evaluation_drops_nothing(subject: Subject, case: Case) -> None:
     """A rate of one half in evaluation mode, and a rate of zero in training, after a call that dropped."""
     problem = subject.problem(case)
-    subject.run(problem.replace(dropout=0.5, training=True))
-    must_be_right(subject, problem.replace(dropout=0.5, training=False), "rate 0.5 in evaluation")
-    must_be_right(subject, problem.replace(dropout=0.0, training=True), "rate 0 in training")
+    dropping, evaluation = (problem.replace(dropout=0.5, training=training) for training in (True, False))
+    subject.run(dropping)
+    must_be_right(subject, evaluation, "rate 0.5 in evaluation", earlier=(dropping,))
+    must_be_right(subject, problem.replace(dropout=0.0, training=True), "rate 0 in training", earlier=(dropping, evaluation))
 
 
 @clause("DROPOUT-4")

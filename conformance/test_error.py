@@ -1,8 +1,10 @@
 """ERROR: what an implementation can't do it says."""
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from attnspec.adapters.contract import quiet
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance.case import Case
 from attnspec.conformance.judge import Finding
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject import Subject, Within
 from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, clause, must_answer, must_be_right, on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
@@ -64,15 +66,23 @@ def test_mask_and_is_causal_both_handed_over(subject: Subject, case: Case) -> No
     adapter = subject.adapter
     if not isinstance(adapter, FunctionAdapter) or not adapter.torch_convention:
         raise NotApplicable
-    unmerged = copy.copy(adapter)
-    unmerged.torch_convention = False
-    problem = subject.problem(case)
+    within = Within(partial(unmerged, adapter), "{call}")
     try:
-        must_be_right(replace(subject, adapter=unmerged), problem, "attn_mask and is_causal=True, both handed over", ("o",))
+        must_be_right(subject, subject.problem(case), "attn_mask and is_causal=True, both handed over", ("o",), within=within)
     except Broken as broken:
         if broken.finding.kind == "raised":
             raise NotOffered(broken.finding.message) from None
         raise
+
+
+@contextlib.contextmanager
+def unmerged(adapter: FunctionAdapter) -> Iterator[None]:
+    """Mask and causal are handed over as they are."""
+    adapter.torch_convention = False
+    try:
+        yield
+    finally:
+        adapter.torch_convention = True
 
 
 @clause("ERROR-1")
