@@ -291,19 +291,20 @@ class Subject:
             everything = to_float64(answer.o)
             what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
             finding = replace(finding, message=f"the whole output is {what}" if what else "")
-        fresh = self.adapter.fresh()
+        earlier = self._earlier(case) if finding.output == "o" else None
+        before, fresh = () if earlier is None else (self.problem(earlier),), self.adapter.fresh()
         if (
             fresh is not None
             and not judge(replace(self, adapter=fresh).run(problem), exact, self.required_class(case.dtype)).findings
         ):
             finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")
-            return Explained("PURITY-5", case, finding, problem, exact)
-        if finding.output == "o" and (earlier := self._earlier(case)) is not None:
+            return Explained("PURITY-5", case, finding, problem, exact, earlier=before)
+        if earlier is not None:
             kept = "right where its shapes are new, wrong after a call in them " + (
                 "with other numbers" if earlier.seed != case.seed else "without options"
             )
             finding = replace(finding, message=f"{kept}: something of that call is kept")
-            return Explained("PURITY-5", case, finding, problem, exact, earlier=(self.problem(earlier),))
+            return Explained("PURITY-5", case, finding, problem, exact, earlier=before)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
         finding = replace(finding, hint=other_choice(diagnosis, self.dialect))
         clause = blame(case, finding, self.dialect, self.observed, bool(exact.empty.any()))

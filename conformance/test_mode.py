@@ -102,7 +102,7 @@ def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
     exact = solve(half, subject.dialect)
     tolerance = exact.tolerance("D")
     if answer.o.shape != exact.values["o"].shape:
-        raise Broken(Finding("shape", "o", f"under autocast the output has shape {tuple(answer.o.shape)}"), wide)
+        raise Broken(Finding("shape", "o", f"under autocast the output has shape {tuple(answer.o.shape)}"), wide, within=within)
     finding, _ = compare(to_float64(answer.o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
     if finding is not None:
         margin = np.where(tolerance.exempt["o"], np.inf, tolerance.bound["o"])
