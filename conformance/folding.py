@@ -40,7 +40,7 @@ class Fault:
 
     @property
     def also(self) -> str:
-        """Where else it shows: "CAUSAL-4, GRAD-2 in float16"."""
+        """Where else it shows: "CAUSAL-4, GRAD-2 in float16", or "float64; float16, flash=True" where one place has a comma."""
         own = self.failure
         places: dict[str, None] = {}
         for other in self.others:
@@ -51,7 +51,8 @@ class Fault:
             named = other.clause != own.clause and len(what) > 1
             words = f"{what[0]} in {', '.join(what[1:])}" if named else ", ".join(what)
             places[words] = None
-        return ", ".join(words for words in places if words)
+        between = "; " if any(", " in words for words in places) else ", "
+        return between.join(words for words in places if words)
 
 
 def names_of(explained: Explained) -> tuple[str, dict[str, float]]:

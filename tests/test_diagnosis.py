@@ -280,7 +280,7 @@ def test_failures_that_one_mistake_explains_are_one_fault() -> None:
     ]
     shape, causal = folding.fold(failures)
     assert (causal.name, causal.failure.clause) == ("causal_ignored", "CAUSAL-1")
-    assert causal.also == "bfloat16, flash, CAUSAL-4, GRAD-2 in float16"
+    assert causal.also == "bfloat16, flash; CAUSAL-4; GRAD-2 in float16"
     assert (shape.failure.clause, shape.others) == ("SHAPE-1", [])
     assert [one.fault for one in failures] == [2, 2, 2, 1, 2]
 
