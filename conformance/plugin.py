@@ -69,8 +69,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_RUN] = _make_run(config)
     except (ResolveError, SpecError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
-    if alone and not config.stash[_RUN].tier.searched:  # Hypothesis's own plugin would import it for an empty summary
-        config.pluginmanager.unregister(name="hypothesispytest")
+    hypothesis = config.pluginmanager.get_plugin("hypothesispytest")
+    if alone and hypothesis is not None and not config.stash[_RUN].tier.searched:  # it would be imported for an empty summary
+        config.pluginmanager.unregister(hypothesis)
 
 
 _RUN: pytest.StashKey[Any] = pytest.StashKey()

@@ -404,3 +404,12 @@ def test_workers_judge_what_conforms(here):
     )
     assert said.exit == 0
     assert re.search(r"^  CAUSAL-3 +(\d+)/\1$", said.screen, re.M)
+
+
+def test_smoke_needs_no_hypothesis() -> None:
+    """A run that draws nothing imports it nowhere, and its plugin may be missing."""
+    code = "import pytest, sys; print(int(pytest.main(sys.argv[1:])), 'hypothesis' in sys.modules)"
+    command = [sys.executable, "-c", code, "--impl=sdpa-math", "--impl-device=cpu", "--clauses=ERROR-1", "-q"]
+    for more, imported in ((["--tier=smoke"], False), (["--tier=smoke", "-p", "no:hypothesispytest"], False), ([], True)):
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
+        assert done.stdout.splitlines()[-1] == f"0 {imported}", done.stdout + done.stderr
