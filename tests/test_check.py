@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from judging import judge
+from mutants.base import load
 from torch import nn
 
 from attnspec.adapters import Adapter, ResolveError
@@ -284,3 +285,13 @@ assert check(lambda q, k, v: (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v, c
         done = subprocess.run([sys.executable, "-c", text], text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         assert not done.stdout
+
+
+def test_what_was_compiled_before_hides_nothing() -> None:
+    """Of one code object torch compiles eight, and runs what comes after as it is: those before must be forgotten."""
+    before = [name for name, mutant in load().items() if mutant.kind == "function"][:9]
+    for name in [*before, "compiled_without_scale"]:
+        result = check(
+            f"mutants.implementations.{name}", clauses="MODE-5", tier="standard", dtypes=("float32",), enforce_should=True
+        )
+    assert not result.ok
