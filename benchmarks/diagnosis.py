@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from judging import judge  # noqa: E402  tests/ is no package
+from judging import ended, judge  # noqa: E402  tests/ is no package
 from kill_matrix import read, remember  # noqa: E402
 from mutants.base import FAMILIES, load  # noqa: E402
 
@@ -102,14 +101,8 @@ def measured(name: str) -> dict[str, Any]:
         "explaining": sum(spent),
         "longest": max(spent, default=0.0),
         "failures": len(outcome.failures),
-        "script": shows(scripts[0]) if scripts else None,
+        "script": ended(scripts[0]).returncode if scripts else None,
     }
-
-
-def shows(script: str) -> int:
-    """The exit code of the script of a failure: 1 where the fault is there, also without the suite."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    return subprocess.run([sys.executable, script], env=environment, capture_output=True, check=False, timeout=60).returncode
 
 
 def told_of(name: str, pipe: Any) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,3 +74,9 @@ def judge(impl: str, *options: str, tier: str = "smoke") -> Outcome:
         )
     assert keep.run is not None, f"--impl={impl} {' '.join(options)} did not start: exit {code}\n{screen.getvalue()}"
     return Outcome(int(code), keep.run, screen.getvalue())
+
+
+def ended(script: str | Path) -> subprocess.CompletedProcess[str]:
+    """The script of a failure, run to its end without the suite, where what it tests may stand in this folder."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    return subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=60)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from honest import tiled
-from judging import judge
+from judging import ended, judge
 from mutants.base import load
 
 from attnspec.adapters import resolve
@@ -19,8 +17,6 @@ from attnspec.conformance.meeting import meet
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Explained
 from attnspec.spec import Problem
-
-HERE = Path(__file__).parent
 
 
 def misfit(problem: Problem) -> Problem:
@@ -46,9 +42,8 @@ def tells(text: str | None, name: str, path: Path) -> None:
 
 def run(path: Path) -> int:
     """Its exit code; it must say what it found, or end with what the kernel raised."""
-    command = [sys.executable, "-c", f"import runpy, sys; sys.path[:0] = [{str(HERE)!r}]; runpy.run_path({str(path)!r})"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout or "expected attn_mask" in done.stderr, done.stderr
+    done = ended(path)
+    assert "Traceback" not in done.stderr or "expected attn_mask" in done.stderr, done.stderr
     return done.returncode
 
 
