@@ -374,8 +374,15 @@ def diagnose(
         found, asked = dropped(subject, problem)
         return Diagnosis(dict.fromkeys(found, 0.0), "", asked, True) if found else None
     cases, before = list(dict.fromkeys(cases)), [name for name in before if name in MISTAKES]
-    wide = [case for case in cases[:1] for case in finer(case, subject, False)[:-1]]
-    alone = any((seen := look(subject, subject.problem(case))) is not None and not seen.scope for case in wide)
+
+    @cache
+    def seen_in(case: Case) -> Seen | None:
+        return look(subject, subject.problem(case))
+
+    def right(case: Case) -> bool:
+        return (seen := seen_in(case)) is not None and not seen.scope
+
+    alone = any(right(wide) for case in cases[:1] for wide in finer(case, subject, False)[:-1])
     further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
     evidence: list[Case | Problem | Callable[[], Problem]] = []
     evidence += [x for case in (*cases[:1], *further) for x in finer(case, subject, alone)]
@@ -383,15 +390,16 @@ def diagnose(
     # Copies are made when they are asked for: most failures need none.
     others = [partial(shuffled, problem, seed) for seed in range(6)]
     made = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
-    if made and (plain := look(subject, subject.problem(cases[0]))) is not None and not plain.scope:
+    if made and right(cases[0]):
         cases, evidence = [], []  # it is the test that makes it fail
     evidence = [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
 
     @cache
     def seen_at(n: int) -> Seen | None:
         this = evidence[n]
-        asked = this if isinstance(this, Problem) else subject.problem(this) if isinstance(this, Case) else this()
-        return look(subject, asked, None if n else exact)
+        if isinstance(this, Case):
+            return seen_in(this)
+        return look(subject, this if isinstance(this, Problem) else this(), None if n else exact)
 
     if not steady(subject, problem):
         drops = problem.dropout and steady(subject, problem.replace(dropout=0.0))
