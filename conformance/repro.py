@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import re
 import textwrap
 import zlib
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from attnspec.adapters import Unsupported
 from attnspec.conformance.judge import beyond, together
-from attnspec.conformance.subject import Explained, Subject, Within
+from attnspec.conformance.subject import PLAINLY, Explained, Subject, Within
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index
 
@@ -124,14 +123,14 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         mode = [f"attend.train({earlier.training})"] if modes else []
         lines += ["# an earlier call, which must not matter", *mode, *_call(subject, earlier, f"_before{n}", "o"), ""]
     lines += [f"attend.train({explained.problem.training})"] if modes else []
-    with explained.within.enter() if explained.within else contextlib.nullcontext():
+    with explained.within.enter():
         lines += _call(subject, explained.problem, "", finding.output, explained.within)
     if other is not None:
         lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
     return "\n".join([*lines, *verdict]) + "\n"
 
 
-def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: Within | None = None) -> list[str]:
+def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: Within = PLAINLY) -> list[str]:
     call = subject.adapter.call(problem)
     lines, names = [], {}
     by_id: dict[int, str] = {}
@@ -150,7 +149,7 @@ def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: 
     if needs:
         lines += [f"{x}.requires_grad_()" for x in dict.fromkeys(wanted)]
     call = f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})"
-    lines += (within.source.format(call=call) if within else call).splitlines()
+    lines += within.source.format(call=call).splitlines()
     if needs:
         assert problem.do is not None
         lines.append(f"do{suffix} = {literal(problem.do)}")

@@ -35,8 +35,11 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 class Within(NamedTuple):
     """Surroundings of a call: a context that makes them, and Python that makes them around '{call}'."""
 
-    enter: Callable[[], contextlib.AbstractContextManager[Any]]
-    source: str
+    enter: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    source: str = "{call}"
+
+
+PLAINLY = Within()
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Explained:
     met: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
     diagnosis: Diagnosis | None = None
     earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
-    within: Within | None = None  # what surrounds the call, and must not matter
+    within: Within = PLAINLY  # what surrounds the call, and must not matter
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -389,7 +392,7 @@ class Subject:
         exact: Exact,
         met: list[Case],
         made: Problem | None = None,
-        within: Within | None = None,
+        within: Within = PLAINLY,
     ) -> tuple[str, Finding, Diagnosis | None]:
         """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
@@ -398,7 +401,7 @@ class Subject:
             return "CAUSAL-6", finding, None
         answer = self.run(problem)
         if not judge(answer, exact, self.required_class(str(problem.dtype)[6:])).findings:
-            if within is None:
+            if within is PLAINLY:
                 return clause, finding, None
             with within.enter():  # right when asked like this: the surroundings of the call matter
                 return clause, finding, self.diagnose(problem, exact, finding, [replace(case, wrt="none") for case in met], made)

@@ -66,7 +66,7 @@ def test_mask_and_is_causal_both_handed_over(subject: Subject, case: Case) -> No
     adapter = subject.adapter
     if not isinstance(adapter, FunctionAdapter) or not adapter.torch_convention:
         raise NotApplicable
-    within = Within(partial(unmerged, adapter), "{call}")
+    within = Within(partial(unmerged, adapter))
     try:
         must_be_right(subject, subject.problem(case), "attn_mask and is_causal=True, both handed over", ("o",), within=within)
     except Broken as broken:

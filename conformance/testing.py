@@ -7,7 +7,6 @@ cases, ``@agrees`` that it is the comparison with the reference.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from attnspec.conformance import report
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, Verdict, compare, together
 from attnspec.conformance.run import Run
-from attnspec.conformance.subject import Explained, Subject, Within, descend
+from attnspec.conformance.subject import PLAINLY, Explained, Subject, Within, descend
 from attnspec.conformance.verdicts import Share
 from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
@@ -49,7 +48,7 @@ class Broken(Exception):
         other: Problem | None = None,
         margin: np.ndarray | None = None,
         earlier: tuple[Problem, ...] = (),
-        within: Within | None = None,
+        within: Within = PLAINLY,
     ) -> None:
         super().__init__(finding.message)
         self.finding, self.problem, self.exact, self.other, self.margin = finding, problem, exact, other, margin
@@ -288,7 +287,7 @@ class Asking:
         problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
-            within = broken.within if broken.margin is None else None  # what has bounds of its own is not diagnosed
+            within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
             clause, finding, diagnosis = self.subject.attribute(
                 clause, problem, finding, broken.exact, [] if self.plan.once else [case], made, within
             )
@@ -305,7 +304,7 @@ class Asking:
             broken.margin,
             diagnosis=diagnosis,
             earlier=broken.earlier if own else (),
-            within=broken.within if own else None,
+            within=broken.within if own else PLAINLY,
         )
         self._report(case, explained, broken.other)
         return False
@@ -426,13 +425,13 @@ def must_be_right(
     outputs: tuple[str, ...] = OUTPUTS,
     exact: Exact | None = None,
     earlier: tuple[Problem, ...] = (),
-    within: Within | None = None,
+    within: Within = PLAINLY,
 ) -> Answer:
     """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`.
 
     earlier: the problems that the test asked before. within: what the call is put into.
     """
-    with within.enter() if within else contextlib.nullcontext():
+    with within.enter():
         answer = subject.run(problem)
     exact = exact or subject.solve(problem)
     findings = subject.judge(answer, exact).of(outputs)
@@ -443,9 +442,9 @@ def must_be_right(
     return answer
 
 
-def must_answer(subject: Subject, problem: Problem, within: Within | None = None) -> Answer:
+def must_answer(subject: Subject, problem: Problem, within: Within = PLAINLY) -> Answer:
     """An answer of whatever value. Raises Broken where there is none. within: what the call is put into."""
-    with within.enter() if within else contextlib.nullcontext():
+    with within.enter():
         answer = subject.run(problem)
     if answer.refusal is not None:
         raise Broken(Finding("raised", "call", f"raised {answer.refusal}"), problem, within=within)
