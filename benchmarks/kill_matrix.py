@@ -45,7 +45,7 @@ from mutants.base import FAMILIES, Mutant, load  # noqa: E402
 from mutants.not_emulated import EQUIVALENT, NOT_EMULATED  # noqa: E402
 from variants import HONEST  # noqa: E402
 
-from attnspec.conformance import diagnosis, record, subject, testing  # noqa: E402
+from attnspec.conformance import diagnosis, explain, record, subject, testing  # noqa: E402
 from attnspec.conformance.run import TIERS  # noqa: E402
 from attnspec.reference import solve  # noqa: E402
 from attnspec.spec import Problem, index  # noqa: E402
@@ -112,12 +112,12 @@ def watched(impl: str, tier: str, *options: str, enough: str = "") -> dict[str, 
 
     subjects, spent = Subjects(), time.process_time()
     record.Record.fail, testing.Asking.go = noted, going  # type: ignore[method-assign]
-    simplify, subject.Subject.simplify = subject.Subject.simplify, lambda self, explained: explained  # type: ignore[method-assign]
+    simplify, explain.Explainer.simplify = explain.Explainer.simplify, lambda self, explained: explained  # type: ignore[method-assign]
     try:
         outcome = judge(impl, *options, tier=tier)
     finally:
         record.Record.fail, testing.Asking.go = fail, go  # type: ignore[method-assign]
-        subject.Subject.simplify = simplify  # type: ignore[method-assign]
+        explain.Explainer.simplify = simplify  # type: ignore[method-assign]
     broken = sorted({failure.clause for failure in outcome.failures})
     result = {"exit": outcome.exit, "first": first, "broken": broken, "judged": sum(s.judged for s in subjects)}
     return result | {"seconds": time.perf_counter() - began, "cpu": time.process_time() - spent}

@@ -13,7 +13,7 @@ from attnspec.conformance.record import Failure
 from attnspec.spec import index
 
 if TYPE_CHECKING:
-    from attnspec.conformance.subject import Explained
+    from attnspec.conformance.explain import Explained
 
 
 # Clauses whose failure is its own explanation.

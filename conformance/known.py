@@ -20,9 +20,10 @@ import torch
 
 from attnspec.adapters import ResolveError
 from attnspec.conformance.case import Case, array, fit
+from attnspec.conformance.explain import Explained
 from attnspec.conformance.judge import JUDGED, Verdict
 from attnspec.conformance.region import Region, RegionError
-from attnspec.conformance.subject import DTYPES, Explained, Subject
+from attnspec.conformance.subject import DTYPES, Subject
 from attnspec.spec import index
 
 if TYPE_CHECKING:
@@ -189,11 +190,11 @@ class KnownIssues:
         from attnspec.conformance.record import Record
 
         alone = replace(self, issues=(issue,), total=Counter(), inside=Counter(), failed=Counter(), errors=[], lines=[])
-        fresh = replace(subject, held={}, _judgements=OrderedDict(), _explained=[])
+        fresh = replace(subject, held={}, _judgements=OrderedDict())
         again = replace(
             run, subjects=[fresh], case=fitted, clauses=(issue.clause,), record=Record(), known=alone, repros=False, budget=None
         )
-        again._shown, again._rows = set(), {}
+        again._shown, again._rows, again._explainers = set(), {}, {}
         for test in tests((issue.clause,)):
             try:
                 test(again, fresh, case.dtype)

@@ -16,12 +16,13 @@ from attnspec.conformance import __version__
 from attnspec.conformance.case import describe, describe_problem, summary
 from attnspec.conformance.coverage import Space, said
 from attnspec.conformance.environment import device_data, device_name, versions
+from attnspec.conformance.explain import Explained
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import write
 from attnspec.conformance.run import TIERS, Run
-from attnspec.conformance.subject import ORACLE, Explained, Subject
+from attnspec.conformance.subject import ORACLE, Subject
 from attnspec.conformance.verdicts import finite, mark, tally
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
+from attnspec.conformance.explain import Explained
 from attnspec.conformance.judge import beyond, together
-from attnspec.conformance.subject import PLAINLY, Explained, Subject, Within
+from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index
 

@@ -10,11 +10,12 @@ from zlib import crc32
 
 from attnspec.conformance.case import Case, array
 from attnspec.conformance.draft import Draft
+from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.shard import Shard
-from attnspec.conformance.subject import Explained, Subject
+from attnspec.conformance.subject import Subject
 from attnspec.reference import stricter
 
 
@@ -71,11 +72,16 @@ class Run:
     explained: list[tuple[Subject, Explained, Failure]] = field(default_factory=list)
     _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
+    _explainers: dict[int, Explainer] = field(default_factory=dict)
 
     @property
     def out_of_time(self) -> bool:
         """True once the budget is spent."""
         return self.budget is not None and time.monotonic() - self.started > self.budget
+
+    def explainer(self, subject: Subject) -> Explainer:
+        """Who explains the failures of a subject, and remembers them through the run."""
+        return self._explainers.setdefault(id(subject), Explainer(subject))
 
     def first_time(self, key: tuple, dtype: str) -> bool:
         """Whether a failure with this key is met for the first time, in this dtype or (dtype "") at all."""
@@ -122,7 +128,7 @@ class Run:
         """What is said of each failure must explain what failed after it, too."""
         for n, (subject, explained, failure) in enumerate(self.explained):
             if len(explained.met) > 1 and explained.diagnosis is not None:
-                diagnosis = subject.diagnose(explained.problem, explained.exact, explained.finding, explained.met)
+                diagnosis = self.explainer(subject).diagnose(explained.problem, explained.exact, explained.finding, explained.met)
                 explained = replace(explained, diagnosis=diagnosis)
                 failure.diagnosis, failure.names = names_of(explained)
                 self.explained[n] = (subject, replace(explained, met=explained.met[:1]), failure)

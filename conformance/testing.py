@@ -22,9 +22,10 @@ import pytest
 from attnspec.adapters import Answer, same_bits
 from attnspec.conformance import report
 from attnspec.conformance.case import Case, fit
+from attnspec.conformance.explain import Explained, descend
 from attnspec.conformance.judge import Finding, Verdict, compare, together
 from attnspec.conformance.run import Run
-from attnspec.conformance.subject import PLAINLY, Explained, Subject, Within, descend
+from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts import Share
 from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
@@ -153,6 +154,7 @@ class Asking:
 
     def __init__(self, run: Run, subject: Subject, dtype: str, ids: tuple[str, ...], test: Callable) -> None:
         self.run, self.subject, self.dtype, self.test = run, subject, dtype, test
+        self.explainer = run.explainer(subject)
         why_not = {id_: subject.exempt_from(index()[id_]) for id_ in ids}
         for id_, reason in why_not.items():
             if reason:
@@ -259,7 +261,7 @@ class Asking:
         if not judgement.of(outputs) and not unjudged:
             return True
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
-        self._report(case, self.subject.explain(case, judgement.findings[0]))
+        self._report(case, self.explainer.explain(case, judgement.findings[0]))
         return False
 
     # RELATIONS
@@ -272,7 +274,7 @@ class Asking:
             return True
         # A relation that asks for no right answer stands by itself: two answers contradict each other.
         alone = not self.plan.outputs and not self.plan.once and broken.finding.kind == "relation"
-        known = None if alone else self.subject.known(case, broken.finding)
+        known = None if alone else self.explainer.known(case, broken.finding)
         if known is not None:
             self._report(case, known)
             return False
@@ -288,11 +290,11 @@ class Asking:
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
             within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
-            clause, finding, diagnosis = self.subject.attribute(
+            clause, finding, diagnosis = self.explainer.attribute(
                 clause, problem, finding, broken.exact, [] if self.plan.once else [case], made, within
             )
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
-            diagnosis = self.subject.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
+            diagnosis = self.explainer.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
         own = clause == self.main.id
         explained = Explained(
             clause,

@@ -16,12 +16,13 @@ from attnspec.conformance import folding, report
 from attnspec.conformance.case import Case
 from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, other_choice, sentence, shuffled, told
 from attnspec.conformance.dropped import dropped
+from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judge import judge
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.record import Failure
 from attnspec.conformance.repro import script
-from attnspec.conformance.subject import Explained, Subject
+from attnspec.conformance.subject import Subject
 from attnspec.conformance.test_dropout import readable
 from attnspec.spec import Dialect
 
@@ -46,7 +47,7 @@ def subject_of(function: Any) -> Subject:
 def explained(name: str, token: str) -> tuple[Subject, Explained]:
     """What is said of a mutant that fails on a case."""
     subject, case = subject_of(load()[name].make()), Case.parse(token)
-    return subject, subject.explain(case, subject.judgement(case).findings[0])
+    return subject, Explainer(subject).explain(case, subject.judgement(case).findings[0])
 
 
 # THE RIGHT NAME
@@ -122,7 +123,7 @@ def with_hidden_before_scale(query, key, value, attn_mask=None, dropout_p=0.0, i
 def test_what_torch_does_with_a_negative_scale_is_named() -> None:
     subject = subject_of(with_hidden_before_scale)
     case = Case(i=5, j=5, causal=True, scale=-0.5)
-    found = subject.explain(case, subject.judgement(case).findings[0])
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
     assert found.diagnosis is not None
     assert found.diagnosis.best == ("mask_before_scale",)
 
@@ -131,7 +132,7 @@ def test_what_is_plain_to_see_is_no_because() -> None:
     """'the output is NaN' explains nothing where all of it is."""
     subject = subject_of(with_sdpa_signature(lambda call: call.run() * torch.nan))
     case = Case(i=5, j=7)
-    found = subject.explain(case, subject.judgement(case).findings[0])
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
     assert found.finding.message == "the whole output is NaN"
     assert folding.names_of(found)[0] == ""
 

@@ -12,10 +12,10 @@ from mutants.base import load
 
 from attnspec.adapters import resolve
 from attnspec.conformance.case import Case
+from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.repro import script
-from attnspec.conformance.subject import Explained
 from attnspec.spec import Problem
 
 
@@ -78,7 +78,7 @@ def test_it_asks_first_what_must_come_first(name: str, first: Case, case: Case, 
     (adapter,) = resolve(f"mutants.implementations.{name}")
     subject = meet(adapter, "cpu", {}, None, None)
     assert not subject.judgement(first).findings
-    explained = subject.explain(case, subject.judgement(case).findings[0])
+    explained = Explainer(subject).explain(case, subject.judgement(case).findings[0])
     assert explained.clause == "PURITY-5"
     tells(script(subject, explained, None), name, tmp_path / "repro.py")
 
@@ -102,7 +102,7 @@ def test_what_fails_now_and_then_remembers_nothing() -> None:
     subject = meet(adapter, "cpu", {}, None, None)
     cases = [Case(i=3, j=5, causal=True, seed=seed) for seed in range(40)]
     assert 5 < sum(bool(subject.judgement(case).findings) for case in cases) < 35
-    assert [subject._earlier(case) for case in cases] == 40 * [None]
+    assert [Explainer(subject)._earlier(case) for case in cases] == 40 * [None]
 
 
 def test_what_is_kept_of_an_unknown_call_has_none() -> None:
