@@ -13,7 +13,8 @@ CHOICE_CLAUSE = {
     "head_grouping": {"blocked": "SHARED-2", "strided": "SHARED-2"},
 }
 CONSISTENCY = {"causal_alignment": "CAUSAL-4", "empty_row": "EMPTY-2", "head_grouping": "SHARED-2"}
-GRADIENT = {"dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4"}
+# A backward that raises gives no gradient; the first speaks for all.
+GRADIENT = {"call": "GRAD-1", "dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4"}
 MASK_FORMS = {"padding": "MASK-2", "bhij": "MASK-1"}
 FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "device": "DTYPE-3", "changed": "PURITY-1"}
 LAYOUT_CLAUSE = {"fused": "LAYOUT-2", "offset": "LAYOUT-2", "expanded": "LAYOUT-3"}
@@ -44,7 +45,7 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
     """
     if finding.hint:  # another dialect explains the answer
         return choice_clause(finding, dialect, observed)
-    gradient = finding.output != "o" and finding.output != "call"
+    gradient = finding.of_gradient
     if finding.kind in FORM_CLAUSE:
         return "DTYPE-2" if gradient else FORM_CLAUSE[finding.kind]
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())

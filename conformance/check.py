@@ -40,7 +40,7 @@ class Result:
 
     verdicts: one entry for each clause, dtype, variant and device, with the number of problems for each verdict.
     failures: the broken clauses that decide, each shown once, with clause, dtype, variant, device, text and case.
-    held: the strictest accuracy class that no answer left, one entry for each variant, device and dtype; "not A" where A was
+    held: the strictest accuracy class that no right answer left, one entry for each variant, device and dtype; "not A" where A was
     not held.
     errors: faults of the suite itself, which say nothing about the implementation, and of the file of known issues.
     """
@@ -197,7 +197,8 @@ def _asked(run: Run) -> Result:
         held=tuple(
             {"variant": s.label, "device": s.device, "dtype": dtype, "class": report.held(run, s, dtype)}
             for s in run.subjects
-            for dtype in s.held
+            for dtype in s.dtypes
+            if report.held(run, s, dtype) != "–"
         ),
         header=tuple(header),
         summary=tuple(report.table(run)),

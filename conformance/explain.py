@@ -100,7 +100,7 @@ class Explainer:
     def known(self, case: Case, finding: Finding) -> Explained | None:
         """A failure explained before that has nothing special that this case has not: the same fault, met again."""
         for known in self.explained:
-            same = known.finding.output == finding.output or known.finding.output in ("o", "call")
+            same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
             if same and self._beside(known, case) and known.needs() <= case.traits():
                 return known
         return None
@@ -140,7 +140,7 @@ class Explainer:
             everything = to_float64(answer.o)
             what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
             finding = replace(finding, message=f"the whole output is {what}" if what else "")
-        earlier = self._earlier(case) if finding.output == "o" else None
+        earlier = self._earlier(case) if not finding.of_gradient and finding.kind not in ("raised", "changed") else None
         before, fresh = () if earlier is None else (self.subject.problem(earlier),), self.subject.adapter.fresh()
         if fresh is not None and not judge(replace(self.subject, adapter=fresh).run(problem), exact, class_).findings:
             finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")

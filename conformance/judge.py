@@ -34,6 +34,8 @@ class Verdict(StrEnum):
     NOT_RUN = "NOT_RUN"
 
 
+# How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")
 JUDGED = (Verdict.PASS, Verdict.FAIL, Verdict.KNOWN_ISSUE, Verdict.XPASS)  # an answer was looked at
 
 
@@ -41,9 +43,10 @@ JUDGED = (Verdict.PASS, Verdict.FAIL, Verdict.KNOWN_ISSUE, Verdict.XPASS)  # an 
 class Finding:
     """One thing that is wrong with an answer.
 
-    kind is one of raised, type, shape, dtype, device, missing, changed, nonfinite, zero, value, relation. For a value:
-    index of the worst element, what was got and expected there, its bound, the error as a multiple of the bound, and how
-    many of how many elements are outside.
+    kind is one of raised, memory (there was none for an answer), type, shape, dtype, device, missing, changed, nonfinite, zero,
+    value, relation, biased (errors lean). output is o, a gradient, or call: what ended the call, so that it concerns every output.
+    For a value: index of the worst element, what was got and expected there, its bound, the error as a multiple of the bound, and
+    how many of how many elements are outside.
     """
 
     kind: str
@@ -58,12 +61,18 @@ class Finding:
     total: int = 0
     hint: str = ""
     class_: str = ""  # the finest arithmetic in which a value would be right, "C of bfloat16"; "" if none
+    stage: str = "forward"  # or backward: where the call ended
 
     @property
-    def likeness(self) -> tuple[str, str]:
-        """What makes two findings the same fault, for reduction: the kind, and whether an output or a gradient."""
+    def of_gradient(self) -> bool:
+        """Whether the fault is one of the backward."""
+        return self.stage == "backward" or self.output not in ("o", "call")
+
+    @property
+    def likeness(self) -> tuple[str, str, str]:
+        """What makes two findings the same fault, for reduction: the kind, the output, and the stage."""
         kind = "value" if self.kind in ("value", "zero", "nonfinite") else self.kind
-        return kind, self.output
+        return kind, self.output, self.stage
 
 
 @dataclass(frozen=True)
@@ -87,18 +96,16 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
     if answer.changed:
         names = " and ".join(answer.changed)
         return Judgement((Finding("changed", "call", f"the call changed its input {names}"),), {})
-    if answer.error is not None or answer.unsupported is not None:
-        where = "backward " if answer.stage == "backward" else ""
-        output = "d" if answer.stage == "backward" else "call"
-        finding = Finding("raised", "call" if output == "call" else "dq", f"{where}raised {answer.refusal}")
-        return Judgement((finding,), {})
-    wrong = form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "o")
+    end = ending(answer)
+    if end is not None and answer.o is None:
+        return Judgement((end,), {})
+    wrong = form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call")
     if wrong:
         return Judgement((wrong,), {})
     tolerance = exact.tolerance(class_)
     findings, worst, exempt, elements = [], {}, 0, 0
     got = {"o": answer.o}
-    if gradients and problem.do is not None:
+    if gradients and problem.do is not None and end is None:
         for name, gradient in answer.gradients.items():
             x = getattr(problem, INPUT_OF[name])
             misfit = form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)
@@ -113,12 +120,31 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
         worst[name] = ratio
         if outside is not None:
             findings.append(outside)
+    if end is not None:  # the backward ended; the output came before
+        findings.append(end)
     return Judgement(tuple(findings), worst, exempt, elements, class_)
 
 
+def ending(answer: Answer) -> Finding | None:
+    """What ended a call before its whole answer was there: an exception, or a lack of memory; None where nothing did."""
+    if answer.refusal is None:
+        return None
+    where = "backward " if answer.stage == "backward" else ""
+    kind = "memory" if out_of_memory(answer) else "raised"
+    return Finding(kind, "call", f"{where}raised {answer.refusal}", stage=answer.stage)
+
+
+def out_of_memory(answer: Answer) -> bool:
+    """Whether an answer is missing because there was no memory for it. A limit of the chip, such as shared memory, is none."""
+    if isinstance(answer.error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(answer.error) if isinstance(answer.error, RuntimeError) else ""
+    return any(words in said for words in NO_MEMORY)
+
+
 def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: str) -> Finding | None:
-    """Whether a result is one tensor of the right shape, dtype and device."""
-    if x is None and output != "o":
+    """Whether a result is one tensor of the right shape, dtype and device. What is wrong with o (output "call") ends the call."""
+    if x is None and output != "call":
         return Finding("missing", output, f"the {what} is None: the output has no grad_fn, or does not depend on it")
     if not isinstance(x, torch.Tensor):
         kind = f"a tuple of {len(x)}" if isinstance(x, tuple) else "nothing (None)" if x is None else f"a {type(x).__name__}"

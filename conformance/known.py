@@ -29,7 +29,7 @@ from attnspec.spec import index
 if TYPE_CHECKING:
     from attnspec.conformance.run import Run
 
-LOUD = 0.10  # share of the array's problems from which a region is called wide
+LOUD = 0.10  # share of the problems that a test of its clause asks from which a region is called wide
 MOST = 0.50  # share from which it is an error: that is no issue, it is a promise to withdraw
 TEXTS = ("reason", "url", "owner")
 KEYS = ("clause", "region", "found", "pinned", *TEXTS, "expiry", "device", "variant")
@@ -138,24 +138,26 @@ class KnownIssues:
                     issue, f"there is no variant {issue.variant!r}; there are {', '.join(sorted({s.label for s in run.subjects}))}"
                 )
                 continue
-            self._share(issue, subjects)
+            self._share(issue, subjects, tests)
             for case in issue.pinned:
                 for subject in subjects:
                     self._pinned(issue, case, subject, run, tests)
             self.lines.append(f"    {issue.reason.strip().splitlines()[0]} {issue.url} · {issue.owner}, until {issue.expiry}")
-        self._widths(run.subjects)
+        self._widths(run.subjects, tests)
         self.lines += [f"ERROR: {error}" for error in self.errors]
 
     def _wrong(self, issue: Issue, what: str) -> None:
         self.errors.append(f"{issue.name}: {what}")
 
-    def _share(self, issue: Issue, subjects: list[Subject]) -> None:
-        """How much of the array lies in the region, and how much of what was asked there failed."""
+    def _share(self, issue: Issue, subjects: list[Subject], tests: Callable[[tuple[str, ...]], list[Any]]) -> None:
+        """How much of what its clause's tests ask lies in the region, and how much of what was asked there failed."""
         if issue.region is None:
             return
-        hidden, rows = share([issue], subjects)
+        hidden, rows = share([issue], subjects, tests)
         wide = f": a wide region, more than {LOUD:.0%}" if hidden > LOUD * rows else ""
-        self.lines.append(f"    its region holds {hidden} of {rows} problems of the array, {hidden / max(rows, 1):.1%}{wide}")
+        if rows:
+            what = f"{hidden} of {rows} problems that a test of {issue.clause} asks"
+            self.lines.append(f"    its region holds {what}, {hidden / rows:.1%}{wide}")
         for dtype in DTYPES:
             inside, failed = self.inside[issue.number, dtype], self.failed[issue.number, dtype]
             if inside or failed:
@@ -163,14 +165,15 @@ class KnownIssues:
                 hides = f"hides {inside} of {total} problems asked, {inside / total:.1%}"
                 self.lines.append(f"    {dtype}: {hides}; {failed} of them fail{most}")
 
-    def _widths(self, subjects: list[Subject]) -> None:
+    def _widths(self, subjects: list[Subject], tests: Callable[[tuple[str, ...]], list[Any]]) -> None:
         for clause in dict.fromkeys(issue.clause for issue in self.issues if issue.region is not None):
             issues = [issue for issue in self.issues if issue.clause == clause and issue.region is not None]
-            hidden, rows = share(issues, [s for s in subjects if any(issue.concerns(s) for issue in issues)])
+            hidden, rows = share(issues, [s for s in subjects if any(issue.concerns(s) for issue in issues)], tests)
             if hidden > MOST * rows:
                 self.errors.append(
-                    f"the known issues of {clause} hide {hidden} of {rows} problems, more than {MOST:.0%}: that is no issue, it is "
-                    "a promise to withdraw (--without, --impl-dtypes, --dialect, or the adapter's offers)"
+                    f"the known issues of {clause} hide {hidden} of {rows} problems that one of its tests asks, more than "
+                    f"{MOST:.0%}: narrow their regions, or withdraw the promise "
+                    "(--without, --impl-dtypes, --dialect, or the adapter's offers)"
                 )
 
     def _pinned(self, issue: Issue, case: Case, subject: Subject, run: Run, tests: Callable[[tuple[str, ...]], list[Any]]) -> None:
@@ -220,10 +223,18 @@ class KnownIssues:
             self._wrong(issue, f"{where} shows nothing of {issue.clause} ({why}); pin the problem that a failure prints")
 
 
-def share(issues: list[Issue], subjects: list[Subject]) -> tuple[int, int]:
-    """How many problems of the array of all triples lie in one of the regions, and of how many; whatever narrows the run."""
-    rows = [(s, case) for s in subjects for case in array("triples", s.adapter, DTYPES)]
-    return sum(any(x.concerns(s) and x.covers(case) for x in issues) for s, case in rows), len(rows)
+def share(issues: list[Issue], subjects: list[Subject], tests: Callable[[tuple[str, ...]], list[Any]]) -> tuple[int, int]:
+    """How many of the problems that a test of their clause asks lie in one of the regions, and of how many.
+
+    The problems are those that the test makes of the array of all triples, whatever narrows the run; of several tests the one of
+    which the regions hide the largest share.
+    """
+    found = (0, 0)
+    for test in tests((issues[0].clause,)):
+        asked = [(s, case) for s in subjects for case in test.plan.cases(array("triples", s.adapter, DTYPES), s)]
+        hidden = sum(any(x.concerns(s) and x.covers(case) for x in issues) for s, case in asked)
+        found = max(found, (hidden, len(asked)), key=lambda n: n[0] / max(n[1], 1))
+    return found
 
 
 def _not_asked(issue: Issue, case: Case, subject: Subject, run: Run) -> str:

@@ -204,7 +204,7 @@ def failure(
 
 def numbers(explained: Explained) -> str:
     """The operands, where they are few: what a reader can compute with."""
-    problem, gradient = explained.problem, explained.finding.output not in ("o", "call")
+    problem, gradient = explained.problem, explained.finding.of_gradient
     tensors = {name: x for name, x in problem.inputs().items() if name != "mask"}
     if gradient and problem.do is not None:
         tensors["do"] = problem.do
@@ -314,7 +314,10 @@ def covered(subject: Subject) -> str:
 
 
 def held(run: Run, subject: Subject, dtype: str) -> str:
-    """The strictest class that no answer left: "not A" where A had to be held, and a clause of ACCURACY says that it was not."""
+    """The strictest class that no right answer left, or – where none was right.
+
+    "not A" where A had to be held, and a clause of ACCURACY says that it was not.
+    """
     broken = any(
         counts[Verdict.FAIL] and cell[0].startswith("ACCURACY") and index()[cell[0]].binding
         for cell, counts in run.record.counts.items()

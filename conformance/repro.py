@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnspec.adapters import Unsupported
 from attnspec.conformance.explain import Explained
-from attnspec.conformance.judge import beyond, together
+from attnspec.conformance.judge import Finding, beyond, together
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index
@@ -125,10 +125,16 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         lines += ["# an earlier call, which must not matter", *mode, *_call(subject, earlier, f"_before{n}", "o"), ""]
     lines += [f"attend.train({explained.problem.training})"] if modes else []
     with explained.within.enter():
-        lines += _call(subject, explained.problem, "", finding.output, explained.within)
+        lines += _call(subject, explained.problem, "", _asks_for(finding), explained.within)
     if other is not None:
-        lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", finding.output)]
+        lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", _asks_for(finding))]
     return "\n".join([*lines, *verdict]) + "\n"
+
+
+def _asks_for(finding: Finding) -> str:
+    """What a script has to ask for: the output of a call that ended before its backward, all gradients of one that ended there."""
+    ends_forward = finding.output == "call" and finding.kind not in ("changed", "relation") and not finding.of_gradient
+    return "o" if ends_forward else finding.output
 
 
 def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: Within = PLAINLY) -> list[str]:
@@ -154,8 +160,9 @@ def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: 
     if needs:
         assert problem.do is not None
         lines.append(f"do{suffix} = {literal(problem.do)}")
-        target = leaves.get(INPUT_OF.get(output, "")) or wanted[0]
-        lines.append(f"{output}{suffix}, = torch.autograd.grad(o{suffix}, [{target}], do{suffix}, allow_unused=True)")
+        target = leaves.get(INPUT_OF.get(output, "")) or (wanted[0] if output != "call" else ", ".join(dict.fromkeys(wanted)))
+        result = f"{output}{suffix}," if output != "call" else f"gradients{suffix}"
+        lines.append(f"{result} = torch.autograd.grad(o{suffix}, [{target}], do{suffix}, allow_unused=True)")
     return lines
 
 
@@ -192,7 +199,7 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
             CHECK,
         ]
     shape, dtype = (explained.problem.b, explained.problem.h, explained.problem.i, explained.problem.e), explained.problem.dtype
-    if finding.kind in ("type", "shape", "dtype") and output == "o":
+    if finding.kind in ("type", "shape", "dtype") and not finding.of_gradient:
         return [
             "",
             'print("output", type(o), getattr(o, "shape", ""), getattr(o, "dtype", ""))',

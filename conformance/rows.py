@@ -15,7 +15,7 @@ from math import log
 import torch
 
 from attnspec.adapters import Answer
-from attnspec.conformance.judge import Finding, compare, form
+from attnspec.conformance.judge import Finding, compare, ending, form
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, TooLarge
 from attnspec.reference import SampledRows, to_float64
@@ -60,20 +60,11 @@ def long_problem(
 def must_be_right_in_rows(subject: Subject, problem: Problem, rows: Sequence[int], what: str) -> None:
     """The sampled rows, and all keys that they reach, must be within their bounds. Raises Broken and TooLarge."""
     answer = subject.run(problem)
-    if out_of_memory(answer):
-        raise TooLarge(f"{what}: {answer.refusal}")
-    if answer.refusal is not None:
-        raise Broken(Finding("raised", "call", f"{what}: raised {answer.refusal}"), problem)
-    finding = judge_rows(subject, problem, answer, rows)
+    finding = ending(answer) or judge_rows(subject, problem, answer, rows)
+    if finding is not None and finding.kind == "memory":
+        raise TooLarge(f"{what}: {finding.message}")
     if finding is not None:
         raise Broken(replace(finding, message=f"{what}: {finding.message}" if finding.message else what), problem)
-
-
-def out_of_memory(answer: Answer) -> bool:
-    """Whether an answer is missing because there was no memory for it."""
-    if isinstance(answer.error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(answer.error, RuntimeError) and "can't allocate memory" in str(answer.error)
 
 
 def judge_rows(subject: Subject, problem: Problem, answer: Answer, rows: Sequence[int]) -> Finding | None:
@@ -87,7 +78,7 @@ def judge_rows(subject: Subject, problem: Problem, answer: Answer, rows: Sequenc
         "dv": problem.v.shape,
     }
     for name, x in got.items():
-        wrong = form(x, name, tuple(shapes[name]), problem, name)
+        wrong = form(x, name, tuple(shapes[name]), problem, "call" if name == "o" else name)
         if wrong is not None:
             return wrong
     for part in SampledRows(problem, subject.dialect, rows).parts(subject.required_class(dtype)):

@@ -53,7 +53,7 @@ class Subject:
     refused_dtypes: dict[str, str] = field(default_factory=dict)
     refused_widths: dict[int, str] = field(default_factory=dict)
     refused_strides: str = ""
-    held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class not yet left
+    held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class that no right answer left; none: no entry
     generic: int = 0  # problems from which the tier tells whether errors lean in one direction
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
     compiled: str = ""  # the backend of torch.compile that the tier bears
@@ -132,25 +132,24 @@ class Subject:
             return solve(problem, self.dialect, keep)
 
     def judge(self, answer: Answer, exact: Exact) -> Judgement:
-        """Compare, and remember which accuracy class has held so far."""
+        """Compare, and remember which accuracy class the right answers have held so far."""
         dtype = str(exact.problem.dtype).removeprefix("torch.")
         required = self.required_class(dtype)
         self.judged += 1
         if answer.refusal is not None or not isinstance(answer.o, torch.Tensor):
             return judge(answer, exact, required)
         ladder = stricter(required, dtype)
-        while True:
-            class_ = self.held.setdefault(dtype, ladder[0])
-            result = judge(answer, exact, class_)
-            if not result.findings or class_ == ladder[-1]:
-                break
-            # Left this class: see whether a milder one, up to the required, still holds.
-            milder = ladder[ladder.index(class_) + 1] if class_ in ladder else ladder[-1]
-            if all(f.kind == "value" for f in result.findings) and not judge(answer, exact, required).findings:
-                self.held[dtype] = milder
-                continue
-            result = judge(answer, exact, required)
-            break
+        class_ = self.held.get(dtype, ladder[0])
+        result = judge(answer, exact, class_)
+        if result.findings and class_ != required:
+            least = judge(answer, exact, required)
+            # A right answer is in the strictest class that it did not leave, whatever a milder one exempts it from.
+            while result.findings and not least.findings and class_ != required:
+                class_ = ladder[ladder.index(class_) + 1] if class_ in ladder else required
+                result = judge(answer, exact, class_)
+            result = result if not least.findings else least
+        if not result.findings and result.elements > result.exempt:
+            self.held[dtype] = class_
         self.exempt += result.exempt
         self.elements += result.elements
         self._measure(result)

@@ -23,7 +23,7 @@ from attnspec.adapters import Answer, same_bits
 from attnspec.conformance import report
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.explain import Explained, descend
-from attnspec.conformance.judge import Finding, Verdict, compare, together
+from attnspec.conformance.judge import Finding, Verdict, compare, ending, together
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts import Share
@@ -92,6 +92,12 @@ class Plan:
         if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
             return None
         return case
+
+    def cases(self, rows: Iterable[Case], subject: Subject) -> dict[Case, None]:
+        """The distinct cases that it makes of rows of an array; none where it makes its own problems or is not offered."""
+        if self.once or not subject.offers(*self.offering):
+            return {}
+        return dict.fromkeys(case for row in rows if (case := self.narrow(row, subject)) is not None)
 
 
 def agrees(
@@ -220,7 +226,7 @@ class Asking:
         tier, rows = self.run.tier, self.run.rows(self.subject, self.dtype)
         if self.run.case is not None and self.plan.comparison:
             return rows
-        fitting = dict.fromkeys(case for row in rows if (case := self.plan.narrow(row, self.subject)) is not None)
+        fitting = self.plan.cases(rows, self.subject)
         if not self.plan.comparison:
             some = list(islice(fitting, 12 * tier.rows))
             bare = (
@@ -257,10 +263,10 @@ class Asking:
         """Whether the answer is right; if not, the failure is explained and goes to the clause that it breaks."""
         judgement = self.subject.judgement(case)
         self.subject.compared.add(case)
-        unjudged = judgement.findings and not judgement.worst  # of the wrong form: nothing was compared
-        if not judgement.of(outputs) and not unjudged:
+        if not judgement.of(outputs):
             return True
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
+        _there_was_memory(judgement.findings[0])
         self._report(case, self.explainer.explain(case, judgement.findings[0]))
         return False
 
@@ -285,7 +291,8 @@ class Asking:
         smallest = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
         made = broken.problem
         if smallest != case:
-            broken = self._breaks(smallest) or broken
+            again = self._breaks_again(smallest)
+            smallest, broken = (case, broken) if again is None else (smallest, again)  # where it was seen, if it varies
         problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
@@ -324,16 +331,20 @@ class Asking:
             return broken
         return None
 
+    def _breaks_again(self, case: Case) -> Broken | None:
+        """The same for a case that is not counted: what is refused there, or has no memory, is not seen to fail."""
+        try:
+            return self._breaks(case)
+        except (NotOffered, NotApplicable, TooLarge):
+            return None
+
     def _still(self, met: Case, case: Case, broken: Broken) -> bool:
         fitted = self.plan.narrow(case, self.subject)
         if fitted is None or fitted != case or not self.subject.same_side(met, case):
             return False
         if self.plan.outputs and self.subject.judgement(case).of(self.plan.outputs):
             return False
-        try:
-            again = self._breaks(case)
-        except (NotOffered, NotApplicable):
-            return False
+        again = self._breaks_again(case)
         return again is not None and again.finding.likeness == broken.finding.likeness
 
     # SAYING SO
@@ -439,6 +450,7 @@ def must_be_right(
     findings = subject.judge(answer, exact).of(outputs)
     if findings:
         first = findings[0]
+        _there_was_memory(first)
         said = replace(first, message=f"{what}: {first.message}" if first.message else what)
         raise Broken(said, problem, exact, earlier=earlier, within=within)
     return answer
@@ -448,9 +460,17 @@ def must_answer(subject: Subject, problem: Problem, within: Within = PLAINLY) ->
     """An answer of whatever value. Raises Broken where there is none. within: what the call is put into."""
     with within.enter():
         answer = subject.run(problem)
-    if answer.refusal is not None:
-        raise Broken(Finding("raised", "call", f"raised {answer.refusal}"), problem, within=within)
+    end = ending(answer)
+    if end is not None:
+        _there_was_memory(end)
+        raise Broken(end, problem, within=within)
     return answer
+
+
+def _there_was_memory(finding: Finding) -> None:
+    """Raise TooLarge where there was none: this says nothing about the implementation."""
+    if finding.kind == "memory":
+        raise TooLarge(finding.message)
 
 
 def must_agree(

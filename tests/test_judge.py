@@ -12,7 +12,7 @@ from numpy.random import default_rng
 
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
-from attnspec.reference import Exact, solve
+from attnspec.reference import OUTPUTS, Exact, solve
 from attnspec.spec import Dialect, Problem
 
 
@@ -77,8 +77,34 @@ def test_an_exception_is_a_finding_of_its_stage(exact: Exact) -> None:
     forward = only(judge(Answer(error=RuntimeError("no\nkernel")), exact, "A"))
     assert (forward.kind, forward.output, forward.message) == ("raised", "call", "raised RuntimeError: no kernel")
     backward = only(judge(Answer(error=RuntimeError("no"), stage="backward"), exact, "A"))
-    assert (backward.kind, backward.output, backward.message) == ("raised", "dq", "backward raised RuntimeError: no")
+    assert (backward.kind, backward.output, backward.message) == ("raised", "call", "backward raised RuntimeError: no")
+    assert (forward.stage, backward.stage) == ("forward", "backward")
+    assert forward.likeness != backward.likeness
     assert only(judge(Answer(unsupported="no form for it"), exact, "A")).message == "raised no form for it"
+
+
+def test_what_ends_a_call_concerns_every_output(right: Answer, exact: Exact) -> None:
+    for answer in (
+        Answer(right.o, error=RuntimeError("no"), stage="backward"),
+        replace(right, o=right.o[..., :2]),
+        replace(right, o=right.o.double()),
+        replace(right, changed=("q",)),
+        Answer(error=RuntimeError("no")),
+    ):
+        for output in OUTPUTS:
+            assert judge(answer, exact, "A").of((output,)), (answer, output)
+
+
+def test_an_output_that_came_before_the_backward_raised_is_judged(right: Answer, exact: Exact) -> None:
+    wrong = Answer(changed(right.o, (0, 0, 0, 0), 7.0), error=RuntimeError("no"), stage="backward")
+    assert [(f.kind, f.output) for f in judge(wrong, exact, "A").findings] == [("value", "o"), ("raised", "call")]
+
+
+def test_no_memory_is_no_verdict(right: Answer, exact: Exact) -> None:
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory")):
+        assert only(judge(Answer(error=error), exact, "A")).kind == "memory"
+        assert only(judge(Answer(right.o, error=error, stage="backward"), exact, "A")).kind == "memory"
+    assert only(judge(Answer(error=RuntimeError("out of resource: shared memory")), exact, "A")).kind == "raised"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +113,7 @@ def test_an_exception_is_a_finding_of_its_stage(exact: Exact) -> None:
 )
 def test_the_output_is_one_tensor(o: object, found: str, exact: Exact) -> None:
     finding = only(judge(Answer(o), exact, "A"))
-    assert (finding.kind, finding.output) == ("type", "o")
+    assert (finding.kind, finding.output) == ("type", "call")
     assert found in finding.message
 
 
@@ -99,7 +125,7 @@ def test_shape_dtype_and_device(right: Answer, exact: Exact) -> None:
         (right.o.to("meta"), "device", "on meta, the inputs are on cpu"),
     ):
         finding = only(judge(replace(right, o=tensor), exact, "A"))
-        assert (finding.kind, finding.output) == (kind, "o")
+        assert (finding.kind, finding.output) == (kind, "call")
         assert words in finding.message
     assert only(judge(with_gradient(right, "dv", right.gradients["dv"].half()), exact, "A")).kind == "dtype"
     finding = only(judge(with_gradient(right, "dk", right.gradients["dk"][:, :1]), exact, "A"))

@@ -11,9 +11,11 @@ import torch
 from judging import judge
 
 import attnspec.conformance.known as known
-from attnspec.adapters import ResolveError
+import attnspec.conformance.testing as testing
+from attnspec.adapters import ResolveError, resolve
 from attnspec.conformance import check
 from attnspec.conformance.judge import Verdict
+from attnspec.conformance.meeting import meet
 
 HERE = Path(__file__).parent
 TORCH = HERE.parent / "docs" / "known-issues-torch.toml"
@@ -30,8 +32,12 @@ def attend(q, k, v, causal=False, scale=None, off=lambda scores, causal, scale: 
 
 
 def fails_at_equal_lengths(q, k, v, causal=False, scale=None):
-    """The known issue: causal with as many queries as keys, from 3 on."""
-    return attend(q, k, v, causal, scale, lambda s, causal, _: 1.0 if causal and s.shape[-1] == s.shape[-2] > 2 else 0.0)
+    """The known issue: causal with as many queries as keys, 3 to 5 of them."""
+    return attend(q, k, v, causal, scale, lambda s, causal, _: 1.0 if causal and s.shape[-1] == s.shape[-2] in (3, 4, 5) else 0.0)
+
+
+def wrong_in_every_causal_call(q, k, v, causal=False, scale=None):
+    return attend(q, k, v, causal, scale, lambda s, causal, _: 1.0 if causal and s.shape[-1] == s.shape[-2] else 0.0)
 
 
 def fails_elsewhere_too(q, k, v, causal=False, scale=None):
@@ -46,7 +52,7 @@ def right(q, k, v, causal=False, scale=None):
 
 ENTRY = {
     "clause": '"CAUSAL-1"',
-    "region": '"causal and i == j and i > 2"',
+    "region": '"causal and 2 < i == j < 6"',
     "pinned": '["i=3,causal=True"]',
     "reason": '"one too much"',
     "url": '"https://tracker.example/7"',
@@ -86,7 +92,7 @@ def test_a_known_failure_is_no_failure_and_no_pass(tmp_path):
     text = str(result)
     assert "0 broken, 1 with known issues" in text
     assert re.search(r"CAUSAL-1 +\d+/\d+ k", text)
-    assert re.search(r"its region holds \d+ of 1538 problems of the array, \d+\.\d%\n", text)
+    assert re.search(r"its region holds \d+ of 1538 problems that a test of CAUSAL-1 asks, \d\.\d%\n", text)
     assert re.search(r"float32: hides (\d+) of \d+ problems asked, \d+\.\d%; \1 of them fail\n", text)
     assert "pinned i=3,causal=True: fails, as is known" in text
     assert "one too much https://tracker.example/7 · somebody, until 2999-01-01" in text
@@ -136,7 +142,13 @@ def test_what_a_test_says_of_its_own_problem_is_quoted(tmp_path):
         (fails_at_equal_lengths, {"expiry": "2020-01-01"}, "known issue 1 (CAUSAL-1): it expired on 2020-01-01"),
         (fails_at_equal_lengths, {"pinned": '["i=3,causal=True,mask=ij"]'}, "is not offered: mask can't be so here"),
         (fails_at_equal_lengths, {"variant": '"flash"'}, "there is no variant 'flash'; there are only"),
-        (fails_at_equal_lengths, {"region": '"i >= 1"'}, "hide 1538 of 1538 problems, more than 50%: that is no issue"),
+        (fails_at_equal_lengths, {"region": '"i >= 1"'}, "hide 1538 of 1538 problems that one of its tests asks, more than 50%"),
+        # Two rows of the array, and all that CAUSAL-1 asks: every problem of its test has neither mask nor bias.
+        (
+            wrong_in_every_causal_call,
+            {"region": '\'causal and mask == "none" and bias == "none" and i == j\''},
+            "the known issues of CAUSAL-1 hide 1538 of 1538 problems that one of its tests asks, more than 50%",
+        ),
         (
             fails_at_equal_lengths,
             {"clause": '"SHAPE-5"', "pinned": '["causal=True"]', "region": '"causal and i == j == 1"'},
@@ -153,8 +165,29 @@ def test_what_is_out_of_date_is_an_error(kernel, changes, message, tmp_path):
 
 
 def test_a_wide_region_is_said_loudly(tmp_path):
-    text = str(check(fails_at_equal_lengths, known_issues=write(tmp_path, region='"causal and i > 2"'), **QUICK))
-    assert re.search(r"problems of the array, \d+\.\d%: a wide region, more than 10%", text)
+    text = str(check(fails_at_equal_lengths, known_issues=write(tmp_path, region='"causal and 2 < i < 8"'), **QUICK))
+    assert re.search(r"problems that a test of CAUSAL-1 asks, \d+\.\d%: a wide region, more than 10%", text)
+
+
+def test_a_region_is_measured_on_the_problems_of_its_clause(tmp_path):
+    def attend(q, k, v, mask=None):
+        return q
+
+    (adapter,) = resolve(attend, {})
+    subject = meet(adapter.on("cpu"), "cpu", {}, None, None)
+    issue = known.Issue(1, "MASK-2", (), "", "", "", known.datetime.date.max, known.Region.parse('mask == "padding"'))
+    assert known.share([issue], [subject], testing.tests_of) == (1538, 1538)
+    of_the_array = sum(case.mask == "padding" for case in known.array("triples", subject.adapter, known.DTYPES))
+    assert of_the_array < 0.2 * 1538
+
+
+def test_the_issues_of_torch_are_narrow_among_what_their_clauses_ask():
+    (adapter,) = resolve("sdpa-flash", {})
+    subject = meet(adapter.on("cpu"), "cpu", {}, None, None)
+    for issue in known.read(TORCH, {"sdpa-flash"}).issues:
+        if issue.region is not None:
+            hidden, asked = known.share([issue], [subject], testing.tests_of)
+            assert 0 < hidden < 0.1 * asked, (issue.name, hidden, asked)
 
 
 def test_what_a_run_leaves_out_is_said_and_no_error(tmp_path):

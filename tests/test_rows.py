@@ -15,8 +15,9 @@ from torch import Tensor
 
 from attnspec.adapters import Answer, resolve
 from attnspec.conformance.case import LEVELS, Case, fit
+from attnspec.conformance.judge import out_of_memory
 from attnspec.conformance.meeting import meet
-from attnspec.conformance.rows import judge_rows, long_problem, needles, out_of_memory
+from attnspec.conformance.rows import judge_rows, long_problem, needles
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.tensors import build
 from attnspec.reference import SampledRows, rows, solve
