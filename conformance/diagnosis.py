@@ -66,13 +66,20 @@ class Seen:
                 continue
             merged = exact is not self.exact and exact.problem.mask is None and mistake.startswith("mask_")
             name = mistake.replace("mask_", "bias_", 1) if merged else mistake  # it is read as the bias is
-            wrong = MISTAKES[name].wrong(exact.problem, exact.dialect, exact) if name in MISTAKES else None
+            problem = self.forward[id(exact)] if self.scope == ("o",) else exact.problem
+            wrong = MISTAKES[name].wrong(problem, exact.dialect, exact) if name in MISTAKES else None
             if wrong is None:
                 continue
             if exact is self.presented and "dbias" in wrong:  # what reaches the bias through the mask it was merged with
                 wrong = wrong | {"dbias": reduced(wrong["dbias"], self.exact.values["dbias"].shape)}
             found.append(wrong)
         return found
+
+    @cached_property
+    def forward(self) -> dict[int, Problem]:
+        """The problems without gradients, which nobody looks at where the output is wrong, and which cost more than it."""
+        both = (exact for exact in (self.exact, self.presented) if exact is not None)
+        return {id(exact): exact.problem.replace(do=None) for exact in both}
 
     @cached_property
     def noise(self) -> dict[str, float]:
@@ -101,7 +108,7 @@ class Seen:
             found[name] = (bound, right, row, share)
         return found
 
-    @property
+    @cached_property
     def scope(self) -> tuple[str, ...]:
         """The outputs that are to be explained: a wrong output makes wrong gradients, so then it alone."""
         failing = tuple(name for name, outside in self.outside.items() if outside.any())
@@ -205,6 +212,8 @@ def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
     """How an answer with a mistake fits what came, None where it does not: some element outside is something else."""
     near, changed, spared, only = [np.zeros(0)], 0, 0, []  # type: list[Array], int, int, list[str]
     for name in seen.got:
+        if "o" in seen.scope and name != "o":
+            continue  # gradients of a wrong output
         given = combined(wrong, seen.exact, name)
         got, right, outside = seen.got[name], seen.right[name], seen.outside[name]
         if given.shape != got.shape:
@@ -220,8 +229,6 @@ def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
             with np.errstate(invalid="ignore", divide="ignore"):
                 left = np.maximum(np.abs(got - given)[outside], eps * np.abs(given)[outside])
                 near.append(np.clip(np.nan_to_num(np.log10(error / left), nan=1.0, posinf=6.0), -1, 6))
-        elif "o" in seen.scope:
-            continue  # gradients of a wrong output
         missed = shows & ~outside & ~agree
         changed, spared = changed + int(shows.sum()), spared + int(missed.sum())
         if missed.any() and outside.any():

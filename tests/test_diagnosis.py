@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from mutants.base import load, with_sdpa_signature
 from attnspec.adapters import resolve
 from attnspec.conformance import folding, report
 from attnspec.conformance.case import Case
-from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, other_choice, sentence, shuffled, told
+from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, look, other_choice, screen, sentence, shuffled, told
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judge import judge
 from attnspec.conformance.meeting import meet
+from attnspec.conformance.mistakes import kernel_at
 from attnspec.conformance.record import Failure
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Subject
@@ -291,3 +293,23 @@ def test_every_failure_is_in_one_fault() -> None:
     faults = folding.fold(failures)
     assert len(faults) == 2
     assert folding.fold([]) == []
+
+
+# WHAT IT COSTS
+
+
+def test_a_screen_of_a_wrong_output_computes_no_gradients_and_takes_the_problem_apart_once_for_each_way_of_putting_it() -> None:
+    """Nobody looks at gradients of a wrong output, and they cost more than it; what explains it is the same without them."""
+    subject = subject_of(load()["causal_not_read"].make())
+    seen = look(subject, subject.problem(Case.parse("i=5,j=7,causal=True,heads=2/2")))
+    assert seen is not None
+    assert seen.scope == ("o",)
+    seen = replace(seen, presented=subject.solve(seen.problem.replace(mask=torch.ones(1, 7, dtype=torch.bool))))
+    before = kernel_at.cache_info().misses
+    fits = screen(seen, MISTAKES)
+    assert kernel_at.cache_info().misses - before <= 2
+    assert all(wrong.keys() == {"o"} for name in ("causal_ignored", "first_key_dropped") for wrong in seen.given(name))
+    whole = replace(seen)
+    whole.__dict__["forward"] = {id(exact): exact.problem for exact in (seen.exact, seen.presented)}
+    assert {"dq", "dk", "dv"} <= whole.given("first_key_dropped")[0].keys()
+    assert screen(whole, MISTAKES) == fits
