@@ -397,7 +397,7 @@ def diagnose(
     # Copies are made when they are asked for: most failures need none.
     others = [partial(shuffled, problem, seed) for seed in range(6)]
     made = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
-    if made and right(cases[0]):
+    if made and cases and right(cases[0]):
         cases, evidence = [], []  # it is the test that makes it fail
     evidence = [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
 

@@ -38,6 +38,7 @@ class Explained:
     diagnosis: Diagnosis | None = None
     earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
     within: Within = PLAINLY  # what surrounds the call, and must not matter
+    asked_by: str = ""  # the clause whose test asks for it, where a test of another one made the problem
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class Explainer:
             return None
         try:
             before = {name for known in self.explained if known.diagnosis is not None for name in known.diagnosis.best}
-            return diagnose(self.subject, problem, exact, met, before, made if met else None)
+            return diagnose(self.subject, problem, exact, met, before, made)
         except Exception as error:  # a verdict is never lost to what would only explain it
             warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
             return None
@@ -233,8 +234,12 @@ class Explainer:
         met: list[Case],
         made: Problem | None = None,
         within: Within = PLAINLY,
+        left: Case | None = None,
     ) -> tuple[str, Finding, Diagnosis | None]:
-        """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`."""
+        """The clause that a relation's failure breaks: another choice or coarser arithmetic may explain it, else `clause`.
+
+        left: what is left of a problem that a test made by itself, after it was made smaller; that says the clause then.
+        """
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
             return FORM_CLAUSE[finding.kind], finding, None
         if finding.kind == "raised" and problem.causal and not (problem.mask is None and problem.bias is None):
@@ -251,6 +256,8 @@ class Explainer:
             return choice_clause(finding, self.subject.dialect, self.subject.observed), finding, diagnosis
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") and known.case.dtype == dtype for known in self.explained)
+        if left is not None:
+            clause = blame(left, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
         return accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
 
     def _earlier(self, case: Case) -> Case | None:

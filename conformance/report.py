@@ -173,7 +173,7 @@ def failure(
         lines.append(f"  repro     python {path}")
     token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
     tier = "" if explained.by_case or not run.tier.slow else " --tier=thorough"  # where the test itself is only asked there
-    again = f"{run.command}{tier} --clauses={clause.id} --case={shlex.quote(token)}"
+    again = f"{run.command}{tier} --clauses={explained.asked_by or clause.id} --case={shlex.quote(token)}"
     lines.append(f"  re-run    {again}")
     data = {
         "title": clause.title,

@@ -163,14 +163,16 @@ class Subject:
         """What the judge says of a case; asked once, remembered."""
         if case not in self._judgements:
             problem = self.problem(case)
-            self._judgements[case] = self._judgement(problem)
+            self._judgements[case], _ = self.judged_now(problem)
             if len(self._judgements) > 20_000:
                 self._judgements.popitem(last=False)
         self._measure(self._judgements[case])
         return self._judgements[case]
 
-    def _judgement(self, problem: Problem) -> Judgement:
-        """Beside an answer in float64 the error of a float64 reference counts as much as its own: balls decide.
+    def judged_now(self, problem: Problem) -> tuple[Judgement, Exact]:
+        """What the judge says of a problem, asked now, and the exact answer.
+
+        Beside an answer in float64 the error of a float64 reference counts as much as its own: balls decide.
 
         Where that is too slow for every problem, they decide what is not clear without them: the tolerance beside a float64
         reference is twice the bound, of which the reference itself was never seen to need more than a quarter.
@@ -183,7 +185,7 @@ class Subject:
             and max(judge(answer, exact, self.required_class("float64")).worst.values(), default=0.0) > 0.25
         ):
             exact = self.solve(problem, certain=True)
-        return self.judge(answer, exact)
+        return self.judge(answer, exact), exact
 
     @property
     def observed(self) -> frozenset[str]:

@@ -24,6 +24,7 @@ from attnspec.conformance import report
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.explain import Explained, descend
 from attnspec.conformance.judge import Finding, Verdict, compare, ending, together
+from attnspec.conformance.made import smallest
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts import Share
@@ -288,24 +289,26 @@ class Asking:
             self.run.record.count((self.main.id, self.dtype, self.subject.label, self.subject.device), Verdict.FAIL)
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
-        smallest = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
+        small = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
         made = broken.problem
-        if smallest != case:
-            again = self._breaks_again(smallest)
-            smallest, broken = (case, broken) if again is None else (smallest, again)  # where it was seen, if it varies
-        problem = broken.problem if broken.problem is not None else self.subject.problem(smallest)
+        if small != case:
+            again = self._breaks_again(small)
+            small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
+        broken, left = self._made_smaller(broken) if self.plan.once and self.main.binding else (broken, None)
+        problem = broken.problem if broken.problem is not None else self.subject.problem(small)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding:
             within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
+            like = [left] if left is not None else []
             clause, finding, diagnosis = self.explainer.attribute(
-                clause, problem, finding, broken.exact, [] if self.plan.once else [case], made, within
+                clause, problem, finding, broken.exact, like if self.plan.once else [case], made, within, left
             )
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
             diagnosis = self.explainer.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
         own = clause == self.main.id
         explained = Explained(
             clause,
-            smallest,
+            small,
             finding,
             problem,
             broken.exact,
@@ -314,9 +317,21 @@ class Asking:
             diagnosis=diagnosis,
             earlier=broken.earlier if own else (),
             within=broken.within if own else PLAINLY,
+            asked_by="" if own else self.main.id,
         )
         self._report(case, explained, broken.other)
         return False
+
+    def _made_smaller(self, broken: Broken) -> tuple[Broken, Case | None]:
+        """A failing problem that the test made by itself, made smaller, and what is left of it; None where it stays as it is."""
+        problem, finding, exact = broken.problem, broken.finding, broken.exact
+        alone = broken.margin is None and not broken.earlier and finding.kind != "relation"
+        if problem is None or exact is None or not alone:
+            return broken, None
+        made = smallest(self.subject, problem, finding, broken.within)
+        if made is None:
+            return broken, None
+        return Broken(made.finding, made.problem, made.exact, within=broken.within), made.left
 
     def _told(self) -> bool:
         """Whether this clause decides nothing and was already seen broken: most kernels break one, and to reduce it costs more."""

@@ -1,0 +1,287 @@
+"""A failing problem that a test made by itself, made smaller: what :func:`subject.descend` is for cases, for tensors.
+
+Options go first, then whole heads, batch items, queries, keys and channels. What a tensor has in its memory and strides it
+keeps, and two names for one tensor stay one tensor. :func:`as_case` says what is left in the words of a case, so that the
+clause of such a problem is found in the same way as that of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnspec.adapters import Adapter
+from attnspec.conformance.case import Case
+from attnspec.spec import Problem
+
+TRIALS = 120  # answers that the reduction of one problem may ask for
+LARGE = 80.0  # scores beyond which exp leaves float32
+AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", "mask": "bhij", "bias": "bhij", "do": "bhie"}
+# What is cut, the axes of one entry together: as many queries as keys, and values as wide as queries, stay so as long as they can.
+TOGETHER = (("b",), ("i", "j"), ("j",), ("i",), ("d", "e"), ("d",), ("e",))
+
+
+def shrink(problem: Problem, adapter: Adapter, fails: Callable[[Problem], bool], trials: int = TRIALS) -> Problem:
+    """Greedy descent: what can go goes, one thing after the other, until nothing can or `trials` were asked.
+
+    What `fails` is asked needs nothing that the adapter does not offer. `problem` itself comes back where nothing simpler fails.
+    """
+    whole, left = problem, trials
+
+    def try_it(trial: Problem | None) -> bool:
+        nonlocal left
+        if trial is None or not left or not (_offered(trial, adapter) and _same_tensors(whole, trial)):
+            return False
+        left -= 1
+        return fails(trial)
+
+    while left:
+        before = problem
+        for simplify in (_without_options, _with_fewer_heads):
+            tried: set[int] = set()
+            while (found := _first(simplify(problem, adapter), tried, try_it)) is not None:
+                problem = found
+        for axes in TOGETHER:
+            for from_end in (False, True):
+                problem = _shortest(problem, axes, from_end, try_it)
+        if problem is before:
+            break
+    return problem
+
+
+def _first(
+    options: Iterable[tuple[int, Problem | None]], tried: set[int], fails: Callable[[Problem | None], bool]
+) -> Problem | None:
+    """The first of the options that fails, of those that were not tried in vain."""
+    for number, trial in options:
+        if number in tried:
+            continue
+        if fails(trial):
+            return trial
+        tried.add(number)
+    return None
+
+
+def _shortest(problem: Problem, axes: tuple[str, ...], from_end: bool, fails: Callable[[Problem | None], bool]) -> Problem:
+    """The problem with as little of these axes as it still fails with, of their beginning or their end, by bisection."""
+    sizes = {getattr(problem, axis) for axis in axes}
+    if len(sizes) != 1:
+        return problem
+    size = sizes.pop()
+
+    def part(n: int) -> Problem | None:
+        return _part(problem, dict.fromkeys(axes, slice(size - n, size) if from_end else slice(0, n)))
+
+    least, most = 0, size  # fewer than these were right, these fail
+    for n in (2**m for m in range((size - 1).bit_length())):  # of a fault that shows in full blocks only, some must be seen
+        if fails(part(n)):
+            most = n
+            break
+        least = n
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if fails(part(middle)) else (middle, most)
+    if most == size and size > 1 and fails(part(size - 1)):
+        most = size - 1
+    found = part(most) if most < size else None
+    return problem if found is None else found
+
+
+# OPTIONS
+
+
+def _without_options(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, Problem | None]]:
+    every = _every_gradient(problem, adapter)
+    if every and set(problem.wrt) != set(every):  # as for cases, the plainest is that all inputs ask for a gradient
+        do = torch.ones_like(_output(problem)) if problem.do is None else problem.do
+        yield 0, problem.replace(wrt=every, do=do)
+    if problem.bias is not None and problem.wrt != ("bias",):
+        yield 1, problem.replace(bias=None, wrt=tuple(name for name in problem.wrt if name != "bias"))
+    if problem.mask is not None:
+        yield 2, problem.replace(mask=None)
+    if problem.causal:
+        yield 3, problem.replace(causal=False)
+    if problem.scale is not None:
+        yield 4, problem.replace(scale=None)
+    if problem.dropout and not problem.training:
+        yield 5, problem.replace(dropout=0.0)
+    if problem.training:
+        yield 6, problem.replace(training=False)
+    tensors = {name: x for name, x in (*problem.inputs().items(), ("do", problem.do)) if x is not None}
+    if not all(_plain(x) for x in tensors.values()):
+        once: dict[int, Tensor] = {}
+        yield 7, problem.replace(**{name: once.setdefault(id(x), _compact(x)) for name, x in tensors.items()})
+
+
+def _every_gradient(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
+    if "backward" not in adapter.offers:
+        return ()
+    return ("q", "k", "v", *(["bias"] if problem.bias is not None and "bias_grad" in adapter.offers else []))
+
+
+def _output(problem: Problem) -> Tensor:
+    return problem.q.new_empty((problem.b, problem.h, problem.i, problem.e))
+
+
+# SIZES
+
+
+def _with_fewer_heads(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, Problem | None]]:
+    h, g = problem.h, problem.g
+    if h < 2 or not g:
+        return
+    fewer = [n for n in (1, 2, 3, h - 1) if n < (h if problem.shared else g)]
+    parts = [part for n in dict.fromkeys(fewer) for part in (torch.arange(n), torch.arange(-n, 0) % (h if problem.shared else g))]
+    of_group = torch.arange(h).view(1 if problem.shared else g, -1)  # in the usual grouping; in the other one `fails` decides, too
+    for n, part in enumerate(parts):
+        yield n, _part(problem, {"h": part} if problem.shared else {"g": part, "h": of_group[part].flatten()})
+    if 1 <= g < h and not problem.shared:
+        for n, columns in enumerate((slice(0, 1), slice(-1, None), slice(0, 2))):  # of each group one query head, or two
+            if of_group[:, columns].numel() < h:
+                yield 100 + n, _part(problem, {"h": of_group[:, columns].flatten()})
+
+
+def _part(problem: Problem, places: dict[str, Any]) -> Problem | None:
+    """The problem at some places of its axes b, h, g, i, j, d, e; None where its tensors don't fit together there."""
+    once: dict[tuple[int, str], Tensor] = {}
+    changes = {}
+    for name, letters in AXES.items():
+        x = getattr(problem, name)
+        if x is None:
+            continue
+        own = letters.replace("g", "") if problem.shared and name in "kv" else letters
+        own = "bj" if name == "mask" and x.ndim == 2 else own[len(own) - x.ndim :]
+        sizes = {"b": problem.b, "h": problem.h, "g": problem.g, "i": problem.i, "j": problem.j, "d": problem.d, "e": problem.e}
+        cut = x
+        for axis, letter in enumerate(own):
+            if letter in places and x.shape[axis] == sizes[letter] and (x.shape[axis] > 1):
+                cut = _at(cut, axis, places[letter])
+        key = (id(x), str(tuple(cut.shape)))
+        changes[name] = once.setdefault(key, _compact(cut) if _plain(x) else cut)
+    try:
+        return problem.replace(**changes)
+    except ValueError:
+        return None
+
+
+def _at(x: Tensor, axis: int, places: Any) -> Tensor:
+    if isinstance(places, slice):
+        return x.narrow(axis, places.start, places.stop - places.start)
+    return x.index_select(axis, places.to(x.device))
+
+
+def _plain(x: Tensor) -> bool:
+    """In memory of its own, one element after the other."""
+    return x.is_contiguous() and not x.storage_offset() and x.untyped_storage().nbytes() == x.numel() * x.element_size()
+
+
+def _compact(x: Tensor) -> Tensor:
+    return x.detach().clone(memory_format=torch.contiguous_format)
+
+
+# WHAT MAY BE ASKED
+
+
+def _offered(problem: Problem, adapter: Adapter) -> bool:
+    offers = set(adapter.offers)
+    if as_case(problem).sharing not in offers or (problem.e != problem.d and "value_width" not in offers):
+        return False
+    return adapter.widths is None or problem.d in adapter.widths
+
+
+def _same_tensors(before: Problem, after: Problem) -> bool:
+    """Whether names that stood for one tensor still do."""
+    tensors = [[getattr(problem, name) for name in "qkv"] for problem in (before, after)]
+    pairs = ((0, 1), (0, 2), (1, 2))
+    return all((tensors[0][m] is tensors[0][n]) == (tensors[1][m] is tensors[1][n]) for m, n in pairs)
+
+
+# IN THE WORDS OF A CASE
+
+
+def as_case(problem: Problem) -> Case:
+    """The levels of a problem, as far as they can be seen in it: a case that is like it, with other numbers.
+
+    Sizes of zero have no level: an empty problem comes back with the sizes that a case gives it.
+    """
+    dtype = str(problem.dtype)[6:]
+    case = Case(
+        dtype=dtype,
+        heads=f"{problem.h}/{'shared' if problem.shared else problem.g}",
+        b=problem.b,
+        i=problem.i,
+        j=problem.j if problem.j != problem.i else 0,
+        d=problem.d,
+        e=problem.e if problem.e != problem.d else 0,
+        causal=problem.causal,
+        scale=problem.scale,
+        layout=_layout(problem),
+        values=_values(problem),
+        wrt=_wrt(problem),
+        do=_cotangent(problem),
+    )
+    if problem.mask is not None:
+        every = bool(problem.mask.all())
+        mask = {2: "padding", 3: "rank3"}.get(problem.mask.ndim) or _letters(problem.mask, problem)
+        case = replace(case, mask=mask, holes="all" if every else "random")
+    if problem.bias is not None:
+        rank = {2: "rank2", 3: "rank3"}.get(problem.bias.ndim)
+        case = replace(case, bias=rank or _letters(problem.bias, problem), biases=_biases(problem.bias))
+    return case
+
+
+def _letters(x: Tensor, problem: Problem) -> str:
+    sizes = {"b": problem.b, "h": problem.h, "i": problem.i, "j": problem.j}
+    letters = "".join(
+        letter for letter, size in list(sizes.items())[4 - x.ndim :] if x.shape[list(sizes).index(letter) - 4] == size
+    )
+    return letters or "one"
+
+
+def _biases(bias: Tensor) -> str:
+    if bool((bias <= torch.finfo(bias.dtype).min / 2).logical_and(~bias.isinf()).any()):
+        return "lowest"
+    if bool((bias == float("-inf")).any()):
+        return "inf"
+    far = bias.numel() > 0 and float(bias.abs().min()) > 15
+    return "shift" if far and bool((bias == bias[..., :1]).all()) else "normal"
+
+
+def _layout(problem: Problem) -> str:
+    tensors = [x for x in (problem.q, problem.k, problem.v) if x.numel()]
+    if any(stride == 0 < size - 1 for x in tensors for size, stride in zip(x.shape, x.stride(), strict=True)):
+        return "expanded"
+    if any(x.shape[-1] > 1 and x.stride(-1) != 1 for x in tensors):
+        return "turned" if any(x.ndim > 1 and x.stride(-2) == 1 for x in tensors) else "strided"
+    if any(x.storage_offset() for x in tensors):
+        return "offset"
+    return "contiguous" if all(x.is_contiguous() for x in tensors) else "bihd"
+
+
+def _values(problem: Problem) -> str:
+    q, k = problem.q.detach().double().nan_to_num(), problem.k.detach().double().nan_to_num()
+    if not q.numel() or not k.numel() or q.shape[2] * k.shape[-2] > 1 << 20:
+        return "normal"
+    k = k.unsqueeze(1) if problem.shared else k
+    scale = problem.d**-0.5 if problem.scale is None else problem.scale
+    scores = scale * (q @ k.repeat_interleave(problem.h // k.shape[1], 1).mT)
+    return "large" if float(scores.max()) > LARGE else "negative" if float(scores.max()) < -LARGE else "normal"
+
+
+def _wrt(problem: Problem) -> str:
+    if set(problem.wrt) == {"q", "k", "v"} | ({"bias"} & set(problem.wrt)):
+        return "all"
+    return problem.wrt[0] if len(problem.wrt) == 1 else "".join(name for name in problem.wrt if name != "bias") or "none"
+
+
+def _cotangent(problem: Problem) -> str:
+    do = problem.do
+    if do is None or not do.numel() or not problem.wrt:
+        return "dense"
+    if do.shape[-1] > 1 and do.stride(-1) != 1:
+        return "expanded" if do.stride(-1) == 0 else "turned"
+    return "one_row" if do.shape[2] > 1 and int((do != 0).any(-1).any(1).any(0).sum()) == 1 else "dense"
