@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
-from attnspec.adapters import Adapter
+from attnspec.adapters import Adapter, Answer
+from attnspec.conformance.blame import CONSISTENCY
 from attnspec.conformance.case import Case, fit
-from attnspec.conformance.judge import judge
+from attnspec.conformance.judge import COARSER, compare, form
 from attnspec.conformance.subject import DTYPES, Subject
 from attnspec.conformance.tensors import build
-from attnspec.reference import solve
+from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128)
@@ -20,7 +22,7 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128)
 
 def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str | None, dtypes: tuple[str, ...] | None) -> Subject:
     """A subject with its dtypes, widths and open choices settled by a few plain calls."""
-    subject = Subject(adapter, device, claim=claim)
+    subject = Subject(adapter, device, claim=claim, width=min(adapter.widths) if adapter.widths else 16)
     subject.disturbed.update({name: (f"the first call changed {how}", _plain(subject)) for name, how in adapter.disturbed.items()})
     _settle_dtypes(subject, dtypes)
     if adapter.widths is None:
@@ -45,29 +47,46 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
 
 def _plain(subject: Subject, dtype: str = "float32") -> Problem:
     """What every implementation should answer."""
-    case = Case(dtype=dtype, heads=_heads(subject), d=16 if subject.adapter.widths is None else min(subject.adapter.widths), i=4)
-    return build(replace(case, wrt="none"), subject.device, ())
+    return build(Case(dtype=dtype, heads=_heads(subject), d=subject.width, i=4, wrt="none"), subject.device, ())
+
+
+def _refusal(subject: Subject, dtype: str, d: int) -> str:
+    """Why a plain call of this width is refused, or ''."""
+    case = Case(dtype=dtype, heads=_heads(subject), d=d, i=4, wrt="none")
+    return subject.run(build(case, subject.device, ())).refusal or ""
 
 
 def _settle_dtypes(subject: Subject, asked: tuple[str, ...] | None) -> None:
-    """Asked-for dtypes are promised; otherwise those that a plain call accepts."""
-    if asked:
-        subject.dtypes = asked
-        return
-    for dtype in DTYPES:
-        answer = subject.run(build(Case(dtype=dtype, heads=_heads(subject), d=16, i=4, wrt="none"), subject.device, ()))
-        if answer.refusal:
-            subject.refused_dtypes[dtype] = answer.refusal
-    subject.dtypes = tuple(d for d in DTYPES if d not in subject.refused_dtypes)
+    """Asked-for dtypes are promised; otherwise those in which a plain call is accepted, of whatever width.
+
+    The width that was accepted is the width of plain calls from then on.
+    """
+    refused = {}
+    for dtype in asked or DTYPES:
+        refusals: dict[int, str] = {}
+        for d in dict.fromkeys((subject.width, *widths(subject))):
+            refusals[d] = _refusal(subject, dtype, d)
+            if not refusals[d]:
+                subject.width = d
+                break
+        else:
+            refused[dtype] = next(iter(refusals.values()))
+    subject.refused_dtypes = {} if asked else refused
+    subject.dtypes = asked or tuple(d for d in DTYPES if d not in refused)
+
+
+def widths(subject: Subject) -> tuple[int, ...]:
+    """The widths that it declares, or those that are tried."""
+    return tuple(subject.adapter.widths) if subject.adapter.widths is not None else WIDTHS
 
 
 def _settle_widths(subject: Subject) -> None:
     if not subject.dtypes:
         return
     for d in WIDTHS:
-        answer = subject.run(build(Case(dtype=subject.dtypes[0], heads=_heads(subject), d=d, i=4, wrt="none"), subject.device, ()))
-        if answer.refusal:
-            subject.refused_widths[d] = answer.refusal
+        refusal = _refusal(subject, subject.dtypes[0], d)
+        if refusal:
+            subject.refused_widths[d] = refusal
     if subject.refused_widths and len(subject.refused_widths) < len(WIDTHS):
         subject.adapter.widths = tuple(d for d in WIDTHS if d not in subject.refused_widths)
 
@@ -76,7 +95,9 @@ def _settle_strides(subject: Subject) -> None:
     """No signature promises that any strides are taken; what a plain call refuses is not offered."""
     if not subject.dtypes or not subject.offers("strided"):
         return
-    case = fit(Case(dtype=subject.dtypes[0], heads=_heads(subject), d=16, i=4, layout="strided", wrt="none"), subject.adapter)
+    case = fit(
+        Case(dtype=subject.dtypes[0], heads=_heads(subject), d=subject.width, i=4, layout="strided", wrt="none"), subject.adapter
+    )
     refusal = subject.run(build(case, subject.device, ())).refusal
     if refusal:
         subject.adapter.offers = frozenset(subject.adapter.offers) - {"strided"}
@@ -87,37 +108,77 @@ def _heads(subject: Subject) -> str:
     return "2/2" if subject.offers("mha") else "2/shared" if subject.offers("shared_kv") else "2/1"
 
 
+# CHOICES
+
+
 def _observe(subject: Subject, choice: str) -> str:
     """Settle an open choice by one small problem, and say where it came from."""
-    case = {
-        "causal_alignment": Case(i=2, j=5, causal=True, heads=_heads(subject), values="peaked", wrt="none"),
-        "empty_row": Case(b=2, i=3, j=4, heads=_heads(subject), mask="padding", holes="all", wrt="none"),
-        "head_grouping": Case(heads="4/2", i=3, j=4, wrt="none"),
-    }[choice]
-    needs = {"causal_alignment": "causal", "empty_row": "key_padding", "head_grouping": "gqa"}[choice]
-    if choice == "empty_row" and not subject.offers("key_padding"):
-        if subject.offers("causal") and subject.dialect.causal_alignment == "bottom_right":
-            needs, case = "causal", Case(i=5, j=2, causal=True, heads=_heads(subject), wrt="none")
-        elif subject.offers("bias"):
-            needs = "bias"
-    if not subject.offers(needs):
-        return f"canonical, for {needs} is not offered"
-    case = replace(
-        case,
-        dtype=subject.dtypes[0] if subject.dtypes else "float32",
-        d=8 if subject.adapter.widths is None else min(subject.adapter.widths),
-    )
-    problem = build(case, subject.device, ())
-    if choice == "empty_row" and needs == "key_padding":
+    asked = question(subject, choice, subject.dtypes[0] if subject.dtypes else "float32")
+    if isinstance(asked, str):
+        return f"canonical, for {asked} is not offered"
+    answer = subject.run(asked.problem)
+    if answer.refusal:
+        return f"canonical, for it could not be observed ({answer.refusal})"
+    value = followed(subject, choice, asked.problem, answer)
+    if value is None:
+        return f"canonical, for the answer followed no choice: {CONSISTENCY[choice]} says more"
+    subject.dialect = subject.dialect.with_choice(choice, value)
+    return "observed on a small problem"
+
+
+class Question(NamedTuple):
+    """A problem on which the values of a choice give different answers, and the same problem where all give one."""
+
+    problem: Problem
+    plain: Problem
+
+
+def question(subject: Subject, choice: str, dtype: str) -> Question | str:
+    """What shows which value of a choice is followed, or the feature that this needs."""
+    case = Case(dtype=dtype, heads=_heads(subject), d=8 if subject.adapter.widths is None else subject.width, wrt="none")
+    causal = "causal" if not subject.offers("causal") else ""
+    if choice == "causal_alignment":
+        asked = build(replace(case, i=2, j=5, causal=True, values="peaked"), subject.device, ())
+        return causal or Question(asked, asked.replace(causal=False))
+    if choice == "head_grouping":
+        asked = build(replace(case, heads="4/2", i=3, j=4), subject.device, ())
+        return (
+            Question(asked, asked.replace(k=asked.k[:, :1].repeat(1, 2, 1, 1), v=asked.v[:, :1].repeat(1, 2, 1, 1)))
+            if (subject.offers("gqa"))
+            else "gqa"
+        )
+    if subject.offers("key_padding"):
+        plain = build(replace(case, b=2, i=3, j=4), subject.device, ())
         mask = torch.ones(2, 4, dtype=torch.bool, device=subject.device)
-        mask[1] = False
-        problem = problem.replace(mask=mask)
-    elif choice == "empty_row" and needs == "bias":
-        problem = problem.replace(bias=torch.full((3, 4), float("-inf"), dtype=problem.dtype, device=subject.device))
-    answer = subject.run(problem)
-    for value in CHOICES[choice]:
-        dialect = subject.dialect.with_choice(choice, value)
-        if not judge(answer, solve(problem, dialect), subject.required_class(case.dtype)).findings:
-            subject.dialect = dialect
-            return "observed on a small problem"
-    return "canonical, for none of the choices was observed" + (f" ({answer.refusal})" if answer.refusal else "")
+        plain, mask[1] = plain.replace(mask=mask.clone()), False
+        return Question(plain.replace(mask=mask), plain)
+    if not causal and subject.dialect.causal_alignment == "bottom_right":
+        asked = build(replace(case, i=5, j=2, causal=True), subject.device, ())
+        return Question(asked, asked.replace(causal=False))
+    if subject.offers("bias"):
+        plain = build(replace(case, b=2, i=3, j=4), subject.device, ())
+        hidden = torch.full((3, 4), float("-inf"), dtype=plain.dtype, device=subject.device)
+        return Question(plain.replace(bias=hidden), plain.replace(bias=torch.zeros_like(hidden)))
+    return "key_padding"
+
+
+def followed(subject: Subject, choice: str, problem: Problem, answer: Answer) -> str | None:
+    """The value of a choice that an answer follows, in the class that is required or in coarser arithmetic; None: none.
+
+    How coarse an answer may be is for ACCURACY to say. Of several values in the finest arithmetic that allows any, the one that
+    is exempt from least, then the nearest.
+    """
+    dtype = str(problem.dtype).removeprefix("torch.")
+    if form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call") is not None:
+        return None
+    exacts = {value: solve(problem, subject.dialect.with_choice(choice, value)) for value in CHOICES[choice]}
+    for class_, inside in ((subject.required_class(dtype), dtype), *COARSER[dtype]):
+        fits = {}
+        for value, exact in exacts.items():
+            t = exact.tolerance(class_, inside)
+            finding, ratio = compare(to_float64(answer.o), exact.values["o"], t.bound["o"], t.exempt["o"], "o")
+            if finding is None:
+                fits[value] = (int(t.exempt["o"].sum()), ratio)
+        if fits:
+            return min(fits, key=lambda value: fits[value])
+    return None

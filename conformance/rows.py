@@ -15,6 +15,7 @@ from math import log
 import torch
 
 from attnspec.adapters import Answer
+from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, compare, ending, form
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, TooLarge
@@ -41,6 +42,7 @@ def long_problem(
     Every other one of the sampled rows has a needle, whose weight is about a half; the others spread their weight over all
     keys. The cotangent is zero outside of the sampled rows.
     """
+    width = fit(Case(d=width), subject.adapter).d
     generator = torch.Generator(subject.device).manual_seed(keys + queries)
 
     def normal(length: int) -> torch.Tensor:

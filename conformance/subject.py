@@ -50,6 +50,7 @@ class Subject:
     sources: dict[str, str] = field(default_factory=dict)
     claim: str | None = None
     dtypes: tuple[str, ...] = DTYPES
+    width: int = 16  # of queries, keys and values in plain calls
     refused_dtypes: dict[str, str] = field(default_factory=dict)
     refused_widths: dict[int, str] = field(default_factory=dict)
     refused_strides: str = ""

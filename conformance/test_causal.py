@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from attnspec.conformance.case import Case, fit
+from attnspec.conformance.choosing import must_follow_a_choice
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import (
     NotApplicable,
@@ -135,3 +136,10 @@ def test_a_decode_step_follows_the_same_alignment(subject: Subject, case: Case) 
     """The last query alone, against all keys."""
     problem = subject.problem(case)
     must_be_right(subject, problem.replace(q=problem.q[:, :, -1:]), "the last query alone, against all keys", ("o",))
+
+
+@clause("CAUSAL-4")
+@once("causal")
+def test_one_of_the_alignments_is_followed(subject: Subject, case: Case) -> None:
+    """The problem on which the alignment is observed: two queries, five keys."""
+    must_follow_a_choice(subject, "causal_alignment", case.dtype)

@@ -3,6 +3,7 @@
 import torch
 
 from attnspec.conformance.case import Case
+from attnspec.conformance.choosing import must_follow_a_choice
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import NotApplicable, agrees, clause, must_agree, must_be_right, on_cases, once
 from attnspec.spec import Problem
@@ -83,3 +84,10 @@ def test_no_keys_at_all(subject: Subject, case: Case) -> None:
     backward = subject.offers("backward")
     problem = Problem(q, k, k.clone(), do=torch.ones_like(q) if backward else None, wrt=("q",) if backward else ())
     must_be_right(subject, problem, "with no keys at all", ("o", "dq"))
+
+
+@clause("EMPTY-2")
+@once()
+def test_one_of_the_rules_is_followed(subject: Subject, case: Case) -> None:
+    """The problem on which the rule is observed: by a mask, else by causal, else by a bias."""
+    must_follow_a_choice(subject, "empty_row", case.dtype)

@@ -1,9 +1,10 @@
 """SHARED: several query heads use one head of keys and values."""
 
 from attnspec.conformance.case import Case
+from attnspec.conformance.choosing import must_follow_a_choice
 from attnspec.conformance.relations import written_out
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import agrees, clause, must_agree, must_be_right, on_cases
+from attnspec.conformance.testing import agrees, clause, must_agree, must_be_right, on_cases, once
 from attnspec.reference import OUTPUTS
 
 
@@ -63,3 +64,10 @@ def test_other_queries_do_not_change_a_head(subject: Subject, case: Case) -> Non
         other,
         (slice(None), slice(0, 1)),
     )
+
+
+@clause("SHARED-2")
+@once("gqa")
+def test_one_of_the_groupings_is_followed(subject: Subject, case: Case) -> None:
+    """The problem on which the grouping is observed: four query heads, two key/value heads."""
+    must_follow_a_choice(subject, "head_grouping", case.dtype)

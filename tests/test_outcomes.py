@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from attnspec.adapters import Adapter
+from attnspec.adapters import Adapter, resolve
 from attnspec.conformance import check
 from attnspec.conformance.judge import Verdict
+from attnspec.conformance.meeting import meet
+
+README = Path(__file__).parent.parent / "README.md"
 
 QUICK = {"tier": "smoke", "device": "cpu", "repros": False}
 
@@ -87,9 +93,7 @@ def eager_half(q, k, v):
 
 
 def test_a_class_that_exempts_an_overflow_is_the_class_that_was_held():
-    from attnspec.adapters import resolve
     from attnspec.conformance.case import Case
-    from attnspec.conformance.meeting import meet
     from attnspec.spec import Problem
 
     (adapter,) = resolve(eager_half, {})
@@ -115,3 +119,124 @@ def test_no_class_is_held_where_every_answer_was_wrong():
     assert not result.ok
     assert not result.held
     assert any(line.split() == ["class", "held", "–"] for line in result.summary)
+
+
+# WHAT IT TAKES
+
+
+def of_width_64(q, k, v):
+    """Takes width 64 and no other."""
+    if q.shape[-1] != 64:
+        raise NotImplementedError(f"head width {q.shape[-1]}; this kernel is built for 64")
+    return attention(q, k, v)
+
+
+def met(impl, **options):
+    (adapter,) = resolve(impl, {})
+    return meet(adapter.on("cpu"), "cpu", {}, options.get("claim"), options.get("dtypes"))
+
+
+def test_a_kernel_of_one_width_is_asked_in_that_width():
+    subject = met(of_width_64)
+    assert subject.dtypes == ("float32", "float64", "bfloat16", "float16")
+    assert tuple(subject.adapter.widths) == (64,)
+    assert met(of_width_64, dtypes=("float16",)).width == 64
+    result = check(of_width_64, clauses="SHAPE-1,SOFTMAX-1", dtypes="float32", **QUICK)
+    assert result.ok, str(result)
+
+
+def test_a_dtype_that_no_width_helps_is_refused_with_the_first_reason():
+    def attend(q, k, v):
+        if q.dtype == torch.float64:
+            raise TypeError(f"no float64, width {q.shape[-1]}")
+        return of_width_64(q, k, v)
+
+    subject = met(attend)
+    assert subject.dtypes == ("float32", "bfloat16", "float16")
+    assert subject.refused_dtypes == {"float64": "TypeError: no float64, width 64"}
+
+
+def test_the_adapter_of_the_readme_runs_word_for_word(tmp_path, monkeypatch):
+    """With a stand-in for `mypackage.my_kernel` that takes the widths that the adapter declares, and no other."""
+    text = README.read_text(encoding="utf-8").partition("**An adapter**, for anything else:\n\n")[2]
+    lines = text.partition("\n    pytest ")[0].splitlines()
+    (tmp_path / "my_adapter.py").write_text("\n".join(line.removeprefix("    ") for line in lines), encoding="utf-8")
+    (tmp_path / "mypackage.py").write_text(
+        "import torch\n"
+        "def my_kernel(q, k, v, causal):\n"
+        "    assert q.shape[-1] in (64, 128), q.shape\n"
+        "    k, v = (x.repeat_interleave(q.shape[1] // max(1, x.shape[1]), 1) for x in (k, v))\n"
+        "    s, at = (q @ k.mT) * q.shape[-1] ** -0.5, k.shape[-2] - q.shape[-2]\n"
+        "    hidden = torch.ones(s.shape[-2:], dtype=torch.bool).triu(at + 1 if causal else s.shape[-1])\n"
+        "    return torch.nan_to_num(torch.softmax(s.masked_fill(hidden, -torch.inf), -1)) @ v\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {**QUICK, "clauses": "SHAPE-1,SHAPE-2,SHAPE-4,SOFTMAX-2,CAUSAL-1,CAUSAL-2,CAUSAL-4,SHARED-2,GRAD-1"}
+    result = check(f"{tmp_path / 'my_adapter.py'}:Attention", dtypes="float32", **options)
+    assert result.judged > 100
+    assert result.ok, str(result)
+    assert len(met(f"{tmp_path / 'my_adapter.py'}:Attention").dtypes) == 4
+
+
+# CHOICES
+
+
+def sees_the_future(q, k, v, causal=False):
+    """Causal with two keys too many."""
+    return attention(q, k, v, causal=causal, aligned=2)
+
+
+def test_an_answer_that_follows_no_choice_is_a_red_of_the_consistency_clause():
+    result = check(sees_the_future, clauses="CAUSAL-4", dtypes="float32,bfloat16", **QUICK)
+    shown = [failure for failure in result.failures if failure.clause == "CAUSAL-4"]
+    assert {failure.dtype for failure in shown} >= {"float32"}
+    text = next(failure.text for failure in shown if "follows no" in failure.text)
+    assert "the answer follows no causal_alignment: output [0, " in text
+    assert "where bottom_right gives " in text
+    assert "; top_left gives " in text
+
+
+def half_a_row(q, k, v, mask=None):
+    """Right, but that a row without a key gives a half."""
+    o = attention(q, k, v, mask)
+    visible = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask
+    return o if visible is None else torch.where(visible.any(-1, keepdim=True), o, 0.5).to(q.dtype)
+
+
+def paired_heads(q, k, v, enable_gqa=False):
+    """Grouped heads in an order of its own: 0 1 1 0 for four and two."""
+    n, g = q.shape[1], k.shape[1]
+    heads = [min(x, n - 1 - x) % g for x in range(n)] if g < n else list(range(n))
+    return attention(q, k[:, heads], v[:, heads])
+
+
+@pytest.mark.parametrize(("kernel", "clause"), [(half_a_row, "EMPTY-2"), (paired_heads, "SHARED-2")])
+def test_the_other_choices_too(kernel, clause):
+    result = check(kernel, clauses=clause, dtypes="float32", **QUICK)
+    assert any(failure.clause == clause and "the answer follows no " in failure.text for failure in result.failures), str(result)
+
+
+def in_float32(q, k, v, causal=False):
+    """Right, but for its arithmetic: float32 inside, whatever comes in."""
+    return attention(q.float(), k.float(), v.float(), causal=causal).to(q.dtype)
+
+
+def top_left_in_float32(q, k, v, causal=False):
+    return attention(q.float(), k.float(), v.float(), causal=causal, aligned=q.shape[-2] - k.shape[-2]).to(q.dtype)
+
+
+@pytest.mark.parametrize(("kernel", "alignment"), [(in_float32, "bottom_right"), (top_left_in_float32, "top_left")])
+def test_a_choice_is_observed_in_whatever_arithmetic(kernel, alignment):
+    subject = met(kernel, dtypes=("float64",))
+    assert subject.dialect.causal_alignment == alignment
+    assert subject.sources["causal_alignment"].startswith("observed")
+    result = check(kernel, clauses="CAUSAL-4,ACCURACY-4", dtypes="float64", **QUICK)
+    assert result.broken == ("ACCURACY-4",), str(result)
+
+
+def test_what_is_wrong_without_the_option_is_no_matter_of_choice():
+    result = check(
+        lambda q, k, v, causal=False: attention(q * 2, k, v, causal=causal), clauses="CAUSAL-4", dtypes="float32", **QUICK
+    )
+    assert not any("follows no" in failure.text for failure in result.failures)

@@ -1,0 +1,38 @@
+"""Whether an implementation follows one of the values of a choice at all, on the problem on which it is observed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attnspec.conformance.judge import Finding, judge
+from attnspec.conformance.meeting import followed, question
+from attnspec.conformance.subject import Subject
+from attnspec.conformance.testing import Broken, NotApplicable, NotOffered
+from attnspec.reference import solve, to_float64
+from attnspec.spec import CHOICES
+
+
+def must_follow_a_choice(subject: Subject, choice: str, dtype: str) -> None:
+    """Where nobody promised a value, the answer must be that of one. Raises Broken, with the numbers, NotOffered, NotApplicable."""
+    source = subject.sources.get(choice, "")
+    asked = question(subject, choice, dtype)
+    if isinstance(asked, str):
+        raise NotOffered(f"{asked} is not offered")
+    if not source.startswith(("observed", "canonical")):
+        raise NotApplicable  # promised: what a promise is worth other clauses say
+    answer = subject.run(asked.problem)
+    if answer.refusal:
+        raise NotApplicable  # the clause of what is refused says so
+    if followed(subject, choice, asked.problem, answer) is not None:
+        return
+    plain = subject.run(asked.plain)
+    if plain.refusal or judge(plain, subject.solve(asked.plain), subject.required_class(dtype)).findings:
+        raise NotApplicable  # wrong whatever the choice
+    exacts = {value: solve(asked.problem, subject.dialect.with_choice(choice, value)).values["o"] for value in CHOICES[choice]}
+    got = to_float64(answer.o)
+    with np.errstate(invalid="ignore"):
+        far = np.min([np.where(np.isfinite(got - x), np.abs(got - x), 1e300) for x in exacts.values()], axis=0)
+    at = tuple(int(n) for n in np.unravel_index(int(far.argmax()), far.shape))
+    values = "; ".join(f"{value} gives {x[at]:.6g}" for value, x in exacts.items())
+    what = f"the answer follows no {choice}: output [{', '.join(map(str, at))}] = {got[at]:.6g}, where {values}"
+    raise Broken(Finding("relation", "o", what), asked.problem)
