@@ -2,9 +2,11 @@
 
 from attnspec.adapters.contract import FEATURES, Adapter, Answer, Call, Unsupported, same_bits
 from attnspec.adapters.resolve import ResolveError, parse_kwargs, resolve
+from attnspec.adapters.restrictions import RESTRICTIONS
 
 __all__ = [
     "FEATURES",
+    "RESTRICTIONS",
     "Adapter",
     "Answer",
     "Call",

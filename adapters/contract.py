@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
 from attnspec.adapters.trace import Trace, operators
 from attnspec.spec import CHOICES, Problem
 
@@ -41,7 +43,7 @@ DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
 
 
 class Unsupported(Exception):
-    """The calling convention has no way to say this; the implementation was not asked."""
+    """The calling convention has no words for this combination of features; the implementation was not asked."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,17 @@ class Answer:
 class Adapter:
     """How one implementation is called. Subclass it and write :meth:`attend`; everything else has a default.
 
-    offers: which of FEATURES it promises. dialect: choices that its documentation makes (causal_alignment, empty_row,
-    head_grouping). accuracy: the class that it claims (A, T, B, B*, C, C*, D), or None. widths: the query widths that it can
-    do, or None for all. deterministic: True if it claims the same bits on every call. source: lines of Python that
-    define `attend` for a script of its own.
+    offers: which of FEATURES it promises. restrictions: which of RESTRICTIONS limit that. dialect: choices that its
+    documentation makes (causal_alignment, empty_row, head_grouping). accuracy: the class that it claims (A, T, B, B*, C, C*,
+    D), or None. widths: the query widths that it can do, or None for all. deterministic: True if it claims the same bits on
+    every call. source: lines of Python that define `attend` for a script of its own.
     """
 
     name: str = ""
     version: str = ""
     variant: str = ""
     offers: Iterable[str] = DEFAULT_OFFERS
+    restrictions: Iterable[str] = ()
     dialect: Mapping[str, str] = {}
     accuracy: str | None = None
     widths: Iterable[int] | None = None
@@ -134,7 +137,10 @@ class Adapter:
 
     def on(self, device: str) -> Adapter:
         """This adapter for one device, whose offer is its own."""
-        return copy.copy(self)
+        adapter = copy.copy(self)
+        if NO_BACKWARD + device.split(":")[0] in self.restrictions:
+            adapter.offers = frozenset(self.offers) - {"backward", "bias_grad"}
+        return adapter
 
     def fresh(self) -> Adapter | None:
         """This adapter with an implementation that was never called, or None where it can't make one."""
@@ -146,12 +152,22 @@ class Adapter:
         return Trace(seen, answer.refusal)
 
     def run(self, problem: Problem) -> Answer:
-        """The answer to a problem: forward and, for the inputs in `problem.wrt`, backward, and what is raised there."""
+        """The answer to a problem: forward and, for the inputs in `problem.wrt`, backward, and what is raised there.
+
+        What a restriction leaves out is not put to it. Unsupported that nothing declares is an error like any other.
+        """
+        restriction = forbidden(self.restrictions, problem)
+        if restriction:
+            return Answer(unsupported=restriction)
         leaves = _leaves(problem)
         asked = problem.replace(**leaves)
         before = {name: x.clone() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
         with quiet():
             answer = self._run(asked, leaves)
+        if isinstance(answer.error, Unsupported):  # in backward
+            answer = Answer(unsupported=str(answer.error))
+        if answer.unsupported is not None and (why_not := undeclared(self.offers, self.restrictions, problem)):
+            answer = Answer(error=Unsupported(f"{answer.unsupported}; {why_not}"))
         changed = tuple(name for name, x in before.items() if not same_bits(getattr(problem, name).detach(), x))
         with torch.no_grad():
             for name in changed:  # problems are shared between tests
@@ -230,15 +246,37 @@ def quiet() -> Iterator[None]:
 
 
 def check(adapter: Adapter) -> None:
-    """Raise ValueError, naming the attribute, where a declaration uses a word that does not exist."""
-    unknown = set(adapter.offers) - FEATURES.keys()
-    if unknown:
-        raise ValueError(f"{type(adapter).__name__}.offers names {', '.join(sorted(unknown))}; there are {', '.join(FEATURES)}")
+    """Raise ValueError, naming the attribute, where a declaration uses a word that does not exist, or hides a method of Adapter."""
+    name = type(adapter).__name__
+    for what, given, there in (
+        ("offers", set(adapter.offers) - FEATURES.keys(), FEATURES),
+        ("restrictions", unknown(adapter.restrictions), RESTRICTIONS),
+    ):
+        if given:
+            raise ValueError(f"{name}.{what} names {', '.join(sorted(given))}; there are {', '.join(there)}")
+    for method, own in vars(Adapter).items():
+        if inspect.isfunction(own) and not method.startswith("__") and method != "attend":
+            _must_stand_for(adapter, method, own)
     if adapter.accuracy not in (None, *ACCURACY_CLASSES):
-        raise ValueError(f"{type(adapter).__name__}.accuracy is {adapter.accuracy!r}; there are {', '.join(ACCURACY_CLASSES)}")
+        raise ValueError(f"{name}.accuracy is {adapter.accuracy!r}; there are {', '.join(ACCURACY_CLASSES)}")
     for key, value in adapter.dialect.items():
         if value not in CHOICES.get(key, ()):
             raise ValueError(
-                f"{type(adapter).__name__}.dialect has {key}={value}; there are "
-                + "; ".join(f"{name} = {' | '.join(values)}" for name, values in CHOICES.items())
+                f"{name}.dialect has {key}={value}; there are "
+                + "; ".join(f"{choice} = {' | '.join(values)}" for choice, values in CHOICES.items())
             )
+
+
+def _must_stand_for(adapter: Adapter, method: str, own: Callable[..., Any]) -> None:
+    """Raise ValueError where an adapter has something else under the name of a method that the suite calls, such as a helper."""
+    wanted = [x for x in inspect.signature(own).parameters if x != "self"]
+    found = getattr(adapter, method)
+    try:
+        inspect.signature(found).bind(*wanted)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(adapter).__name__}.{method} takes the place of Adapter.{method}({', '.join(wanted)}), which the suite calls, "
+            f"and can't be called so: {error}. Give yours another name, say kernel_{method.strip('_')}"
+        ) from None
+    except ValueError:  # no signature to be seen
+        return

@@ -44,9 +44,9 @@ class Finding:
     """One thing that is wrong with an answer.
 
     kind is one of raised, memory (there was none for an answer), type, shape, dtype, device, missing, changed, nonfinite, zero,
-    value, relation, biased (errors lean). output is o, a gradient, or call: what ended the call, so that it concerns every output.
-    For a value: index of the worst element, what was got and expected there, its bound, the error as a multiple of the bound, and
-    how many of how many elements are outside.
+    value, relation, biased (errors lean); or unsupported, which is no fault: it was not asked. output is o, a gradient, or call:
+    what ended the call, so that it concerns every output. For a value: index of the worst element, what was got and expected
+    there, its bound, the error as a multiple of the bound, and how many of how many elements are outside.
     """
 
     kind: str
@@ -129,6 +129,8 @@ def ending(answer: Answer) -> Finding | None:
     """What ended a call before its whole answer was there: an exception, or a lack of memory; None where nothing did."""
     if answer.refusal is None:
         return None
+    if answer.unsupported is not None:
+        return Finding("unsupported", "call", answer.unsupported)
     where = "backward " if answer.stage == "backward" else ""
     kind = "memory" if out_of_memory(answer) else "raised"
     return Finding(kind, "call", f"{where}raised {answer.refusal}", stage=answer.stage)

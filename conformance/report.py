@@ -23,7 +23,7 @@ from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import write
 from attnspec.conformance.run import TIERS, Run
 from attnspec.conformance.subject import ORACLE, Subject
-from attnspec.conformance.verdicts import finite, mark, tally
+from attnspec.conformance.verdicts import finite, judged, mark, tally
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
 FEW = 16  # numbers of operands up to which they are shown
@@ -326,6 +326,19 @@ def held(run: Run, subject: Subject, dtype: str) -> str:
     return f"not {subject.required_class(dtype)}" if broken else subject.held.get(dtype, "–")
 
 
+def in_part(record: Record) -> list[str]:
+    """The clauses of which some problems were judged and others are unsupported, each with its share and the first reason."""
+    lines = []
+    for id_ in index():
+        cells = {cell: counts for cell, counts in record.counts.items() if cell[0] == id_}
+        some = {cell: counts for cell, counts in cells.items() if counts[Verdict.UNSUPPORTED] and judged(counts)}
+        if some:
+            n, of = (sum(x) for x in zip(*((c[Verdict.UNSUPPORTED], judged(c)) for c in some.values()), strict=True))
+            why = next((record.reasons[cell] for cell in some if cell in record.reasons), "")
+            lines.append(f"{'' if lines else 'unsupported in part: '}{id_} {n} of {n + of} problems" + (f" ({why})" if why else ""))
+    return lines
+
+
 def totals(record: Record, of: str = "") -> list[str]:
     """The headline: clauses with denominators, and never a lone percentage."""
     counted = tally(record.counts, {clause.id: clause.level for clause in index().values()})
@@ -334,6 +347,7 @@ def totals(record: Record, of: str = "") -> list[str]:
         lines.append("broken: " + ", ".join(counted.broken))
     if counted.known:
         lines.append("known to be broken: " + ", ".join(counted.known))
+    lines += in_part(record)
     if counted.should_broken:
         lines.append("SHOULD, broken: " + ", ".join(counted.should_broken))
     return lines

@@ -18,7 +18,7 @@ from attnspec.adapters import Answer
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, compare, ending, form
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import Broken, TooLarge
+from attnspec.conformance.testing import Broken, TooLarge, answer_of
 from attnspec.reference import SampledRows, to_float64
 from attnspec.spec import Problem
 
@@ -61,7 +61,7 @@ def long_problem(
 
 def must_be_right_in_rows(subject: Subject, problem: Problem, rows: Sequence[int], what: str) -> None:
     """The sampled rows, and all keys that they reach, must be within their bounds. Raises Broken and TooLarge."""
-    answer = subject.run(problem)
+    answer = answer_of(subject, problem)
     finding = ending(answer) or judge_rows(subject, problem, answer, rows)
     if finding is not None and finding.kind == "memory":
         raise TooLarge(f"{what}: {finding.message}")

@@ -7,7 +7,7 @@ from attnspec.conformance.case import Case
 from attnspec.conformance.dropped import SIGMAS
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, must_answer, must_be_right, on_cases, once
+from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, is_right, must_answer, must_be_right, on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
 
@@ -41,7 +41,7 @@ def asked(subject: Subject, problem: Problem, seed: int = 1) -> tuple[object, np
 
 def judged(subject: Subject, problem: Problem, outputs: tuple[str, ...], what: str) -> None:
     """The outputs must be what the keep mask, read out of the same answer, makes them."""
-    if subject.judge(subject.run(calm := problem.replace(dropout=0.0)), subject.solve(calm)).findings:
+    if not is_right(subject, calm := problem.replace(dropout=0.0)):
         raise NotApplicable  # wrong without dropout: another clause says so
     answer, keep = asked(subject, problem)
     seen = subject.solve(calm).forward.visible

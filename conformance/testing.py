@@ -266,6 +266,8 @@ class Asking:
         self.subject.compared.add(case)
         if not judgement.of(outputs):
             return True
+        if judgement.findings[0].kind == "unsupported":
+            raise NotOffered(judgement.findings[0].message)
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
         _there_was_memory(judgement.findings[0])
         self._report(case, self.explainer.explain(case, judgement.findings[0]))
@@ -446,6 +448,19 @@ def diverse(cases: list[Case], n: int) -> list[Case]:
 # WHAT TESTS SAY
 
 
+def answer_of(subject: Subject, problem: Problem) -> Answer:
+    """The implementation's answer, whatever it is. Raises NotOffered where the convention has no words for the problem."""
+    answer = subject.run(problem)
+    if answer.unsupported is not None:
+        raise NotOffered(answer.unsupported)
+    return answer
+
+
+def is_right(subject: Subject, problem: Problem) -> bool:
+    """Whether the answer agrees with the reference. Raises NotOffered where the convention has no words for the problem."""
+    return not subject.judge(answer_of(subject, problem), subject.solve(problem)).findings
+
+
 def must_be_right(
     subject: Subject,
     problem: Problem,
@@ -460,7 +475,7 @@ def must_be_right(
     earlier: the problems that the test asked before. within: what the call is put into.
     """
     with within.enter():
-        answer = subject.run(problem)
+        answer = answer_of(subject, problem)
     exact = exact or subject.solve(problem)
     findings = subject.judge(answer, exact).of(outputs)
     if findings:
@@ -474,7 +489,7 @@ def must_be_right(
 def must_answer(subject: Subject, problem: Problem, within: Within = PLAINLY) -> Answer:
     """An answer of whatever value. Raises Broken where there is none. within: what the call is put into."""
     with within.enter():
-        answer = subject.run(problem)
+        answer = answer_of(subject, problem)
     end = ending(answer)
     if end is not None:
         _there_was_memory(end)

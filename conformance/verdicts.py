@@ -277,10 +277,11 @@ def tally(cells: Mapping[Key, Counts], levels: Mapping[str, str]) -> Tally:
 
 
 def mark(counts: Counts | None) -> str:
-    """A cell in a few signs: problems passed of those judged, or why there were none."""
+    """A cell in a few signs: problems passed of those judged, and how many could not be asked; or why there were none."""
     if not counts:
         return "·"
     n, state = judged(counts), standing(counts)
     if n:
-        return f"{counts.get('PASS', 0)}/{n}" + {"broken": " ✗", "known issue": " k"}.get(state, "")
+        share = f", {counts['UNSUPPORTED']} {SIGNS['unsupported']}" if counts.get("UNSUPPORTED") else ""
+        return f"{counts.get('PASS', 0)}/{n}" + {"broken": " ✗", "known issue": " k"}.get(state, "") + share
     return "unsupported" if state == "unsupported" else "not run" if counts.get("NOT_RUN") else "·"

@@ -141,7 +141,7 @@ def test_what_the_convention_can_not_say_is_unsupported():
 
     class Nothing(Adapter): ...
 
-    assert "defines no attend()" in resolve(Nothing)[0].run(problem()).unsupported
+    assert "defines no attend()" in resolve(Nothing)[0].run(problem()).refusal
 
 
 def test_layout_and_bits_are_passed_through_unchanged():
@@ -211,10 +211,12 @@ def test_what_an_implementation_raises_is_its_answer(error):
 
 def test_an_unsupported_raised_inside_an_adapter_is_no_error():
     class Picky(Adapter):
+        offers = {"mha", "causal", "scale"}
+
         def attend(self, q, k, v, **options):
             raise Unsupported("only on Sundays")
 
-    answer = resolve(Picky)[0].run(problem())
+    answer = resolve(Picky)[0].run(problem(causal=True, scale=0.5))
     assert (answer.unsupported, answer.error) == ("only on Sundays", None)
 
 

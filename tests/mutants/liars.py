@@ -404,7 +404,7 @@ class ClaimsBlockedGroupsAndStrides(_Claims):
         return super().kernel(q, k[:, heads], v[:, heads], **options)
 
 
-@liar("error", "SHARED-2", "raised no groups on Sundays", asked="i=3,j=7,heads=4/2")
+@liar("error", "SHARED-2", "raised Unsupported: no groups on Sundays; it needs gqa alone", asked="i=3,j=7,heads=4/2")
 class ClaimsAndIsUnsupported(_Claims):
     """Promises gqa, and says Unsupported where it is asked for."""
 

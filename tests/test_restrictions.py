@@ -1,0 +1,185 @@
+"""What a convention has no words for is unsupported, counted with its share, and excuses nothing that one feature needs."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from calling import padding, problem
+from honest import eager
+from judging import Outcome, judge
+from torch import Tensor
+
+from attnspec.adapters import FEATURES, RESTRICTIONS, Adapter, ResolveError, Unsupported, resolve
+from attnspec.adapters.restrictions import needs, undeclared
+from attnspec.conformance.verdicts import mark, standing
+from attnspec.spec import Problem
+
+
+def asked(thing: Any, *options: str) -> Outcome:
+    """A run of smoke in float32 on something of this module."""
+    module = types.ModuleType("restricted_implementations")
+    module.thing = thing  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    try:
+        return judge(f"{module.__name__}.thing", "--impl-dtypes=float32", "--impl-device=cpu", *options)
+    finally:
+        del sys.modules[module.__name__]
+
+
+def counted(outcome: Outcome, clause: str) -> Counter:
+    """The problems of a clause by verdict."""
+    return sum((counts for cell, counts in outcome.record.counts.items() if cell[0] == clause), Counter())
+
+
+class OneArgument(Adapter):
+    """Bias and mask are one argument of its kernel, and causal excludes both."""
+
+    offers = {"mha", "mask", "key_padding", "bias", "bias_grad", "causal", "scale", "backward", "strided"}
+    dialect = {"causal_alignment": "top_left", "empty_row": "zero"}
+
+    def attend(self, q, k, v, *, mask=None, bias=None, causal=False, scale=None):
+        if (mask is not None) + (bias is not None) + causal > 1:
+            raise Unsupported("bias and mask are one argument, and causal excludes it")
+        mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+        return eager(q, k, v, mask if bias is None else bias, is_causal=causal, scale=scale)
+
+
+# RAISE UNSUPPORTED
+
+
+def test_a_combination_is_unsupported_and_no_failure():
+    outcome = asked(OneArgument, "--clauses=CAUSAL,MASK-1,BIAS-1,SOFTMAX-1")
+    assert outcome.exit == 0, outcome.screen
+    assert not outcome.failures
+    both = counted(outcome, "CAUSAL-6")
+    assert (standing(both), both["UNSUPPORTED"] > 1) == ("unsupported", True)  # no problem was judged: it is not held
+    some = counted(outcome, "SOFTMAX-1")
+    assert some["PASS"] > 10 < some["UNSUPPORTED"]
+    assert f", {some['UNSUPPORTED']} –" in outcome.screen
+    share = f"SOFTMAX-1 {some['UNSUPPORTED']} of {some['UNSUPPORTED'] + some['PASS']} problems (bias and mask are one argument"
+    assert share in outcome.screen
+    assert "attnspec itself failed" not in outcome.screen
+
+
+def test_whoever_refuses_what_one_feature_needs_fails_that_clause():
+    class NoLongMasks(OneArgument):
+        def attend(self, q, k, v, *, mask=None, **options):
+            if mask is not None and k.shape[2] > 8:
+                raise Unsupported("no long masks")
+            return super().attend(q, k, v, mask=mask, **options)
+
+    outcome = asked(NoLongMasks, "--clauses=MASK-2", "--case=i=3,j=17,mask=padding")
+    assert outcome.exit == 1
+    assert "MASK-2" in outcome.broken()
+    assert "raised Unsupported: no long masks; it needs key_padding alone, which is offered: take it from" in outcome.screen
+
+    class NoLongRows(Adapter):
+        def attend(self, q, k, v):
+            if k.shape[2] > 16:
+                raise Unsupported("no long rows")
+            return eager(q, k, v)
+
+    outcome = asked(NoLongRows, "--clauses=SHAPE-2")
+    assert outcome.exit == 1
+    assert "raised Unsupported: no long rows; it is a plain call, or declare" in outcome.screen
+
+
+@pytest.mark.parametrize(
+    ("options", "excuse"),
+    [
+        ({}, False),
+        ({"causal": True}, False),
+        ({"mask": padding()}, False),
+        ({"mask": padding(), "wrt": ("q",), "do": torch.ones(2, 3, 4, 8)}, False),  # no argument says that a gradient is wanted
+        ({"bias": torch.zeros(4, 5)}, False),
+        ({"causal": True, "mask": padding()}, True),
+        ({"causal": True, "scale": 0.5}, True),
+        ({"dropout": 0.5, "training": True}, True),  # not offered
+    ],
+)
+def test_one_feature_is_a_promise_and_two_are_not(options, excuse):
+    assert (undeclared(OneArgument.offers, (), problem(**options)) == "") is excuse
+
+
+def test_what_is_always_causal_is_plain():
+    asks = problem(causal=True, mask=padding())
+    assert not undeclared(OneArgument.offers, (), asks)
+    assert "it needs key_padding alone" in undeclared(OneArgument.offers, {"always_causal"}, asks)
+
+
+def test_unsupported_in_backward_is_unsupported():
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, o):
+            return o.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise Unsupported("no gradients of two options")
+
+    class Forward(OneArgument):
+        def attend(self, q, k, v, **options):
+            return Backward.apply(super().attend(q, k, v, **options))
+
+    adapter, asks = resolve(Forward)[0], {"wrt": ("q",), "do": torch.ones(2, 3, 4, 8)}
+    assert adapter.run(problem(causal=True, scale=0.5, **asks)).unsupported == "no gradients of two options"
+    assert "Unsupported: no gradients of two options; it needs causal alone" in adapter.run(problem(causal=True, **asks)).refusal
+
+
+def test_the_mark_of_a_cell_has_the_share():
+    assert mark({"PASS": 12, "UNSUPPORTED": 4}) == "12/12, 4 –"
+    assert mark({"PASS": 3, "FAIL": 1, "UNSUPPORTED": 4}) == "3/4 ✗, 4 –"
+    assert mark({"UNSUPPORTED": 4}) == "unsupported"
+
+
+def test_what_a_problem_needs():
+    assert needs(problem()) == {"mha"}
+    assert needs(problem(shared=True, mask=padding(), causal=True)) == {"shared_kv", "key_padding", "causal"}
+    wide = Problem(torch.ones(1, 4, 3, 8), torch.ones(1, 2, 5, 8), torch.ones(1, 2, 5, 9), bias=torch.zeros(4, 3, 5), scale=1.0)
+    assert needs(wide) == {"gqa", "value_width", "bias", "rank3", "scale"}
+    assert needs(wide) <= FEATURES.keys()
+
+
+# DECLARATIONS
+
+
+def test_a_restriction_that_does_not_exist_is_refused():
+    class Odd(OneArgument):
+        restrictions = ("sundays",)
+
+    with pytest.raises(ResolveError, match=r"Odd.restrictions names sundays; there are always_causal, equal_lengths"):
+        resolve(Odd)
+    assert set(RESTRICTIONS) >= {"always_causal", "one_tensor", "backward_method"}
+
+
+@pytest.mark.parametrize("helper", ["call", "run", "fresh", "on", "trace", "presented", "_run"])
+def test_a_helper_that_hides_a_method_of_adapter_is_named(helper):
+    class Helper(Adapter):
+        def attend(self, q, k, v):
+            return getattr(self, helper)(q, k, v, None)
+
+    def four(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return eager(q, k, v)
+
+    setattr(Helper, helper, four)
+    with pytest.raises(ResolveError, match=rf"Helper\.{helper} takes the place of Adapter\.{helper}\(.*another name, say kernel_"):
+        resolve(Helper)
+    setattr(Helper, helper, 3)
+    with pytest.raises(ResolveError, match=rf"Helper\.{helper} takes the place .*not a callable object"):
+        resolve(Helper)
+
+
+def test_a_method_that_stands_for_its_own_is_taken():
+    class Own(Adapter):
+        def attend(self, q, k, v):
+            return eager(q, k, v)
+
+        def call(self, asked, *, more=None):
+            return super().call(asked)
+
+    assert resolve(Own)[0].run(problem()).refusal is None
