@@ -328,7 +328,7 @@ def held(run: Run, subject: Subject, dtype: str) -> str:
 
 def in_part(record: Record) -> list[str]:
     """The clauses of which some problems were judged and others are unsupported, each with its share and the first reason."""
-    lines = []
+    lines: list[str] = []
     for id_ in index():
         cells = {cell: counts for cell, counts in record.counts.items() if cell[0] == id_}
         some = {cell: counts for cell, counts in cells.items() if counts[Verdict.UNSUPPORTED] and judged(counts)}
