@@ -24,7 +24,7 @@ LEVELS: dict[str, tuple[Any, ...]] = {
     "b": (1, 2, 3),
     "i": (1, 2, 3, 8, 17, 33, 65),
     "j": (0, 1, 2, 7, 15, 16, 17, 129, 255),
-    "d": (8, 1, 3, 4, 40, 64),
+    "d": (8, 1, 3, 4, 40, 64, 160),
     "e": (0, 9, 24),
     "mask": ("none", "padding", "bhij", "ij", "bj", "hij", "bij", "bhj", "bhi", "j", "rank3"),
     "holes": ("random", "prefix", "suffix", "band", "single", "first_block", "empty_row", "all"),
@@ -40,17 +40,29 @@ LEVELS: dict[str, tuple[Any, ...]] = {
 # What a level stands for, where that is more than itself: rows of an array take these values in turn, so that each occurs in
 # every array without a level of its own. Lengths are primes, block edges, and one less and one more; forms are all sixteen.
 ALIKE: dict[str, dict[Any, tuple[Any, ...]]] = {
-    "i": {3: (3, 5, 7, 11, 13), 8: (8, 4, 16, 32), 17: (17, 15), 33: (33, 31), 65: (65, 63, 64, 127, 128, 129, 255, 256, 257, 513)},
+    "heads": {
+        "2/2": ("2/2", "8/8", "16/16", "32/32"),
+        "4/1": ("4/1", "8/1", "16/1"),
+        "4/2": ("4/2", "8/2", "32/8", "64/8"),
+        "2/shared": ("2/shared", "8/shared", "16/shared"),
+    },
+    "i": {
+        3: (3, 5, 7, 11, 13),
+        8: (8, 4, 16, 32),
+        17: (17, 15),
+        33: (33, 31),
+        65: (65, 63, 64, 127, 128, 129, 255, 256, 257, 513, 1025, 4096),
+    },
     "j": {
         7: (7, 3, 5, 11, 13),
         15: (15, 31, 63, 127),
         16: (16, 32, 64, 128),
         17: (17, 33, 65),
-        129: (129, 257, 513),
-        255: (255, 256),
+        129: (129, 257, 513, 1025, 2049),
+        255: (255, 256, 512, 1024, 4096),
     },
-    "d": {8: (8, 16), 1: (1, 2), 3: (3, 5, 7), 4: (4, 6), 40: (40, 59), 64: (64, 80, 96, 128)},
-    "e": {9: (9, 1, 5), 24: (24, 40, 72)},
+    "d": {8: (8, 16), 1: (1, 2), 3: (3, 5, 7), 4: (4, 6), 40: (40, 59), 64: (64, 80, 96, 128), 160: (160, 192, 256, 512)},
+    "e": {9: (9, 1, 5), 24: (24, 40, 72, 160)},
     "holes": {"first_block": ("first_block", "inner_blocks")},
     "mask": {"bhj": ("bhj", "hj"), "bhi": ("bhi", "hi", "bi", "i", "bh", "h", "b", "one")},
     "bias": {"hij": ("hij", "bij"), "bj": ("bj", "bhj"), "hj": ("hj", "j"), "bhi": ("bhi", "hi", "bi", "i", "bh", "h", "b", "one")},
@@ -226,7 +238,8 @@ def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
     """The cases of a covering array ("pairs" or "triples"), fitted to what is offered.
 
     A level that is not offered becomes one that is, so every combination of offered levels that the array holds is still
-    there. Each row has its own seed.
+    there. Each row has its own seed. Of a row of few queries and more keys that asks for gradients stands another one half
+    way round the array that does not, which is how such shapes are asked in use, and another way through a kernel.
     """
     cases = []
     for n, row in enumerate(_rows(name)):
@@ -235,13 +248,25 @@ def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
             widths = [x for x in alike("d", level_of("d", d)) if x in adapter.widths] or sorted(adapter.widths)
             d = widths[n % len(widths)]
         cases.append(fit(replace(row, dtype=dtype, d=d), adapter))
-    return cases
+    there, half, asked = set(cases), len(cases) // 2, []
+    for case, opposite in zip(cases, (*cases[half:], *cases[:half]), strict=True):
+        asked.append(case)
+        twin = fit(replace(opposite, wrt="none"), adapter)
+        if decodes(opposite) and twin not in there:
+            asked.append(twin)
+    return asked
+
+
+def decodes(case: Case) -> bool:
+    """Few queries against more keys, as a cache of keys asks."""
+    return case.i <= 8 and case.keys > case.i
 
 
 def fit(case: Case, adapter: Adapter) -> Case:
     """The nearest case that uses nothing but what is offered."""
-    offers, h = set(adapter.offers), case.h
+    offers = set(adapter.offers)
     if case.sharing not in offers:
+        h = int(level_of("heads", case.heads).split("/")[0])  # as many as its level, so that no level is lost
         forms = {"mha": f"{h}/{h}", "shared_kv": f"{h}/shared", "mqa": f"{h}/1", "gqa": f"{2 * max(h, 2)}/{max(h, 2)}"}
         case = replace(case, heads=next((heads for form, heads in forms.items() if form in offers), f"{h}/{h}"))
     mask, bias = case.mask, case.bias

@@ -17,7 +17,7 @@ from attnspec.conformance.tensors import build
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 192, 256, 512)
 
 
 def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str | None, dtypes: tuple[str, ...] | None) -> Subject:

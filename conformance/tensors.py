@@ -13,6 +13,7 @@ from attnspec.spec import DIFFERENTIABLE, Problem
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
 SMALL = 32  # queries times keys
+BLOCKS = (16, 32, 64, 128, 256, 512)  # keys that a kernel takes at once
 STREAMS = ("q", "k", "v", "mask", "bias", "do")
 
 
@@ -128,8 +129,8 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
         case "single":  # one key, at a block edge where there is one
             edges = [x for x in (0, 15, 16, 31, 32, 63, 64, 127, 128, j - 1) if x < j]
             mask = key == rng.choice(edges, (*shape[:-1], 1))
-        case "first_block":
-            mask = np.broadcast_to(key >= min(16, j // 2), shape)
+        case "first_block":  # as long as the kernels' blocks, of those that leave half of the keys
+            mask = np.broadcast_to(key >= max((x for x in BLOCKS if x <= j // 2), default=j // 2), shape)
         case "inner_blocks":  # whole blocks hidden between keys that are not
             ends = max(1, min(16, j // 4))
             mask = np.broadcast_to((key < ends) | (key >= j - ends), shape)

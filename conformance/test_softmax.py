@@ -86,7 +86,10 @@ def test_no_overflow_that_the_answer_does_not_have(subject: Subject, case: Case)
     """Products of 3·10⁵ with a scale that brings them down to hundreds, in float16 the only dtype to overflow there."""
     if case.dtype != "float16":
         raise NotApplicable
-    d = 64 if subject.adapter.widths is None else max(subject.adapter.widths)
+    # Beyond a width of 128 the scores themselves would leave the range.
+    d = 64 if subject.adapter.widths is None else max((x for x in subject.adapter.widths if x <= 128), default=0)
+    if not d:
+        raise NotApplicable
     heads = () if case.g is None else (2,)
     # 64 · 70 · 70 = 313 600, divided by 8: 39 200
     q = torch.full((1, 2, 3, d), 70.0, dtype=torch.float16, device=subject.device)

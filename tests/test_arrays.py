@@ -15,7 +15,7 @@ from situations import Everything
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance import check
-from attnspec.conformance.case import ALIKE, LEVELS, NOT_DENSE, Case, _rows, alike, array, fit, level_of, simpler
+from attnspec.conformance.case import ALIKE, LEVELS, NOT_DENSE, Case, _rows, alike, array, decodes, fit, level_of, simpler
 from attnspec.conformance.coverage import Space, said
 from attnspec.conformance.tensors import build
 from attnspec.spec import Problem
@@ -78,7 +78,8 @@ def senseless(levels: dict[str, str]) -> bool:
 
 # What every array must hold, whatever is offered: lengths and widths, and every form that broadcasts to (b h i j).
 LENGTHS = (1, 2, 3, 5, 7, 11, 13, *(block + n for block in (16, 32, 64, 128) for n in (-1, 0, 1)), 255, 256, 257, 513)
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 40, 59, 64, 80, 96, 128)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 40, 59, 64, 80, 96, 128, 160, 192, 256, 512)
+HEADS = {"8/8", "16/16", "32/32", "8/1", "32/8", "64/8"}
 FORMS = {"".join(letters) or "one" for n in range(5) for letters in combinations("bhij", n)}
 
 
@@ -95,7 +96,29 @@ def test_every_size_and_every_form_occurs(name: str, adapter: Adapter) -> None:
         assert {case.bias for case in cases} == FORMS | {"none", "rank2", "rank3"}
         assert {case.e < case.d for case in cases if case.e} == {False, True}
         assert any(case.b != case.h and min(case.b, case.h) > 1 for case in cases)
-        assert {"3/3", "6/2"} <= {case.heads for case in cases}
+        assert {"3/3", "6/2"} | HEADS <= {case.heads for case in cases}
+
+
+@pytest.mark.parametrize("name", ["pairs", "triples"])
+def test_few_queries_meet_long_keys(name: str) -> None:
+    """Whatever two levels, but of i and j, a problem has: it is also one of at most eight queries, and more keys, to 4096.
+
+    Each such problem that asks for gradients is also asked without.
+    """
+    cases = array(name, Everything(), DTYPES)
+    few = [case for case in cases if decodes(case)]
+    lengths = (33, 64, 129, 256, 513, 1024, 2049, 4096)
+    others = [name for name in LEVELS if name not in ("i", "j")]
+    columns = {name: [level_of(name, getattr(case, name)) for case in few] for name in others}
+    for a, b in combinations(others, 2):
+        held = set(zip(columns[a], columns[b], strict=True))
+        missing = set(product(LEVELS[a], LEVELS[b])) - held
+        assert all(senseless({a: str(x), b: str(y)}) for x, y in missing), (a, b, missing)
+    for other in others:
+        assert {(level_of(other, getattr(case, other)), case.j) for case in few} >= set(product(LEVELS[other], lengths))
+    asked = set(cases)
+    assert all(fit(replace(case, wrt="none"), Everything()) in asked for case in few)
+    assert sum(case.wrt == "none" for case in few) >= len(few) / 2
 
 
 def test_zero_queries_and_zero_keys_are_asked_in_every_tier() -> None:
