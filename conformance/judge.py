@@ -155,8 +155,9 @@ def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: st
         return Finding("type", output, f"the {what} is a {_plain(x.layout)} tensor, expected a dense one")
     if tuple(x.shape) != shape:
         return Finding("shape", output, f"the {what} has shape {tuple(x.shape)}, expected {shape}")
-    if x.dtype != problem.dtype:
-        return Finding("dtype", output, f"the {what} has dtype {_plain(x.dtype)}, expected {_plain(problem.dtype)}")
+    dtype = getattr(problem, INPUT_OF.get(output, "q")).dtype  # DTYPE-1 and DTYPE-2: a bias may have one of its own
+    if x.dtype != dtype:
+        return Finding("dtype", output, f"the {what} has dtype {_plain(x.dtype)}, expected {_plain(dtype)}")
     if x.device.type != problem.q.device.type:
         return Finding("device", output, f"the {what} is on {x.device}, the inputs are on {problem.q.device}")
     return None

@@ -5,7 +5,7 @@ from math import inf
 
 import torch
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.case import Case, fit
 from attnspec.conformance.relations import every_form
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import agrees, clause, must_be_right, on_cases, once
@@ -62,6 +62,18 @@ def test_a_bias_of_minus_infinity_is_a_mask(subject: Subject, case: Case) -> Non
     mask = problem.mask[:, None, None, :] if problem.mask.ndim == 2 else problem.mask
     bias = torch.zeros(mask.shape, dtype=problem.dtype, device=problem.q.device).masked_fill(~mask, float("-inf"))
     must_be_right(subject, problem.replace(mask=None, bias=bias), "the mask, written as a bias of 0 and −∞")
+
+
+@clause("BIAS-3")
+@once("bias")
+def test_a_whole_first_block_at_minus_infinity(subject: Subject, case: Case) -> None:
+    """−∞ for the first 16 … 512 keys, the blocks that kernels read at once, and for no other."""
+    for block in (16, 64, 128, 512):
+        asked = Case(dtype=case.dtype, heads=case.heads, i=2, j=2 * block + 1, d=8, bias="bj")
+        problem = subject.problem(fit(asked, subject.adapter))
+        assert problem.bias is not None
+        bias = problem.bias.masked_fill(torch.arange(problem.j, device=subject.device) < block, -inf)
+        must_be_right(subject, problem.replace(bias=bias), f"−∞ in the bias of the first {block} of {problem.j} keys")
 
 
 @clause("BIAS-4")

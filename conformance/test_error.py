@@ -13,7 +13,7 @@ import torch
 from attnspec.adapters import FEATURES
 from attnspec.adapters.contract import quiet
 from attnspec.adapters.convention import FunctionAdapter
-from attnspec.conformance.case import Case
+from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject, Within
 from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, clause, must_answer, must_be_right, on_cases, once
@@ -91,12 +91,18 @@ def test_a_bias_in_float32_beside_half_types(subject: Subject, case: Case) -> No
     """Queries in a half type, the bias in float32, which the text does not name: refused, or right."""
     if case.dtype not in ("float16", "bfloat16"):
         raise NotApplicable
-    problem = subject.problem(Case(dtype=case.dtype, heads=case.heads, i=4, j=6, d=case.d, bias="ij", wrt="none"))
-    assert problem.bias is not None
-    wide = problem.replace(bias=problem.bias.float() * (1 + 2.0**-6))
-    if subject.run(wide).refusal:
-        raise NotOffered(f"a float32 bias beside {case.dtype}: {subject.run(wide).refusal}")
-    must_be_right(subject, wide, "with a bias in float32", ("o",))
+    asked = Case(dtype=case.dtype, heads=case.heads, b=2, i=4, j=6, d=case.d, bias="ij")
+    for one in (replace(asked, wrt="none"), asked, replace(asked, biases="lowest"), replace(asked, bias="bj", j=40)):
+        problem = subject.problem(fit(one, subject.adapter))
+        assert problem.bias is not None
+        bias = problem.bias.float() * (1 + 2.0**-6)
+        if one.biases == "lowest":
+            bias = torch.where(problem.bias < -1e4, torch.finfo(torch.float32).min, bias)
+        wide = problem.replace(bias=bias)
+        refusal = subject.run(wide).refusal
+        if refusal:
+            raise NotOffered(f"a float32 bias beside {case.dtype}: {refusal}")
+        must_be_right(subject, wide, f"with a bias in float32{', its lowest number in it' if one.biases == 'lowest' else ''}")
 
 
 @clause("ERROR-2")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from attnspec.conformance.case import Case
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject
@@ -96,6 +98,29 @@ def test_other_values_in_the_same_shapes(subject: Subject, case: Case) -> None:
     for name, x in first.inputs().items():
         x.copy_(getattr(second, name))
     must_be_right(subject, first, "with other numbers written to the same addresses")
+
+
+@clause("PURITY-5")
+@once("key_padding")
+def test_another_mask_in_the_same_memory(subject: Subject, case: Case) -> None:
+    """A mask that was changed in place; then a new one where it was freed. So for a bias, where it is offered."""
+    asked = Case(dtype=case.dtype, heads=case.heads, b=2, i=2, j=1500, d=case.d, wrt="none")  # no other memory is as large
+    plain, draws = subject.problem(asked), [torch.Generator().manual_seed(n) for n in range(3)]
+    some = {"mask": [torch.rand(2, 1500, generator=draw) < 0.5 for draw in draws]}
+    if subject.offers("bias"):
+        some["bias"] = [torch.randn(2, 1, 1, 1500, generator=draw).to(plain.dtype) for draw in draws]
+    for name, (first, second, third) in some.items():
+        problem = plain.replace(**{name: first.to(subject.device, copy=True)})
+        if subject.judge(subject.run(problem), subject.solve(problem)).findings:
+            raise NotApplicable  # wrong the first time: another clause says so
+        getattr(problem, name).copy_(second)
+        must_be_right(subject, problem, f"with another {name}, written to the memory of the one before")
+        memory = getattr(problem, name).data_ptr()
+        del problem
+        tried = [third.to(subject.device, copy=True)]
+        while tried[-1].data_ptr() != memory and len(tried) < 20:
+            tried.append(third.to(subject.device, copy=True))
+        must_be_right(subject, plain.replace(**{name: tried[-1]}), f"with a new {name}, in memory of an earlier one")
 
 
 @clause("PURITY-5")

@@ -5,12 +5,24 @@ from dataclasses import replace
 import torch
 
 from attnspec.conformance.case import Case, fit
+from attnspec.conformance.judge import compare, form
 from attnspec.conformance.meeting import WIDTHS
 from attnspec.conformance.relations import one_item
 from attnspec.conformance.rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.testing import NotApplicable, agrees, clause, must_agree, must_answer, must_be_right, on_cases, once
-from attnspec.reference import OUTPUTS
+from attnspec.conformance.testing import (
+    Broken,
+    NotApplicable,
+    NotOffered,
+    agrees,
+    clause,
+    must_agree,
+    must_answer,
+    must_be_right,
+    on_cases,
+    once,
+)
+from attnspec.reference import OUTPUTS, to_float64
 from attnspec.spec import Problem, twin
 
 
@@ -43,7 +55,7 @@ def test_block_edges(subject: Subject, case: Case) -> None:
 @once()
 def test_block_edges_of_queries(subject: Subject, case: Case) -> None:
     """Few keys and many queries: each row has its own answer, up to the last."""
-    for i in (63, 64, 65, 127, 128, 129, 257):
+    for i in (63, 64, 65, 127, 128, 129, 257, 513, 1025, 2049, 4096):
         problem = subject.problem(fit(Case(dtype=case.dtype, heads=case.heads, i=i, j=3, d=8, values="peaked"), subject.adapter))
         must_be_right(subject, problem, f"{i} queries")
 
@@ -57,6 +69,26 @@ def test_widths(subject: Subject, case: Case) -> None:
         for one in (asked, replace(asked, d=8, e=d)) if subject.offers("value_width") else (asked,):
             if fit(one, subject.adapter) == one:
                 must_be_right(subject, subject.problem(one), f"width {one.d}, values of width {one.width}")
+
+
+@clause("SHAPE-2")
+@once("scale", "value_width")
+def test_a_width_of_zero_makes_all_scores_zero(subject: Subject, case: Case) -> None:
+    """With a scale, since the default has none to offer: means of the values, of the visible ones under a mask or causal."""
+    if subject.adapter.widths is not None and 0 not in subject.adapter.widths:
+        raise NotOffered("width 0 is none of its widths")
+    plain = subject.problem(fit(Case(dtype=case.dtype, heads=case.heads, b=2, i=3, j=5, d=8, wrt="v"), subject.adapter))
+    empty = plain.replace(q=plain.q[..., :0].clone(), k=plain.k[..., :0].clone(), scale=0.5)
+    refusal = subject.run(empty).refusal
+    if refusal:
+        raise NotOffered(f"width 0: {refusal}")
+    must_be_right(subject, empty, "queries and keys of width 0")
+    if subject.offers("key_padding"):
+        shown = torch.ones(2, 5, dtype=torch.bool, device=subject.device)
+        shown[:, 1], shown[1, 3] = False, False
+        must_be_right(subject, empty.replace(mask=shown), "queries and keys of width 0, some keys hidden")
+    if subject.offers("causal"):
+        must_be_right(subject, empty.replace(causal=True), "queries and keys of width 0, causal")
 
 
 @clause("SHAPE-3")
@@ -162,3 +194,26 @@ def test_no_index_overflows(subject: Subject, case: Case) -> None:
         asked += 1
     if not asked:
         raise NotApplicable
+
+
+@clause("SHAPE-2")
+@once()
+def test_no_batch_is_too_large(subject: Subject, case: Case) -> None:
+    """More batch items than 2¹⁶, seven different ones again and again."""
+    if not subject.slow:
+        raise NotApplicable
+    seven = subject.problem(fit(Case(dtype=case.dtype, heads=case.heads, b=7, i=2, j=3, d=8, wrt="none"), subject.adapter))
+    item = torch.arange(2**16 + 5, device=subject.device) % 7
+    many = seven.replace(q=seven.q[item], k=seven.k[item], v=seven.v[item])
+    what = f"{many.b} batch items"
+    answer = must_answer(subject, many)
+    wrong = form(answer.o, "output", (many.b, many.h, many.i, many.e), many, "call")
+    if wrong is not None:
+        raise Broken(replace(wrong, message=f"{what}: {wrong.message}"), many)
+    exact = subject.solve(seven)
+    tolerance = exact.tolerance(subject.required_class(case.dtype))
+    at = item.cpu().numpy()
+    values, bound, exempt = (x[at] for x in (exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"]))
+    finding, _ = compare(to_float64(answer.o), values, bound, exempt, "o")
+    if finding is not None:
+        raise Broken(replace(finding, message=f"{what}: {finding.message}" if finding.message else what), many)

@@ -125,7 +125,7 @@ class Covering:
             start, own = self.indices(row, factor)
             gains = self.missing[start[:, None] + own[:, None] * np.arange(self.sizes[factor])].sum(0)
             best, most = [0], -np.inf
-            for level in np.flatnonzero(self.possible(row, factor)):
+            for level in map(int, np.flatnonzero(self.possible(row, factor))):
                 row[factor] = level
                 gain = gains[level] - 2 * self.dear(row) - blind(self.case(row))
                 best, most = ([level], gain) if gain > most else ([*best, level], most) if gain == most else (best, most)
