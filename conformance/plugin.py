@@ -277,8 +277,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Bind tests to clauses, both ways, keep those that --clauses asks for, and put first what stops the most.
 
-    That is the sweep over the array, which the first clause asks for, and then everything in one dtype: of the mutants in
-    docs/kill-matrix.md most fail in all of them.
+    That is the sweep over the array, which the first clause asks for, in every dtype: it costs what one test costs, and a kernel
+    may be wrong in half types only. Then everything in one dtype: of the mutants in docs/kill-matrix.md most fail in all of them.
     """
     run = config.stash.get(_RUN, None)
     if run is None:
@@ -296,10 +296,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.user_properties.append(("clauses", ", ".join(item.function.clauses)))  # type: ignore[attr-defined]
     order = {id_: n for n, id_ in enumerate(index())}
 
+    def rank(item: Any) -> int:
+        return min((order[id_] for id_ in getattr(getattr(item, "function", None), "clauses", ())), default=-1)
+
+    sweep = min(map(rank, ours), default=-1)
+
     def place(item: Any) -> tuple[bool, int]:
         asked = item.callspec.params if item in ours else {}
-        later = bool(asked) and asked["dtype"] != asked["subject"].dtypes[0]
-        return later, min((order[id_] for id_ in getattr(getattr(item, "function", None), "clauses", ())), default=-1)
+        later = bool(asked) and rank(item) > sweep and asked["dtype"] != asked["subject"].dtypes[0]
+        return later, rank(item)
 
     items.sort(key=place)
     if run.clauses:

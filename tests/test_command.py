@@ -413,3 +413,12 @@ def test_smoke_needs_no_hypothesis() -> None:
     for more, imported in ((["--tier=smoke"], False), (["--tier=smoke", "-p", "no:hypothesispytest"], False), ([], True)):
         done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
         assert done.stdout.splitlines()[-1] == f"0 {imported}", done.stdout + done.stderr
+
+
+def test_the_sweep_is_asked_in_every_dtype_before_anything_else(here):
+    """A kernel that is wrong in half types only waits for no other test of the first dtype."""
+    said = say(TILED, "--tier=smoke", "--impl-dtypes=float32,bfloat16,float16", "--collect-only", "-q")
+    names = re.findall(r"::(\w+)\[(\w+)\]$", said.screen, re.M)
+    assert {test for test, _ in names[:3]} == {"test_output_has_a_row_for_each_query"}, names[:6]
+    assert [dtype for _, dtype in names[:3]] == ["float32", "bfloat16", "float16"]
+    assert {dtype for _, dtype in names[3:60]} == {"float32"}
