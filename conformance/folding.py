@@ -26,6 +26,7 @@ BY_CLAUSE = {
     "PURITY-6": "test framework looked for",
     "ERROR-2": "misfits answered",
     "ERROR-4": "rate accepted",
+    "ERROR-5": "foreign memory read",
 }
 PLAIN = {"output_nan", "output_zero"}  # mistakes that are no more than what was found
 

@@ -1,7 +1,6 @@
 """ERROR: what an implementation can't do it says."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,8 +14,20 @@ from attnspec.adapters.contract import quiet
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding
+from attnspec.conformance.relations import misfit, surrounded
 from attnspec.conformance.subject import Subject, Within
-from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, clause, must_answer, must_be_right, on_cases, once
+from attnspec.conformance.tensors import GARBAGE
+from attnspec.conformance.testing import (
+    Broken,
+    NotApplicable,
+    NotOffered,
+    clause,
+    must_answer,
+    must_be_right,
+    must_keep_bits,
+    on_cases,
+    once,
+)
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
 
@@ -111,41 +122,41 @@ def test_sizes_that_do_not_fit_are_refused(subject: Subject, case: Case) -> None
     """Lengths, widths, masks and head counts that contradict each other."""
     answered: dict[str, Problem] = {}
     for what, problem in misfits(subject, case):
-        with quiet(), subject.watching(problem):
-            try:
-                call = subject.adapter.call(problem)
-                call.function(**call.arguments)
-            except Exception:
-                continue
-        answered[what] = problem
+        # What a kernel reads behind a tensor is there, so that no call ends the process.
+        if not isinstance(unchecked(subject, surrounded(problem, 1.0, False)), Exception):
+            answered[what] = problem
     if answered:
         what = f"answered, where an exception was expected: {'; '.join(answered)}"
         raise Broken(Finding("relation", "call", what), next(iter(answered.values())))
+
+
+def unchecked(subject: Subject, problem: Problem) -> Any:
+    """What a call returns whose arguments may be invalid, or the exception that it raises."""
+    with quiet(), subject.watching(problem):
+        try:
+            call = subject.adapter.call(problem)
+            return call.function(**call.arguments)
+        except Exception as error:
+            return error
 
 
 def misfits(subject: Subject, case: Case) -> Iterator[tuple[str, Problem]]:
     """Problems that Problem itself would refuse."""
     plain = subject.problem(Case(dtype=case.dtype, heads=case.heads, b=3, i=5, j=7, d=case.d, wrt="none"))
 
-    def but(problem: Problem, **changes: Any) -> Problem:
-        bad = copy.copy(problem)
-        for name, value in changes.items():
-            object.__setattr__(bad, name, value)
-        return bad
-
-    yield "7 keys and 6 values", but(plain, v=plain.v[..., :-1, :])
-    yield "6 keys and 7 values", but(plain, k=plain.k[..., :-1, :])
-    yield "3 batch items of queries, 2 of keys and values", but(plain, k=plain.k[:2], v=plain.v[:2])
+    yield "7 keys and 6 values", misfit(plain, v=plain.v[..., :-1, :])
+    yield "6 keys and 7 values", misfit(plain, k=plain.k[..., :-1, :])
+    yield "3 batch items of queries, 2 of keys and values", misfit(plain, k=plain.k[:2], v=plain.v[:2])
     if plain.d > 1:
-        yield f"queries {plain.d} wide, keys {plain.d - 1} wide", but(plain, k=plain.k[..., :-1])
+        yield f"queries {plain.d} wide, keys {plain.d - 1} wide", misfit(plain, k=plain.k[..., :-1])
     if subject.offers("gqa"):
         odd = subject.problem(Case(dtype=case.dtype, heads="6/3", b=2, i=5, j=7, d=case.d, wrt="none"))
-        yield "5 query heads on 3 key/value heads", but(odd, q=odd.q[:, :5])
+        yield "5 query heads on 3 key/value heads", misfit(odd, q=odd.q[:, :5])
     if subject.offers("key_padding"):
         mask = torch.ones(3, 6, dtype=torch.bool, device=subject.device)
-        yield "a key padding mask of 6 for 7 keys", but(plain, mask=mask)
+        yield "a key padding mask of 6 for 7 keys", misfit(plain, mask=mask)
     if subject.offers("bias"):
-        yield "a bias over 4 queries where there are 5", but(plain, bias=plain.q.new_zeros((4, 7)))
+        yield "a bias over 4 queries where there are 5", misfit(plain, bias=plain.q.new_zeros((4, 7)))
 
 
 @clause("ERROR-3")
@@ -182,12 +193,66 @@ def test_a_rate_that_is_no_probability_is_refused(subject: Subject, case: Case) 
     """Rates of −0.1 and 1.5, in training."""
     plain = subject.problem(Case(dtype=case.dtype, heads=case.heads, i=3, j=4, d=case.d, wrt="none"))
     for rate in (-0.1, 1.5):
-        bad = copy.copy(plain.replace(training=True))
-        object.__setattr__(bad, "dropout", rate)
-        with quiet(), subject.watching(bad):
-            try:
-                call = subject.adapter.call(bad)
-                call.function(**call.arguments)
-            except Exception:
+        bad = misfit(plain, training=True, dropout=rate)
+        if not isinstance(unchecked(subject, bad), Exception):
+            raise Broken(Finding("relation", "call", f"a dropout rate of {rate} was accepted"), bad)
+
+
+def in_other_memory(problem: Problem) -> tuple[Problem, list[tuple[str, Problem]]]:
+    """The problem among plain numbers, and among others that would change an answer that they reach."""
+    large = GARBAGE[problem.dtype]
+    others = [(f"{number:g}", surrounded(problem, number, shown)) for number, shown in ((float("nan"), True), (large, False))]
+    return surrounded(problem, 1.0, False), others
+
+
+@clause("ERROR-5")
+@on_cases()
+def test_memory_around_the_inputs_has_no_influence(subject: Subject, case: Case) -> None:
+    """NaN and large numbers before, behind and between the elements of all inputs: no bit changes."""
+    must_read_nothing_else(subject, subject.problem(case))
+
+
+@clause("ERROR-5")
+@once()
+def test_no_tail_of_a_block_is_read(subject: Subject, case: Case) -> None:
+    """Lengths and widths that fill no block, and nothing hidden."""
+    for j in (1, 5, 17, 33, 65, 129, 257):
+        asked = fit(Case(dtype=case.dtype, heads=case.heads, i=min(j, 19), j=j, d=12 if j % 8 == 1 else 7), subject.adapter)
+        if not subject.judgement(asked).findings:  # else its own clause says so
+            must_read_nothing_else(subject, subject.problem(asked))
+
+
+def must_read_nothing_else(subject: Subject, problem: Problem) -> None:
+    """The answer must be the same, bit by bit, whatever lies in the memory around the inputs."""
+    first, others = in_other_memory(problem)
+    before = must_answer(subject, first)
+    for number, other in others:
+        after = must_answer(subject, other)
+        what = f"with {number} in place of 1 in the memory around the inputs"
+        must_keep_bits(subject, first, before.o, after.o, "o", what, other)
+        for name, gradient in before.gradients.items():
+            must_keep_bits(subject, first, gradient, after.gradients.get(name), name, what, other)
+
+
+@clause("ERROR-5")
+@once()
+def test_sizes_that_do_not_fit_read_nothing_else(subject: Subject, case: Case) -> None:
+    """The calls of ERROR-2 with other memory around the inputs: refused, or the same answer."""
+    for what, problem in misfits(subject, case):
+        first, others = in_other_memory(problem)
+        before, again = unchecked(subject, first), unchecked(subject, first)
+        for number, other in others:
+            answers = (before, again, unchecked(subject, other))
+            if not all(isinstance(x, torch.Tensor) and x.shape == answers[0].shape for x in answers):
                 continue
-        raise Broken(Finding("relation", "call", f"a dropout rate of {rate} was accepted"), bad)
+            a, b, c = (to_float64(x) for x in answers)
+            differ = same(a, b) & ~same(a, c)
+            if differ.any():
+                around = f"with {number} in place of 1 in the memory around the inputs"
+                said = f"{what}: {differ.sum()} of {differ.size} elements of the output change {around}"
+                raise Broken(Finding("relation", "call", said), first, None, other, np.zeros(differ.shape))
+
+
+def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two answers are equal, or both NaN."""
+    return (a == b) | ((a != a) & (b != b))

@@ -192,6 +192,7 @@ def keep_factor(keep: Array | None, rate: float) -> Array | float:
     "MODE-5",
     "ERROR-1",
     "ERROR-3",
+    "ERROR-5",
     "SOFTMAX-6",
 )
 def forward(
