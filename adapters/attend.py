@@ -10,7 +10,7 @@ import torch
 
 from attnspec.adapters.contract import Adapter, Call, Unsupported, quiet
 from attnspec.adapters.convention import ResolveError, Signature, UnknownSignature, ready
-from attnspec.adapters.state import watched
+from attnspec.adapters.state import current_accelerator, watched
 from attnspec.spec import Problem
 
 # Options that a constructor or a forward may carry.
@@ -75,8 +75,9 @@ class AttendAdapter(Adapter):
     def _observed_heads(self) -> set[str]:
         """A signature does not say whether keys have a head axis. Ask with one and without."""
         places = [torch.zeros(2, 3, 4, 8)]
-        if torch.accelerator.is_available():
-            places.append(places[0].to(torch.accelerator.current_accelerator(), torch.float16))
+        accelerator = current_accelerator()
+        if accelerator is not None:
+            places.append(places[0].to(accelerator, torch.float16))
         seen, disturbed = set(), dict[str, str]()
         for x in places:
             for form, kv in (("mha", x), ("shared_kv", x[:, 0])):

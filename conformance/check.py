@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import random
 import re
 import shlex
 import sys
@@ -19,12 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from attnspec.adapters import Adapter, ResolveError, resolve
-from attnspec.adapters.state import STATE
+from attnspec.adapters.state import STATE, current_accelerator
 from attnspec.conformance import report
 from attnspec.conformance.judge import JUDGED, Verdict
 from attnspec.conformance.plugin import OPTIONS, loaded, make_run
@@ -273,9 +271,8 @@ def _as_it_was(impl: Any) -> Iterator[None]:
     path, device = list(sys.path), torch.get_default_device()
     stem = Path(impl.rpartition(":")[0]).stem if isinstance(impl, str) and ".py:" in impl else ""
     namesake = sys.modules.get(stem)
-    global_state = [(write, read()) for read, write in STATE.values()]
-    python, numpy_state = random.getstate(), np.random.get_state()
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    global_state = [(state.write, state.read()) for state in STATE.values()]
+    accelerator = current_accelerator()
     elsewhere = torch.get_device_module(accelerator).get_rng_state() if accelerator is not None else None
     torch.set_default_dtype(torch.float32)
     if device.type != "cpu":
@@ -286,10 +283,6 @@ def _as_it_was(impl: Any) -> Iterator[None]:
     finally:
         for write, value in global_state:
             write(value)
-        if device.type != "cpu":
-            torch.set_default_device(device)
-        random.setstate(python)
-        np.random.set_state(numpy_state)
         if accelerator is not None:
             torch.get_device_module(accelerator).set_rng_state(elsewhere)
         sys.path[:] = path

@@ -23,7 +23,7 @@ from numpy import ndarray as Array
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.faults import MISTAKES, asked_outputs, combined
-from attnspec.conformance.judge import together
+from attnspec.conformance.judge import form, together
 from attnspec.conformance.kernel import reduced
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import CHOICES, Dialect, Problem
@@ -168,7 +168,7 @@ def told(cost: dict[str, float]) -> tuple[str, ...]:
 def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen | None:
     """The problem asked (once more), or None where no answer of the right form came."""
     answer = subject.run(problem)
-    if answer.refusal is not None or answer.changed or not isinstance(answer.o, torch.Tensor):
+    if answer.refusal is not None or answer.changed:
         return None
     exact = exact if exact is not None else subject.solve(problem)
     tolerance = exact.tolerance(subject.required_class(str(problem.dtype)[6:]))
@@ -176,7 +176,7 @@ def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen
     for name in asked_outputs(problem):
         tensor = answer.o if name == "o" else answer.gradients.get(name)
         value, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, name)
-        if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != value.shape:
+        if form(tensor, name, value.shape, problem, name) is not None:
             continue
         x = to_float64(tensor)
         with np.errstate(invalid="ignore"):
@@ -360,7 +360,7 @@ def steady(subject: Subject, problem: Problem) -> bool:
     """Whether an answer comes again; of one that varies nothing is said."""
     first, second = subject.run(problem), subject.run(problem)
     same = isinstance(first.o, torch.Tensor) and isinstance(second.o, torch.Tensor) and first.o.shape == second.o.shape
-    return same and torch.allclose(first.o, second.o, rtol=1e-3, atol=1e-30, equal_nan=True)
+    return same and first.o.dtype == second.o.dtype and torch.allclose(first.o, second.o, rtol=1e-3, atol=1e-30, equal_nan=True)
 
 
 def diagnose(

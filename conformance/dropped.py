@@ -14,6 +14,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
+from attnspec.conformance.judge import no_answer
 from attnspec.conformance.kernel import Kernel
 from attnspec.conformance.mistakes import special
 from attnspec.reference import Exact, to_float64
@@ -70,7 +71,7 @@ def dropped(subject: Subject, problem: Problem) -> tuple[list[str], int]:
     for seed in range(3):
         torch.manual_seed(seed)
         first, second = subject.run(problem), subject.run(problem)
-        if any(x.refusal is not None or x.o.shape != exact.values["o"].shape for x in (first, second)):
+        if any(no_answer(x, problem) is not None for x in (first, second)):
             return [], 0
         found = list(_patterns(problem, exact, *(to_float64(x.o) for x in (first, second))))
         if not found:

@@ -15,6 +15,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
+from attnspec.adapters.reading import Unreadable, text
 from attnspec.reference import INPUT_OF, Exact, to_float64
 from attnspec.spec import Problem
 
@@ -140,16 +141,32 @@ def out_of_memory(answer: Answer) -> bool:
     """Whether an answer is missing because there was no memory for it. A limit of the chip, such as shared memory, is none."""
     if isinstance(answer.error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = str(answer.error) if isinstance(answer.error, RuntimeError) else ""
+    said = text(answer.error) if isinstance(answer.error, RuntimeError) else ""
     return any(words in said for words in NO_MEMORY)
+
+
+def no_answer(answer: Answer, problem: Problem) -> Finding | None:
+    """Why there is nothing to compare in an answer: the call ended, or the output or a gradient that is there has a wrong form."""
+    end = ending(answer)
+    if end is not None:
+        return end
+    wrong = form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call")
+    for name, gradient in answer.gradients.items() if wrong is None else ():
+        if gradient is not None:
+            x = getattr(problem, INPUT_OF[name])
+            wrong = wrong or form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)
+    return wrong
 
 
 def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: str) -> Finding | None:
     """Whether a result is one tensor of the right shape, dtype and device. What is wrong with o (output "call") ends the call."""
     if x is None and output != "call":
         return Finding("missing", output, f"the {what} is None: the output has no grad_fn, or does not depend on it")
+    if isinstance(x, Unreadable):
+        return Finding("type", output, f"the {what} is {x.what}; expected a plain tensor {shape}")
     if not isinstance(x, torch.Tensor):
-        kind = f"a tuple of {len(x)}" if isinstance(x, tuple) else "nothing (None)" if x is None else f"a {type(x).__name__}"
+        kind = "nothing (None)" if x is None else f"a {type(x).__name__}"
+        kind = f"a tuple of {tuple.__len__(x)}" if isinstance(x, tuple) else kind
         return Finding("type", output, f"returned {kind}, expected one tensor {shape}; an adapter's attend() can pick it out")
     if x.layout != torch.strided:
         return Finding("type", output, f"the {what} is a {_plain(x.layout)} tensor, expected a dense one")

@@ -97,12 +97,12 @@ def _make_run(config: pytest.Config) -> Any:
 def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
     """The adapters that `load` gives; what importing the implementation changes of the global state is noted.
 
-    How many threads there are and how products are rounded is for a package to choose, and it is judged as its users have
-    it; the rest is set back.
+    How many threads there are, how products are rounded and which of torch's kernels are on is for a package to choose, and
+    it is judged as its users have it; the rest is set back.
     """
-    from attnspec.adapters.state import watched
+    from attnspec.adapters.state import SETUP, watched
 
-    with watched(leave=("the number of threads", "the matmul precision")) as changes:
+    with watched(leave=SETUP) as changes:
         adapters = load()
     for how in changes.values():
         record.note(f"importing it changed {how}, before anything was called")
@@ -227,13 +227,13 @@ def _check_clauses(clauses: tuple[str, ...]) -> None:
 
 
 def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
-    import torch
-
     from attnspec.adapters import ResolveError
+    from attnspec.adapters.state import current_accelerator
 
     present = ["cpu"]
-    if torch.accelerator.is_available():
-        present.append(torch.accelerator.current_accelerator().type)  # type: ignore[union-attr]
+    accelerator = current_accelerator()
+    if accelerator is not None:
+        present.append(accelerator.type)
     devices = asked or [d for d in present if adapter.devices is None or d in adapter.devices]
     if not devices:
         raise ResolveError(

@@ -112,7 +112,7 @@ class Subject:
     def watching(self, problem: Problem) -> Iterator[dict[str, str]]:
         """Around a call: what it changes of the global state, in words, goes to `disturbed`, and is set back (PURITY-3)."""
         which, self.called = "the call" if self.called else "the first call", True
-        with watched(apart_from=(RANDOM,) if problem.dropout else ()) as changes:
+        with watched(apart_from=RANDOM if problem.dropout else ()) as changes:
             yield changes
         for name, how in changes.items():
             self.disturbed.setdefault(name, (f"{which} changed {how}", problem))

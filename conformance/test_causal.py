@@ -12,6 +12,7 @@ from attnspec.conformance.testing import (
     NotApplicable,
     agrees,
     clause,
+    may_answer,
     must_agree,
     must_answer,
     must_be_right,
@@ -61,9 +62,7 @@ def test_a_mask_that_hides_nothing_does_not_move_the_triangle(subject: Subject, 
     """Causal alone, and causal with a mask that is True everywhere: one answer, whichever alignment it has."""
     problem = subject.problem(case)
     other = problem.replace(mask=problem.q.new_ones((problem.b, problem.j), dtype=torch.bool))
-    alone, beside = subject.run(problem), subject.run(other)
-    if alone.refusal or beside.refusal:
-        raise NotApplicable  # whoever refuses is told so by CAUSAL-1 or CAUSAL-6
+    alone, beside = may_answer(subject, problem), may_answer(subject, other)  # CAUSAL-1 and CAUSAL-6 speak of refusals
     exact = subject.solve(problem)
     if exact.empty.any():
         raise NotApplicable

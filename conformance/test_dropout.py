@@ -34,8 +34,6 @@ def asked(subject: Subject, problem: Problem, seed: int = 1) -> tuple[object, np
     """The answer, and the keep mask that its output shows."""
     torch.manual_seed(seed)
     answer = must_answer(subject, problem)
-    if answer.o.shape != problem.q.shape:
-        raise Broken(Finding("shape", "o", f"the output has shape {tuple(answer.o.shape)}"), problem)
     return answer, to_float64(answer.o) != 0
 
 

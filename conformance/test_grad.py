@@ -2,9 +2,11 @@
 
 import torch
 
+from attnspec.adapters import Answer
 from attnspec.adapters.contract import quiet
+from attnspec.adapters.reading import plain
 from attnspec.conformance.case import Case
-from attnspec.conformance.judge import Finding
+from attnspec.conformance.judge import Finding, no_answer
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, agrees, clause, is_right, must_be_right, on_cases, once
 from attnspec.reference.autograd import attend
@@ -148,7 +150,10 @@ def _second(subject: Subject, problem: Problem, r: torch.Tensor) -> torch.Tensor
     leaves = {name: x.detach().clone().requires_grad_(name != "mask") for name, x in problem.inputs().items()}
     call = subject.adapter.call(problem.replace(**leaves))
     with subject.watching(problem):
-        o = call.function(**call.arguments)
+        o = plain(call.function(**call.arguments))
     (first,) = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
     (second,) = torch.autograd.grad((first * r.to(first.device)).sum(), leaves["q"])
+    second = plain(second)
+    if no_answer(Answer(o, {"dq": second}), problem) is not None:
+        raise TypeError("no tensor in the shape of the queries")
     return second

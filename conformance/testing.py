@@ -23,7 +23,7 @@ from attnspec.adapters import Answer, same_bits
 from attnspec.conformance import report
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.explain import Explained, descend
-from attnspec.conformance.judge import Finding, Verdict, compare, ending, together
+from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject import PLAINLY, Subject, Within
@@ -487,13 +487,22 @@ def must_be_right(
 
 
 def must_answer(subject: Subject, problem: Problem, within: Within = PLAINLY) -> Answer:
-    """An answer of whatever value. Raises Broken where there is none. within: what the call is put into."""
+    """An answer of the right form and of whatever value. Raises Broken where there is none. within: what the call is put into."""
     with within.enter():
         answer = answer_of(subject, problem)
-    end = ending(answer)
-    if end is not None:
-        _there_was_memory(end)
-        raise Broken(end, problem, within=within)
+    wrong = no_answer(answer, problem)
+    if wrong is not None:
+        _there_was_memory(wrong)
+        exact = None if wrong.kind == "raised" else subject.solve(problem)
+        raise Broken(wrong, problem, exact, within=within)
+    return answer
+
+
+def may_answer(subject: Subject, problem: Problem) -> Answer:
+    """The same where another clause speaks of what is refused or malformed: raises NotApplicable there."""
+    answer = answer_of(subject, problem)
+    if no_answer(answer, problem) is not None:
+        raise NotApplicable
     return answer
 
 

@@ -27,7 +27,7 @@ REFERENCE_SHARE = 2.0**-20
 
 def to_float64(x: torch.Tensor) -> Array:
     """A tensor's values, exactly, as a NumPy float64 array."""
-    return x.detach().to("cpu", torch.float64).numpy()
+    return x.detach().to("cpu", torch.float64).resolve_neg().numpy()
 
 
 @dataclass(frozen=True)
