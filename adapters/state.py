@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 def _numpy_random() -> Any:
     """What is at the generator's address, 624 words and a position: to ask it for its state takes fifty times as long."""
-    generator = np.random.get_bit_generator()
+    generator = np.random.mtrand.get_bit_generator()
     if type(generator).__name__ != "MT19937":
         return np.random.get_state(legacy=False)
     return ctypes.string_at(generator.ctypes.state_address, 4 * 625)
@@ -44,7 +44,7 @@ def _set_numpy_random(state: Any) -> None:
         np.random.set_state(state)
         return
     *key, position = np.frombuffer(state, np.uint32)
-    np.random.set_state(("MT19937", np.array(key, np.uint32), int(position)))
+    np.random.set_state(("MT19937", np.array(key, np.uint32), int(position), 0, 0.0))
 
 
 _SMALLEST = sys.float_info.min
@@ -55,6 +55,11 @@ _SWITCHES = {  # one call to read each, one to set it
     "cuDNN SDPA": ("cudnn_sdp_enabled", "enable_cudnn_sdp"),
 }
 _CUDNN = ("enabled", "benchmark", "deterministic")
+
+
+def _set_cudnn(before: dict[str, bool]) -> None:
+    for name, value in before.items():
+        setattr(torch.backends.cudnn, name, value)
 
 
 def _folder() -> str:
@@ -136,7 +141,7 @@ STATE: dict[str, State] = {
     ),
     "cuDNN": State(
         lambda: {name: getattr(torch.backends.cudnn, name) for name in _CUDNN},
-        lambda x: [setattr(torch.backends.cudnn, name, x[name]) for name in _CUDNN],
+        _set_cudnn,
         _differ,
     ),
     "NumPy's error handling": State(np.geterr, lambda x: np.seterr(**x), _differ),
@@ -190,13 +195,14 @@ def watched(apart_from: Iterable[str] = (), leave: Iterable[str] = ()) -> Iterat
 @contextlib.contextmanager
 def _kept_open(changes: dict[str, str]) -> Iterator[None]:
     """Who closes standard output closes what the reader of a run looks at; the stream stays, and the attempt is noted."""
-    guarded = []
+    guarded: list[tuple[Any, Any]] = []
     for name in ("sys.stdout", "sys.stderr"):
-        stream = getattr(sys, name[4:])
-        for x in (stream, getattr(stream, "buffer", None)):
+        stream: Any = getattr(sys, name[4:])
+        both: tuple[Any, Any] = (stream, getattr(stream, "buffer", None))
+        for x in both:
             before = getattr(x, "__dict__", {}).get("close")
             try:
-                x.close = lambda name=name: changes.update({name: f"{name}: it closed it"})  # type: ignore[union-attr]
+                x.close = lambda name=name: changes.update({name: f"{name}: it closed it"})
             except AttributeError:  # no stream, or one that can't be guarded
                 continue
             guarded.append((x, before))

@@ -67,7 +67,7 @@ def _owns(subject: Subject, problem: Any) -> None:
 @clause("PURITY-3")
 @on_cases(right=())
 def test_nothing_global_changes(subject: Subject, case: Case) -> None:
-    """Default dtype, grad mode, threads, flags and the random state, which are watched around every call of the suite."""
+    """Settings, random states and what belongs to the whole process are watched around every call of the suite."""
     changes = subject.disturbs(case)
     if changes:
         raise Broken(Finding("relation", "call", f"the call changed {' and '.join(changes.values())}"), subject.problem(case))
