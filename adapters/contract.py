@@ -163,7 +163,7 @@ class Adapter:
         with quiet():
             answer = self._run(asked, leaves)
         if isinstance(answer.error, Unsupported):  # in backward
-            answer = Answer(unsupported=str(answer.error))
+            answer = Answer(unsupported=text(answer.error))
         if answer.unsupported is not None and (why_not := undeclared(self.offers, self.restrictions, problem)):
             answer = Answer(error=Unsupported(f"{answer.unsupported}; {why_not}"))
         changed = tuple(name for name, x in before.items() if not same_bits(getattr(problem, name).detach(), x))
