@@ -50,6 +50,11 @@ def plain(x: Any) -> Any:
     return x
 
 
+def readable(x: Any) -> bool:
+    """Whether something that `plain` gave is a dense tensor of numbers, on a device that holds them."""
+    return isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in NUMBERS and x.device.type != "meta"
+
+
 def words(error: BaseException) -> str:
     """The class and the text of an exception in one line of at most 240 characters; some have no text that can be read."""
     name = _exact(type(error).__name__)
