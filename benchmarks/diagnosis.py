@@ -34,7 +34,7 @@ from judging import ended, judge  # noqa: E402  tests/ is no package
 from kill_matrix import read, remember  # noqa: E402
 from mutants.base import FAMILIES, load  # noqa: E402
 
-from attnspec.conformance import subject  # noqa: E402
+from attnspec.conformance import explain, subject  # noqa: E402
 from attnspec.conformance.diagnosis import told  # noqa: E402
 from attnspec.conformance.faults import MISTAKES  # noqa: E402
 from attnspec.conformance.folding import PLAIN, Fault, fold  # noqa: E402
@@ -65,7 +65,7 @@ def said(fault: Fault) -> list[str]:
 def measured(name: str) -> dict[str, Any]:
     """What is said of one mutant, and what it cost."""
     spent: list[float] = []
-    diagnose, reduce = subject.diagnose, subject.Subject.reduce
+    diagnose, reduce = explain.diagnose, explain.Explainer.reduce
 
     def timed(function: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -77,7 +77,7 @@ def measured(name: str) -> dict[str, Any]:
 
         return call
 
-    subject.diagnose, subject.Subject.reduce = timed(diagnose), timed(reduce)  # type: ignore[method-assign]
+    explain.diagnose, explain.Explainer.reduce = timed(diagnose), timed(reduce)  # type: ignore[method-assign]
     impl, began = f"mutants.implementations.{name}", time.perf_counter()
     own = f"--clauses={load()[name].clause}"
     for options, tier in (((own,), "smoke"), ((), "smoke"), ((own,), "standard")):

@@ -391,7 +391,9 @@ def describe(case: Case) -> str:
     for name in ("layout", "values"):
         if getattr(case, name) != LEVELS[name][0]:
             words.append(f"{name}: {getattr(case, name).replace('_', ' ')}")
-    if case.wrt not in ("all", "none"):
+    if case.wrt == "none":
+        words.append("no input requires grad")
+    elif case.wrt != "all":
         words.append(f"only {' and '.join(case.wrt) if case.wrt != 'bias' else 'bias'} require grad")
     if case.do != "dense":
         words.append(f"cotangent: {case.do.replace('_', ' ')}")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
+from attnspec.conformance.blame import ROUNDED
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.faults import MISTAKES, asked_outputs, combined
@@ -271,6 +272,19 @@ def screen(seen: Seen, among: Iterable[str]) -> dict[str, Fit] | None:
     return {name: one for name, one in found.items() if one.near >= CLOSE} or None
 
 
+def place(name: str, seen: Seen | None) -> str:
+    """Where in this problem, of all places in which a mistake would show, it does: "head 2 of 3", or "" for everywhere."""
+    fits = screen(seen, [name]) if seen is not None and seen.scope else None
+    return fits[name].only if fits else ""
+
+
+def placed(diagnosis: Diagnosis | None, subject: Subject, problem: Problem, exact: Exact) -> Diagnosis | None:
+    """The diagnosis with the place in which the mistake shows in this problem."""
+    if diagnosis is None or not diagnosis.best:
+        return diagnosis
+    return replace(diagnosis, only=place(diagnosis.best[0], look(subject, problem, exact)))
+
+
 def shows(name: str, seen: Seen) -> bool:
     """Whether a mistake would have shown in a problem that was answered rightly, however it was put."""
 
@@ -451,6 +465,7 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], am
         for name, fits in alive.items()
         if sum(one.digits for one in fits) >= CERTAIN
         and (late or not any(one.late for one in fits))
+        and (not name.startswith(ROUNDED) or np.mean([one.near for one in fits]) >= CLOSE)  # beside these any rounding is as small
         and 2 * against.get(name, 0.0) < max(asked, 2)  # less than half as many problems speak against it
         and (asked >= FEW or not (against.get(name) or any(one.spared for one in fits) or MISTAKES[name].special))
     }
@@ -459,8 +474,7 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], am
     cost = dict(sorted(cost.items(), key=lambda item: item[1]))
     best = (told(cost) or tuple(cost))[0]
     those = alive.get(best, [])
-    only = next((one.only for one in those[1:] + those[:1] if one.only), "")  # rather of the problem on which it was met
-    return Diagnosis(cost, only, asked, not any(one.spared for one in those))
+    return Diagnosis(cost, place(best, seen_at(0)), asked, not any(one.spared for one in those))
 
 
 def explained_by(subject: Subject, problem: Problem) -> frozenset[str]:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause
+from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.case import Case, fit, simpler
-from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, other_choice
+from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, other_choice, placed
 from attnspec.conformance.judge import Finding, judge, with_class
+from attnspec.conformance.order import earlier
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
@@ -141,22 +142,20 @@ class Explainer:
             everything = to_float64(answer.o)
             what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
             finding = replace(finding, message=f"the whole output is {what}" if what else "")
-        earlier = self._earlier(case) if not finding.of_gradient and finding.kind not in ("raised", "changed") else None
-        before, fresh = () if earlier is None else (self.subject.problem(earlier),), self.subject.adapter.fresh()
+        kept = earlier(self.subject, case) if not finding.of_gradient and finding.kind not in ("raised", "changed") else None
+        before, fresh = () if kept is None else (self.subject.problem(kept[0]),), self.subject.adapter.fresh()
         if fresh is not None and not judge(replace(self.subject, adapter=fresh).run(problem), exact, class_).findings:
             finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")
             return Explained("PURITY-5", case, finding, problem, exact, earlier=before)
-        if earlier is not None:
-            kept = "right where its shapes are new, wrong after a call in them " + (
-                "with other numbers" if earlier.seed != case.seed else "without options"
-            )
-            finding = replace(finding, message=f"{kept}: something of that call is kept")
-            return Explained("PURITY-5", case, finding, problem, exact, earlier=before)
+        if kept is not None:
+            words = f"right where its shapes are new, wrong after a call in them {kept[1]}: something of that call is kept"
+            return Explained("PURITY-5", case, replace(finding, message=words), problem, exact, earlier=before)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
         finding = replace(finding, hint=other_choice(diagnosis, self.subject.dialect))
         clause = blame(case, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
+        clause = rounded_clause(finding, case.dtype, diagnosis.best if diagnosis is not None else ()) or clause
         told = diagnosis is not None and bool(diagnosis.best)
         if told if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
@@ -223,7 +222,8 @@ class Explainer:
             return explained
         kept = with_class(found[0], answer, exact) if finding.class_ else found[0]
         kept = replace(kept, hint=finding.hint, message=finding.message)
-        return replace(explained, case=case, finding=kept, problem=problem, exact=exact)
+        diagnosis = placed(explained.diagnosis, self.subject, problem, exact)  # the place is that of the problem that is shown
+        return replace(explained, case=case, finding=kept, problem=problem, exact=exact, diagnosis=diagnosis)
 
     def attribute(
         self,
@@ -242,6 +242,8 @@ class Explainer:
         """
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
             return FORM_CLAUSE[finding.kind], finding, None
+        if clause == "DROPOUT-1" and finding.of_gradient:  # what the output shows was dropped, backward must drop
+            clause = "DROPOUT-2"
         if finding.kind == "raised" and problem.causal and not (problem.mask is None and problem.bias is None):
             return "CAUSAL-6", finding, None
         answer = self.subject.run(problem)
@@ -258,31 +260,8 @@ class Explainer:
         seen = any(known.clause.startswith("ACCURACY") and known.case.dtype == dtype for known in self.explained)
         if left is not None:
             clause = blame(left, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
-        return accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
-
-    def _earlier(self, case: Case) -> Case | None:
-        """A case after which this one is wrong, where it is right if it comes first; None where the order does not matter.
-
-        In shapes never seen: the same numbers can't be asked first twice.
-        """
-
-        def other(case: Case, plain: bool) -> Case:
-            changes = {"mask": "none", "bias": "none", "causal": False, "scale": None} if plain else {"seed": case.seed + 1}
-            return fit(replace(case, **changes), self.subject.adapter)  # type: ignore[arg-type]
-
-        def wrong(more: int, plain: bool, after: bool) -> bool:
-            trial = fit(replace(case, i=case.i + more, j=case.keys + more, d=case.d + more), self.subject.adapter)
-            if after:
-                self.subject.judgement(other(trial, plain))
-            return bool(self.subject.judgement(trial).of(("o",)))
-
-        for plain in (False, True):
-            # Which of sixteen sizes come first: in an order that no length, no residue and hardly any chance explains.
-            order = (n.bit_count() % 2 == 1 for n in range(16))
-            least = 61 + case.d % 2 + 32 * plain  # widths that nothing else asks for are odd, and beyond 59
-            if other(case, plain) != case and all(wrong(least + 2 * n, plain, x) is x for n, x in enumerate(order)):
-                return other(case, plain)
-        return None
+        rounded = rounded_clause(finding, dtype, diagnosis.best if diagnosis is not None else ())
+        return rounded or accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
 
 
 def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case:

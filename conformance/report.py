@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -154,7 +155,7 @@ def failure(
         lines += [f"  {clause.sentence}", *(f"      {line}" for line in clause.formula.splitlines())]
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
     lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
-    asked = describe(case) if explained.by_case else describe_problem(explained.problem)
+    asked = problem_in_words(subject, explained)
     seen = found(explained, subject, run.show)
     lines.append(f"  problem   {asked}")
     written = numbers(explained)
@@ -200,6 +201,15 @@ def failure(
         "rerun": again,
     }
     return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data, diagnosis, names)
+
+
+def problem_in_words(subject: Subject, explained: Explained) -> str:
+    """The problem, and that no input requires grad where one could: a case has that only where the failure needs it."""
+    graded = subject.offers("backward")
+    if explained.by_case:
+        return describe(explained.case if graded else replace(explained.case, wrt="all"))
+    without = graded and not explained.problem.wrt and explained.finding.output != "call"
+    return describe_problem(explained.problem) + ("; no input requires grad" if without else "")
 
 
 def numbers(explained: Explained) -> str:

@@ -92,6 +92,16 @@ def base(x: Kernel, factor: float) -> Wrong:
     return x.with_weights(weights(x.s * factor))
 
 
+for default, name, says in ((True, "float32_default_scale", "the default scale"), (False, "float32_scale", "the scale")):
+    special(
+        name,
+        f"{says} is held in float32",
+        lambda x, default=default: (
+            x.with_scale(float(np.float32(x.scale)), given=False if default else None) if x.problem.dtype == torch.float64 else None
+        ),
+        of="float32_scale",
+    )
+
 # SOFTMAX
 
 
@@ -174,6 +184,13 @@ special("softmax_over_queries", "the softmax runs over the queries", over_querie
 special(
     "one_in_row_sum", "the row sum has exp(0) added", lambda x: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + np.exp(-x.m)))
 )
+for n in (5, 6, 7, 8, 9, 10, 12):
+    special(
+        f"row_sum_plus_1e-{n}",
+        f"1e-{n} is added to the row sum",
+        lambda x, n=n: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + 10.0**-n)),
+        of="row_sum_plus_1e-6",
+    )
 special("row_sum_of_last_block", "the output is divided by the row sum of the last block of keys", sum_of_last_block)
 special(
     "row_sum_of_first_head",

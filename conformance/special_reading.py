@@ -141,11 +141,28 @@ def filled_with(x: Kernel, number: float) -> Wrong:
     return x.with_weights(weights(s)) if not x.allowed.all() else None
 
 
-def before_scale(x: Kernel) -> Wrong:
-    """Hidden scores are −∞ before the scale multiplies them: of a negative one +∞, of zero no number."""
-    if x.scale > 0 or x.allowed.all():
+def filled_less(x: Kernel, number: float) -> Wrong:
+    """A number is added to hidden scores, as rounded as in the arithmetic of the dtype."""
+    s = x.scale * (x.q @ x.heads_k.swapaxes(-1, -2)) + (0.0 if x.bias is None else x.bias)
+    low = s + number if x.problem.dtype == torch.float64 else (s + number).astype(np.float32).astype(float)
+    return x.with_weights(weights(np.where(x.allowed, s, low))) if not x.allowed.all() else None
+
+
+def lowest_hidden(x: Kernel, zero: bool) -> Wrong:
+    """What the bias pushes to the dtype's lowest number is hidden; None where each row has another key."""
+    low = np.broadcast_to(x.bias <= torch.finfo(x.problem.dtype).min / 2, x.s.shape)
+    rows = ((low | ~x.allowed).all(-1, keepdims=True)) & ~x.empty
+    if not rows.any():
         return None
-    return x.with_weights(np.where((x.allowed | x.empty).all(-1, keepdims=True), x.p, np.nan))
+    return x.with_weights(np.where(rows, 0.0 if zero else 1 / x.j, x.p))
+
+
+def before_scale(x: Kernel, empty: bool) -> Wrong:
+    """Hidden scores are −∞ before the scale multiplies them: of a negative one +∞, of zero no number."""
+    shown = x.allowed if empty else x.allowed | x.empty
+    if x.scale > 0 or shown.all():
+        return None
+    return x.with_weights(np.where(shown.all(-1, keepdims=True), x.p, np.nan))
 
 
 def after_softmax(x: Kernel) -> Wrong:
@@ -259,7 +276,13 @@ special(
     "mask",
 )
 special("mask_after_softmax", "hidden probabilities are zeroed after the softmax, which is not normalised again", after_softmax)
-special("mask_before_scale", "hidden scores are −∞ before the scale multiplies them, and so +∞ or no number after it", before_scale)
+for name, empty in (("mask_before_scale", False), ("mask_before_scale_everywhere", True)):  # in rows without a key, too
+    special(
+        name,
+        "hidden scores are −∞ before the scale multiplies them, and so +∞ or no number after it",
+        partial(before_scale, empty=empty),
+        of="mask_before_scale",
+    )
 special("hidden_in_maximum", "hidden keys take part in the row's maximum", in_maximum)
 for number in (-50.0, -1e4, -1e9):
     special(
@@ -269,6 +292,20 @@ for number in (-50.0, -1e4, -1e9):
         of="hidden_scores_of_10000",
     )
 
+    special(
+        f"hidden_scores_less_{-number:g}",
+        f"{-number:g} is subtracted from hidden scores, which are not −∞",
+        partial(filled_less, number=number),
+        of="hidden_scores_of_10000",
+    )
+for name, zero in (("lowest_row_zero", True), ("lowest_row_mean", False)):
+    special(
+        name,
+        "a row in which the bias is the lowest number everywhere is taken for one without a key",
+        partial(lowest_hidden, zero=zero),
+        "bias",
+        of="lowest_row_zero",
+    )
 special(
     "hidden_scores_of_lowest",
     "hidden scores are the lowest finite number, not −∞",

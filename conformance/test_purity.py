@@ -89,10 +89,13 @@ def test_asked_twice_answered_twice(subject: Subject, case: Case) -> None:
 @clause("PURITY-5")
 @on_cases()
 def test_other_values_in_the_same_shapes(subject: Subject, case: Case) -> None:
-    """The same shapes with other numbers and another mask; then these numbers at the addresses of the first."""
+    """The same shapes with other numbers and another mask, and another scale; then these numbers at the addresses of the first."""
     first, second = subject.problem(case), subject.problem(replace(case, seed=case.seed + 1))
     must_answer(subject, first)
     must_be_right(subject, second, "after a call with the same shapes and other numbers", earlier=(first,))
+    if subject.offers("scale"):
+        other = second.replace(scale=0.7 if second.scale != 0.7 else None)
+        must_be_right(subject, other, "after a call with the same shapes and another scale", earlier=(first, second))
     if case.layout == "expanded":
         return
     for name, x in first.inputs().items():

@@ -25,6 +25,7 @@ from attnspec.conformance.case import Case, fit
 from attnspec.conformance.explain import Explained, descend
 from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
+from attnspec.conformance.order import wrong_by_itself
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts import Share
@@ -296,15 +297,14 @@ class Asking:
         if small != case:
             again = self._breaks_again(small)
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
-        broken, left = self._made_smaller(broken) if self.plan.once and self.main.binding else (broken, None)
+        broken, left = self._made_smaller(broken)
         problem = broken.problem if broken.problem is not None else self.subject.problem(small)
         clause, finding, diagnosis = self.main.id, broken.finding, None
-        if broken.exact is not None and finding.kind != "relation" and self.main.binding:
+        kept = bool(broken.earlier) and wrong_by_itself(self.subject, problem, broken.earlier[-1]) is False
+        if broken.exact is not None and finding.kind != "relation" and self.main.binding and not kept:
             within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
-            like = [left] if left is not None else []
-            clause, finding, diagnosis = self.explainer.attribute(
-                clause, problem, finding, broken.exact, like if self.plan.once else [case], made, within, left
-            )
+            like = [left] if left is not None else [] if self.plan.once else [case]
+            clause, finding, diagnosis = self.explainer.attribute(clause, problem, finding, broken.exact, like, made, within, left)
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
             diagnosis = self.explainer.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
         own = clause == self.main.id
@@ -314,7 +314,7 @@ class Asking:
             finding,
             problem,
             broken.exact,
-            not self.plan.once,
+            left is None and not self.plan.once,
             broken.margin,
             diagnosis=diagnosis,
             earlier=broken.earlier if own else (),
@@ -325,10 +325,15 @@ class Asking:
         return False
 
     def _made_smaller(self, broken: Broken) -> tuple[Broken, Case | None]:
-        """A failing problem that the test made by itself, made smaller, and what is left of it; None where it stays as it is."""
+        """A failing problem that the test made by itself, made smaller, and what is left of it; None where it stays as it is.
+
+        A problem that is wrong by itself owes nothing to the calls before it, in which a test of PURITY looked for the cause.
+        """
         problem, finding, exact = broken.problem, broken.finding, broken.exact
-        alone = broken.margin is None and not broken.earlier and finding.kind != "relation"
-        if problem is None or exact is None or not alone:
+        value = broken.margin is None and finding.kind != "relation" and self.main.binding
+        if problem is None or exact is None or not value or not (broken.earlier or self.plan.once):
+            return broken, None
+        if broken.earlier and not wrong_by_itself(self.subject, problem, broken.earlier[-1]):
             return broken, None
         made = smallest(self.subject, problem, finding, broken.within)
         if made is None:

@@ -84,9 +84,19 @@ def test_the_mistake_is_named(name: str, token: str, mistake: str, dtype: str) -
     assert folding.names_of(found)[0]
 
 
-def test_where_a_mistake_is_made_is_said() -> None:
-    _, found = explained("causal_ignored_in_second_item", "b=3,i=5,j=7,causal=True")
-    assert "batch item 1 to 2 of 3" in folding.names_of(found)[0]
+def test_where_a_mistake_is_made_is_said_of_the_problem_that_is_shown() -> None:
+    subject = subject_of(load()["causal_ignored_in_second_item"].make())
+    case = Case.parse("b=3,i=5,j=7,causal=True")
+    found = diagnose(subject, subject.problem(case), None, [case])
+    assert found is not None
+    assert found.only == "batch item 1 to 2 of 3"
+    smaller = replace(case, b=2)  # met on three batch items, shown on two
+    found = diagnose(subject, subject.problem(smaller), None, [case])
+    assert found is not None
+    assert found.only == "batch item 1 of 2"
+    _, simple = explained("causal_ignored_in_second_item", "b=3,i=5,j=7,causal=True")
+    assert simple.case.b == 2
+    assert "of 3" not in folding.names_of(simple)[0]
 
 
 def test_what_mutants_should_be_called_is_in_the_vocabulary() -> None:

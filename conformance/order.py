@@ -1,0 +1,105 @@
+"""Whether the order of calls matters: what an answer keeps of the calls before it (PURITY-5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attnspec.conformance.case import Case, fit
+from attnspec.spec import Problem
+
+if TYPE_CHECKING:
+    from attnspec.conformance.subject import Subject
+
+PLAIN: dict[str, Any] = {"mask": "none", "bias": "none", "causal": False, "scale": None}
+
+
+def others(case: Case, subject: Subject) -> dict[str, dict[str, Any]]:
+    """What an earlier call in the same shapes may have had otherwise, in words: numbers, options, or one option alone."""
+    found: dict[str, dict[str, Any]] = {"with other numbers": {"seed": case.seed + 1}, "without options": PLAIN}
+    found["with another scale"] = {"scale": 0.3 if case.scale is None else None}
+    found["causal" if not case.causal else "without causal"] = {"causal": not case.causal}
+    found["with a mask" if case.mask == "none" else "without its mask"] = {"mask": "padding" if case.mask == "none" else "none"}
+    found["with a bias" if case.bias == "none" else "without its bias"] = {"bias": "bhij" if case.bias == "none" else "none"}
+    return {words: changes for words, changes in found.items() if fit(replace(case, **changes), subject.adapter) != case}
+
+
+def earlier(subject: Subject, case: Case) -> tuple[Case, str] | None:
+    """A case after which this one is wrong, where it is right if it comes first, and what it has otherwise; else None.
+
+    In shapes never seen: the same numbers can't be asked first twice.
+    """
+
+    def wrong(more: int, changes: dict[str, Any], after: bool) -> bool:
+        trial = fit(replace(case, i=case.i + more, j=case.keys + more, d=case.d + more), subject.adapter)
+        if after:
+            subject.judgement(fit(replace(trial, **changes), subject.adapter))
+        return bool(subject.judgement(trial).of(("o",)))
+
+    for number, (words, changes) in enumerate(others(case, subject).items()):
+        least = 61 + case.d % 2 + 32 * number  # widths that nothing else asks for are odd, and beyond 59
+        if wrong(least, changes, after=False):
+            if not number:
+                return None  # it is wrong by itself
+            continue
+        # Which of sixteen sizes come first: in an order that no length, no residue and hardly any chance explains.
+        order = [n.bit_count() % 2 == 1 for n in range(16)]
+        if all(wrong(least + 2 * n, changes, x) is x for n, x in enumerate(order[1:], 1)):
+            return fit(replace(case, **changes), subject.adapter), words
+    return None
+
+
+def wrong_by_itself(subject: Subject, problem: Problem, first: Problem) -> bool | None:
+    """Whether a problem is answered wrongly that comes after others in the same shapes, also where it comes first.
+
+    False where it is right then, None where that can't be told. Both are asked in turn, in shapes that were never asked: queries
+    and keys are repeated, by which no row changes its answer; under causal batch items are, by which lengths stay as they were.
+    """
+    if not _alike(problem, first):
+        return None
+
+    def wrong(which: Problem) -> bool:
+        return bool(subject.judge(subject.run(which), subject.solve(which)).of(("o",)))
+
+    one, other = (_more_items(x, 11) if x.causal else _repeated(x, 3, 5) for x in (problem, first))
+    if not wrong(one):
+        return False
+    return True if not problem.causal and [wrong(x) for x in (other, one, other)] == [False, True, False] else None
+
+
+def _alike(problem: Problem, other: Problem) -> bool:
+    """Whether two problems differ in nothing but their numbers, the scale among them."""
+    tensors, others = problem.inputs(), other.inputs()
+    options = all(getattr(problem, name) == getattr(other, name) for name in ("causal", "dropout", "training"))
+    return options and {n: (x.shape, x.dtype) for n, x in tensors.items()} == {n: (x.shape, x.dtype) for n, x in others.items()}
+
+
+def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
+    """The queries and the keys so many times each: no row gives another answer, since every key weighs as much as before."""
+
+    def repeated(x: Tensor, axis: int, size: int, times: int) -> Tensor:
+        return torch.cat([x] * times, axis) if x.ndim >= -axis and x.shape[axis] == size else x
+
+    mask, bias = problem.mask, problem.bias
+    if mask is not None:
+        mask = repeated(mask if mask.ndim == 2 else repeated(mask, -2, problem.i, queries), -1, problem.j, keys)
+    if bias is not None:
+        bias = repeated(repeated(bias, -2, problem.i, queries), -1, problem.j, keys)
+    q, k, v = torch.cat([problem.q] * queries, -2), torch.cat([problem.k] * keys, -2), torch.cat([problem.v] * keys, -2)
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=None, wrt=())
+
+
+def _more_items(problem: Problem, times: int) -> Problem:
+    """Each batch item so many times."""
+
+    def repeated(x: Tensor | None, whole: bool) -> Tensor | None:
+        return x if x is None or not whole or (x.shape[0] == 1 < problem.b) else torch.cat([x] * times)
+
+    q, k, v = (torch.cat([x] * times) for x in (problem.q, problem.k, problem.v))
+    mask, bias = problem.mask, problem.bias
+    mask = repeated(mask, mask is not None and mask.ndim != 3)
+    bias = repeated(bias, bias is not None and bias.ndim == 4)
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=None, wrt=())

@@ -1,0 +1,70 @@
+"""What is kept of an earlier call is told as that, with the call; what is wrong by itself is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from judging import ended, judge
+from mutants.base import Call, load, with_sdpa_signature
+
+from attnspec.adapters import resolve
+from attnspec.conformance.case import Case
+from attnspec.conformance.explain import Explainer
+from attnspec.conformance.meeting import meet
+from attnspec.conformance.order import wrong_by_itself
+from attnspec.conformance.report import problem_in_words
+from attnspec.conformance.repro import script
+from attnspec.conformance.subject import Subject
+
+
+def subject_of(name: str) -> Subject:
+    return meet(resolve(load()[name].make())[0], "cpu", {}, None, None)
+
+
+def test_a_scale_that_is_kept_is_a_fault_of_state_and_its_script_shows_it() -> None:
+    subject, case = subject_of("GraphKeptWithoutItsScale"), Case(i=3, j=5, causal=True)
+    subject.judgement(replace(case, scale=0.3))
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    assert found.clause == "PURITY-5"
+    assert "with another scale" in found.finding.message
+    assert [problem.scale for problem in found.earlier] == [0.3]
+    text = script(subject, found, None)
+    assert text is not None
+    assert text.count("= attend(") == 2
+
+
+def test_in_a_run_it_is_told_so(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = judge("mutants.implementations.GraphKeptWithoutItsScale", "-x", "--clauses=PURITY-5", "--impl-dtypes=float32")
+    (failure,) = outcome.failures
+    assert failure.clause == "PURITY-5"
+    assert not failure.diagnosis
+    assert ended(failure.data["repro"]).returncode == 1
+
+
+def overflows(call: Call) -> torch.Tensor:
+    """Scores beyond 20 are cut."""
+    return call.run() if float((call.query @ call.key.mT).abs().max()) < 20 else call.run() * 1.5
+
+
+def test_what_is_wrong_by_itself_is_no_state() -> None:
+    subject = meet(resolve(with_sdpa_signature(overflows))[0], "cpu", {}, None, None)
+    case = Case(i=2, j=3)
+    first = subject.problem(case)
+    large = first.replace(q=first.q * 50)
+    assert wrong_by_itself(subject, large, first) is True
+    assert wrong_by_itself(subject_of("GraphKeptWithoutItsScale"), first.replace(scale=0.7), first) is False
+
+
+# WORDS
+
+
+def test_the_problem_says_that_nothing_requires_grad_where_that_is_needed() -> None:
+    subject, case = subject_of("first_key_lost_without_gradients"), Case(i=3, j=5, wrt="none")
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    assert "no input requires grad" in problem_in_words(subject, found)
+    plain = subject_of("mask_not_read")
+    case = Case(i=3, j=5, mask="bhij", wrt="none")
+    found = Explainer(plain).explain(case, plain.judgement(case).findings[0])
+    assert "requires grad" not in problem_in_words(plain, found)
