@@ -106,9 +106,11 @@ class AttendAdapter(Adapter):
             if field not in forward:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[forward[field]] = value
+        if "training" in forward:
+            arguments[forward["training"]] = problem.training
         settings: dict[str, Any] = {}
         # Only a module knows of itself whether it is training.
-        rate = problem.dropout if problem.training or (self.module and "dropout" not in forward) else 0.0
+        rate = problem.dropout if problem.training or "training" in forward or (self.module and "dropout" not in forward) else 0.0
         for field, value in zip(OPTIONS, (problem.causal or None, problem.scale, rate or None), strict=True):
             if value is None:
                 continue

@@ -23,6 +23,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "causal": ("causal", "is_causal"),
     "scale": ("scale", "sm_scale", "softmax_scale"),
     "dropout": ("dropout", "dropout_p"),
+    "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),
     "enable_gqa": ("enable_gqa",),
 }
@@ -145,7 +146,7 @@ class FunctionAdapter(Adapter):
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
         """Mask, bias and causal: with torch's parameters causal goes into a mask beside it, and the mask into a bias."""
         mask, bias, causal = problem.mask, problem.bias, problem.causal
-        if mask is not None and mask.ndim == 2:
+        if mask is not None and mask.ndim == 2 and "padding_only" not in self.restrictions:
             mask = mask[:, None, None, :]
         if self.torch_convention:
             if causal and not (mask is None and bias is None):
@@ -174,7 +175,8 @@ class FunctionAdapter(Adapter):
             "bias": bias,
             "causal": causal or None,
             "scale": problem.scale,
-            "dropout": (problem.dropout or None) if problem.training else None,
+            "dropout": (problem.dropout or None) if problem.training or "training" in fields else None,
+            "training": problem.training if "training" in fields else None,
             "enable_gqa": True if "enable_gqa" in fields and problem.g != problem.h else None,
         }
         for field, value in options.items():

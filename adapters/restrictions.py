@@ -20,6 +20,7 @@ RESTRICTIONS: dict[str, Restriction] = {
     "always_causal": Restriction("every call is causal", lambda x: not x.causal),
     "equal_lengths": Restriction("as many keys as queries", lambda x: x.i != x.j),
     "one_tensor": Restriction("queries, keys and values are one tensor", lambda x: not (x.q is x.k is x.v)),
+    "padding_only": Restriction("a mask is key padding (b j)", lambda x: x.mask is not None and x.mask.ndim != 2),
     "mask_or_bias": Restriction("a mask or a bias, not both", lambda x: x.mask is not None and x.bias is not None),
     "mask_or_causal": Restriction("a mask or causal, not both", lambda x: x.mask is not None and x.causal),
     "bias_or_causal": Restriction("a bias or causal, not both", lambda x: x.bias is not None and x.causal),

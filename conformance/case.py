@@ -263,8 +263,10 @@ def decodes(case: Case) -> bool:
 
 
 def fit(case: Case, adapter: Adapter) -> Case:
-    """The nearest case that uses nothing but what is offered."""
+    """The nearest case that uses nothing but what is offered, and nothing that a restriction leaves out."""
     offers = set(adapter.offers)
+    if adapter.restrictions:
+        case = _restricted(case, set(adapter.restrictions))
     if case.sharing not in offers:
         h = int(level_of("heads", case.heads).split("/")[0])  # as many as its level, so that no level is lost
         forms = {"mha": f"{h}/{h}", "shared_kv": f"{h}/shared", "mqa": f"{h}/1", "gqa": f"{2 * max(h, 2)}/{max(h, 2)}"}
@@ -303,6 +305,26 @@ def fit(case: Case, adapter: Adapter) -> Case:
         scale=case.scale if "scale" in offers else None,
         do=case.do if wrt != "none" else "dense",
     )
+
+
+def _restricted(case: Case, restrictions: set[str]) -> Case:
+    """The nearest case that the restrictions leave. Of two options that exclude each other the seed says which is dropped."""
+    changes: dict[str, Any] = {}
+    if "always_causal" in restrictions:
+        changes["causal"] = True
+    if restrictions & {"equal_lengths", "one_tensor"}:
+        changes["j"] = 0
+    if "one_tensor" in restrictions:  # large keys are made for small queries: among themselves they score beyond 10⁸
+        changes |= {"heads": f"{case.h}/{case.h}", "e": 0, "values": "peaked" if case.values == "large" else case.values}
+    if "padding_only" in restrictions and case.mask != "none":
+        changes["mask"] = "padding"
+    case = replace(case, **changes)
+    plain = {"mask": "none", "bias": "none", "causal": False}
+    for n, (a, b) in enumerate((("mask", "bias"), ("mask", "causal"), ("bias", "causal"))):
+        if f"{a}_or_{b}" in restrictions and getattr(case, a) != plain[a] and getattr(case, b) != plain[b]:
+            dropped = a if case.seed >> n & 1 or (b == "causal" and "always_causal" in restrictions) else b
+            case = replace(case, **{dropped: plain[dropped]})  # type: ignore[arg-type]
+    return case
 
 
 # REDUCTION

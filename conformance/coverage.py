@@ -31,18 +31,21 @@ class Space:
     def of(cls, adapter: Adapter, dtypes: tuple[str, ...]) -> Space:
         """What an adapter can be asked in these dtypes."""
         masks, biases = (next((x for x in LEVELS[name][1:] if _offered(adapter, name, x)), "none") for name in ("mask", "bias"))
-        freest = Case(dtype=dtypes[0], mask=masks, bias=biases)
+        # Where options exclude each other no case has them all: the seed says which are left.
+        free = [Case(dtype=dtypes[0], mask=masks, bias=biases, seed=n) for n in range(8 if adapter.restrictions else 1)]
         values: dict[str, dict[Any, Any]] = {}  # of each factor level → a value of it that is offered
         for name in LEVELS:
             values[name] = {}
             for value in dtypes if name == "dtype" else _widths(adapter) if name == "d" else LEVELS[name]:
-                got = getattr(fit(replace(freest, **{name: value}), adapter), name)
-                values[name].setdefault(level_of(name, got), got)
+                for freest in free:
+                    got = getattr(fit(replace(freest, **{name: value}), adapter), name)
+                    values[name].setdefault(level_of(name, got), got)
         pairs = {}
         for a, b in combinations(LEVELS, 2):
-            fitted = [fit(replace(freest, **{a: x, b: y}), adapter) for x in values[a].values() for y in values[b].values()]
-            wanted = [(x, y) for x in values[a].values() for y in values[b].values()]
-            stays = [(getattr(case, a), getattr(case, b)) == want for case, want in zip(fitted, wanted, strict=True)]
+            stays = []
+            for x, y in ((x, y) for x in values[a].values() for y in values[b].values()):
+                fitted = (fit(replace(freest, **{a: x, b: y}), adapter) for freest in free)
+                stays.append(any((getattr(case, a), getattr(case, b)) == (x, y) for case in fitted))
             pairs[a, b] = np.array(stays).reshape(len(values[a]), len(values[b]))
         return cls({name: tuple(some) for name, some in values.items()}, pairs)
 

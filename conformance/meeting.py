@@ -12,8 +12,8 @@ from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import CONSISTENCY
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import COARSER, compare, form
+from attnspec.conformance.refusals import find
 from attnspec.conformance.subject import DTYPES, Subject
-from attnspec.conformance.tensors import build
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
 
@@ -39,6 +39,7 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
             source = _observe(subject, name)
         subject.sources[name] = source
     if subject.dtypes:
+        find(subject)
         plain = _plain(subject, subject.dtypes[0])
         with subject.watching(plain):
             subject.backend = adapter.trace(plain)
@@ -47,13 +48,13 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
 
 def _plain(subject: Subject, dtype: str = "float32") -> Problem:
     """What every implementation should answer."""
-    return build(Case(dtype=dtype, heads=_heads(subject), d=subject.width, i=4, wrt="none"), subject.device, ())
+    return subject.problem(Case(dtype=dtype, heads=_heads(subject), d=subject.width, i=4, wrt="none"))
 
 
 def _refusal(subject: Subject, dtype: str, d: int) -> str:
     """Why a plain call of this width is refused, or ''."""
     case = Case(dtype=dtype, heads=_heads(subject), d=d, i=4, wrt="none")
-    return subject.run(build(case, subject.device, ())).refusal or ""
+    return subject.run(subject.problem(case)).refusal or ""
 
 
 def _settle_dtypes(subject: Subject, asked: tuple[str, ...] | None) -> None:
@@ -98,7 +99,7 @@ def _settle_strides(subject: Subject) -> None:
     case = fit(
         Case(dtype=subject.dtypes[0], heads=_heads(subject), d=subject.width, i=4, layout="strided", wrt="none"), subject.adapter
     )
-    refusal = subject.run(build(case, subject.device, ())).refusal
+    refusal = subject.run(subject.problem(case)).refusal
     if refusal:
         subject.adapter.offers = frozenset(subject.adapter.offers) - {"strided"}
         subject.refused_strides = refusal
@@ -138,25 +139,25 @@ def question(subject: Subject, choice: str, dtype: str) -> Question | str:
     case = Case(dtype=dtype, heads=_heads(subject), d=8 if subject.adapter.widths is None else subject.width, wrt="none")
     causal = "causal" if not subject.offers("causal") else ""
     if choice == "causal_alignment":
-        asked = build(replace(case, i=2, j=5, causal=True, values="peaked"), subject.device, ())
+        asked = subject.problem(replace(case, i=2, j=5, causal=True, values="peaked"))
         return causal or Question(asked, asked.replace(causal=False))
     if choice == "head_grouping":
-        asked = build(replace(case, heads="4/2", i=3, j=4), subject.device, ())
+        asked = subject.problem(replace(case, heads="4/2", i=3, j=4))
         return (
             Question(asked, asked.replace(k=asked.k[:, :1].repeat(1, 2, 1, 1), v=asked.v[:, :1].repeat(1, 2, 1, 1)))
             if (subject.offers("gqa"))
             else "gqa"
         )
     if subject.offers("key_padding"):
-        plain = build(replace(case, b=2, i=3, j=4), subject.device, ())
+        plain = subject.problem(replace(case, b=2, i=3, j=4))
         mask = torch.ones(2, 4, dtype=torch.bool, device=subject.device)
         plain, mask[1] = plain.replace(mask=mask.clone()), False
         return Question(plain.replace(mask=mask), plain)
     if not causal and subject.dialect.causal_alignment == "bottom_right":
-        asked = build(replace(case, i=5, j=2, causal=True), subject.device, ())
+        asked = subject.problem(replace(case, i=5, j=2, causal=True))
         return Question(asked, asked.replace(causal=False))
     if subject.offers("bias"):
-        plain = build(replace(case, b=2, i=3, j=4), subject.device, ())
+        plain = subject.problem(replace(case, b=2, i=3, j=4))
         hidden = torch.full((3, 4), float("-inf"), dtype=plain.dtype, device=subject.device)
         return Question(plain.replace(bias=hidden), plain.replace(bias=torch.zeros_like(hidden)))
     return "key_padding"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnspec.adapters import FEATURES
+from attnspec.adapters import FEATURES, RESTRICTIONS
+from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
 from attnspec.conformance.case import describe, describe_problem, summary
 from attnspec.conformance.coverage import Space, said
@@ -63,6 +64,8 @@ def header(run: Run) -> list[str]:
         lines += [f"    {name} = {getattr(subject.dialect, name)} ({source})" for name, source in subject.sources.items()]
         if subject.refused_dtypes:
             lines.append("    refused: " + "; ".join(f"{d} ({why[:80]})" for d, why in subject.refused_dtypes.items()))
+        for name, (means, source) in restrictions(subject).items():
+            lines.append(f"    restricted, {name}: {means} ({source})")
         if subject.refused_strides:
             lines.append(f"    a last dimension that is not dense is refused by a plain call ({subject.refused_strides[:80]})")
         if subject.refused_widths:
@@ -83,6 +86,19 @@ def header(run: Run) -> list[str]:
     if run.known.source:
         lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
     return lines
+
+
+def restrictions(subject: Subject) -> dict[str, tuple[str, str]]:
+    """What each restriction of a subject means, and who says so."""
+    said = {}
+    for name in sorted(subject.adapter.restrictions):
+        known = RESTRICTIONS["no_backward:DEVICE" if name.startswith(NO_BACKWARD) else name]
+        found = subject.found.get(name)
+        source = "declared by its adapter" if found is None else f"found: all of the first questions raised {found[:100]}"
+        if name.startswith(NO_BACKWARD) and found is not None:
+            source += "; --without=backward says so"
+        said[name] = (known.means, source)
+    return said
 
 
 def oracle() -> str:
@@ -130,6 +146,7 @@ def header_data(run: Run) -> dict[str, Any]:
                     **({"strided": s.refused_strides} if s.refused_strides else {}),
                 },
                 "offers": sorted(s.adapter.offers),
+                "restrictions": {name: source for name, (_, source) in restrictions(s).items()},
                 "widths": sorted(s.adapter.widths) if s.adapter.widths is not None else None,
                 "class": {d: s.required_class(d) for d in s.dtypes},
                 "dialect": {name: {"value": getattr(s.dialect, name), "source": source} for name, source in s.sources.items()},

@@ -17,7 +17,7 @@ from attnspec.adapters.state import RANDOM, watched
 from attnspec.adapters.trace import Trace
 from attnspec.conformance.case import Case, describe_problem
 from attnspec.conformance.judge import Judgement, judge
-from attnspec.conformance.tensors import build
+from attnspec.conformance.tensors import build, restricted
 from attnspec.conformance.verdicts import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter
 from attnspec.spec import Clause, Dialect, Problem
@@ -54,6 +54,7 @@ class Subject:
     refused_dtypes: dict[str, str] = field(default_factory=dict)
     refused_widths: dict[int, str] = field(default_factory=dict)
     refused_strides: str = ""
+    found: dict[str, str] = field(default_factory=dict)  # restriction that nobody declared → what showed it
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class that no right answer left; none: no entry
     generic: int = 0  # problems from which the tier tells whether errors lean in one direction
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
@@ -99,7 +100,8 @@ class Subject:
     def problem(self, case: Case) -> Problem:
         """The tensors of a case, on the device."""
         names = ("q", "k", "v", "bias") if self.offers("bias_grad") else ("q", "k", "v")
-        return build(case, self.device, names if self.offers("backward") else ())
+        problem = build(case, self.device, names if self.offers("backward") else ())
+        return restricted(problem, self.adapter.restrictions) if self.adapter.restrictions else problem
 
     def run(self, problem: Problem) -> Answer:
         """The implementation's answer. What the call changes around it is remembered, and set back."""

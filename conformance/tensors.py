@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.random import Generator, default_rng
@@ -41,6 +43,13 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
         do = cotangent(case, rng["do"], made.get("do", "")).to(device)
         wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
     return Problem(q_, k_, v_, mask, bias, causal=case.causal, scale=case.scale, do=do, wrt=wrt)
+
+
+def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
+    """The problem in the form that every call has: causal, or queries, keys and values that are one tensor."""
+    if "one_tensor" in restrictions and problem.q.shape == problem.k.shape == problem.v.shape:
+        problem = problem.replace(k=problem.q, v=problem.q)
+    return problem.replace(causal=True) if "always_causal" in restrictions and not problem.causal else problem
 
 
 # VALUES

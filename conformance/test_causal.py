@@ -115,7 +115,8 @@ def _on_edges(subject: Subject, case: Case, lengths: list[tuple[int, int]]) -> N
         raise NotApplicable  # CAUSAL-1 says so
     for i, j in lengths:
         asked = Case(dtype=case.dtype, heads=case.heads, i=i, j=j, d=case.d, causal=True, values="peaked", wrt="none")
-        must_be_right(subject, subject.problem(fit(asked, subject.adapter)), f"{i} causal queries, {j} keys")
+        problem = subject.problem(fit(asked, subject.adapter))
+        must_be_right(subject, problem, f"{problem.i} causal queries, {problem.j} keys")
 
 
 @clause("CAUSAL-6")

@@ -7,6 +7,7 @@ cases, ``@agrees`` that it is the comparison with the reference.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ import pytest
 
 from attnspec.adapters import Answer, same_bits
 from attnspec.conformance import report
-from attnspec.conformance.case import Case, fit
+from attnspec.conformance.case import Case, array, fit
 from attnspec.conformance.explain import Explained, descend
 from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
@@ -229,13 +230,28 @@ class Asking:
         if self.run.case is not None and self.plan.comparison:
             return rows
         fitting = self.plan.cases(rows, self.subject)
+        most = 12 * tier.rows if not self.plan.comparison else tier.narrowed if self.plan.like else None
+        if self.subject.adapter.restrictions:
+            self._count_restricted(most)
         if not self.plan.comparison:
-            some = list(islice(fitting, 12 * tier.rows))
+            some = list(islice(fitting, most))
             bare = (
                 self.plan.narrow(replace(case, mask="none", bias="none", causal=False, scale=None), self.subject) for case in some
             )
             return diverse(list(dict.fromkeys((*filter(None, bare), *some))), tier.rows)
-        return islice(fitting, tier.narrowed if self.plan.like else None)
+        return islice(fitting, most)
+
+    def _count_restricted(self, most: int | None) -> None:
+        """Count what restrictions leave out of the rows that would be asked without them; others are asked instead."""
+        free = copy.copy(self.subject.adapter)
+        names, free.restrictions = sorted(free.restrictions), ()
+        rows = [case for case in array(self.run.tier.array, free, self.subject.dtypes) if case.dtype == self.dtype]
+        unrestricted = islice(self.plan.cases(rows, replace(self.subject, adapter=free)), most)
+        left_out = sum(fit(case, self.subject.adapter) != case for case in unrestricted)
+        # A relation is asked on a few of many rows: that it has none is what counts.
+        none = not any(True for _ in islice(self.plan.cases(self.run.rows(self.subject, self.dtype), self.subject), 1))
+        self.refused += left_out if self.plan.comparison else int(bool(left_out) and none)
+        self.reason = self.reason or (f"restricted: {', '.join(names)}" if left_out else "")
 
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from calling import padding, problem
 from honest import eager
 from judging import Outcome, judge
+from mutants.base import MUTANTS, load
 from torch import Tensor
 
 from attnspec.adapters import FEATURES, RESTRICTIONS, Adapter, ResolveError, Unsupported, resolve
@@ -61,7 +63,7 @@ def test_a_combination_is_unsupported_and_no_failure():
     some = counted(outcome, "SOFTMAX-1")
     assert some["PASS"] > 10 < some["UNSUPPORTED"]
     assert f", {some['UNSUPPORTED']} –" in outcome.screen
-    share = f"SOFTMAX-1 {some['UNSUPPORTED']} of {some['UNSUPPORTED'] + some['PASS']} problems (bias and mask are one argument"
+    share = f"SOFTMAX-1 {some['UNSUPPORTED']} of {some['UNSUPPORTED'] + some['PASS']} problems (restricted: bias_or_causal"
     assert share in outcome.screen
     assert "attnspec itself failed" not in outcome.screen
 
@@ -183,3 +185,160 @@ def test_a_method_that_stands_for_its_own_is_taken():
             return super().call(asked)
 
     assert resolve(Own)[0].run(problem()).refusal is None
+
+
+# FOUND BY THEMSELVES
+
+
+def found(thing: Any) -> dict[str, str]:
+    """The restrictions that the first questions find."""
+    from attnspec.conformance.meeting import meet
+
+    (adapter,) = resolve(thing)
+    return meet(adapter.on("cpu"), "cpu", {}, None, ("float32",)).found
+
+
+def test_what_an_adapter_refuses_together_is_found_and_other_problems_are_asked_instead():
+    assert found(OneArgument).keys() == {"mask_or_bias", "mask_or_causal", "bias_or_causal"}
+    assert not found("sdpa-math")
+    outcome = asked(OneArgument, "--clauses=MASK-2,BIAS-1,CAUSAL-6")
+    assert outcome.exit == 0
+    for clause in ("MASK-2", "BIAS-1"):
+        assert counted(outcome, clause)["PASS"] > 12, clause
+    assert standing(counted(outcome, "CAUSAL-6")) == "unsupported"
+    assert "restricted, mask_or_bias: a mask or a bias, not both (found: all of the first questions raised" in outcome.screen
+    assert "restricted: bias_or_causal, mask_or_bias, mask_or_causal" in outcome.record.reasons.values()
+
+
+def lengths_must_agree(q, k, v):
+    if q.shape[2] != k.shape[2]:
+        raise ValueError("only self-attention")
+    return eager(q, k, v)
+
+
+def lengths_do_not_fit(q, k, v):
+    return eager(q, k, v) + (q - k).sum() * 0  # an operator that throws where sizes do not match
+
+
+def more_queries_refused(q, k, v):
+    if q.shape[2] > k.shape[2]:
+        raise ValueError("no more queries than keys")
+    return eager(q, k, v)
+
+
+def lengths_refused_and_wrong(q, k, v):
+    if q.shape[2] != k.shape[2]:
+        raise ValueError("only self-attention")
+    return eager(q, k, v) * 1.01
+
+
+def no_backward(q, k, v):
+    if q.requires_grad or k.requires_grad or v.requires_grad:
+        raise NotImplementedError("no backward on CPU")
+    return eager(q, k, v)
+
+
+class Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, o):
+        return o.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.reshape(3, 1, 7)  # a crash, on every problem
+
+
+def backward_crashes(q, k, v):
+    return Backward.apply(eager(q, k, v))
+
+
+def checkpointed(q, k, v):
+    return torch.utils.checkpoint.checkpoint(eager, q, k, v, use_reentrant=True)
+
+
+def padding_alone(q, k, v, mask=None):
+    if mask is not None:
+        b, j = mask.shape
+        mask = mask.view(b, 1, 1, j)
+    return eager(q, k, v, mask)
+
+
+def mask_beside_bias_refused(q, k, v, mask=None, bias=None):
+    assert mask is None or bias is None, "a mask or a bias"
+    return eager(q, k, v, mask if bias is None else bias)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lengths_must_agree, {"equal_lengths"}),
+        (lengths_do_not_fit, set()),
+        (more_queries_refused, set()),
+        (lengths_refused_and_wrong, set()),
+        (no_backward, {"no_backward:cpu"}),
+        (backward_crashes, set()),
+        (checkpointed, {"backward_method"}),
+        (padding_alone, {"padding_only"}),
+        (mask_beside_bias_refused, {"mask_or_bias"}),
+    ],
+)
+def test_refusals_are_found_and_crashes_are_not(function, names):
+    assert found(function).keys() == names
+
+
+@pytest.mark.parametrize("function", [lengths_must_agree, no_backward, checkpointed, padding_alone])
+def test_a_function_with_a_restriction_conforms_in_what_it_does(function):
+    outcome = asked(function, "--clauses=SHAPE,MASK,GRAD,SOFTMAX")
+    assert outcome.exit == 0, outcome.screen
+    assert "restricted, " in outcome.screen
+    assert counted(outcome, "SHAPE-1")["PASS"] > 10
+
+
+@pytest.mark.parametrize("function", [lengths_do_not_fit, lengths_refused_and_wrong, backward_crashes])
+def test_a_crash_stays_red(function):
+    assert asked(function, "--clauses=SHAPE-2,GRAD-1,SOFTMAX-1").exit == 1
+
+
+@pytest.mark.parametrize("restriction", ["always_causal", "one_tensor", "equal_lengths"])
+def test_a_declared_restriction_bends_every_problem(restriction):
+    class Restricted(Adapter):
+        offers = {"mha", "key_padding", "causal", "backward", "strided"}
+        dialect = {"causal_alignment": "top_left", "empty_row": "zero"}
+        restrictions = {restriction}
+
+        def attend(self, q, k, v, *, mask=None, causal=False):
+            assert causal or restriction != "always_causal"
+            assert q.shape[2] == k.shape[2] or restriction == "always_causal"
+            assert (q is k is v) or restriction != "one_tensor"
+            shown = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(0 if causal else k.shape[2])
+            return eager(q, k, v, shown if mask is None else shown & mask[:, None, None, :])
+
+    outcome = asked(Restricted, "--clauses=SHAPE,SOFTMAX,MASK,GRAD,CAUSAL,MODE")
+    assert outcome.exit == 0, outcome.screen
+    assert f"restricted, {restriction}: " in outcome.screen
+    assert counted(outcome, "SOFTMAX-1")["UNSUPPORTED"] > 0 < counted(outcome, "SOFTMAX-1")["PASS"]
+
+
+REFUSING = [
+    name for name, one in load().items() if one.family in ("error", "control") or "refused" in name or name.endswith("raises")
+]
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_no_mutant_turns_green_by_refusing(name):
+    mutant = MUTANTS[name]
+    if mutant.kind == "function":
+        assert not found(mutant.make())
+
+
+def test_a_training_argument_is_passed():
+    given = []
+
+    def attend(q, k, v, dropout=0.0, training=False):
+        given.append((dropout, training))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout if training else 0.0)
+
+    (adapter,) = resolve(attend)
+    for training in (True, False):
+        adapter.run(problem(dropout=0.5, training=training))
+    assert given == [(0.5, True), (0.5, False)]
