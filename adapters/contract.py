@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnspec.adapters.reading import handlers, interrupted, plain, text, words
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
+from attnspec.adapters.state import no_second_run
 from attnspec.adapters.trace import Trace, operators
 from attnspec.spec import CHOICES, Problem
 
@@ -160,7 +161,7 @@ class Adapter:
         leaves = _leaves(problem)
         asked = problem.replace(**leaves)
         before = {name: x.clone() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
-        with quiet():
+        with quiet(), no_second_run():
             answer = self._run(asked, leaves)
         if isinstance(answer.error, Unsupported):  # in backward
             answer = Answer(unsupported=text(answer.error))

@@ -214,3 +214,14 @@ def _kept_open(changes: dict[str, str]) -> Iterator[None]:
                 del x.close
             else:
                 x.close = before
+
+
+@contextlib.contextmanager
+def no_second_run() -> Iterator[None]:
+    """A child that the kernel forks inside, and that comes back, ends here: the suite goes on in one process only."""
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            os._exit(1)

@@ -24,7 +24,8 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.state import STATE, current_accelerator
 from attnspec.conformance import report
-from attnspec.conformance.judge import JUDGED, Verdict
+from attnspec.conformance.ending import exit_code, incomplete, judged, nothing_judged
+from attnspec.conformance.judge import Verdict
 from attnspec.conformance.plugin import OPTIONS, loaded, make_run
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.run import Run
@@ -52,11 +53,14 @@ class Result:
     header: tuple[str, ...] = field(repr=False)
     summary: tuple[str, ...] = field(repr=False)
     judged: int  # problems that passed or failed, known issues among them
+    exit: int  # the exit code that the command line would end with
+    incomplete: tuple[str, ...]  # what was not reached, and why
+    silent: str  # why nothing can be said, where nothing was judged
 
     @property
     def ok(self) -> bool:
-        """True where no clause that decides is broken, and something was judged at all."""
-        return not self.failures and not self.errors and self.judged > 0
+        """True where the command line would end with 0: answers were judged, and nothing that decides is broken or not reached."""
+        return self.exit == 0
 
     @property
     def broken(self) -> tuple[str, ...]:
@@ -73,18 +77,16 @@ class Result:
         if self.notes:
             parts += [_rule("notes"), *self.notes]
         parts += [_rule("attention conformance"), *self.summary]
-        if not self.judged:
-            parts += ["nothing was judged: no problem of these clauses could be put to the implementation"]
+        if self.silent:
+            parts += [self.silent]
         return "\n".join(parts)
 
     def raise_for_failures(self) -> Result:
         """This result where it is ok. Raises AssertionError, with the failures and the headline, where it is not."""
         if self.ok:
             return self
-        headline = [line for line in self.summary if line.startswith(("MUST clauses", "broken", "SHOULD"))]
-        texts = [failure.text for failure in self.failures] + list(self.errors)
-        if not self.judged:
-            texts.append("nothing was judged: no problem of these clauses could be put to the implementation")
+        headline = [line for line in self.summary if line.startswith(("INCOMPLETE", "MUST clauses", "broken", "SHOULD"))]
+        texts = [failure.text for failure in self.failures] + list(self.errors) + [self.silent] * bool(self.silent)
         raise AssertionError("\n\n".join([f"{self.name} does not conform", *texts, "\n".join(headline)]))
 
 
@@ -103,6 +105,8 @@ def check(
     seed: int = 0,
     budget: float | None = None,
     enforce_should: bool = False,
+    allow_incomplete: bool = False,
+    few_shapes: bool = False,
     show: str | None = None,
     verdicts: str | Path | None = None,
     known_issues: str | Path | None = None,
@@ -132,6 +136,8 @@ def check(
         "--case": case,
         "--attnspec-seed": seed,
         "--enforce-should": enforce_should,
+        "--allow-incomplete": allow_incomplete,
+        "--few-shapes": few_shapes,
         "--show": show,
         "--verdicts": str(verdicts) if verdicts is not None else None,
         "--known-issues": str(known_issues) if known_issues is not None else None,
@@ -160,7 +166,9 @@ def _asked(run: Run) -> Result:
     header = report.header(run)
     run.record.open(report.header_data(run))
     errors: list[str] = []
-    for test in tests_of(run.clauses):
+    tests = tests_of(run.clauses)
+    run.begin([test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes])
+    for test in tests:
         for subject in run.subjects:
             for dtype in subject.dtypes:
                 try:
@@ -175,9 +183,11 @@ def _asked(run: Run) -> Result:
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
                     )
     record = run.record
+    if run.fallbacks is not None:
+        run.fallbacks.leave()
+    run.note_fallbacks()
     run.known.settle(run, tests_of)
     errors += run.known.errors
-    judged = sum(counts[verdict] for counts in record.counts.values() for verdict in JUDGED)
     deciding = tuple(f for f in record.failures if run.enforce_should or index()[f.clause].binding)
     result = Result(
         name=run.subjects[0].adapter.name,
@@ -200,9 +210,12 @@ def _asked(run: Run) -> Result:
         ),
         header=tuple(header),
         summary=tuple(report.table(run)),
-        judged=judged,
+        judged=judged(record),
+        exit=exit_code(run),
+        incomplete=tuple(incomplete(run)),
+        silent=nothing_judged(run),
     )
-    run.close(0 if result.ok else 1 if result.failures or errors else 5)
+    run.close(result.exit)
     return result
 
 

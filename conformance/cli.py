@@ -37,6 +37,13 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(options: argparse.Namespace) -> int:
+    verdicts = read(options.file)
+    _warn([verdicts])
+    print(verdicts.tally.headline)
+    return 2 if verdicts.incomplete or verdicts.footer is None else int(verdicts.footer["exit"] != 0)
+
+
 def _diff(options: argparse.Namespace) -> int:
     comparison = diff.compare(read(options.old), read(options.new), options.error_growth)
     if options.markdown:
@@ -92,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("file", help="what --verdicts wrote")
     report.add_argument("-o", "--output", type=Path, required=True, help="page.html; page.md is written beside it")
     report.set_defaults(do=_report)
+
+    end = commands.add_parser(
+        "verify",
+        help="whether a run ended, and conforms; exit code 0 where it does",
+        description="Exit code 0: the run ended and conforms. 1: it ended, and does not. 2: it did not end (a kernel may end its "
+        "process with any exit code), or the file can't be read.",
+    )
+    end.add_argument("file", help="what --verdicts wrote")
+    end.set_defaults(do=_verify)
 
     compare = commands.add_parser(
         "diff",

@@ -164,7 +164,7 @@ def _quoted(text: str) -> str:
 
 def new_file(name: str) -> Path:
     """A path that nothing stands at yet. Raises ResolveError."""
-    path = Path(name)
+    path = Path(name).absolute()
     if path.exists():
         raise ResolveError(f"--write-known-issues {name}: it exists, and somebody may have written it; name a new file")
     if not path.absolute().parent.is_dir():

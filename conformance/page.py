@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def write(verdicts: Verdicts, path: Path) -> tuple[Path, Path]:
     path.write_text(html(verdicts), encoding="utf-8")
     beside.write_text(markdown(verdicts), encoding="utf-8")
     return path, beside
+
+
+def announce(path: Path, command: str) -> None:
+    """Put in the place of an earlier page one that says that nothing is known yet; it stays where a run is killed."""
+    words = "INCOMPLETE: this run is going on, or it was killed before it wrote its page"
+    path.write_text(
+        f'<!doctype html><meta charset="utf-8"><title>{words}</title><h1>{words}</h1><p><code>{escape(command)}</code></p>\n',
+        encoding="utf-8",
+    )
+    path.with_suffix(".md").write_text(f"### {words}\n\n{code(command)}\n", encoding="utf-8")
 
 
 def html(verdicts: Verdicts) -> str:
@@ -70,9 +81,10 @@ def render(template: str, **data: Any) -> str:
 
 def prose(text: str) -> str:
     """A clause's sentence for HTML: what the text of the spec puts in backticks is code, all else is escaped."""
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
+    from markupsafe import escape as escaped
 
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escaped(text))))
 
 
 # WHAT THE TEMPLATES SHOW

@@ -21,6 +21,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--without", {"default": "", "help": "features that are not promised after all, such as backward,gqa"}),
     ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much is asked"}),
     ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
+    ("--allow-incomplete", {"action": "store_true", "help": "what was not reached does not decide the exit code"}),
+    ("--few-shapes", {"action": "store_true", "help": "ask in a few shapes only, for what compiles for each"}),
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
     ("--accuracy", {"choices": ("A", "T", "B", "B*", "C", "C*", "D"), "help": "the accuracy class claimed for every dtype"}),
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
@@ -63,34 +65,56 @@ def pytest_configure(config: pytest.Config) -> None:
         config._inicache["python_functions"] = ["test_*"]  # type: ignore[attr-defined]
         config._inicache["python_files"] = ["test_*.py"]  # type: ignore[attr-defined]
     from attnspec.adapters import ResolveError
+    from attnspec.conformance.process import Signals, Surroundings, streams_kept
     from attnspec.spec import SpecError
 
+    config.stash[_SIGNALS], config.stash[_SURROUNDINGS] = signals, _ = Signals(), Surroundings()
+    signals.watch()
     try:
-        config.stash[_RUN] = _make_run(config)
+        with streams_kept():
+            config.stash[_RUN] = _make_run(config)
     except (ResolveError, SpecError, ValueError) as error:
+        signals.leave()
         raise pytest.UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        signals.leave()
+        who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised, and no signal had come,"
+        print(f"\nattnspec: {who} while {config.getoption('--impl')} was imported and asked the first questions", file=sys.stderr)
+        raise
     hypothesis = config.pluginmanager.get_plugin("hypothesispytest")
     if alone and hypothesis is not None and not config.stash[_RUN].tier.searched:  # it would be imported for an empty summary
         config.pluginmanager.unregister(hypothesis)
 
 
 _RUN: pytest.StashKey[Any] = pytest.StashKey()
+_SIGNALS: pytest.StashKey[Any] = pytest.StashKey()
+_SURROUNDINGS: pytest.StashKey[Any] = pytest.StashKey()
+_TROUBLE: pytest.StashKey[list[str]] = pytest.StashKey()
+_EXIT: pytest.StashKey[int] = pytest.StashKey()
 
 
 def _make_run(config: pytest.Config) -> Any:
-    from attnspec.adapters import parse_kwargs, resolve
+    from attnspec.adapters import ResolveError, parse_kwargs, resolve
     from attnspec.conformance.record import Record
 
-    option = config.getoption
-    if option("--verdict-report"):
-        from attnspec.conformance.page import check_target
+    option, command = config.getoption, shlex.join(["pytest", *map(str, config.invocation_params.args)])
+    path = Path(option("--verdicts")).absolute() if option("--verdicts") and not hasattr(config, "workerinput") else None
+    try:  # nothing of an earlier run is left: whatever the kernel does from here on, it is not taken for this one's
+        if path is not None and path.parent.is_dir():
+            path.write_text("", encoding="utf-8")
+        if option("--verdict-report"):
+            from attnspec.conformance import page
 
-        check_target(Path(option("--verdict-report")))
-    record = Record(Path(option("--verdicts")) if option("--verdicts") and not hasattr(config, "workerinput") else None)
+            page.check_target(Path(option("--verdict-report")))
+            if not hasattr(config, "workerinput") and not option("collectonly"):
+                page.announce(Path(option("--verdict-report")), command)
+    except OSError as error:
+        raise ResolveError(f"{error.filename} can't be written: {error.strerror}; name a file in another folder") from None
+    record = Record(path)
     kwargs = parse_kwargs(option("--impl-kwargs"))
     adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
     run = make_run(_with_pyproject(config, adapters), adapters, record)
-    run.asked = shlex.join(["pytest", *map(str, config.invocation_params.args)])
+    run.asked = command
     return run
 
 
@@ -100,9 +124,9 @@ def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
     How many threads there are, how products are rounded and which of torch's kernels are on is for a package to choose, and
     it is judged as its users have it; the rest is set back.
     """
-    from attnspec.adapters.state import SETUP, watched
+    from attnspec.adapters.state import SETUP, no_second_run, watched
 
-    with watched(leave=SETUP) as changes:
+    with no_second_run(), watched(leave=SETUP) as changes:
         adapters = load()
     for how in changes.values():
         record.note(f"importing it changed {how}, before anything was called")
@@ -138,6 +162,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.known import KnownIssues, read
     from attnspec.conformance.meeting import meet
     from attnspec.conformance.run import TIERS, Run
+    from attnspec.conformance.shapes import Fallbacks, slow_on_new
     from attnspec.conformance.shard import Shard
     from attnspec.reference.accuracy import UNIT
     from attnspec.spec import CHOICES
@@ -192,6 +217,15 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         tier = TIERS[option("--tier")]
         subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
         subject.same_side = known.same_side(subject)
+    small = set()
+    for subject in subjects:
+        measured = "" if option("--few-shapes") else slow_on_new(subject)
+        if measured:
+            record.note(f"{subject.label} on {subject.device} is slow on new shapes ({measured}); it is asked as with --few-shapes")
+        if measured or option("--few-shapes"):
+            small.add(id(subject))
+    fallbacks = Fallbacks(subjects)
+    fallbacks.watch()
     kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy")
     words = ["pytest"]
     for name in kept:
@@ -207,7 +241,10 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         case=case,
         clauses=clauses,
         enforce_should=option("--enforce-should"),
+        allow_incomplete=option("--allow-incomplete"),
         pinned_only=option("--no-search"),
+        few_shapes=frozenset(small),
+        fallbacks=fallbacks,
         shard=shard,
         record=record,
         show=option("--show"),
@@ -279,6 +316,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     That is the sweep over the array, which the first clause asks for, in every dtype: it costs what one test costs, and a kernel
     may be wrong in half types only. Then everything in one dtype: of the mutants in docs/kill-matrix.md most fail in all of them.
+    What a kernel may not survive, such as no heads, comes last.
     """
     run = config.stash.get(_RUN, None)
     if run is None:
@@ -301,10 +339,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     sweep = min(map(rank, ours), default=-1)
 
-    def place(item: Any) -> tuple[bool, int]:
+    def place(item: Any) -> tuple[bool, bool, int]:
         asked = item.callspec.params if item in ours else {}
         later = bool(asked) and rank(item) > sweep and asked["dtype"] != asked["subject"].dtypes[0]
-        return later, rank(item)
+        return bool(asked) and item.function.dangerous, later, rank(item)
 
     items.sort(key=place)
     if run.clauses:
@@ -325,6 +363,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     run = session.config.stash.get(_RUN, None)
     if run is not None:
         run.collected = len(session.items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """With a budget, every test asks its first problems before any goes on. Workers of pytest-xdist don't know which are theirs."""
+    run = session.config.stash.get(_RUN, None)
+    if run is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput") or session.testsfailed:
+        return
+    ours = [item for item in session.items if hasattr(getattr(item, "function", None), "clauses")]
+    askings = [item.function.asking(run, *(item.callspec.params[name] for name in ("subject", "dtype"))) for item in ours]  # type: ignore[attr-defined]
+    most = session.config.getvalue("maxfail") or float("inf")
+    run.begin(askings, lambda: bool(session.shouldstop) or sum(bool(asking.shown) for asking in askings) >= most)
 
 
 @pytest.fixture(scope="session")
@@ -405,9 +455,12 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    """Count the tests that were asked to their end."""
-    result = yield
+    """Count the tests that were asked to their end; a worker of pytest-xdist divides its time among those that it may get."""
     run = item.config.stash.get(_RUN, None)
+    worker = getattr(item.config, "workerinput", None)
+    if run is not None and worker is not None:
+        run.share(-(-run.collected // worker["workercount"]) - run.ended)
+    result = yield
     if run is not None:
         run.ended += 1
     return result
@@ -420,59 +473,96 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     from attnspec.conformance import report
 
-    if run.record.notes:
-        terminalreporter.section("notes")
-        for note in run.record.notes:
-            terminalreporter.write_line(note)
-    faults = report.faults(run)
-    if faults:
-        terminalreporter.section("faults")
-        for line in faults:
+    sections = {"notes": lambda: run.record.notes, "faults": lambda: report.faults(run)}
+    for title, say in {**sections, "attention conformance": lambda: report.table(run)}.items():
+        lines: list[str] = []
+        _attempt(config, f"the section {title}", lambda say=say, lines=lines: lines.extend(say()))  # type: ignore[misc]
+        if lines:
+            terminalreporter.section(title)
+        for line in lines:
             terminalreporter.write_line(line)
-    terminalreporter.section("attention conformance")
-    for line in report.table(run):
-        terminalreporter.write_line(line)
-    for reason in run.record.interruptions:
-        terminalreporter.write_line(f"INCOMPLETE: {reason}")
     for name in ("--verdicts", "--verdict-report"):
         if config.getoption(name):
             terminalreporter.write_line(f"{name.removeprefix('--').replace('-', ' ')}: {config.getoption(name)}")
+    for line in config.stash.get(_TROUBLE, ()):
+        terminalreporter.write_line(f"ERROR: {line}")
+
+
+def _attempt(config: pytest.Config, what: str, do: Callable[[], Any]) -> bool:
+    """Do what may fail at the end of a run: it then costs one line, and nothing else."""
+    try:
+        do()
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        config.stash.setdefault(_TROUBLE, []).append(f"{what} could not be written: {text}")
+        return False
+    return True
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Close the verdict file; a session in which nothing was judged does not conform."""
-    run = session.config.stash.get(_RUN, None)
+    """Close the verdict file and write the page; the exit code follows the verdicts."""
+    config = session.config
+    run = config.stash.get(_RUN, None)
     if run is None:
         return
-    from attnspec.conformance.judge import JUDGED
+    from attnspec.conformance import page
+    from attnspec.conformance.ending import NOTHING, exit_code, nothing_judged
     from attnspec.conformance.testing import tests_of
+    from attnspec.conformance.verdicts import collect
 
-    if hasattr(session.config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
-        session.config.workeroutput["attnspec"] = [run.take(), run.collected, run.ended]
+    config.stash[_SURROUNDINGS].put_back()
+    run.note_fallbacks()
+    if hasattr(config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
+        config.workeroutput["attnspec"] = [run.take(), run.collected, run.ended]
         return
-    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not session.config.getoption("collectonly"):
-        run.known.settle(run, tests_of)
-        run.draft.write(run)
-        if run.known.errors:
-            session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
-    judged = sum(counts[verdict] for counts in run.record.counts.values() for verdict in JUDGED)
+    if config.getoption("collectonly"):
+        return
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        if not _attempt(config, "what is known of the known issues", lambda: run.known.settle(run, tests_of)):
+            exitstatus = pytest.ExitCode.TESTS_FAILED
+        _attempt(config, "the draft of known issues", lambda: run.draft.write(run))
     stopped = session.shouldfail or session.shouldstop or _STOPPED.get(int(exitstatus), "")
+    if exitstatus == pytest.ExitCode.INTERRUPTED and not (session.shouldfail or session.shouldstop):
+        stopped = _who_stopped(run, config.stash[_SIGNALS].caught)
     if run.ended < run.collected or int(exitstatus) in _STOPPED:
         run.record.interrupt(f"{run.ended} of {run.collected} tests were asked" + (f": {stopped}" if stopped else ""))
-    if exitstatus == 0 and judged == 0:
-        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-        print("\nnothing was judged: no problem of these clauses could be put to the implementation", file=sys.stderr)
-    run.close(int(session.exitstatus))
-    if session.config.getoption("--verdict-report"):
-        from attnspec.conformance import page
-        from attnspec.conformance.verdicts import collect
+    session.exitstatus = exit_code(run, int(exitstatus))
+    if session.exitstatus == NOTHING:
+        print(f"\n{nothing_judged(run)}", file=sys.stderr)
+    _attempt(config, "the end of the verdicts", lambda: run.close(int(session.exitstatus)))
+    target = config.getoption("--verdict-report")
+    if target:
+        target = config.stash[_SURROUNDINGS].folder / target
+        _attempt(config, f"the page {target}", lambda: page.write(collect(run.record.lines.kept), target))
+    if run.record.lines.trouble:
+        config.stash.setdefault(_TROUBLE, []).append(run.record.lines.trouble)
+    config.stash[_EXIT] = int(session.exitstatus)
 
-        page.write(collect(run.record.lines.kept), Path(session.config.getoption("--verdict-report")))
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Signals are pytest's own again; a thread that the implementation left does not keep the process from ending."""
+    if config.stash.get(_RUN, None) is None:
+        return
+    from attnspec.conformance.process import end_despite
+
+    config.stash[_SIGNALS].leave()
+    config.stash[_RUN].fallbacks.leave()
+    threads = config.stash[_SURROUNDINGS].left_running()
+    if threads and _EXIT in config.stash:
+        end_despite(threads, config.stash[_EXIT])
+
+
+def _who_stopped(run: Any, signal: str) -> str:
+    """Why a run was interrupted: a signal came, or the implementation raised what a signal raises."""
+    at = f" at {run.asking}" if run.asking else ""
+    if signal:
+        return f"interrupted{at} by {'Ctrl-C' if signal == 'SIGINT' else signal}"
+    return f"KeyboardInterrupt was raised{at}, and no signal had come: the implementation raised it, or a plugin did"
 
 
 _STOPPED = {
-    int(pytest.ExitCode.INTERRUPTED): "interrupted, as by Ctrl-C",
+    int(pytest.ExitCode.INTERRUPTED): "interrupted",
     int(pytest.ExitCode.INTERNAL_ERROR): "an internal error of pytest or of a plugin",
     int(pytest.ExitCode.USAGE_ERROR): "a wrong use of the command line",
 }

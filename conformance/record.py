@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.judge import Verdict
-from attnspec.conformance.verdicts import FORMAT, Lines, Share, finite, worse
+from attnspec.conformance.verdicts import FORMAT, Lines, Share, Why, finite, worse
 
+FLUSHED = 1.0  # seconds after which what was counted is written, in the middle of a test too
 Cell = tuple[str, str, str, str]  # clause, dtype, variant, device
 Strand = tuple[str, str, str]  # dtype, variant, device
 
@@ -37,7 +39,7 @@ class Record:
 
     worst: for each cell and tensor the largest error as a share of its bound, and the class of that bound. held: for each
     dtype, variant and device the class that is required and the strictest that no answer left. interruptions: why the run
-    did not ask everything that it set out to ask.
+    did not ask everything that it set out to ask. whys: of cells with NOT_RUN, why.
     """
 
     path: Path | None = None
@@ -46,24 +48,30 @@ class Record:
     held: dict[Strand, tuple[str, str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     reasons: dict[Cell, str] = field(default_factory=dict)
+    whys: dict[Cell, Why] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     interruptions: list[str] = field(default_factory=list)
     lines: Lines = field(default_factory=Lines)
     _changed: dict[Cell, None] = field(default_factory=dict)
+    _flushed: float = 0.0  # when
 
     def open(self, header: dict[str, Any]) -> None:
         """Start the file anew with its header."""
         self.lines = Lines(self.path)
         self.lines.add({"kind": "header", "format": FORMAT, **header})
 
-    def count(self, cell: Cell, verdict: Verdict, n: int = 1, reason: str = "") -> None:
-        """Add n problems to a cell."""
+    def count(self, cell: Cell, verdict: Verdict, n: int = 1, reason: str = "", why: Why | None = None) -> None:
+        """Add n problems to a cell. What changed is written at least each second, whatever becomes of the test."""
         if n == 0:
             return
         self.counts[cell][verdict] += n
         if reason:
             self.reasons.setdefault(cell, reason)
+        if why is not None and not (cell in self.whys and self.whys[cell].cut):
+            self.whys[cell] = why
         self._changed[cell] = None
+        if self.path is not None and time.monotonic() - self._flushed >= FLUSHED:
+            self.flush()
 
     def measure(self, cell: Cell, shares: Mapping[str, Share]) -> None:
         """Keep the worst error of each tensor, as a share of its bound."""
@@ -100,12 +108,13 @@ class Record:
         for cell in self._changed:
             self.lines.add(self._cell(cell))
         self._changed.clear()
+        self._flushed = time.monotonic()
 
     def take(self) -> dict[str, Any]:
         """What came since the last call, as plain data; it is forgotten here."""
         taken = {
             "counts": [
-                [*cell, str(verdict), n, self.reasons.get(cell, "")]
+                [*cell, str(verdict), n, self.reasons.get(cell, ""), str(self.whys.get(cell, ""))]
                 for cell, counts in self.counts.items()
                 for verdict, n in counts.items()
             ],
@@ -119,8 +128,8 @@ class Record:
 
     def absorb(self, taken: dict[str, Any]) -> None:
         """Add what :meth:`take` gave in another process."""
-        for clause, dtype, variant, device, verdict, n, reason in taken["counts"]:
-            self.count((clause, dtype, variant, device), Verdict(verdict), n, reason)
+        for *cell, verdict, n, reason, why in taken["counts"]:
+            self.count(tuple(cell), Verdict(verdict), n, reason, Why(why) if why else None)
         for clause, dtype, variant, device, output, share, class_ in taken["worst"]:
             self.measure((clause, dtype, variant, device), {output: Share(share, class_)})
         for failure in taken["failures"]:
@@ -154,6 +163,8 @@ class Record:
             }
         if cell in self.reasons:
             line["reason"] = self.reasons[cell]
+        if cell in self.whys:
+            line["why"] = str(self.whys[cell])
         return line
 
     def _accuracy(self, strand: Strand) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
 from attnspec.conformance.case import describe, describe_problem, summary
 from attnspec.conformance.coverage import Space, said
+from attnspec.conformance.ending import incomplete
 from attnspec.conformance.environment import device_data, device_name, versions
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
-from attnspec.conformance.repro import write
+from attnspec.conformance.repro import FOLDER, write
 from attnspec.conformance.run import TIERS, Run
 from attnspec.conformance.subject import ORACLE, Subject
 from attnspec.conformance.verdicts import finite, judged, mark, tally
@@ -186,7 +188,7 @@ def failure(
     diagnosis, names = names_of(explained)
     if diagnosis and not finding.hint:
         lines.append(f"  because   {diagnosis}")
-    path = write(subject, explained, other) if run.repros else None
+    path = _script(run, subject, explained, other) if run.repros else None
     if path is not None:
         lines.append(f"  repro     python {path}")
     token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
@@ -227,6 +229,14 @@ def problem_in_words(subject: Subject, explained: Explained) -> str:
         return describe(explained.case if graded else replace(explained.case, wrt="all"))
     without = graded and not explained.problem.wrt and explained.finding.output != "call"
     return describe_problem(explained.problem) + ("; no input requires grad" if without else "")
+
+
+def _script(run: Run, subject: Subject, explained: Explained, other: Problem | None) -> Path | None:
+    try:
+        return write(subject, explained, other, run.home)
+    except OSError as error:  # a verdict is never lost to what would only show it again
+        run.record.note(f"the scripts of failures can't be written to {run.home / FOLDER}: {error.strerror or error}")
+        return None
 
 
 def numbers(explained: Explained) -> str:
@@ -311,7 +321,7 @@ def faults(run: Run) -> list[str]:
 
 def table(run: Run) -> list[str]:
     """Clause × dtype for each variant: problems passed of those judged; then what held."""
-    record, lines = run.record, []
+    record, lines, missing = run.record, [], incomplete(run)
     for subject in run.subjects:
         dtypes = [d for d in subject.dtypes if any(cell[1] == d for cell in record.counts)]
         title = f"{subject.adapter.name} {subject.adapter.variant}".strip() + f" on {subject.device}"
@@ -324,7 +334,8 @@ def table(run: Run) -> list[str]:
         lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
         if subject.compared:
             lines.append(f"  {'covered':12}  {covered(subject)}")
-    lines += ["", *(run.known.lines and [*run.known.lines, ""]), *totals(record, f"shard {run.shard} · " if run.shard else "")]
+    of = ("INCOMPLETE · " if missing else "") + (f"shard {run.shard} · " if run.shard else "")
+    lines += ["", *(run.known.lines and [*run.known.lines, ""]), *totals(record, of), *(f"INCOMPLETE: {line}" for line in missing)]
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
     lines.append(
         f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "

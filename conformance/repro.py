@@ -64,8 +64,8 @@ sys.exit(int(outside.any()))
 """
 
 
-def write(subject: Subject, explained: Explained, other: Problem | None) -> Path | None:
-    """Write the script beside the others, and return its path.
+def write(subject: Subject, explained: Explained, other: Problem | None, home: Path) -> Path | None:
+    """Write the script beside the others in the folder `home`, and return its path from there. Raises OSError.
 
     None where the convention can't say the call, the numbers are too many for a script, or a script can't tell right from wrong.
     """
@@ -78,13 +78,13 @@ def write(subject: Subject, explained: Explained, other: Problem | None) -> Path
         return None
     if text is None:
         return None
-    FOLDER.mkdir(exist_ok=True)
+    (home / FOLDER).mkdir(exist_ok=True)
     variant = re.sub(r"\W+", "-", subject.adapter.variant)
     stem = "_".join(
         x for x in ("repro", explained.clause, str(explained.problem.dtype)[6:], explained.finding.output, variant) if x
     )
     path = FOLDER / f"{stem}.py"
-    path.write_text(text, encoding="utf-8")
+    (home / path).write_text(text, encoding="utf-8")
     return path
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -14,6 +15,7 @@ from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.record import Failure, Record
+from attnspec.conformance.shapes import Fallbacks, few, fewer
 from attnspec.conformance.shard import Shard
 from attnspec.conformance.subject import Subject
 from attnspec.reference import stricter
@@ -58,6 +60,8 @@ class Run:
     case: Case | None = None
     clauses: tuple[str, ...] = ()
     enforce_should: bool = False
+    allow_incomplete: bool = False  # what was not reached does not decide the exit code
+    few_shapes: frozenset[int] = frozenset()  # ids of the subjects that are asked in few shapes only
     pinned_only: bool = False  # no search: what is asked depends on no seed and on no version of Hypothesis
     shard: Shard | None = None
     record: Record = field(default_factory=Record)
@@ -66,18 +70,52 @@ class Run:
     repros: bool = True
     show: str | None = None  # "hex": numbers of failures to the bit
     asked: str = ""  # the full command, as it was given
+    asking: str = ""  # clause and case that the run is at
+    home: Path = field(default_factory=Path.cwd)  # where the scripts of failures go, wherever a kernel changes to
+    until: float = float("inf")  # when the test that is asked must let others ask
     collected: int = 0  # tests that are to be asked
     ended: int = 0  # tests that were asked to their end
     started: float = field(default_factory=time.monotonic)
     explained: list[tuple[Subject, Explained, Failure]] = field(default_factory=list)
+    fallbacks: Fallbacks | None = None  # of torch.compile inside the implementation
+    begun: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # tests that have asked their first problems
     _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
     _explainers: dict[int, Explainer] = field(default_factory=dict)
 
     @property
     def out_of_time(self) -> bool:
-        """True once the budget is spent."""
-        return self.budget is not None and time.monotonic() - self.started > self.budget
+        """True once the budget is spent, or the share of it that the asking test has."""
+        return self.budget is not None and time.monotonic() > min(self.until, self.started + self.budget)
+
+    @property
+    def over(self) -> bool:
+        """True once the whole budget is spent."""
+        return self.budget is not None and time.monotonic() > self.started + self.budget
+
+    def share(self, tests: int) -> None:
+        """Give the test that comes next its share of the time: what is left, divided by the tests that are left."""
+        if self.budget is not None:
+            now = time.monotonic()
+            self.until = now + max(0.0, self.started + self.budget - now) / max(1, tests)
+
+    def begin(self, askings: Sequence[Any], enough: Callable[[], bool] = lambda: False) -> None:
+        """With a budget, each test asks its first problems before any goes on; then all the time that is left is for all.
+
+        Without one there is nothing to divide. enough: whether the run is to stop.
+        """
+        for n, asking in enumerate(askings if self.budget is not None else ()):
+            if enough():
+                return
+            self.share(len(askings) - n)
+            asking.begin()
+            self.begun[asking.key] = asking
+        self.until = float("inf")
+
+    @property
+    def soaks(self) -> bool:
+        """True in the tier whose end is that of its time."""
+        return self.tier is TIERS["soak"]
 
     def explainer(self, subject: Subject) -> Explainer:
         """Who explains the failures of a subject, and remembers them through the run."""
@@ -94,7 +132,8 @@ class Run:
         if self.case is not None:
             return [self.case] if self.case.dtype == dtype else []
         if id(subject) not in self._rows:
-            self._rows[id(subject)] = array(self.tier.array, subject.adapter, subject.dtypes)
+            rows = array(self.tier.array, subject.adapter, subject.dtypes)
+            self._rows[id(subject)] = fewer(rows, subject) if id(subject) in self.few_shapes else rows
         return [case for case in self._rows[id(subject)] if case.dtype == dtype]
 
     def search(
@@ -119,7 +158,7 @@ class Run:
         def look(case: Case) -> bool:
             if self.out_of_time:
                 return False
-            fitting = narrow(case)
+            fitting = narrow(few(case, subject) if id(subject) in self.few_shapes else case)
             return fitting is None or ask(fitting)
 
         search(cases(subject.adapter, dtype), wanted, crc32(f"{self.seed} {test} {dtype}".encode()), look)
@@ -132,6 +171,11 @@ class Run:
                 explained = replace(explained, diagnosis=diagnosis)
                 failure.diagnosis, failure.names = names_of(explained)
                 self.explained[n] = (subject, replace(explained, met=explained.met[:1]), failure)
+
+    def note_fallbacks(self) -> None:
+        """Say so where compiled code became code that is not compiled."""
+        if self.fallbacks is not None and self.fallbacks.note:
+            self.record.note(self.fallbacks.note)
 
     def close(self, exit_status: int) -> None:
         """Say of each failure what it is and which fault it belongs to, and end the verdict file."""

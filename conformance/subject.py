@@ -64,6 +64,7 @@ class Subject:
     exempt: int = 0
     elements: int = 0
     judged: int = 0
+    calls: int = 0  # of the implementation
     backend: Trace | None = None  # what a plain call ran
     called: bool = False
     disturbed: dict[str, tuple[str, Problem]] = field(default_factory=dict)  # global state → which call changed it how, and where
@@ -105,6 +106,7 @@ class Subject:
 
     def run(self, problem: Problem) -> Answer:
         """The implementation's answer. What the call changes around it is remembered, and set back."""
+        self.calls += 1
         with self.watching(problem):
             # The traceback of a crash or a hang holds no values, but it does hold the names of files.
             where = f"<attnspec asks {self.asking or 'the first questions'}: {describe_problem(problem)}>"
@@ -171,6 +173,10 @@ class Subject:
                 self._judgements.popitem(last=False)
         self._measure(self._judgements[case])
         return self._judgements[case]
+
+    def remembers(self, case: Case) -> bool:
+        """Whether a case was judged before."""
+        return case in self._judgements
 
     def judged_now(self, problem: Problem) -> tuple[Judgement, Exact]:
         """What the judge says of a problem, asked now, and the exact answer.

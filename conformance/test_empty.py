@@ -72,7 +72,7 @@ def test_the_other_rows_do_not_notice(subject: Subject, case: Case) -> None:
 
 
 @clause("EMPTY-5")
-@once()
+@once(dangerous=True)
 def test_no_keys_at_all(subject: Subject, case: Case) -> None:
     """k_len = 0."""
     d = min(subject.adapter.widths) if subject.adapter.widths else 8

@@ -100,7 +100,7 @@ def test_values_may_be_wider_or_narrower(subject: Subject, case: Case) -> None:
 
 
 @clause("SHAPE-4")
-@once()
+@once(dangerous=True)
 def test_nothing_in_nothing_out(subject: Subject, case: Case) -> None:
     """b, h, i and e are zero in turn; gradients keep the shapes of their inputs."""
     shared = fit(case, subject.adapter).g is None

@@ -7,10 +7,12 @@ cases, ``@agrees`` that it is the comparison with the reference.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import islice
@@ -29,7 +31,7 @@ from attnspec.conformance.made import smallest
 from attnspec.conformance.order import wrong_by_itself
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject import PLAINLY, Subject, Within
-from attnspec.conformance.verdicts import Share
+from attnspec.conformance.verdicts import Share, Why
 from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
 
@@ -77,7 +79,7 @@ class Plan:
 
     offering: features that must be promised. like: levels that every case gets. where: which cases can show the clause.
     outputs: those compared with the reference where the test is a comparison; for a relation, those that must be right
-    before it is asked.
+    before it is asked. dangerous: it asks what some kernels do not survive, and comes last.
     """
 
     offering: tuple[str, ...] = ()
@@ -86,6 +88,7 @@ class Plan:
     outputs: tuple[str, ...] = ()
     comparison: bool = False
     once: bool = False
+    dangerous: bool = False
 
     def narrow(self, case: Case, subject: Subject) -> Case | None:
         """The case with the levels that this test wants, or None where it can't show the clause."""
@@ -117,9 +120,12 @@ def on_cases(
     return _plan(Plan(offering, tuple(like.items()), where, right))
 
 
-def once(*offering: str) -> Callable[[Callable], Callable]:
-    """The test makes its own problems: it is called once for each dtype, with the simplest case of that dtype."""
-    return _plan(Plan(offering, once=True))
+def once(*offering: str, dangerous: bool = False) -> Callable[[Callable], Callable]:
+    """The test makes its own problems: it is called once for each dtype, with the simplest case of that dtype.
+
+    dangerous: it asks what some kernels do not survive, such as no heads; all others come first.
+    """
+    return _plan(Plan(offering, once=True, dangerous=dangerous))
 
 
 def _plan(plan: Plan) -> Callable[[Callable], Callable]:
@@ -139,10 +145,14 @@ def clause(*ids: str) -> Callable[[Callable], Callable]:
 
         @functools.wraps(test)
         def run_it(attnspec_run: Run, subject: Subject, dtype: str) -> None:
-            Asking(attnspec_run, subject, dtype, ids, test).go()
+            begun = attnspec_run.begun.pop((test, id(subject), dtype), None)
+            (begun or asking(attnspec_run, subject, dtype)).go()
+
+        def asking(run: Run, subject: Subject, dtype: str) -> Asking:
+            return Asking(run, subject, dtype, ids, test)
 
         del run_it.__wrapped__  # type: ignore[attr-defined]  # pytest reads fixtures from the signature
-        run_it.clauses = ids  # type: ignore[attr-defined]
+        run_it.clauses, run_it.asking, run_it.dangerous = ids, asking, test.plan.dangerous  # type: ignore[attr-defined]
         return run_it
 
     return bind
@@ -155,7 +165,7 @@ def tests_of(clauses: tuple[str, ...]) -> list[Any]:
     order = {id_: n for n, id_ in enumerate(index())}
     wanted = set(clauses)
     tests = [t for t in tests if not wanted or any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in t.clauses)]
-    return sorted(tests, key=lambda test: min(order[id_] for id_ in test.clauses))
+    return sorted(tests, key=lambda test: (test.dangerous, min(order[id_] for id_ in test.clauses)))
 
 
 class Asking:
@@ -172,23 +182,49 @@ class Asking:
         self.excuse = next(iter(why_not.values())) if not self.ids else ""
         self.main = index()[(self.ids or ids)[0]]
         self.plan: Plan = test.plan  # type: ignore[attr-defined]
-        self.passed = 0
-        self.refused = 0
+        self.passed = self.refused = 0
+        self.unasked = False  # the time was up before every problem of the first round was asked
         self.reason = ""
         self.shown: list[str] = []  # texts of failures that this test is the first to show
         self.again: dict[str, int] = {}  # clause → problems that fail by a failure already shown
         self.excused: dict[str, int] = {}  # clause → problems that fail by a known issue
+        self.key = (test, id(subject), dtype)
+        self._cases: deque[Case] | None = None  # those of the array that are still to be asked
+        self._started = self._ended = False
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Ask the first problems, at least one, until the time of this test is up; :meth:`go` goes on from there."""
+        try:
+            with self._counted():
+                self._go(first=True)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # pytest's skip and fail among them: they are for the test itself
+            self._error = error
 
     def go(self) -> None:
         """Ask, count, and end as pytest wants it: fail, skip with a reason, or return."""
+        if self._error is not None:
+            raise self._error
+        with self._counted():
+            self._go()
+            self._end()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
         self.subject.measured.clear()
         try:
-            self._go()
+            yield
+        except KeyboardInterrupt:
+            if not self.passed:
+                self._count(Verdict.NOT_RUN, 1, "the run was interrupted", Why.INTERRUPTION)
+            raise
         finally:
             self._measure()
             self.run.record.flush()
 
-    def _go(self) -> None:
+    def _go(self, first: bool = False) -> None:
         if self.excuse:
             pytest.skip(self.excuse)
         missing = [feature for feature in self.plan.offering if not self.subject.offers(feature)]
@@ -196,22 +232,24 @@ class Asking:
             self._count(Verdict.UNSUPPORTED, 1, f"{' and '.join(missing)} not offered")
             pytest.skip(f"{' and '.join(missing)} not offered")
         self._tell_of_disturbances(None)  # when the implementation was met
-        if self.plan.once and not self.run.out_of_time:
-            # A test that makes its own problems asks nothing of the array.
-            self._ask(fit(Case(dtype=self.dtype, heads="2/2"), self.subject.adapter), self._relation)
-        elif not self.plan.once:
-            self._ask_all()
-        self._count(Verdict.PASS, self.passed)
-        self._count(Verdict.UNSUPPORTED, self.refused, self.reason)
-        self._end()
+        self._ask_all(first)
 
-    def _ask_all(self) -> None:
+    def _ask_all(self, first: bool) -> None:
+        """Ask the cases of the array and then the search, until the time is up; called again, go on from there."""
         ask = self._comparison if self.plan.comparison else self._relation
-        for case in self._rows():
-            if self.run.out_of_time:
-                break
-            if not self._ask(case, ask):
+        if self._cases is None:
+            self._cases = deque(self._rows())
+        self.unasked = False
+        while self._cases:
+            if self.run.out_of_time and not (first and not self._started and not self.run.over):
+                self.unasked = True
                 return
+            self._started = True
+            if not self._ask(self._cases.popleft(), ask):
+                self._cases.clear()
+                self._ended = True
+        if first or self._ended or self.plan.once:
+            return
         self.run.search(
             self.subject,
             self.dtype,
@@ -226,6 +264,8 @@ class Asking:
 
         For a relation the most diverse ones, the first without any option if the test allows that.
         """
+        if self.plan.once:  # a test that makes its own problems asks nothing of the array
+            return [fit(Case(dtype=self.dtype, heads="2/2"), self.subject.adapter)]
         tier, rows = self.run.tier, self.run.rows(self.subject, self.dtype)
         if self.run.case is not None and self.plan.comparison:
             return rows
@@ -233,6 +273,8 @@ class Asking:
         most = 12 * tier.rows if not self.plan.comparison else tier.narrowed if self.plan.like else None
         if self.subject.adapter.restrictions:
             self._count_restricted(most)
+        if self.run.budget is not None and self.plan.comparison:  # what another test has asked costs no time
+            fitting = dict.fromkeys(sorted(fitting, key=lambda case: not self.subject.remembers(case)))
         if not self.plan.comparison:
             some = list(islice(fitting, most))
             bare = (
@@ -250,20 +292,24 @@ class Asking:
         left_out = sum(fit(case, self.subject.adapter) != case for case in unrestricted)
         # A relation is asked on a few of many rows: that it has none is what counts.
         none = not any(True for _ in islice(self.plan.cases(self.run.rows(self.subject, self.dtype), self.subject), 1))
-        self.refused += left_out if self.plan.comparison else int(bool(left_out) and none)
+        left_out = left_out if self.plan.comparison else int(bool(left_out) and none)
+        self.refused += left_out
         self.reason = self.reason or (f"restricted: {', '.join(names)}" if left_out else "")
+        self._count(Verdict.UNSUPPORTED, left_out, self.reason)
 
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""
-        self.subject.asking = f"{self.main.id} --case={case.token()}"
+        self.run.asking = self.subject.asking = f"{self.main.id} --case={case.token()}"
         self.run.known.ask(self.subject, case)
         try:
             if ask(case):
                 self.passed += 1
+                self._count(Verdict.PASS, 1)
                 self.run.draft.passed("" if self.plan.comparison else self.test.__name__, self.subject, case)
         except NotOffered as refusal:
             self.refused += 1
             self.reason = self.reason or str(refusal)
+            self._count(Verdict.UNSUPPORTED, 1, self.reason)
         except TooLarge as refusal:
             self.reason = self.reason or str(refusal)
             self._count(Verdict.RESOURCE, 1, self.reason)
@@ -436,9 +482,9 @@ class Asking:
         if self.dtype in self.subject.held:
             self.run.record.hold(strand, self.subject.required_class(self.dtype), self.subject.held[self.dtype])
 
-    def _count(self, verdict: Verdict, n: int, reason: str = "") -> None:
+    def _count(self, verdict: Verdict, n: int, reason: str = "", why: Why | None = None) -> None:
         for id_ in self.ids:
-            self.run.record.count((id_, self.dtype, self.subject.label, self.subject.device), verdict, n, reason)
+            self.run.record.count((id_, self.dtype, self.subject.label, self.subject.device), verdict, n, reason, why)
 
     def _end(self) -> None:
         if self.shown:
@@ -448,9 +494,10 @@ class Asking:
         if self.excused:
             pytest.xfail("known issues: " + ", ".join(f"{n} of its problems by {id_}" for id_, n in self.excused.items()))
         if not self.passed:
-            reason = self.reason or ("the time was up" if self.run.out_of_time else "no case of this tier can show it")
-            if not self.refused:
-                self._count(Verdict.NOT_RUN, 1, reason)
+            why = Why.NO_CASE if not self.unasked else Why.SOAKED if self.run.soaks else Why.TIME
+            reason = self.reason or ("the time was up" if self.unasked else "no case of this tier can show it")
+            if not self.refused or why.cut:
+                self._count(Verdict.NOT_RUN, 1, reason, why)
             pytest.skip(reason)
 
 

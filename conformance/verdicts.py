@@ -10,11 +10,13 @@ Nothing in here needs torch: a file can be read where no kernel runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,20 @@ LADDER = ("R", "A", "T", "B", "B*", "C", "C*", "D")
 
 Key = tuple[str, str, str, str]
 Counts = Mapping[str, int]
+
+
+class Why(StrEnum):
+    """Why a clause has no judged problem where it is offered."""
+
+    NO_CASE = "no case"  # no problem of this tier can show it
+    SOAKED = "soaked"  # the time of soak is its normal end
+    TIME = "time"
+    INTERRUPTION = "interruption"
+
+    @property
+    def cut(self) -> bool:
+        """Whether something else came first: there may be problems that were not reached."""
+        return self in (Why.TIME, Why.INTERRUPTION)
 
 
 class VerdictError(ValueError):
@@ -54,10 +70,14 @@ def worse(a: Share | None, b: Share) -> Share:
 
 @dataclass
 class Lines:
-    """Lines of a run, kept, and appended to a file where there is one; each is on disk before the next is made."""
+    """Lines of a run, kept, and appended to a file where there is one; each is on disk before the next is made.
+
+    trouble: why the file can't be written any more. Its last line is then cut off, and it has no footer.
+    """
 
     path: Path | None = None
     kept: list[dict[str, Any]] = field(default_factory=list)
+    trouble: str = ""
 
     def __post_init__(self) -> None:
         if self.path is not None:
@@ -66,17 +86,26 @@ class Lines:
     def add(self, line: dict[str, Any]) -> None:
         """Keep a line and write it."""
         self.kept.append(line)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_dump(line))
+        if self.path is not None and not self.trouble:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_dump(line))
+            except OSError as error:
+                self.trouble = f"the verdicts can't be written to {self.path}: {error.strerror or error}; the file is incomplete"
 
     def put_in_order(self) -> None:
         """Write the file once more, each cell once, in the order of the text; at no moment is there half a file."""
         if self.path is None or not self.path.is_file():  # a pipe stays as it was written
             return
         beside = self.path.with_name(self.path.name + ".new")
-        beside.write_text("".join(map(_dump, collect(self.kept).lines())), encoding="utf-8")
-        os.replace(beside, self.path)
+        try:
+            beside.write_text("".join(map(_dump, collect(self.kept).lines())), encoding="utf-8")
+            os.replace(beside, self.path)
+        except OSError:  # the file stays as it was written, line by line
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+        else:
+            self.trouble = ""
 
 
 def _dump(line: dict[str, Any]) -> str:
@@ -127,6 +156,12 @@ class Verdicts:
     def decides(self, clause: str) -> bool:
         """Whether a broken clause makes the run fail."""
         return self.level(clause) == "MUST" or bool(self.header.get("enforce_should"))
+
+    @property
+    def unreached(self) -> dict[Key, Why]:
+        """The cells that were to be judged, and were not."""
+        whys = {key: Why(cell["why"]) for key, cell in self.cells.items() if cell.get("why")}
+        return unreached({key: cell["problems"] for key, cell in self.cells.items()}, whys, self.decides)
 
     @property
     def tally(self) -> Tally:
@@ -220,6 +255,11 @@ def standing(counts: Counts) -> str:
 def judged(counts: Counts) -> int:
     """Problems whose answer was judged."""
     return counts.get("PASS", 0) + counts.get("KNOWN_ISSUE", 0) + sum(counts.get(verdict, 0) for verdict in BROKEN)
+
+
+def unreached(cells: Mapping[Key, Counts], whys: Mapping[Key, Why], decides: Callable[[str], bool]) -> dict[Key, Why]:
+    """The cells of clauses that decide of which no problem was judged, since the time or an interruption came first."""
+    return {key: why for key, why in whys.items() if why.cut and decides(key[0]) and not judged(cells.get(key, {}))}
 
 
 def worst_of(cells: Iterable[Mapping[str, Any]]) -> dict[str, Share]:

@@ -24,7 +24,8 @@ def tools(tmp_path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (folder / "attnspec").write_text('#!/bin/sh\necho "asked: $*"\nexit 1\n')
+    real = f'case "$1" in verify) exec "{sys.executable}" -m attnspec.conformance "$@";; esac'
+    (folder / "attnspec").write_text(f'#!/bin/sh\n{real}\necho "asked: $*"\nexit 1\n')
     for tool in folder.iterdir():
         tool.chmod(0o755)
     return folder
@@ -75,6 +76,25 @@ def test_a_run_that_fails_fails_the_step_and_is_summed_up(tools):
     assert f"### attnspec: {KERNEL}" in summary
     assert "broken: CAUSAL-1" in summary
     assert "MUST clauses: " in summary
+
+
+def test_a_kernel_that_ends_the_process_with_0_is_red(tools):
+    work = tools.parent / "work"
+    work.mkdir()
+    (work / "kernel.py").write_text("import os\n\ndef attend(q, k, v):\n    os._exit(0)\n")
+    (work / "attnspec-report").mkdir()
+    (work / "attnspec-report" / "verdicts.jsonl").write_text('{"kind": "of an earlier run"}\n')
+    code, printed, *_ = act(tools, "Run", impl="kernel.py:attend", tier="smoke", args=QUICK)
+    assert code == 2, printed
+    assert "is empty: the run did not begin" in printed
+
+
+def test_every_recipe_of_the_page_verifies_its_file():
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S):
+        for line in block.splitlines():
+            if "-m pytest" in line:
+                (file,) = re.findall(r"--verdicts=(\S+)", line)
+                assert f"attnspec verify {file}" in block
 
 
 def test_known_issues_search_and_seed_are_handed_on(tools):

@@ -173,7 +173,7 @@ def test_a_killed_run_leaves_a_valid_prefix(here, schema):
 @pytest.mark.parametrize(
     ("ends", "options", "why"),
     [
-        ("ctrl-c", (), "interrupted, as by Ctrl-C"),
+        ("ctrl-c", (), "KeyboardInterrupt was raised at SHAPE-"),
         ("wrong", ("-x",), "stopping after 1 failures"),
         ("", ("-p", "breaks_pytest"), "an internal error"),
     ],
