@@ -157,7 +157,7 @@ class Record:
         clause, dtype, variant, device = cell
         line: dict[str, Any] = {"kind": "cell", "clause": clause, "dtype": dtype, "variant": variant, "device": device}
         line["problems"] = {str(verdict): n for verdict, n in self.counts[cell].items() if n} if cell in self.counts else {}
-        if cell in self.worst:
+        if self.worst.get(cell):
             line["worst"] = {
                 output: {"share": finite(share.of_bound), "class": share.class_} for output, share in self.worst[cell].items()
             }

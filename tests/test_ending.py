@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from judging import judge
 
+from attnspec.adapters import resolve
 from attnspec.conformance import check, testing
+from attnspec.conformance.case import array
 from attnspec.conformance.cli import main
+from attnspec.conformance.shapes import Fallbacks, fewer, slow_on_new
+from attnspec.conformance.subject import Subject
 from attnspec.conformance.verdicts import Lines, Why, read
 
 HERE = Path(__file__).parent
@@ -278,3 +286,61 @@ def test_a_budget_that_suffices_asks_all(here):
 def test_the_most_dangerous_sizes_come_last():
     names = [test.__name__ for test in testing.tests_of(())]
     assert set(names[-2:]) == {"test_nothing_in_nothing_out", "test_no_keys_at_all"}
+
+
+# FEW SHAPES
+
+
+def test_few_shapes_keep_all_pairs_of_options():
+    """Every combination of two options that the array holds is still there, in a tenth of its shapes."""
+    (adapter,) = resolve("sdpa-math", {})
+    subject = Subject(adapter)
+    rows = [case for case in array("pairs", adapter, ("float32",)) if case.dtype == "float32"]
+    small = fewer(rows, subject)
+    assert len({shape(case) for case in rows}) > 60
+    assert len({shape(case) for case in small}) <= 8
+    assert {sign(case) for case in small} == {-1, 0, 1}
+    assert {case.sharing for case in small} == {case.sharing for case in rows}
+    options = ("mask", "holes", "bias", "biases", "causal", "scale", "layout", "values", "wrt", "do")
+    for one, other in combinations(options, 2):
+        kept = {(getattr(case, one), getattr(case, other)) for case in small}
+        assert {(getattr(case, one), getattr(case, other)) for case in rows} <= kept
+
+
+def test_what_is_slow_on_new_shapes_is_found(here):
+    """A kernel that sleeps where a shape is new, and one that always sleeps."""
+    seen = set()
+
+    def compiles(q, k, v):
+        if (q.shape, k.shape) not in seen:
+            seen.add((q.shape, k.shape))
+            time.sleep(0.6)
+        return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+
+    def slow(q, k, v):
+        time.sleep(0.6)
+        return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+
+    assert "for a call in a new shape" in slow_on_new(Subject(resolve(compiles)[0]))
+    assert not slow_on_new(Subject(resolve(slow)[0]))
+
+
+def test_compiled_code_that_falls_back_is_told():
+    subject = Subject(resolve("sdpa-math", {})[0], calls=9)
+    watch = Fallbacks([subject])
+    watch.watch()
+    logging.getLogger("torch._dynamo.convert_frame").warning(
+        "torch._dynamo hit config.%s (%s)\n   function: %s", "recompile_limit", 8, "'attend' (kernel.py:7)"
+    )
+    watch.leave()
+    subject.calls = 100
+    assert "gave up on 'attend' (kernel.py:7) after 9 of 100 calls" in watch.note
+    assert "the other 91 ran uncompiled" in watch.note
+
+
+def shape(case) -> tuple:
+    return case.heads, case.b, case.i, case.keys, case.d, case.width
+
+
+def sign(case) -> int:
+    return (case.i > case.keys) - (case.i < case.keys)
