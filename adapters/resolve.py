@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from attnspec.adapters.attend import variants
 from attnspec.adapters.contract import FEATURES, Adapter, check, quiet
 from attnspec.adapters.convention import FunctionAdapter, ResolveError, UnknownSignature
+from attnspec.adapters.reading import words
 
 # Shipped names, and the module and function that make their adapters; imported when asked for.
 SHIPPED = {
@@ -69,14 +71,23 @@ def parse_kwargs(text: str) -> dict[str, Any]:
         if None in values or len(values) < len(call.keywords):
             raise ValueError(text)
         return {str(name): value for name, value in values.items()}
-    except (ValueError, SyntaxError):
-        raise ResolveError(f"--impl-kwargs {text!r} can't be read; write heads=8,dim=64 or a JSON object") from None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise ResolveError(f"--impl-kwargs {short(repr(text))} can't be read; write heads=8,dim=64 or a JSON object") from None
+
+
+def short(text: str, most: int = 200) -> str:
+    """The beginning of a text that a user wrote, which may be of any length."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 # FINDING THE OBJECT
 
 
 def _load(target: str) -> tuple[Any, tuple[str, ...]]:
+    if "://" in target:
+        raise ResolveError(f"--impl={short(target)} is a URL, and nothing is fetched: download it and write file.py:name")
+    if os.path.isdir(target) and not target.isidentifier():
+        raise ResolveError(f"--impl={short(target)} is a folder; write file.py:name, or package.module.name")
     if ".py:" in target:
         file, _, name = target.rpartition(":")
         path = Path(file)
@@ -96,7 +107,7 @@ def _load(target: str) -> tuple[Any, tuple[str, ...]]:
     if module is None:
         known = ", ".join(SHIPPED)
         raise ResolveError(
-            f"--impl={target} was not found: no module {parts[0]!r} can be imported from here, and it is "
+            f"--impl={short(target)} was not found: no module {short(parts[0])!r} can be imported from here, and it is "
             f"no shipped name ({known}). Write package.module.name, file.py:name, or install the package."
         )
     if not rest or (rest == parts[-1] and not hasattr(module, rest) and _import_module(target)):
@@ -151,7 +162,7 @@ def _load_file(path: Path) -> ModuleType:
 
 def _import_failed(name: str, error: BaseException) -> ResolveError:
     alone = f"python {name}" if name.endswith(".py") else f"python -c 'import {name}'"
-    return ResolveError(f"importing {name} raised {type(error).__name__}: {error}. Try `{alone}`.")
+    return ResolveError(f"importing {name} raised {words(error)}. Try `{alone}`.")
 
 
 def _attribute(module: Any, path: str, target: str) -> Any:
@@ -217,7 +228,7 @@ def _construct(make: Callable[[], Any], name: str, kwargs: Mapping[str, Any]) ->
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
         raise ResolveError(
-            f"constructing {name} with {given} raised {type(error).__name__}: {error}. "
+            f"constructing {name} with {given} raised {words(error)}. "
             "Constructor arguments are given with --impl-kwargs name=value,name=value."
         ) from None
 

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from attnspec.conformance import diff, matrix, page
+from attnspec.conformance.text import visible
 from attnspec.conformance.verdicts import VerdictError, read
 
 
@@ -18,11 +20,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return options.do(options)
     except VerdictError as error:
-        print(f"attnspec: {error}", file=sys.stderr)
+        _say(f"attnspec: {error}", sys.stderr)
         return 2
-    except (KeyError, TypeError, AttributeError) as error:  # a file from elsewhere
-        what = f"{type(error).__name__}: {error}"
-        print(f"attnspec: a file lacks something that verdicts.schema.json asks for ({what}); write it again", file=sys.stderr)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:  # a file from elsewhere
+        what = f"{type(error).__name__}: {str(error)[:120]}"
+        _say(f"attnspec: a file holds something that verdicts.schema.json does not allow ({what}); write it again", sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,11 +52,12 @@ def _diff(options: argparse.Namespace) -> int:
         _needs_jinja()
         print(page.render("diff.md", comparison=comparison))
         return comparison.exit
-    print(comparison.headline)
+    _say(comparison.headline)
     for title, says, lines in comparison.sections():
-        print(f"\n{title}: {says}")
+        print()
+        _say(f"{title}: {says}")
         for line in lines:
-            print(f"  {line}")
+            _say(f"  {line}")
     return comparison.exit
 
 
@@ -69,7 +72,11 @@ def _matrix(options: argparse.Namespace) -> int:
         matrix.write(runs, options.output)
         print(options.output)
     if options.output is None or options.markdown:
-        print(matrix.markdown(runs) if options.markdown else matrix.text(runs))
+        if options.markdown:
+            print(matrix.markdown(runs))
+        else:
+            for line in matrix.text(runs):
+                _say(line)
     return 0
 
 
@@ -84,7 +91,12 @@ def _merge(options: argparse.Namespace) -> int:
 def _warn(runs: Sequence) -> None:
     for run in runs:
         for reason in run.incomplete:
-            print(f"attnspec: {run.source} is incomplete: {reason}", file=sys.stderr)
+            _say(f"attnspec: {run.source} is incomplete: {reason}", sys.stderr)
+
+
+def _say(line: str, stream: Any = None) -> None:
+    """One line: what is foreign in it, out of a file, is written out and not obeyed."""
+    print(visible(line), file=stream)
 
 
 def _needs_jinja() -> None:

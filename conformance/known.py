@@ -259,7 +259,7 @@ def read(path: Path, names: set[str]) -> KnownIssues:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResolveError(f"--known-issues {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ResolveError(f"--known-issues {path}: this is no TOML: {error}") from None
     whose = data.pop("implementation", None)
     whose = [whose] if isinstance(whose, str) else whose

@@ -68,7 +68,7 @@ def markdown(runs: Sequence[Verdicts]) -> str:
     return render("matrix.md", columns=columns(runs), clauses=clauses(runs))
 
 
-def text(runs: Sequence[Verdicts]) -> str:
+def text(runs: Sequence[Verdicts]) -> list[str]:
     """The table for a terminal, its columns numbered."""
     across = columns(runs)
     lines = [
@@ -79,4 +79,4 @@ def text(runs: Sequence[Verdicts]) -> str:
     for clause, about in clauses(runs).items():
         signs = "".join(f"{column.view(clause)['sign']:>4}" for column in across)
         lines.append(f"{clause:12}{signs}  {about['title']}")
-    return "\n".join([*lines, "", ", ".join(f"{sign} {state}" for state, sign in SIGNS.items())])
+    return [*lines, "", ", ".join(f"{sign} {state}" for state, sign in SIGNS.items())]

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from attnspec.conformance.text import visible
 from attnspec.conformance.verdicts import SIGNS, VerdictError, Verdicts, judged, mark, standing, worst_of
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -69,7 +70,7 @@ def render(template: str, **data: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=html,
-        finalize=None if html else lambda x: x if isinstance(x, Markdown) else plain(x),
+        finalize=_seen if html else lambda x: x if isinstance(x, Markdown) else plain(x),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -77,6 +78,11 @@ def render(template: str, **data: Any) -> str:
     environment.filters |= {"code": code, "fence": fence, "prose": prose}
     environment.globals |= {name: globals()[name] for name in VIEWS}
     return environment.get_template(template).render(**data)
+
+
+def _seen(x: Any) -> Any:
+    """A text with nothing hidden in it; what is markup already is the page's own."""
+    return visible(x, keep="\n") if isinstance(x, str) and not hasattr(x, "__html__") else x
 
 
 def prose(text: str) -> str:
@@ -227,13 +233,13 @@ class Markdown(str):
 
 def plain(text: object) -> Markdown:
     """Text in which no sign means anything to Markdown, and no name calls anybody."""
-    said = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    said = visible(" ".join(str(text).split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return Markdown(re.sub(r"([\\`*_\[\]|~])", r"\\\1", said).replace("@", "@\u200b"))
 
 
 def code(text: object) -> Markdown:
     """A span of code, whatever the text holds."""
-    said = " ".join(str(text).split()) or " "
+    said = visible(" ".join(str(text).split())) or " "
     ticks = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
     pad = " " if said.startswith("`") or said.endswith("`") else ""
     return Markdown(f"{ticks}{pad}{said}{pad}{ticks}")
@@ -241,6 +247,6 @@ def code(text: object) -> Markdown:
 
 def fence(lines: Sequence[str]) -> Markdown:
     """A block of code, whatever the lines hold."""
-    said = "\n".join(lines)
+    said = "\n".join(map(visible, lines))
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", said)), default=0))
     return Markdown(f"{ticks}text\n{said}\n{ticks}")

@@ -74,8 +74,10 @@ def pytest_configure(config: pytest.Config) -> None:
         with streams_kept():
             config.stash[_RUN] = _make_run(config)
     except (ResolveError, SpecError, ValueError) as error:
+        from attnspec.conformance.text import visible
+
         signals.leave()
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError("\n".join(map(visible, str(error).split("\n")))) from None
     except KeyboardInterrupt:
         signals.leave()
         who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised, and no signal had come,"
@@ -427,24 +429,38 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             file, line, test = result.location
             result.location = (file, line, f"{', '.join(broken)}, found by {test}")
             # What hundreds of calls logged, and what torch.compile traced, is not what a reader looks for.
-            result.sections = [section for section in result.sections if not section[0].startswith("Captured log")]
+            result.sections = [(name, _cut(said)) for name, said in result.sections if not name.startswith("Captured log")]
         else:
+            from attnspec.adapters.reading import words
             from attnspec.conformance.judge import Verdict
+            from attnspec.conformance.text import visible
 
             params = item.callspec.params  # type: ignore[attr-defined]
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
-            run.record.count(cell, Verdict.HARNESS_ERROR, 1, f"{call.excinfo.typename}: {call.excinfo.value}")
+            run.record.count(cell, Verdict.HARNESS_ERROR, 1, words(call.excinfo.value))
             result.longrepr = (
                 "attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
                 f"{run.command} --clauses={clauses[0]}\n\n"
                 + "\n".join(
                     f"{Path(str(entry.path)).name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:]
                 )
-                + f"\n{call.excinfo.typename}: {call.excinfo.value}"
+                + f"\n{visible(words(call.excinfo.value))}"
             )
+    if clauses and result.skipped and isinstance(result.longrepr, tuple):
+        from attnspec.conformance.text import visible
+
+        result.longrepr = (*result.longrepr[:2], visible(result.longrepr[2]))
     if run is not None and call.when == "teardown" and hasattr(item.config, "workerinput"):
         result.attnspec = run.take()  # pytest-xdist: what a worker saw travels with the report of its test
     return result
+
+
+def _cut(said: str, most: int = 4000) -> str:
+    """The end of what a kernel printed: a thousand calls print the same."""
+    from attnspec.conformance.text import visible
+
+    left = f"({len(said) - most} characters before are left out)\n" if len(said) > most else ""
+    return left + visible(said[-most:], keep="\n\t")
 
 
 def pytest_runtest_logreport(report: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.judge import Verdict
+from attnspec.conformance.text import visible
 from attnspec.conformance.verdicts import FORMAT, Lines, Share, Why, finite, worse
 
 FLUSHED = 1.0  # seconds after which what was counted is written, in the middle of a test too
@@ -66,7 +67,7 @@ class Record:
             return
         self.counts[cell][verdict] += n
         if reason:
-            self.reasons.setdefault(cell, reason)
+            self.reasons.setdefault(cell, visible(reason))
         if why is not None and not (cell in self.whys and self.whys[cell].cut):
             self.whys[cell] = why
         self._changed[cell] = None
@@ -94,6 +95,7 @@ class Record:
 
     def note(self, text: str) -> None:
         """Something worth saying that is no failure; each text once."""
+        text = visible(text)
         if text not in self.notes:
             self.notes.append(text)
             self.lines.add({"kind": "note", "text": text})

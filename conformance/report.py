@@ -27,6 +27,7 @@ from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import FOLDER, write
 from attnspec.conformance.run import TIERS, Run
 from attnspec.conformance.subject import ORACLE, Subject
+from attnspec.conformance.text import visible
 from attnspec.conformance.verdicts import finite, judged, mark, tally
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
@@ -87,7 +88,7 @@ def header(run: Run) -> list[str]:
     )
     if run.known.source:
         lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
-    return lines
+    return [visible(line) for line in lines]
 
 
 def restrictions(subject: Subject) -> dict[str, tuple[str, str]]:
@@ -175,7 +176,7 @@ def failure(
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
     lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
     asked = problem_in_words(subject, explained)
-    seen = found(explained, subject, run.show)
+    seen = [visible(line) for line in found(explained, subject, run.show)]
     lines.append(f"  problem   {asked}")
     written = numbers(explained)
     if written:
@@ -219,7 +220,8 @@ def failure(
         "repro": str(path) if path else None,
         "rerun": again,
     }
-    return Failure(clause.id, case.dtype, subject.label, subject.device, "\n".join(lines), case.token(), data, diagnosis, names)
+    text = "\n".join(map(visible, lines))
+    return Failure(clause.id, case.dtype, subject.label, subject.device, text, case.token(), data, diagnosis, names)
 
 
 def problem_in_words(subject: Subject, explained: Explained) -> str:
@@ -297,7 +299,7 @@ def broken_should(failure: Failure, clause: Clause, explained: Explained) -> str
     """A broken SHOULD in a line: it is said once, and does not decide the exit code."""
     where = failure.dtype if failure.variant == "only" else f"{failure.variant}, {failure.dtype}"
     what = explained.finding.message or explained.finding.kind
-    return f"{clause.id} (SHOULD) does not hold, first seen in {where}: {clause.title}; {what} --case={failure.case}"
+    return visible(f"{clause.id} (SHOULD) does not hold, first seen in {where}: {clause.title}; {what} --case={failure.case}")
 
 
 # THE END
@@ -316,7 +318,7 @@ def faults(run: Run) -> list[str]:
         lines.append(f"{n:3}. {first.clause} in {first.dtype}: {what}")
         if fault.also:
             lines.append(f"     also: {fault.also}")
-    return lines
+    return [visible(line) for line in lines]
 
 
 def table(run: Run) -> list[str]:
@@ -341,7 +343,7 @@ def table(run: Run) -> list[str]:
         f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
         f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)"
     )
-    return lines
+    return [visible(line) for line in lines]
 
 
 def covered(subject: Subject) -> str:

@@ -16,20 +16,34 @@ from attnspec.adapters import Unsupported
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.judge import Finding, beyond, together
 from attnspec.conformance.subject import PLAINLY, Subject, Within
+from attnspec.conformance.text import quoted
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index
 
 FOLDER = Path("attnspec-repros")
-# What stands before the call where it is right to raise, and where it must leave the state as it was.
-MAY_RAISE = """
-def refused(kind, error, trace):
-    print("refused, which is right:", error, flush=True)
-    os._exit(0)
+ENDS = '''
+def end(code=2):
+    """0: right; 1: the fault is there; 2: anything else that ends this script, such as an import that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
-sys.excepthook = refused
-"""
+atexit.register(end)
+'''
+# How a call ends the script: where the fault is that it raises, and where to raise is right.
+RAISES = """except BaseException:
+    traceback.print_exc()
+    end(1)"""
+MAY_RAISE = """except Exception as error:
+    print("refused, which is right:", error)
+    end(0)"""
+# What must be as it was after the call.
 STATE = """
+VARIABLES, PATH = list(os.environ), list(sys.path)
+
+
 def state():
     return {
         "default dtype": torch.get_default_dtype(),
@@ -37,7 +51,19 @@ def state():
         "threads": torch.get_num_threads(),
         "determinism": torch.are_deterministic_algorithms_enabled(),
         "matmul precision": torch.get_float32_matmul_precision(),
+        "default device": torch.get_default_device(),
+        "anomaly mode": torch.is_anomaly_enabled(),
+        "flush-denormal": sys.float_info.min / 2 == 0,
+        "error handling of NumPy": np.geterr(),
+        "garbage collection": gc.isenabled(),
+        "folder": os.getcwd(),
+        "recursion limit": sys.getrecursionlimit(),
+        "environment": {name: value for name, value in os.environ.items() if name in VARIABLES},
+        "sys.path": [x for x in PATH if x in sys.path],
+        "standard streams": (sys.stdout, sys.stderr, sys.stdout.closed),
         "random state": torch.get_rng_state().numpy().tobytes(),
+        "random state of Python": random.getstate(),
+        "random state of NumPy": [x.tolist() if hasattr(x, "tolist") else x for x in np.random.get_state()],
     }
 
 
@@ -60,7 +86,7 @@ print(f"{name}: {int(outside.sum())} of {outside.numel()} elements are further f
 for at in outside.nonzero().tolist()[:8]:
     at = tuple(at)
     print(f"  {name}{list(at)} = {got[at].item()!r}, expected {expected[at].item()!r} ± {bound[at].item():.3g}")
-sys.exit(int(outside.any()))
+end(int(outside.any()))
 """
 
 
@@ -78,6 +104,10 @@ def write(subject: Subject, explained: Explained, other: Problem | None, home: P
         return None
     if text is None:
         return None
+    try:
+        compile(text, "repro", "exec")
+    except (SyntaxError, ValueError):  # the implementation's own lines are no Python
+        return None
     (home / FOLDER).mkdir(exist_ok=True)
     variant = re.sub(r"\W+", "-", subject.adapter.variant)
     stem = "_".join(
@@ -90,7 +120,7 @@ def write(subject: Subject, explained: Explained, other: Problem | None, home: P
 
 def script(subject: Subject, explained: Explained, other: Problem | None) -> str | None:
     """The text of the script: imports, the tensors, the call, and what the answer should have been; None where that has no form."""
-    clause, finding = index()[explained.clause], explained.finding
+    clause, finding, of = index()[explained.clause], explained.finding, subject.adapter
     verdict = _verdict(subject, explained, other)
     if not verdict:
         return None
@@ -99,25 +129,32 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         "",
         textwrap.fill(clause.sentence, 110),
         "",
-        f"Found with attnspec on {subject.adapter.name} {subject.adapter.variant}".rstrip() + f" ({subject.adapter.version}).",
-        finding.message,
+        quoted(f"Found with attnspec on {of.name} {of.variant}".rstrip() + f" ({of.version})."),
+        quoted(finding.message),
         '"""',
         "",
+        "import atexit",
         "import base64",
+        "import contextlib",
+        *(["import gc"] if clause.id == "PURITY-3" else []),
         "import os",
+        *(["import random"] if clause.id == "PURITY-3" else []),
         "import sys",
+        "import traceback",
         "import zlib",
         "",
         "import numpy as np",
         "import torch",
-        "",
+        ENDS,
         *subject.adapter.call(explained.problem).source,
         "",
         f'DEVICE = "{subject.device}"',
         TENSOR,
     ]
+    ends = RAISES if finding.kind == "raised" else ""
     if finding.output == "call" and finding.kind == "relation":
-        lines += {"ERROR-2": [MAY_RAISE], "ERROR-4": [MAY_RAISE], "ERROR-5": [MAY_RAISE], "PURITY-3": [STATE]}.get(clause.id, [])
+        lines += [STATE] if clause.id == "PURITY-3" else []
+        ends = MAY_RAISE if clause.id in ("ERROR-2", "ERROR-4", "ERROR-5") else ""
     asked = (*explained.earlier, explained.problem)
     modes = len({problem.training for problem in asked}) > 1 and subject.offers("module")
     for n, earlier in enumerate(explained.earlier):
@@ -125,10 +162,15 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         lines += ["# an earlier call, which must not matter", *mode, *_call(subject, earlier, f"_before{n}", "o"), ""]
     lines += [f"attend.train({explained.problem.training})"] if modes else []
     with explained.within.enter():
-        lines += _call(subject, explained.problem, "", _asks_for(finding), explained.within)
+        lines += _ending(_call(subject, explained.problem, "", _asks_for(finding), explained.within), ends)
     if other is not None:
-        lines += ["", "# the second call, whose answer must be the same", *_call(subject, other, "_2", _asks_for(finding))]
+        second = _ending(_call(subject, other, "_2", _asks_for(finding)), ends)
+        lines += ["", "# the second call, whose answer must be the same", *second]
     return "\n".join([*lines, *verdict]) + "\n"
+
+
+def _ending(lines: list[str], ends: str) -> list[str]:
+    return ["try:", *(f"    {line}" for line in lines), *ends.splitlines()] if ends else lines
 
 
 def _asks_for(finding: Finding) -> str:
@@ -204,23 +246,23 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
         return [
             "",
             'print("output", type(o), getattr(o, "shape", ""), getattr(o, "dtype", ""))',
-            f"sys.exit(not (isinstance(o, torch.Tensor) and o.shape == {shape} and o.dtype == {dtype}))",
+            f"end(int(not (isinstance(o, torch.Tensor) and o.shape == {shape} and o.dtype == {dtype})))",
         ]
     if finding.kind == "missing":
-        return ["", f"print({finding.message!r})", f"sys.exit({output} is None)"]
+        return ["", f"print({finding.message!r})", f"end(int({output} is None))"]
     if finding.kind == "changed":
         names = [name for name in explained.problem.inputs() if name in finding.message.split()]
-        return ["", f"print({finding.message!r})", f"# compare {', '.join(names)} before and after the call", "sys.exit(1)"]
-    if finding.kind == "raised":  # an exception ends the script by itself
-        return ["", 'print("answered", getattr(o, "shape", o))']
+        return ["", f"print({finding.message!r})", f"# compare {', '.join(names)} before and after the call", "end(1)"]
+    if finding.kind == "raised":
+        return ["", 'print("answered", getattr(o, "shape", o))', "end(0)"]
     if explained.clause in ("ERROR-2", "ERROR-4"):
-        return ["", f"print({finding.message!r})", "sys.exit(1)"]
+        return ["", f"print({finding.message!r})", "end(1)"]
     if explained.clause == "PURITY-3":
         return [
             "",
             "changed = [name for name, value in state().items() if value != before[name]]",
             'print("changed:", changed)',
-            "sys.exit(bool(changed))",
+            "end(int(bool(changed)))",
         ]
     if explained.clause == "PURITY-2" and output == "call":
         arguments = subject.adapter.call(explained.problem).arguments
@@ -233,7 +275,7 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
             "memory = o.untyped_storage().data_ptr()",
             f"shared = [x.untyped_storage().data_ptr() == memory for x in ({tensors}, again)]",
             f'print("the output shares its memory with {tensors}, or the next output:", shared)',
-            "sys.exit(any(shared))",
+            "end(int(any(shared)))",
         ]
     return []  # counts of what was drawn
 

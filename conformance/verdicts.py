@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -182,14 +183,14 @@ def read(path: str | Path) -> Verdicts:
     A last line that was cut off in the middle is left out; such a file has no footer either.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # with the mark that some editors and shells put first, or without
     except (OSError, UnicodeDecodeError) as error:
         raise VerdictError(f"{path} can't be read: {error}; expected a file that --verdicts wrote") from None
     lines = []
-    for n, line in enumerate(text.splitlines(keepends=True), start=1):
+    for n, line in enumerate(re.findall(r"[^\n]*\n|[^\n]+\Z", text), start=1):
         try:
             lines.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if not line.endswith("\n"):
                 continue  # cut off
             raise VerdictError(f"{path}, line {n}: this is no JSON; expected a file that --verdicts wrote") from None
@@ -206,7 +207,7 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
                 raise VerdictError(f"{source} does not begin with a header; expected a file that --verdicts wrote")
             if line.get("format") != FORMAT:
                 raise VerdictError(
-                    f"{source} is of format {line.get('format', 0)}, and this attnspec reads format {FORMAT}; "
+                    f"{source} is of format {line.get('format', 0)!r}, and this attnspec reads format {FORMAT}; "
                     "write it again with the attnspec that is installed here"
                 )
             verdicts = Verdicts(source, line)
