@@ -18,10 +18,10 @@ from attnspec.spec import TENSORS, Problem, memory_of, twin
 def hidden_keys(exact: Exact) -> np.ndarray:
     """Keys that no query may attend to, in the shape of the keys without their width: (b g j) or (b j).
 
-    Raises NotApplicable where there is none, or where a row without a key takes the mean of all values.
+    Raises NotApplicable where there is none, or where a row may reach what is hidden.
     """
     problem = exact.problem
-    if exact.empty.any() and exact.dialect.empty_row != "zero":
+    if exact.reaches_hidden:
         raise NotApplicable
     seen = exact.forward.visible.any(-2)[..., None].astype(float)
     hidden = dense.sum_over_group(seen, (*problem.k.shape[:-1], 1), exact.dialect.head_grouping)[..., 0] == 0

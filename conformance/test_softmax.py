@@ -1,13 +1,18 @@
 """SOFTMAX: scores become probabilities that sum to one, whatever the size of the scores."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 
 from attnspec.conformance.case import Case
 from attnspec.conformance.relations import permuted, with_more_keys
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import NotApplicable, agrees, clause, may_answer, must_agree, must_be_right, on_cases, once
-from attnspec.reference import OUTPUTS
-from attnspec.spec import Problem
+from attnspec.reference import OUTPUTS, solve
+from attnspec.spec import Problem, twin
+
+NAMES = {"q": "query", "k": "key", "v": "value"}
 
 
 @clause("SOFTMAX-1")
@@ -100,3 +105,40 @@ def test_no_overflow_that_the_answer_does_not_have(subject: Subject, case: Case)
     exact = subject.solve(problem)
     exact.tolerance(subject.required_class("float16")).exempt["o"] &= False  # exempt for a MUST; here it is the question
     must_be_right(subject, problem, "products of 3·10⁵ before the scale", ("o",), exact)
+
+
+@clause("SOFTMAX-7")
+@once("bias", "key_padding")
+def test_the_lowest_number_outranks_what_is_hidden(subject: Subject, case: Case) -> None:
+    """Every second key is hidden, and all others have the lowest number as their bias: in all rows, then in the first."""
+    plain = subject.problem(Case(dtype=case.dtype, heads=case.heads, b=2, i=3, j=6, d=case.d, wrt="none"))
+    q = torch.zeros_like(plain.q)  # so that no score rounds to −∞
+    hidden = torch.arange(6, device=subject.device) % 2 == 1
+    v = plain.v.masked_fill(hidden[:, None], 100.0)  # outside of the hull of the others, which is all that scores so low promise
+    bias = plain.q.new_full((3, 6), torch.finfo(plain.dtype).min)
+    for rows in (3, 1):
+        bias[rows:] = 0.0
+        problem = plain.replace(q=q, v=v, mask=~hidden.expand(2, 6), bias=bias.clone())
+        # Of the rule for empty rows nothing is asked: no row is empty.
+        exact = solve(problem, replace(subject.dialect, empty_row="zero"))
+        what = f"with a bias of {torch.finfo(plain.dtype).min:g} for every visible key of {'all rows' if rows == 3 else 'one row'}"
+        must_be_right(subject, problem, what, ("o",), exact)
+
+
+@clause("SOFTMAX-8")
+@on_cases(where=lambda case: case.layout != "expanded" and case.biases in ("normal", "inf"), values="normal", wrt="none")
+def test_a_nan_that_is_visible_stays_visible(subject: Subject, case: Case) -> None:
+    """One NaN in a query, in a key, in a value: what depends on it is NaN."""
+    problem = subject.problem(case)
+    for name in ("q", "k", "v"):
+        x = twin(getattr(problem, name))
+        x.select(-1, 0).select(-1, 0 if name == "q" else problem.j // 2).fill_(float("nan"))
+        other = problem.replace(**{name: x})
+        exact = subject.solve(other)
+        seen = exact.forward.visible[..., problem.j // 2] if name != "q" else exact.forward.visible.any(-1)
+        seen = seen & (name != "q" or np.arange(problem.i) == 0)
+        lost = np.broadcast_to(seen[..., None], exact.values["o"].shape) & (name != "v" or np.arange(problem.e) == 0)
+        values = exact.values | {"o": np.where(lost, np.nan, exact.values["o"])}
+        undefined = exact.undefined | {"o": ~lost}  # what a hidden NaN does elsewhere MASK-5 says
+        exact = replace(exact, values=values, undefined=undefined, _cache={})
+        must_be_right(subject, other, f"with NaN in a visible {NAMES[name]}, output that depends on it must be NaN", ("o",), exact)

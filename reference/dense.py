@@ -194,6 +194,8 @@ def keep_factor(keep: Array | None, rate: float) -> Array | float:
     "ERROR-3",
     "ERROR-5",
     "SOFTMAX-6",
+    "SOFTMAX-7",
+    "SOFTMAX-8",
 )
 def forward(
     q: Array,

@@ -70,6 +70,11 @@ class Exact:
         return self.forward.empty
 
     @property
+    def reaches_hidden(self) -> bool:
+        """Some row may take from keys that it does not see: it is empty under another rule than zero, or open (EMPTY-1)."""
+        return bool(self.undefined["o"].any() or (self.empty.any() and self.dialect.empty_row != "zero"))
+
+    @property
     def heads_of_values(self) -> Array:
         """The values that each query head has, (b h j e)."""
         return self._tile.v
@@ -254,8 +259,11 @@ def _undefined(
     undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
     poisoned = f.empty & (dialect.empty_row == "nan")
     if bias is not None and dialect.empty_row == "uniform":
-        # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open.
-        open_rows = f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1)
+        # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open. The lowest number
+        # is such a value, where a row has no better key and some are hidden.
+        low = -LARGEST[str(problem.dtype).removeprefix("torch.")] / 2
+        saturated = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~(bias <= low)).all(-1)
+        open_rows = saturated | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
         undefined["o"] |= open_rows[..., None]
         poisoned = poisoned | open_rows
     bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 import torch
 from honest import for_each_query_head, softmax, wide
@@ -356,3 +357,15 @@ def empty_row_of_mask_sees_last_key(call: Call) -> Tensor:
         return mask | (last & ~mask.any(-1, keepdim=True))
 
     return with_bool_mask(call, shown)
+
+
+def no_nan_comes_back(attend: Any) -> bool:
+    """A witness: a key that everyone sees is NaN, and the answer is a number."""
+    x = torch.ones(1, 1, 3, 4)
+    return bool(attend(x, x.masked_fill(torch.arange(3)[:, None] == 1, torch.nan), x).isfinite().all())
+
+
+@mutant("softmax", "SOFTMAX-8", witness=no_nan_comes_back)
+def nan_becomes_zero(call: Call) -> Tensor:
+    """NaN in an input is read as zero."""
+    return call.but(**{name: getattr(call, name).nan_to_num(posinf=inf, neginf=-inf) for name in ("query", "key", "value")}).run()

@@ -1,0 +1,102 @@
+"""The lowest finite number as −∞, and a NaN that stays one: what may be given, what should be, and what is still a fault."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from judging import judge
+from torch import Tensor
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.tensors import build
+from attnspec.reference import solve
+from attnspec.spec import Dialect
+
+LOW = torch.finfo(torch.float32).min
+
+
+def filled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, causal: bool = False) -> Tensor:
+    """As half of the field does it: hidden scores become the lowest number, so that a row without a key is a mean."""
+    s = q @ k.mT * q.shape[-1] ** -0.5
+    if bias is not None:
+        s = s + bias
+    low = torch.finfo(s.dtype).min
+    if mask is not None:
+        s = s.masked_fill(~(mask[:, None, None] if mask.ndim == 2 else mask), low)
+    if causal:
+        i, j = s.shape[-2:]
+        s = s.masked_fill(torch.ones(i, j, dtype=torch.bool).triu(j - i + 1), low)
+    return s.softmax(-1).to(v.dtype) @ v
+
+
+def lowest_hides(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """A fault under every rule: a visible key with the lowest number as its bias takes part in the mean of a hidden row only."""
+    if bias is not None:
+        low = bias <= torch.finfo(bias.dtype).min / 2
+        bias = bias.masked_fill(low, 0.0)
+        v = v.masked_fill(low.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2]).all(2)[..., None], 0.0)
+    return filled(q, k, v, mask, bias)
+
+
+def forgetful(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """NaN becomes zero on its way in."""
+    return filled(q.nan_to_num(), k.nan_to_num(), v.nan_to_num(), mask)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_filling_with_the_lowest_number_breaks_no_must(dtype: str) -> None:
+    """It mixes what is hidden with what has the lowest number: a SHOULD, and said."""
+    outcome = judge("test_lowest.filled", "--clauses=SOFTMAX,EMPTY,GRAD-2,BIAS-1", f"--impl-dtypes={dtype}", "--impl-device=cpu")
+    assert not outcome.broken(), outcome.screen
+    assert "empty_row = uniform" in outcome.screen
+    assert "SOFTMAX-7 (SHOULD) does not hold" in outcome.screen
+    assert "SOFTMAX-8 (SHOULD)" not in outcome.screen
+
+
+def test_what_has_the_lowest_number_is_not_simply_gone() -> None:
+    outcome = judge("test_lowest.lowest_hides", "--clauses=SOFTMAX,BIAS", "--impl-dtypes=float32", "--impl-device=cpu")
+    assert outcome.broken(), outcome.screen
+
+
+@pytest.mark.parametrize("impl", ["sdpa-math", "sdpa-flash", "honest.tiled", "honest.eager", "honest.split_k"])
+def test_who_selects_holds_both(impl: str) -> None:
+    options = ("--clauses=SOFTMAX-7,SOFTMAX-8", "--enforce-should", "--impl-dtypes=float32,float16", "--impl-device=cpu")
+    outcome = judge(impl, *options)
+    assert not outcome.failures, outcome.screen
+    assert {cell[0] for cell, counts in outcome.record.counts.items() if counts["PASS"]} == {"SOFTMAX-7", "SOFTMAX-8"}
+
+
+def test_a_nan_that_is_lost_is_seen() -> None:
+    options = ("--clauses=SOFTMAX-8", "--enforce-should", "--impl-dtypes=float32", "--impl-device=cpu")
+    outcome = judge("test_lowest.forgetful", *options)
+    assert {failure.clause for failure in outcome.failures} == {"SOFTMAX-8"}
+    assert "with NaN in a visible" in outcome.screen
+    assert "expected nan" in outcome.screen
+
+
+def test_only_saturated_rows_with_hidden_keys_are_open() -> None:
+    """One row each: saturated beside a hidden key; with one better key; with nothing hidden; only half as low, and a third."""
+    problem = build(Case(i=5, j=3, heads="1/1", d=4))
+    bias, mask = torch.zeros(5, 3), torch.ones(1, 1, 5, 3, dtype=torch.bool)
+    mask[..., 0] = False
+    mask[..., 2, :] = True
+    bias[:] = LOW
+    bias[1, 1] = 0.0
+    bias[3] = LOW / 2
+    bias[4] = LOW / 3
+    problem = problem.replace(mask=mask, bias=bias, wrt=("q",))
+    for rule, expected in (("uniform", [True, False, False, True, False]), ("zero", [False] * 5)):
+        exact = solve(problem, Dialect(empty_row=rule))
+        np.testing.assert_array_equal(exact.undefined["o"][0, 0, :, 0], expected)
+        np.testing.assert_array_equal(exact.undefined["dq"][0, 0, :, 0], expected)
+        assert exact.undefined["dv"].any() == (rule == "uniform")
+
+
+@pytest.mark.parametrize("rule", ["uniform", "zero"])
+def test_relations_leave_rows_out_that_may_reach_what_is_hidden(rule: str) -> None:
+    """A saturated row under the uniform rule, as an empty one: what is hidden may change it."""
+    problem = build(Case(i=2, j=3, heads="1/1", d=4))
+    mask = torch.tensor([[True, True, False]])
+    exact = solve(problem.replace(mask=mask, bias=torch.full((2, 3), LOW)), Dialect(empty_row=rule))
+    assert exact.reaches_hidden == (rule == "uniform")
