@@ -246,6 +246,7 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
         f"What `python {Path(__file__).relative_to(ROOT)}` found. {len(load())} implementations with one planted fault each,",
         f"of which {kinds['function']} are functions, {kinds['module']} `Attend` modules, and {kinds['liar']} cheat or misbehave.",
         f"They repeat {len({source for one in load().values() for source in one.sources})} public bugs.",
+        f"{', '.join(sorted(load().keys() - asked_of_all().keys()))} gives right answers only and breaks no clause: it is in no row.",
         "",
     ]
     for tier, results in tiers.items():
@@ -324,9 +325,14 @@ def check(stored: dict[str, Any], tiers: dict[str, dict[str, dict[str, Any]]]) -
 # COMMAND
 
 
+def asked_of_all() -> dict[str, Mutant]:
+    """The mutants that break a clause; a liar without one gives right answers only."""
+    return {name: one for name, one in load().items() if one.clause}
+
+
 def asked(arguments: argparse.Namespace) -> list[str]:
     """The names to measure, controls first and honest kernels last."""
-    mutants = {name: one for name, one in load().items() if one.clause}  # a liar without one gives right answers only
+    mutants = asked_of_all()
     if arguments.only:
         return arguments.only
     names = [name for name, one in mutants.items() if not arguments.family or one.family in arguments.family]

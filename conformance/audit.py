@@ -1,7 +1,8 @@
-"""Text, reference and tests must fit: every id is known, every MUST clause has a test and a reference function."""
+"""Text, reference and tests must fit: ids and features are known, every MUST clause has a test and a reference function."""
 
 from __future__ import annotations
 
+from attnspec.adapters import FEATURES
 from attnspec.conformance.testing import TESTED
 from attnspec.spec import implementations, index
 
@@ -10,6 +11,11 @@ def audit(complete: bool) -> list[str]:
     """What does not fit, in sentences. `complete` says that all test modules are imported, so that absence is an error."""
     known = index()
     problems = [f"{', '.join(tests)} names {id_}, which no chapter holds" for id_, tests in TESTED.items() if id_ not in known]
+    problems += [
+        f"{id_} is bound to feature {clause.feature}, which an adapter can't offer; choose from {', '.join(FEATURES)}"
+        for id_, clause in known.items()
+        if clause.feature is not None and clause.feature not in FEATURES
+    ]
     if complete:
         problems += [f"{id_} has no test" for id_ in known if id_ not in TESTED]
     problems += [

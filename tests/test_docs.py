@@ -1,4 +1,4 @@
-"""Every command in docs/ is run as it is written, in a folder that holds the page's own files."""
+"""Every command in docs/ is run as it is written, in a folder that holds the page's own files; numbers are counted anew."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from attnspec.conformance.faults import MISTAKES
+from attnspec.conformance.plugin import OPTIONS
+from attnspec.spec import CHOICES, index
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -50,3 +55,65 @@ def test_the_commands_of_a_page_do_what_they_say(page: Path, tmp_path: Path) -> 
                 )
                 said = f"{line}\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
                 assert done.returncode == int(wanted["exit"] or 0), said
+
+
+# NUMBERS AND NAMES
+
+
+def text(name: str) -> str:
+    """A document as one line, so that a number is found wherever a line ends."""
+    return " ".join((DOCS.parent / name).read_text(encoding="utf-8").split())
+
+
+def numbers(name: str, pattern: str) -> list[int]:
+    """Those that a document states in the words of the pattern, which must be there."""
+    found = re.search(pattern, text(name))
+    assert found is not None, f"{name} does not say {pattern!r}"
+    return [int(x) for x in found.groups()]
+
+
+def test_the_changelog_counts_what_there_is() -> None:
+    clauses = index().values()
+    must = sum(clause.binding for clause in clauses)
+    counted = [len({clause.chapter for clause in clauses}), len(clauses), must, len(clauses) - must]
+    assert numbers("CHANGELOG.md", r"Spec: (\d+) chapters, (\d+) clauses \((\d+) MUST, (\d+) SHOULD\)") == counted
+    special = sum(mistake.special for mistake in MISTAKES.values())
+    said = numbers("CHANGELOG.md", r"what (\d+) mistakes give \((\d+) canonical ones and (\d+) special cases\)")
+    assert said == [len(MISTAKES), len(MISTAKES) - special, special]
+
+
+def test_the_headline_that_is_explained_counts_all_clauses() -> None:
+    must = sum(clause.binding for clause in index().values())
+    hold, of, *others = numbers(
+        "docs/read-a-red.md", r"MUST clauses: (\d+) of (\d+) hold, (\d+) broken, (\d+) unsupported, (\d+) not run"
+    )
+    assert of == must == hold + sum(others)
+
+
+def test_the_corridor_is_cited_with_its_own_numbers() -> None:
+    problems, kernels = re.search(r"([\d,]+) problems on (\d+) correct kernels", text("docs/read-a-red.md")).groups()  # type: ignore[union-attr]
+    assert re.search(rf"\b{problems}\b", text("docs/corridor.md"))
+    assert re.search(rf"\b{kernels}\b", text("docs/corridor.md"))
+
+
+def test_the_options_of_the_readme_are_those_of_the_command() -> None:
+    rows = "\n".join(re.findall(r"^\| `--.*", (DOCS.parent / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`(--[\w-]+)", rows)) - {"--without"} == {name for name, _ in OPTIONS} - {"--impl", "--without"}
+
+
+def test_the_choices_of_the_readme_are_those_of_the_spec() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for name, values in CHOICES.items():
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", readme, re.MULTILINE)
+        assert row is not None
+        places = [row[1].index(f"`{value}`") for value in values]
+        assert places == sorted(places), f"the first value of {name} is the canonical one"
+
+
+def test_versions_that_are_promised_were_run() -> None:
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = (DOCS / "versions.md").read_text(encoding="utf-8").splitlines()
+    lowest = next(row for row in rows if row.startswith("| lowest |"))
+    for name, version in (requirement.split(">=") for requirement in project["dependencies"]):
+        assert re.search(rf"\| {re.escape(version)}[.\d]* \|", lowest), f"{name} {version} is promised and was not run"
+    assert lowest.endswith("| yes |")

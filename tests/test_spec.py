@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,11 +162,14 @@ def test_the_audit_reports_each_kind_of_problem(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(audit.TESTED, "MASK-999", ["test_a", "test_b"])
     monkeypatch.delitem(audit.TESTED, "SCALE-1")
     monkeypatch.delitem(_implementations, "SCALE-2")
-    unknown, untested, unclaimed = audit.audit(complete=True)
+    of_paths = {**index(), "MODE-3": replace(index()["MODE-3"], feature="paths")}
+    monkeypatch.setattr(audit, "index", lambda: of_paths)
+    unknown, unoffered, untested, unclaimed = audit.audit(complete=True)
     assert unknown == "test_a, test_b names MASK-999, which no chapter holds"
     assert untested == "SCALE-1 has no test"
     assert unclaimed == "SCALE-2 is a MUST and no reference function claims it"
-    assert audit.audit(complete=False) == [unknown, unclaimed]
+    assert unoffered.startswith("MODE-3 is bound to feature paths, which an adapter can't offer; choose from mha, mqa, ")
+    assert audit.audit(complete=False) == [unknown, unoffered, unclaimed]
 
 
 # DIALECTS

@@ -1,0 +1,38 @@
+"""What a run takes, by phase, and how its threads wait for each other. Imported before torch is, and imports none."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+BEGAN = time.monotonic()  # when the plugin was imported
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
+def wait_without_spinning() -> str:
+    """Tell OpenMP that threads which wait do not spin, unless the user has said how; the advice to give where it is too late.
+
+    The problems of the suite are small. Beside other processes a thread that spins takes the core from the one that it waits
+    for. The runtime reads these variables once, when torch is imported.
+    """
+    if WAITING.keys() & os.environ.keys():
+        return ""
+    if "torch" in sys.modules:
+        settings = " ".join(f"{name}={value}" for name, value in WAITING.items())
+        return f"torch was imported before attnspec; on a machine that others use, put this before the command: {settings}"
+    os.environ.update(WAITING)
+    return ""
+
+
+def phases(run: Any, asked_until: float) -> str:
+    """The line at the end: seconds of each phase, on the clock."""
+    explained = sum(explainer.spent for explainer in run.explainers())
+    parts = {
+        "to import and to ask the first questions": run.started - BEGAN,
+        "to ask": asked_until - run.started - explained,
+        "to explain": explained,
+        "to report": time.monotonic() - asked_until,
+    }
+    return "time: " + ", ".join(f"{max(seconds, 0.0):.0f} s {what}" for what, seconds in parts.items())
