@@ -246,7 +246,7 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
         f"What `python {Path(__file__).relative_to(ROOT)}` found. {len(load())} implementations with one planted fault each,",
         f"of which {kinds['function']} are functions, {kinds['module']} `Attend` modules, and {kinds['liar']} cheat or misbehave.",
         f"They repeat {len({source for one in load().values() for source in one.sources})} public bugs.",
-        f"{', '.join(sorted(load().keys() - asked_of_all().keys()))} gives right answers only and breaks no clause: it is in no row.",
+        f"{', '.join(sorted(load().keys() - asked_of_all().keys()))} gives right answers only, breaks no clause and is in no row.",
         "",
     ]
     for tier, results in tiers.items():
