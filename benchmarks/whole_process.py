@@ -73,13 +73,15 @@ def main() -> None:
             (f"gradcheck + assert_close, {array}", [sys.executable, "-c", ALTERNATIVE.format(impl=options.impl, array=array)])
         )
     rows.append(("import torch", [sys.executable, "-c", "import torch"]))
-    print(f"{'whole process':36}{'seconds (min / median / max)':>32}{'peak MiB':>10}{'exit':>6}")
-    for name, command in rows:
+    print(f"{'whole process':36}{'seconds (min / median / max)':>32}{'× import torch':>16}{'peak MiB':>10}{'exit':>6}")
+    unit = 0.0  # what import torch takes on this machine now: the figure that a reader can compare
+    for name, command in reversed(rows):
         runs = [measure(command) for _ in range(options.runs)]
         seconds = sorted(run[0] for run in runs)
+        unit = unit or statistics.median(seconds)
         print(
             f"{name:36}{f'{seconds[0]:.1f} / {statistics.median(seconds):.1f} / {seconds[-1]:.1f}':>32}"
-            f"{max(run[1] for run in runs):>10.0f}{runs[-1][2]:>6}"
+            f"{statistics.median(seconds) / unit:>16.1f}{max(run[1] for run in runs):>10.0f}{runs[-1][2]:>6}"
         )
 
 

@@ -6,12 +6,15 @@ import faulthandler
 import re
 import shlex
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from attnspec.conformance import clock
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl", {"help": "what to test: a dotted path, file.py:name, or a shipped name such as sdpa-math"}),
@@ -53,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "clause(*ids): the clauses of the attention spec that a test decides")
     if config.getoption("--impl") is None:
         return
+    config.stash[_ADVICE] = clock.wait_without_spinning()
     if not faulthandler.is_enabled() and sys.__stderr__ is not None:  # pytest's own comes later than the first questions
         faulthandler.enable(sys.__stderr__)
     alone = config.args_source != pytest.Config.ArgsSource.ARGS
@@ -93,6 +97,8 @@ _SIGNALS: pytest.StashKey[Any] = pytest.StashKey()
 _SURROUNDINGS: pytest.StashKey[Any] = pytest.StashKey()
 _TROUBLE: pytest.StashKey[list[str]] = pytest.StashKey()
 _EXIT: pytest.StashKey[int] = pytest.StashKey()
+_ADVICE: pytest.StashKey[str] = pytest.StashKey()
+_ASKED: pytest.StashKey[float] = pytest.StashKey()  # when the last test had ended
 
 
 def _make_run(config: pytest.Config) -> Any:
@@ -411,7 +417,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     from attnspec.conformance import report
 
-    return report.header(run)
+    return report.header(run) + [f"  {advice}" for advice in (config.stash[_ADVICE],) if advice]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -497,6 +503,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)
+    terminalreporter.write_line(clock.phases(run, config.stash.get(_ASKED, time.monotonic())))
     for name in ("--verdicts", "--verdict-report"):
         if config.getoption(name):
             terminalreporter.write_line(f"{name.removeprefix('--').replace('-', ' ')}: {config.getoption(name)}")
@@ -522,6 +529,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run = config.stash.get(_RUN, None)
     if run is None:
         return
+    config.stash[_ASKED] = time.monotonic()
     from attnspec.conformance import page
     from attnspec.conformance.ending import NOTHING, exit_code, nothing_judged
     from attnspec.conformance.testing import tests_of

@@ -422,3 +422,25 @@ def test_the_sweep_is_asked_in_every_dtype_before_anything_else(here):
     assert {test for test, _ in names[:3]} == {"test_output_has_a_row_for_each_query"}, names[:6]
     assert [dtype for _, dtype in names[:3]] == ["float32", "bfloat16", "float16"]
     assert {dtype for _, dtype in names[3:60]} == {"float32"}
+
+
+# TIME
+
+
+def test_threads_that_wait_do_not_spin_unless_the_user_says_so_or_torch_is_there_already() -> None:
+    """The problems are small: beside other processes a thread that spins takes the core from the one that it waits for."""
+    names = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+    plain = {name: value for name, value in os.environ.items() if name not in names}
+    code = f"import os, pytest, sys; pytest.main(sys.argv[1:]); print([os.environ.get(name) for name in {names}])"
+    options = ["--impl=sdpa-math", "--impl-device=cpu", "--impl-dtypes=float32", "--tier=smoke", "--clauses=ERROR-1"]
+    advice = "put this before the command: OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0"
+    for before, more, left, advised in (
+        ("", {}, "['PASSIVE', '0']", False),
+        ("", {"OMP_WAIT_POLICY": "ACTIVE"}, "['ACTIVE', None]", False),
+        ("import torch; ", {}, "[None, None]", True),
+    ):
+        command = [sys.executable, "-c", before + code, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent, env=plain | more)
+        assert done.stdout.splitlines()[-1] == left, done.stdout + done.stderr
+        assert (advice in done.stdout) is advised
+        assert re.search(r"^time: \d+ s to import and to ask the first questions, \d+ s to ask, ", done.stdout, re.M)

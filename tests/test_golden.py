@@ -59,6 +59,7 @@ def shown(impl: str, *options: str) -> str:
         (r" on (cpu|cuda:\d+) \([^)]*\)", r" on \1"),
         (r" in \d+\.\d+s( \(\d+:\d\d:\d\d\))?", ""),
         (r"^=+ (\d+ (?:passed|failed|skipped).*?) =+$", r"== \1 =="),  # as wide as the seconds leave
+        (r"^time: .*\n", ""),
         (r"testing\.py:\d+", "testing.py"),
         (r"^\S*test_\w+\.py [.sFExX]+ *(\[ *\d+%\])?\n", ""),
         (r"^[.sFExX]+ *(\[ *\d+%\])?\n", ""),
