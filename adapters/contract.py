@@ -61,7 +61,8 @@ class Call:
 class Answer:
     """What came back: tensors, or what was raised, and in which stage.
 
-    gradients by name (dq, dk, dv, dbias); None where autograd gave none. changed: inputs that the call modified.
+    gradients by name (dq, dk, dv, dbias); None where autograd gave none. changed: inputs that the call modified, or around which
+    it wrote in the memory in which they lie.
     """
 
     o: Any = None
@@ -160,17 +161,18 @@ class Adapter:
             return Answer(unsupported=restriction)
         leaves = _leaves(problem)
         asked = problem.replace(**leaves)
-        before = {name: x.clone() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
+        memories = {x.untyped_storage().data_ptr(): _bytes_of(x) for x in _tensors(problem).values() if x.numel()}
+        before = {at: memory.clone() for at, memory in memories.items()}
         with quiet(), no_second_run():
             answer = self._run(asked, leaves)
         if isinstance(answer.error, Unsupported):  # in backward
             answer = Answer(unsupported=text(answer.error))
         if answer.unsupported is not None and (why_not := undeclared(self.offers, self.restrictions, problem)):
             answer = Answer(error=Unsupported(f"{answer.unsupported}; {why_not}"))
-        changed = tuple(name for name, x in before.items() if not same_bits(getattr(problem, name).detach(), x))
-        with torch.no_grad():
-            for name in changed:  # problems are shared between tests
-                _restore(getattr(problem, name), before[name])
+        written = [at for at, memory in memories.items() if not torch.equal(memory, before[at])]
+        changed = tuple(name for at in written for name in _changed(problem, at, before[at]))
+        for at in written:  # problems are shared between tests
+            memories[at].copy_(before[at])
         return (
             answer if not changed else Answer(answer.o, answer.gradients, answer.error, answer.stage, answer.unsupported, changed)
         )
@@ -221,12 +223,25 @@ def _leaves(problem: Problem) -> dict[str, Tensor]:
     return leaves
 
 
-def _restore(x: Tensor, before: Tensor) -> None:
-    """Copy, to an expanded tensor too, which torch does not write to."""
-    for dim, stride in enumerate(x.stride()):
-        if stride == 0:
-            x, before = (t.narrow(dim, 0, min(1, t.shape[dim])) for t in (x, before))
-    x.copy_(before)
+def _tensors(problem: Problem) -> dict[str, Tensor]:
+    """What a call gets, and its cotangent."""
+    return {name: x.detach() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
+
+
+def _bytes_of(x: Tensor) -> Tensor:
+    """All of the memory in which a tensor lies, what is around it too, as bytes."""
+    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
+
+
+def _changed(problem: Problem, at: int, before: Tensor) -> Iterator[str]:
+    """The inputs in the memory at this address that were changed; where none of them was, what was written lies around them."""
+    inside = {name: x for name, x in _tensors(problem).items() if x.untyped_storage().data_ptr() == at}
+    found = []
+    for name, x in inside.items():
+        whole = before[: before.numel() // x.element_size() * x.element_size()].view(x.dtype)
+        if not same_bits(x, whole.as_strided(x.shape, x.stride(), x.storage_offset())):
+            found.append(name)
+    yield from found or [f"{name} (in the memory around it)" for name in inside]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

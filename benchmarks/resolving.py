@@ -135,7 +135,9 @@ def report(name: str, every: int) -> list[str]:
         + (f" --every {every}" if every > 1 else "")
         + " --markdown docs/resolving.md",
         "",
-        *PROSE.format(problems=main.problems, array=name, mistakes=len(MISTAKES)).splitlines(),
+        *PROSE.format(
+            problems=main.problems, array=name, mistakes=sum(map(any, map(dict.values, main.multiples.values())))
+        ).splitlines(),
         "",
         "## In the class that is demanded",
         "",

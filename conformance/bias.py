@@ -62,11 +62,14 @@ class Meter:
     """Projections of the errors of many problems, by direction."""
 
     shares: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))  # r, allowed
+    numbers: dict[tuple[str, str], list[int]] = field(default_factory=lambda: defaultdict(list))  # which problem each is of
+    problems: int = 0
 
     def add(self, answer: Answer, exact: Exact, class_: str) -> None:
         """Project the errors of one answer, weighted by the bounds of a class."""
         tolerance, (honest, _), f = exact.tolerance(class_), exact.bounds(EXP), exact.forward
         got = {"o": answer.o, **answer.gradients}
+        self.problems += 1
         for output, kind in DIRECTIONS:
             if got.get(output) is None or output not in exact.values:
                 continue
@@ -78,6 +81,7 @@ class Meter:
             norm = sqrt(float((weight * direction).sum()))
             if norm > 0:
                 allowed = float((honest[output] * np.abs(weight)).sum()) / norm
+                self.numbers[output, kind].append(self.problems - 1)
                 self.shares[output, kind].append((float((error * weight).sum()) / norm, allowed))
 
     def leaning(self) -> dict[tuple[str, str], float]:
@@ -89,6 +93,12 @@ class Meter:
             return max(0.0, sum(rest) / sqrt(squares)) if squares else 0.0
 
         return {key: t(some, 1) - t(some, -1) for key, some in self.shares.items()}
+
+    def clearest(self, key: tuple[str, str]) -> int:
+        """The number of the problem, counted from 0, that leans furthest the way in which all of them lean."""
+        sign = 1 if self.leaning()[key] > 0 else -1
+        rest = [sign * r - allowed for r, allowed in self.shares[key]]
+        return self.numbers[key][int(np.argmax(rest))]
 
     def biased(self) -> dict[tuple[str, str], str]:
         """What leans further than LIMIT, in words."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib import resources
+from math import isfinite
 from typing import Any
 
 from attnspec.adapters import Adapter
@@ -73,6 +74,20 @@ OPEN_SIZES = ("b", "i", "j", "d", "e")
 COST = 1 << 20  # elements of (b h i j max(d, e)) that one searched problem may have
 
 
+LARGEST_CASE = 1 << 34  # elements that one case may ask for; beyond that a machine is more likely to die than to answer
+
+
+def _scale(text: str) -> float:
+    """A given scale. Raises ValueError for what is no finite number."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = float("nan")
+    if not isfinite(scale):
+        raise ValueError(f"scale can't be {text[:40]!r}; it is a finite number, such as 0.3 or -0.5, or None for the default")
+    return scale
+
+
 @dataclass(frozen=True)
 class Case:
     """One value for each factor of LEVELS (sizes may be any), and the seed of the numbers. Defaults are the simplest."""
@@ -130,6 +145,12 @@ class Case:
         """Elements of the largest intermediate of the bound."""
         return self.b * self.h * self.i * self.keys * max(self.d, self.width)
 
+    @property
+    def elements(self) -> int:
+        """Elements of q, k, v and the scores."""
+        queries, keys = self.b * self.h * self.i, self.b * max(self.h, self.g or 1) * self.keys
+        return queries * (self.d + self.keys) + keys * (self.d + self.width)
+
     def token(self) -> str:
         """What differs from the simplest case, as text that :meth:`parse` reads: 'dtype=bfloat16,i=3,causal=True'."""
         return (
@@ -145,8 +166,12 @@ class Case:
             default = {f.name: f.default for f in fields(cls)}
             if name not in default:
                 raise ValueError(f"no factor is called {name!r}; there are {', '.join(default)}")
-            if name in (*OPEN_SIZES, "seed") and not text.isdecimal():
-                raise ValueError(f"{name} can't be {text!r}; it is a whole number")
+            if name in values:
+                raise ValueError(f"{name} is given twice; give it once")
+            if name in (*OPEN_SIZES, "seed") and not (text.isascii() and text.isdecimal() and len(text) <= 10):
+                raise ValueError(f"{name} can't be {text[:40]!r}; it is a whole number below 10 000 000 000")
+            if name in ("b", "i", "d") and int(text) == 0:
+                raise ValueError(f"{name} can't be 0; it is at least 1")
             h, _, g = text.partition("/")
             if name == "heads" and not (h.isdecimal() and (g == "shared" or (g.isdecimal() and int(g) and not int(h) % int(g)))):
                 raise ValueError(f"heads can't be {text!r}; it is query heads/key heads, or query heads/shared")
@@ -163,11 +188,16 @@ class Case:
             else:
                 known = {str(value): value for level in LEVELS[name] for value in alike(name, level)}
                 if name == "scale" and text not in known:
-                    known[text] = float(text)
+                    known[text] = _scale(text)
                 if text not in known:
                     raise ValueError(f"{name} can't be {text!r}; it can be {', '.join(known)}")
                 values[name] = known[text]
-        return cls(**values)
+        case = cls(**values)
+        if case.elements > LARGEST_CASE:
+            raise ValueError(
+                f"a case of {case.elements:.3g} elements in q, k, v and the scores is too large; {LARGEST_CASE:.0e} is the most"
+            )
+        return case
 
     def traits(self) -> frozenset[str]:
         """What is special about a case, for saying that one failure explains another."""

@@ -79,8 +79,8 @@ class Draft:
         for x in self.bad:
             if index()[x.clause].binding or run.enforce_should:
                 faults[x.clause, x.key, x.found, x.variant, x.device].append(x)
-        text = [f"# A draft, from {run.command}. It is refused until each TODO is written.", ""]
-        text += [f'implementation = "{run.subjects[0].adapter.name}"', ""]
+        text = [f"# A draft, from {_on_a_line(run.command)}. It is refused until each TODO is written.", ""]
+        text += [f"implementation = {_quoted(run.subjects[0].adapter.name)}", ""]
         several = len(run.subjects) > 1
         for (clause, _, found, variant, device), failures in faults.items():
             lines = ["[[issue]]", f'clause = "{clause}"  # {index()[clause].title}']
@@ -159,7 +159,22 @@ def _quoted(text: str) -> str:
     """A TOML string: literal where it can be, so that a region's own quotes need no backslash."""
     if "'" not in text and text.isprintable() and '"' in text:
         return f"'{text}'"
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f'"{"".join(map(_escaped, text))}"'
+
+
+def _escaped(letter: str) -> str:
+    """One character inside of a quoted TOML string; what is no character (half of a surrogate pair) as U+FFFD."""
+    if letter in '\\"':
+        return "\\" + letter
+    if letter.isprintable():
+        return letter
+    number = ord(letter) if not 0xD800 <= ord(letter) <= 0xDFFF else 0xFFFD
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _on_a_line(text: str) -> str:
+    """For a comment, which ends at the end of its line and can hold no control characters."""
+    return "".join(x if x.isprintable() else " " for x in text)
 
 
 def new_file(name: str) -> Path:

@@ -16,6 +16,7 @@ from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
 from attnspec.adapters.reading import Unreadable, text
+from attnspec.conformance import verdicts
 from attnspec.reference import INPUT_OF, Exact, to_float64
 from attnspec.spec import Problem
 
@@ -37,7 +38,7 @@ class Verdict(StrEnum):
 
 # How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")
-JUDGED = (Verdict.PASS, Verdict.FAIL, Verdict.KNOWN_ISSUE, Verdict.XPASS)  # an answer was looked at
+JUDGED = tuple(map(Verdict, verdicts.JUDGED))
 
 
 @dataclass(frozen=True)

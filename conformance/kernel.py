@@ -114,6 +114,9 @@ class Kernel:
     def on(self, dialect: Dialect | None = None, **changes: Any) -> dict[str, Array]:
         """The outputs where some fields of the problem are others; arrays become tensors."""
         changes = {n: torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x for n, x in changes.items()}
+        if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in changes.values()):  # values of no narrower dtype
+            given = {**self.problem.inputs(), "do": self.problem.do, **changes}
+            changes |= {n: x.double() for n, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
         return dict(solve(self.problem.replace(**changes), dialect or self.dialect).values)
 
     def with_choice(self, choice: str, value: str) -> Wrong:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import datetime
 import tomllib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,14 +190,9 @@ class KnownIssues:
             what = f"{case.dtype} is refused ({refused})" if refused else f"{', '.join(bent)} can't be so here"
             self._wrong(issue, f"{where} is not offered: {what}. Pin the problem that a failure prints, or delete the entry")
             return
-        from attnspec.conformance.record import Record
-
-        alone = replace(self, issues=(issue,), total=Counter(), inside=Counter(), failed=Counter(), errors=[], lines=[])
-        fresh = replace(subject, held={}, _judgements=OrderedDict())
-        again = replace(
-            run, subjects=[fresh], case=fitted, clauses=(issue.clause,), record=Record(), known=alone, repros=False, budget=None
-        )
-        again._shown, again._rows, again._explainers = set(), {}, {}
+        alone = KnownIssues((issue,), self.source)
+        fresh = subject.afresh()
+        again = run.afresh(fresh, fitted, issue.clause, alone)
         for test in tests((issue.clause,)):
             try:
                 test(again, fresh, case.dtype)

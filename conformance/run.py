@@ -121,6 +121,20 @@ class Run:
         """Who explains the failures of a subject, and remembers them through the run."""
         return self._explainers.setdefault(id(subject), Explainer(subject))
 
+    def afresh(self, subject: Subject, case: Case, clause: str, known: KnownIssues) -> Run:
+        """A run of its own for one clause on one case of one subject, with these known issues; nothing of it comes back here."""
+        return Run(
+            command=self.command,
+            subjects=[subject],
+            tier=self.tier,
+            seed=self.seed,
+            case=case,
+            clauses=(clause,),
+            enforce_should=self.enforce_should,
+            known=known,
+            repros=False,
+        )
+
     def first_time(self, key: tuple, dtype: str) -> bool:
         """Whether a failure with this key is met for the first time, in this dtype or (dtype "") at all."""
         fresh = (*key, dtype) not in self._shown

@@ -96,6 +96,12 @@ class Subject:
         """The class that every answer of a dtype must stay within."""
         return self.claim or self.adapter.accuracy or default_class(dtype)
 
+    def afresh(self) -> Subject:
+        """The same subject, of which nothing was asked yet: what was settled when it was met stays."""
+        settled = ("adapter", "device", "dialect", "sources", "claim", "dtypes", "width", "generic", "siblings", "compiled", "slow")
+        refused = ("refused_dtypes", "refused_widths", "refused_strides", "same_side", "backend", "called")
+        return Subject(**{name: getattr(self, name) for name in (*settled, *refused)})
+
     # ASKING
 
     def problem(self, case: Case) -> Problem:

@@ -47,5 +47,6 @@ def test_errors_have_no_preferred_sign(subject: Subject, case: Case) -> None:
         if judge(answer, exact, class_).findings:
             raise NotApplicable  # wrong beyond its bound
         meter.add(answer, exact, class_)
-    for (output, _), message in meter.biased().items():
-        raise Broken(Finding("biased", output, message))
+    for key, message in meter.biased().items():
+        shown = subject.problem(generic(subject, case.dtype, meter.clearest(key)))
+        raise Broken(Finding("biased", key[0], f"{message}; of them this one leans furthest"), shown)

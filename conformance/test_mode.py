@@ -60,10 +60,15 @@ def test_training_and_evaluation_back_and_forth(subject: Subject, case: Case) ->
 def test_all_paths_agree(subject: Subject, case: Case) -> None:
     """The other variants of the same implementation, on the same problem."""
     problem = subject.problem(case)
+    compared = 0
     for other in subject.siblings:
         if fit(case, other.adapter) != case or case.dtype not in other.dtypes:
-            raise NotApplicable
-        mine, theirs = may_answer(subject, problem), may_answer(other, problem)  # other clauses speak of refusals
+            continue
+        try:
+            mine, theirs = may_answer(subject, problem), may_answer(other, problem)
+        except NotApplicable:  # other clauses speak of refusals
+            continue
+        compared += 1
         what = f"{subject.label} against {other.label}"
         exact = subject.solve(problem)
         must_agree(subject, mine.o, theirs.o, exact, "o", what)
@@ -72,6 +77,8 @@ def test_all_paths_agree(subject: Subject, case: Case) -> None:
                 must_agree(subject, gradient, theirs.gradients[name], exact, name, what)
     if not subject.siblings:
         raise NotOffered("there is one path only")
+    if not compared:
+        raise NotApplicable
 
 
 @clause("MODE-3")
@@ -92,7 +99,7 @@ def test_all_paths_make_the_same_choices(subject: Subject, case: Case) -> None:
 @clause("MODE-4")
 @on_cases(where=lambda case: case.dtype == "float32" and case.values in ("normal", "peaked", "integers"), wrt="none")
 def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
-    """float32 inputs that bfloat16 can hold, under autocast to bfloat16: within class D of bfloat16."""
+    """float32 inputs that bfloat16 can hold, under autocast to bfloat16: within class C of bfloat16."""
     half = build(replace(case, dtype="bfloat16"), subject.device, ())
     wide = half.replace(**{name: x.float() for name, x in half.inputs().items() if name != "mask"})
     where = torch.device(subject.device).type
@@ -101,11 +108,11 @@ def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
     )
     answer = must_answer(subject, wide, within, any_dtype=True)
     exact = solve(half, subject.dialect)
-    tolerance = exact.tolerance("D")
+    tolerance = exact.tolerance("C")
     finding, _ = compare(to_float64(answer.o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
     if finding is not None:
         margin = np.where(tolerance.exempt["o"], np.inf, tolerance.bound["o"])
-        said = replace(finding, message="under autocast to bfloat16, against class D")
+        said = replace(finding, message="under autocast to bfloat16, against class C")
         raise Broken(said, wide, exact, margin=margin, within=within)
 
 

@@ -238,6 +238,7 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
 
 SIGNS = {"holds": "✓", "broken": "✗", "known issue": "k", "unsupported": "–", "not run": "·"}
 BROKEN = ("FAIL", "XPASS", "CRASH", "TIMEOUT")
+JUDGED = ("PASS", "KNOWN_ISSUE", *BROKEN)  # an answer was looked at, or its lack was
 
 
 def standing(counts: Counts) -> str:
@@ -255,7 +256,7 @@ def standing(counts: Counts) -> str:
 
 def judged(counts: Counts) -> int:
     """Problems whose answer was judged."""
-    return counts.get("PASS", 0) + counts.get("KNOWN_ISSUE", 0) + sum(counts.get(verdict, 0) for verdict in BROKEN)
+    return sum(counts.get(verdict, 0) for verdict in JUDGED)
 
 
 def unreached(cells: Mapping[Key, Counts], whys: Mapping[Key, Why], decides: Callable[[str], bool]) -> dict[Key, Why]:

@@ -16,7 +16,7 @@ from numpy import ndarray as Array
 
 from attnspec.reference import bounds, dense, gradient_bounds
 from attnspec.reference.accuracy import LARGEST, arithmetic
-from attnspec.reference.solve import REFERENCE_SHARE, to_float64
+from attnspec.reference.solve import REFERENCE_SHARE, bound_of_keys, limits, to_float64
 from attnspec.spec import Dialect, Problem
 
 TILE = 65_536  # elements of rows × keys that are held at once
@@ -59,6 +59,11 @@ class SampledRows:
                 raise ValueError("the cotangent must be zero outside of the sampled rows")
         if not all(bool(torch.isfinite(x).all()) for x in (problem.q[:, :, self.rows], problem.k, problem.v)):
             raise ValueError("sampled rows need finite operands")
+        bias = problem.bias
+        if bias is not None:  # −∞ hides, and is an operand like any other
+            bias = bias if bias.ndim < 2 or bias.shape[-2] == 1 else bias[..., self.rows, :]
+            if not bool((bias < np.inf).all()):
+                raise ValueError("sampled rows need a bias that is a number or −∞; found NaN or +∞")
         self.width = max(256, TILE // max(1, self.q[..., 0].size))
         self._forward()
 
@@ -146,8 +151,7 @@ class SampledRows:
         everything, rows = slice(None), (slice(None), slice(None), self.rows)
 
         def part(output: str, at: tuple, values: Array, bound: Array, zero: Array, exempt: Array) -> Part:
-            bound = np.where(zero, 0.0, np.where(np.isnan(values), np.nan, bound * share))
-            return Part(output, at, values, bound, exempt | (np.abs(values) + bound > LARGEST[dtype]))
+            return Part(output, at, values, *limits(values, bound, zero, exempt, dtype, share))
 
         def tiles(gradients: bool) -> bounds.Tiles:
             return lambda backwards: (self._tile(keys, gradients) for keys in self._slices(backwards))
@@ -172,16 +176,14 @@ class SampledRows:
                 scored = x.forward.visible & asked
                 scored_rows |= scored.any(-1, keepdims=True)
                 at = (slice(None), keys) if problem.shared else (everything, everything, keys)
-                for output, bound, value, reached in (
-                    ("dk", each.dk, x.backward.dk, scored),
-                    ("dv", each.dv, x.backward.dv, x.live & asked),
+                for output, head, alone, reached, scale in (
+                    ("dk", each.dk, x.backward.dk, scored, self.scale),
+                    ("dv", each.dv, x.backward.dv, x.live & asked, 0.0),
                 ):
-                    like = (*problem.k.shape[:-2], keys.stop - keys.start, value.shape[-1])
+                    like = (*problem.k.shape[:-2], keys.stop - keys.start, alone.shape[-1])
                     any_row = reached.any(-2)[..., None].astype(float)
-                    value, total = (dense.sum_over_group(y, like, grouping) for y in (value, bound))
+                    value = dense.sum_over_group(alone, like, grouping)
                     nothing = dense.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
-                    skip = dense.sum_over_group(both.any(-1)[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
-                    if group > 1:
-                        total = total + a.u_out * (np.abs(value) + total)
-                    yield part(output, at, value, total, nothing, skip)
+                    bound, skip = bound_of_keys(head, alone, value, both.any(-1), like, grouping, scale, a)
+                    yield part(output, at, value, bound, nothing, skip)
             yield part("dq", rows, self.dq, g.dq, ~scored_rows, both[..., None])

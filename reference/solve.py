@@ -38,6 +38,31 @@ class Tolerance:
     exempt: dict[str, Array]
 
 
+def limits(values: Array, bound: Array, zero: Array, exempt: Array, dtype: str, share: float) -> tuple[Array, Array]:
+    """What one output is judged by: its bound, `share` times as wide beside a reference that errs too, and what is exempt."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        bound = np.where(zero, 0.0, np.where(np.isnan(values), np.nan, bound * share))
+        return bound, exempt | (np.abs(values) + bound > LARGEST[dtype])
+
+
+def bound_of_keys(
+    head: Array, alone: Array, value: Array, touched: Array, like: tuple[int, ...], grouping: str, scale: float, a: Arithmetic
+) -> tuple[Array, Array]:
+    """Bound and exemption of dk or dv (shape `like`): the whole, or some keys of it.
+
+    head and alone are bound and value of each query head (b h j ·), value is their sum over a group, touched (b h) says in which
+    heads an intermediate may overflow. scale is that of dk, which may be stored before it is multiplied by it; 0 for dv.
+    """
+    bound = dense.sum_over_group(head, like, grouping)
+    exempt = dense.sum_over_group(touched[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
+    # A head's own gradient, and dk before the scale, may be stored.
+    stored = (np.abs(alone) + head) * (max(1.0, 1 / abs(scale)) if a.u_s and scale else 1.0)
+    exempt = exempt | (dense.sum_over_group((stored > LARGEST[a.dtype]).astype(float), like, grouping) > 0)
+    if head.shape[1] != (1 if len(like) == 3 else like[1]):
+        bound = bound + a.u_out * (np.abs(value) + bound)
+    return bound, exempt
+
+
 @dataclass(frozen=True)
 class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
@@ -57,6 +82,7 @@ class Exact:
     _tile: bounds.Tile
     oracle: str = "float64"
     rest: dict[str, Array] = field(default_factory=dict)
+    strict: bool = False  # nothing is exempt for an intermediate that may overflow
     _cache: dict[tuple[str, str], Tolerance] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Array | None:
@@ -68,6 +94,10 @@ class Exact:
     def empty(self) -> Array:
         """Rows without a visible key, (b h i) bool."""
         return self.forward.empty
+
+    def promising_all(self) -> Exact:
+        """The same, but that no element is exempt because a legal intermediate may overflow."""
+        return replace(self, strict=True, _cache={})
 
     @property
     def reaches_hidden(self) -> bool:
@@ -105,9 +135,8 @@ class Exact:
         bound, exempt = self.bounds(arithmetic(class_, dtype))
         bound["lse"] = share * bound["lse"]
         for name, value in self.values.items():
-            with np.errstate(invalid="ignore", over="ignore"):
-                bound[name] = np.where(self.zero[name], 0.0, np.where(np.isnan(value), np.nan, bound[name] * share))
-                exempt[name] = exempt[name] | self.undefined[name] | (np.abs(value) + bound[name] > LARGEST[dtype])
+            skip = self.undefined[name] if self.strict else exempt[name] | self.undefined[name]
+            bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, dtype, share)
         return Tolerance(bound, exempt)
 
     def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -131,18 +160,12 @@ class Exact:
                 return bound, exempt
             g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)
             (keys,) = g.of_keys
-            touched = both.any(-1)[..., None, None].astype(float)
+            touched = both.any(-1)
             bound["dq"], exempt["dq"] = g.dq, np.broadcast_to(both[..., None], g.dq.shape)
             for name, head, alone in (("dk", keys.dk, back.dk), ("dv", keys.dv, back.dv)):
                 like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
-                bound[name] = dense.sum_over_group(head, like, grouping)
-                exempt[name] = dense.sum_over_group(touched, (*like[:-2], 1, 1), grouping) > 0
-                # A head's own dk, and dk before the scale, may be stored.
-                unscaled = max(1.0, 1 / abs(self._tile.scale)) if a.u_s and name == "dk" and self._tile.scale else 1.0
-                stored = (np.abs(alone) + head) * unscaled
-                exempt[name] = exempt[name] | (dense.sum_over_group((stored > LARGEST[a.dtype]).astype(float), like, grouping) > 0)
-                if head.shape[1] != (1 if len(like) == 3 else like[1]):
-                    bound[name] = bound[name] + a.u_out * (np.abs(self.values[name]) + bound[name])
+                scale = self._tile.scale if name == "dk" else 0.0
+                bound[name], exempt[name] = bound_of_keys(head, alone, self.values[name], touched, like, grouping, scale, a)
             if problem.bias is not None:
                 bound["dbias"], exempt["dbias"] = self._bias_bound(back.ds, keys.ds, both, a)
         return bound, exempt

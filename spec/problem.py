@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,23 @@ class Problem:
                 raise ValueError(f"a mask is bool (True = may attend), found {self.mask.dtype}; a float is a bias")
             expected = (self.b, self.j) if self.mask.ndim == 2 else (self.b, self.h, self.i, self.j)
             self._must_broadcast("mask", expected)
+        if not self.q.dtype.is_floating_point or not self.q.dtype == self.k.dtype == self.v.dtype:
+            raise ValueError(f"q, k, v are floats of one dtype; found {self._dtypes('q', 'k', 'v')}")
         if self.bias is not None:
+            narrow = not self.bias.dtype.is_floating_point or self.bias.element_size() < self.q.element_size()
+            if narrow:
+                raise ValueError(f"a bias is a float as wide as q, or wider; found {self._dtypes('q', 'bias')}; a bool is a mask")
             self._must_broadcast("bias", (self.b, self.h, self.i, self.j))
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ValueError(f"a scale is a finite number, or None for the default; found {self.scale}")
+        strange = [name for name in self.wrt if name not in DIFFERENTIABLE or getattr(self, name) is None]
+        if strange or len(set(self.wrt)) < len(self.wrt):
+            given = [name for name in DIFFERENTIABLE if getattr(self, name) is not None]
+            raise ValueError(
+                f"wrt names inputs whose gradients are asked for, each once, of {', '.join(given)}; found {self.wrt!r}"
+            )
+        if self.do is not None and self.do.dtype != self.dtype:
+            raise ValueError(f"the cotangent has the dtype of the output; found {self._dtypes('q', 'do')}")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is a probability, found {self.dropout}")
         if self.do is not None and self.do.shape != (self.b, self.h, self.i, self.e):
@@ -66,6 +82,9 @@ class Problem:
 
     def _shapes(self, *names: str) -> str:
         return ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in names)
+
+    def _dtypes(self, *names: str) -> str:
+        return ", ".join(f"{name} {str(getattr(self, name).dtype).removeprefix('torch.')}" for name in names)
 
     def _must_broadcast(self, name: str, shape: tuple[int, ...]) -> None:
         found = tuple(getattr(self, name).shape)

@@ -268,8 +268,14 @@ def test_a_case_is_read_from_its_token() -> None:
         ("colour=red", r"no factor is called 'colour'; there are dtype, heads"),
         ("mask=diagonal", r"mask can't be 'diagonal'; it can be none, padding"),
         ("causal=yes", r"causal can't be 'yes'; it can be False, True"),
-        ("i=many", "many"),
-        ("scale=big", "big"),
+        ("i=many", "i can't be 'many'; it is a whole number"),
+        ("i=0", "i can't be 0; it is at least 1"),
+        ("i=99999999999", "i can't be '99999999999'; it is a whole number below"),
+        ("i=100000,j=1000000", "a case of 1e.11 elements in q, k, v and the scores is too large"),
+        ("i=3,j=4,i=5", "i is given twice; give it once"),
+        ("scale=big", "scale can't be 'big'; it is a finite number, such as 0.3"),
+        ("scale=nan", "scale can't be 'nan'"),
+        ("scale=-inf", "scale can't be '-inf'"),
     ],
 )
 def test_a_token_that_says_nothing_is_refused(token: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,4 +120,15 @@ def test_a_bias_is_reported_and_fails_where_should_is_enforced() -> None:
     assert "biased: the output is too small throughout" in said.screen
     enforced = judge(impl, "--clauses=ACCURACY-5", "--impl-dtypes=bfloat16", "--enforce-should", tier="standard")
     assert enforced.exit == 1
+    (shown,) = (failure for failure in enforced.failures if failure.clause == "ACCURACY-5")
+    assert shown.data["what"] == "biased"
+    assert "of them this one leans furthest" in shown.text
+    keys = int(re.search(r"problem .* k \(1, 2, (\d+), \d+\)", shown.text)[1])
+    assert keys >= 17  # one of the problems that were measured, and not the simplest
     assert judge(HONEST, "--clauses=ACCURACY-5", "--impl-dtypes=bfloat16", "--enforce-should", tier="standard").exit == 0
+
+
+def test_the_problem_that_leans_furthest_is_the_one_that_is_shown() -> None:
+    meter, key = Meter(), ("o", "gain")
+    meter.shares[key], meter.numbers[key] = [(1.0, 0.5), (-3.0, 0.5), (2.5, 0.1), (2.0, 0.0)], [0, 1, 4, 5]
+    assert meter.clearest(key) == 4

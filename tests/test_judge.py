@@ -11,7 +11,8 @@ import torch
 from numpy.random import default_rng
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.judge import Finding, Judgement, compare, judge, with_class
+from attnspec.conformance.judge import JUDGED, Finding, Judgement, Verdict, compare, judge, with_class
+from attnspec.conformance.verdicts import judged
 from attnspec.reference import OUTPUTS, Exact, solve
 from attnspec.spec import Dialect, Problem
 
@@ -274,3 +275,65 @@ def test_the_finest_arithmetic_that_holds_is_named(problem: Problem) -> None:
     assert with_class(finding, rounded, exact).class_ == "B of bfloat16"
     fault = Answer(rounded.o + 1)
     assert with_class(only(judge(fault, exact, "A")), fault, exact).class_ == ""
+
+
+# WHAT IS COUNTED AS JUDGED, AND WHAT IS EXEMPT
+
+
+def test_one_list_says_what_was_judged() -> None:
+    for verdict in Verdict:
+        assert bool(judged({str(verdict): 1})) is (verdict in JUDGED), verdict
+
+
+def test_a_question_of_what_is_exempt_leaves_the_answer_as_it_was() -> None:
+    q = torch.full((1, 1, 2, 64), 70.0, dtype=torch.float16)
+    exact = solve(Problem(q, q, torch.ones_like(q)), Dialect())
+    assert exact.tolerance("C").exempt["o"].all()
+    assert not exact.promising_all().tolerance("C").exempt["o"].any()
+    assert exact.tolerance("C").exempt["o"].all()
+
+
+# WHAT IS NO PROBLEM
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"wrt": ("x",)}, "wrt names inputs whose gradients are asked for, each once, of q, k, v, bias; found ('x',)"),
+        ({"wrt": ("q", "q")}, "each once"),
+        ({"bias": None}, "of q, k, v; found ('q', 'k', 'v', 'bias')"),
+        ({"bias": torch.ones(3, 4, dtype=torch.bool)}, "a bias is a float as wide as q, or wider; found q float32, bias bool"),
+        ({"k": torch.zeros(1, 2, 4, 2).half()}, "q, k, v are floats of one dtype; found q float32, k float16, v float32"),
+        ({"scale": nan}, "a scale is a finite number, or None for the default; found nan"),
+        ({"scale": inf}, "found inf"),
+        ({"do": torch.zeros(1, 2, 3, 3).half()}, "the cotangent has the dtype of the output; found q float32, do float16"),
+    ],
+)
+def test_what_is_no_attention_call_is_refused(changes: dict, words: str, problem: Problem) -> None:
+    with pytest.raises(ValueError, match="found") as error:
+        problem.replace(**changes)
+    assert words in str(error.value)
+
+
+def test_a_bias_in_float32_beside_half_types_is_a_problem(problem: Problem) -> None:
+    half = {name: getattr(problem, name).half() for name in ("q", "k", "v", "do")}
+    assert problem.replace(**half).bias.dtype == torch.float32
+
+
+# WHAT LIES AROUND AN INPUT
+
+
+@pytest.mark.parametrize("place", ["behind k", "before k", "in k"])
+def test_a_write_around_an_input_is_seen_and_set_back(place: str) -> None:
+    buffer = torch.arange(40.0)
+    k = buffer[8:24].view(1, 1, 4, 4)
+
+    class Writes(Adapter):
+        def attend(self, q, k, v, **options):
+            at = {"behind k": 24, "before k": 7, "in k": 9}[place]
+            torch.as_strided(k, (1,), (1,), at)[0] = -1.0
+            return v[..., :2, :] * 1
+
+    answer = Writes().run(Problem(torch.ones(1, 1, 2, 4), k, torch.ones(1, 1, 4, 4)))
+    assert answer.changed == (("k",) if place == "in k" else ("k (in the memory around it)",))
+    assert torch.equal(buffer, torch.arange(40.0))

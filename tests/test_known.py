@@ -299,3 +299,35 @@ def test_pyproject_names_the_file_of_its_own_implementation_only(tmp_path, monke
     assert f"known issues: 1, from {tmp_path / 'known.toml'}" in screen
     assert said("fails_at_equal_lengths", "--known-issues=")[0] == 1
     assert "known issues" not in said("right")[1]
+
+
+def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
+    from types import SimpleNamespace
+
+    from attnspec.conformance.draft import Draft, Failed
+
+    found = "raised \x1b[31mError\x1b[0m: \"it's\" 'so'\t\x7f \\ \ud800 \U0001f600"
+    draft = Draft(tmp_path / "draft.toml")
+    draft.bad.append(Failed("test", "only", "cpu", "dtype=float32", "ERROR-2", "dtype=float32", ("ERROR-2",), found))
+    adapter = SimpleNamespace(name='C:\\kernels\\new "fast".py:attend')
+    draft.write(SimpleNamespace(command="pytest \x1b\n x", enforce_should=False, subjects=[SimpleNamespace(adapter=adapter)]))
+    read = tomllib.loads((tmp_path / "draft.toml").read_text(encoding="utf-8"))
+    assert read["implementation"] == adapter.name
+    assert read["issue"][0]["found"] == found.replace("\ud800", "\ufffd")
+
+
+def test_what_is_asked_again_leaves_nothing_in_the_run(tmp_path):
+    """A pinned problem that fails otherwise: its failure is no failure of the run, is not drafted and not diagnosed at the end."""
+    from attnspec.conformance.draft import Draft
+    from attnspec.conformance.run import TIERS, Run
+
+    (adapter,) = resolve(fails_at_equal_lengths, {})
+    subject = meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
+    issues = known.read(write(tmp_path, clause='"CAUSAL-2"'), {adapter.name})
+    run = Run("pytest", [subject], TIERS["smoke"], known=issues, draft=Draft(tmp_path / "draft.toml"), repros=False)
+    issues.settle(run, testing.tests_of)
+    assert any("fails otherwise" in error for error in issues.errors), issues.errors
+    assert not run.explained
+    assert not run.draft.bad
+    assert not run.record.failures
+    assert not subject.held

@@ -240,3 +240,55 @@ def test_what_is_wrong_without_the_option_is_no_matter_of_choice():
         lambda q, k, v, causal=False: attention(q * 2, k, v, causal=causal), clauses="CAUSAL-4", dtypes="float32", **QUICK
     )
     assert not any("follows no" in failure.text for failure in result.failures)
+
+
+# MODES
+
+
+def test_under_autocast_class_c_is_what_the_text_says():
+    from attnspec.conformance.case import Case
+    from attnspec.conformance.tensors import build
+    from attnspec.conformance.test_mode import test_autocast_is_only_a_dtype as ask
+    from attnspec.conformance.testing import Broken
+    from attnspec.reference import solve
+    from attnspec.spec import Dialect
+
+    case = Case(heads="2/2", i=3, j=17, d=16, wrt="none")
+    exact = solve(build(Case(dtype="bfloat16", heads="2/2", i=3, j=17, d=16, wrt="none"), "cpu", ()), Dialect())
+    narrow, wide = (float((exact.tolerance(class_).bound["o"] / abs(exact.values["o"])).min()) for class_ in ("C", "D"))
+    assert narrow * 1.1 < wide
+    off = (narrow * wide) ** 0.5  # outside of C somewhere, within D everywhere
+
+    def attend(q, k, v):
+        o = attention(q.double(), k.double(), v.double())
+        return (o * (1 + off if torch.is_autocast_enabled("cpu") else 1)).to(q.dtype)
+
+    with pytest.raises(Broken, match="under autocast to bfloat16, against class C"):
+        _inside(ask)(met(attend, dtypes=("float32",)), case)
+    _inside(ask)(met(attention, dtypes=("float32",)), case)
+
+
+def test_paths_that_can_be_compared_are_though_another_refuses():
+    from attnspec.conformance.case import Case
+    from attnspec.conformance.test_mode import test_all_paths_agree as ask
+    from attnspec.conformance.testing import Broken, NotApplicable
+
+    def refuses(q, k, v):
+        raise NotImplementedError("not today")
+
+    def off(q, k, v):
+        return attention(q, k, v) + 1
+
+    first, second, third = (met(f, dtypes=("float32",)) for f in (attention, refuses, off))
+    agree = _inside(ask)
+    first.siblings = (second, third)
+    with pytest.raises(Broken):
+        agree(first, Case(i=3, j=4, wrt="none"))
+    first.siblings = (second,)
+    with pytest.raises(NotApplicable):
+        agree(first, Case(i=3, j=4, wrt="none"))
+
+
+def _inside(test):
+    """The function of (subject, case) inside of a conformance test."""
+    return next(cell.cell_contents for cell in test.__closure__ if getattr(cell.cell_contents, "plan", None) is not None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,3 +262,11 @@ def test_few_elements_are_exempt(name: str, adapter: Adapter, dialect: Dialect) 
         exempt[case.dtype] += [tolerance.exempt[output].ravel() for output in asked_outputs(problem)]
     for dtype, each in exempt.items():
         assert np.concatenate(each).mean() < 0.01, dtype
+
+
+def test_the_page_counts_the_mistakes_that_it_measures():
+    text = (Path(__file__).parent.parent / "docs" / "resolving.md").read_text(encoding="utf-8")
+    table = text.partition("## In the class that is demanded")[2].partition("⁽¹⁾ Nearly")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    (said,) = re.findall(r"^(\d+) canonical mistakes", text, re.MULTILINE)
+    assert int(said) == len(rows) - 2  # a header and a rule

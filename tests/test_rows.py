@@ -169,3 +169,26 @@ def test_no_memory_is_no_failure() -> None:
     said = judge(f"{__file__}:greedy", "--clauses=SHAPE-2", "--impl-dtypes=float32", "-k", "million", tier="thorough")
     assert said.exit == 5  # nothing was judged
     assert "no memory" in said.screen
+
+
+def test_a_gradient_that_may_be_stored_before_the_scale_is_exempt_in_both_forms():
+    """In float16 and class C dk is stored before it is multiplied by a scale, and overflows where queries are 3·10⁴."""
+    q = torch.full((1, 2, 3, 16), 3e4, dtype=torch.float16)
+    k, v, do = (torch.randn(1, g, n, 16, generator=torch.Generator().manual_seed(n)).half() for g, n in ((1, 5), (1, 5), (2, 3)))
+    problem = Problem(q, k / 1e4, v, do=do * 4, wrt=("q", "k", "v"))
+    whole = solve(problem, Dialect()).tolerance("C")
+    parts = [part for part in SampledRows(problem, Dialect(), range(3)).parts("C") if part.output in ("dk", "dv")]
+    for part in parts:
+        assert np.array_equal(part.exempt | np.zeros(part.values.shape, bool), whole.exempt[part.output][part.at]), part.output
+    assert any(part.exempt.any() for part in parts)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_sampled_rows_refuse_a_bias_that_is_no_operand(number):
+    q, bias = torch.ones(1, 1, 3, 4), torch.zeros(3, 3)
+    bias[1, 2] = number
+    with pytest.raises(ValueError, match="a bias that is a number or −∞"):
+        SampledRows(Problem(q, q, q, bias=bias), Dialect(), [1])
+    SampledRows(Problem(q, q, q, bias=bias), Dialect(), [0])
+    bias[1, 2] = -float("inf")
+    SampledRows(Problem(q, q, q, bias=bias), Dialect(), [1])
