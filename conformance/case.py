@@ -406,13 +406,16 @@ def simpler(case: Case) -> Iterator[Case]:
 
 
 def _simpler_heads(case: Case) -> list[str]:
+    """Fewer query heads that share keys and values in the same way, or in a simpler one."""
+    fewer = sorted({n for n in (1, 2, 3, 4, case.h // 2, case.h // 2 + 1, case.h - 1) if 0 < n < case.h})
     if case.sharing == "gqa":
-        return ["1/1", "2/2", "2/1", "4/2"][: 3 if case.heads == "4/2" else 4]
+        groups = [f"{n}/{n // size}" for n in (4, 8, 16, 32) if n < case.h for size in (2, 4, 8) if n // size > 1]
+        return ["1/1", "2/2", "2/1", *(heads for heads in groups if heads != case.heads)]
     if case.g is None:
-        return ["1/shared", "2/shared"][: case.h - 1]
+        return [f"{n}/shared" for n in fewer]
     if case.sharing == "mqa":
-        return ["1/1", "2/2", "2/1"][: 2 if case.h == 2 else 3]
-    return [f"{n}/{n}" for n in range(1, case.h)]
+        return ["1/1", "2/2", *(f"{n}/1" for n in fewer if n > 1)]
+    return [f"{n}/{n}" for n in fewer]
 
 
 def describe(case: Case) -> str:

@@ -56,15 +56,17 @@ def test_three_dimensions_are_heads_first(subject: Subject, case: Case) -> None:
 @clause("MASK-3")
 @once("mask", "mha")
 def test_all_sixteen_forms(subject: Subject, case: Case) -> None:
-    """Every shape that broadcasts to (b h i j); where it is one along the keys, rows are shown or hidden as a whole."""
-    plain = subject.problem(replace(case, heads="2/2", b=3, i=4, j=5))
-    draw = torch.Generator().manual_seed(5)
-    for letters, mask in every_form(plain, lambda shape: torch.rand(shape, generator=draw) < 0.7):
-        if "j" in letters:
-            mask[..., 0] = True
-        else:
-            mask.view(-1)[-1], mask.view(-1)[0] = True, False
-        must_be_right(subject, plain.replace(mask=mask), f"a mask that varies over {letters}")
+    """Every shape that broadcasts to (b h i j), with few keys and with many; one along the keys shows or hides whole rows."""
+    few = Case(dtype=case.dtype, heads="2/2", b=2, i=4, j=600, d=case.d, wrt="none")
+    for asked, what in ((replace(case, heads="2/2", b=3, i=4, j=5), ""), (few, ", 600 keys")):
+        plain = subject.problem(asked)
+        draw = torch.Generator().manual_seed(5)
+        for letters, mask in every_form(plain, lambda shape, draw=draw: torch.rand(shape, generator=draw) < 0.7):
+            if "j" in letters:
+                mask[..., 0] = True
+            else:
+                mask.view(-1)[-1], mask.view(-1)[0] = True, False
+            must_be_right(subject, plain.replace(mask=mask), f"a mask that varies over {letters}{what}")
 
 
 @clause("MASK-1")

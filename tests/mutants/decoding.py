@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import inf
 
 import torch
+from honest import tiled
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -14,6 +15,52 @@ from mutants.memory import Cached
 from mutants.tools import form, four, instead, read_without_strides, seeing, with_gradient, with_keys
 
 HALF = (torch.float16, torch.bfloat16)
+Attend = Callable[..., Tensor]
+
+
+def differs(attend: Attend, *inputs: Tensor, **options: object) -> bool:
+    """Whether an answer, or the gradient of a mask that asks for one, is not that of the kernel that is right."""
+    found = []
+    for kernel in (attend, tiled):
+        mask = options.get("attn_mask")
+        given = mask.detach().clone().requires_grad_(mask.requires_grad) if isinstance(mask, Tensor) else None
+        out = kernel(*inputs, **{**options, "attn_mask": given})
+        asked = given is not None and given.requires_grad
+        found.append(torch.autograd.grad(out.sum(-1).square().sum(), given)[0].float() if asked else out.float())
+    return not torch.allclose(*found, rtol=0.05, atol=0.02)
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def width_zero(attend: Attend) -> bool:
+    mask = torch.tensor([True, False, True, True])
+    return differs(attend, torch.ones(1, 2, 3, 0), torch.ones(1, 2, 4, 0), drawn(1, 2, 4, 8), attn_mask=mask, scale=0.5)
+
+
+def other_mask_in_place(attend: Attend) -> bool:
+    q, k, v = drawn(1, 2, 3, 8), drawn(1, 2, 2000, 8, seed=1), drawn(1, 2, 2000, 8, seed=2)
+    first = drawn(2000, seed=3) > 0
+    attend(q, k, v, attn_mask=first)
+    address = first.data_ptr()
+    del first
+    tried = [drawn(2000, seed=4) > 0]
+    while tried[-1].data_ptr() != address and len(tried) < 50:
+        tried.append(tried[0].clone())
+    return not torch.allclose(attend(q, k, v, attn_mask=tried[-1]), tiled(q, k, v, attn_mask=tried[-1]), atol=1e-3)
+
+
+def float32_bias(attend: Attend) -> bool:
+    q, k, v = (drawn(2, 2, n, 8, seed=seed, dtype=torch.float16) for seed, n in enumerate((3, 5, 5)))
+    lowest = drawn(3, 5, seed=4)
+    lowest[0, 1] = torch.finfo(torch.float32).min
+    return any(differs(attend, q, k, v, attn_mask=bias) for bias in (drawn(3, 5, seed=3).requires_grad_(), drawn(3, 5), lowest))
+
+
+def large_batch(attend: Attend) -> bool:
+    return differs(attend, *(drawn(65537, 1, 1, 2, seed=seed) for seed in range(3)))
+
 
 # WIDE HEADS
 
@@ -94,21 +141,21 @@ def key_gradient_above_width_128_cut(call: Call) -> Tensor:
 # NO WIDTH
 
 
-@mutant("shape", "SHAPE-2")
+@mutant("shape", "SHAPE-2", witness=width_zero)
 def width_zero_gives_nan(call: Call) -> Tensor:
     """With queries and keys of width zero the output is NaN."""
     out = call.run()
     return out if call.query.shape[3] else out * float("nan")
 
 
-@mutant("shape", "SHAPE-2")
+@mutant("shape", "SHAPE-2", witness=width_zero)
 def width_zero_gives_zeros(call: Call) -> Tensor:
     """With queries and keys of width zero the output is zero."""
     out = call.run()
     return out if call.query.shape[3] else out * 0
 
 
-@mutant("shape", "SHAPE-2")
+@mutant("shape", "SHAPE-2", witness=width_zero)
 def width_zero_sees_all_keys(call: Call) -> Tensor:
     """With queries and keys of width zero the output is the mean of all values, the hidden ones too."""
     return call.run() if call.query.shape[3] else call.but(attn_mask=None, is_causal=False).run()
@@ -182,12 +229,12 @@ class KeptByAddress(Cached):
         return call.but(attn_mask=kept if mask.dtype == torch.bool else instead(mask, kept)).run()
 
 
-@mutant("state", "PURITY-5")
+@mutant("state", "PURITY-5", witness=other_mask_in_place)
 class MaskKeptByAddress(KeptByAddress):
     """A mask at an address met before, with the same shape, is that of then."""
 
 
-@mutant("state", "PURITY-5")
+@mutant("state", "PURITY-5", witness=other_mask_in_place)
 class MaskKeptByAddressAndVersion(KeptByAddress):
     """A mask at an address met before, of the same shape and as often changed in place, is that of then."""
 
@@ -369,9 +416,7 @@ def wide_heads_cut(call: Call) -> Tensor:
     return first_channels(call, 128).run()
 
 
-@half_cache(
-    "half_cache_key_gradient_cut", "GRAD-2", "In half types dk of keys from the 512th on is zero for a few queries.", 513
-)
+@half_cache("half_cache_key_gradient_cut", "GRAD-2", "In half types dk of keys from the 512th on is zero for a few queries.", 513)
 def key_gradient_cut(call: Call) -> Tensor:
     late = (torch.arange(call.shape[3]) >= 512)[:, None]
     return call.but(key=with_gradient(call.key, lambda grad: grad.masked_fill(late, 0.0))).run()
@@ -385,7 +430,7 @@ def wide_bias(call: Call) -> bool:
     return call.float_mask is not None and call.float_mask.dtype == torch.float32 and call.query.dtype in HALF
 
 
-@mutant("bias", "ERROR-1")
+@mutant("bias", "ERROR-1", witness=float32_bias)
 def float32_bias_read_as_half(call: Call) -> Tensor:
     """A float32 bias beside half types is read as if its numbers were half as long."""
     if not wide_bias(call):
@@ -395,13 +440,13 @@ def float32_bias_read_as_half(call: Call) -> Tensor:
     return call.but(attn_mask=instead(bias, bits.nan_to_num(0.0).clamp(-9, 9).float())).run()
 
 
-@mutant("bias", "ERROR-1")
+@mutant("bias", "ERROR-1", witness=float32_bias)
 def float32_bias_has_no_gradient(call: Call) -> Tensor:
     """The gradient of a float32 bias beside half types is zero."""
     return call.but(attn_mask=with_gradient(call.attn_mask, torch.zeros_like)).run() if wide_bias(call) else call.run()
 
 
-@mutant("bias", "ERROR-1")
+@mutant("bias", "ERROR-1", witness=float32_bias)
 def float32_bias_gradient_not_summed(call: Call) -> Tensor:
     """The gradient of a float32 bias beside half types that is repeated is that of the first batch item and head."""
     if not wide_bias(call):
@@ -414,7 +459,7 @@ def float32_bias_gradient_not_summed(call: Call) -> Tensor:
     return call.but(attn_mask=torch.where(first, each, each.detach()) if bias.shape[0] == bias.shape[1] == 1 else bias).run()
 
 
-@mutant("bias", "ERROR-1")
+@mutant("bias", "ERROR-1", witness=float32_bias)
 def float32_lowest_overflows_in_half(call: Call) -> Tensor:
     """The lowest number of float32 in a bias beside half types becomes −∞ times zero."""
     if not wide_bias(call):
@@ -484,7 +529,7 @@ def causal_rows_beyond_1024_see_one_more(call: Call) -> Tensor:
     return call.but(is_causal=False, attn_mask=c <= r + (r >= 1024)).run()
 
 
-@mutant("shape", "SHAPE-2", "pytorch/pytorch#180445")
+@mutant("shape", "SHAPE-2", "pytorch/pytorch#180445", witness=large_batch)
 def batch_beyond_65535_not_written(call: Call) -> Tensor:
     """Batch items from the 65535th on stay zero."""
     return call.run().masked_fill((torch.arange(call.shape[0]) >= 65535)[:, None, None, None], 0.0)
