@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_the_choices_of_the_readme_are_those_of_the_spec() -> None:
         assert row is not None
         places = [row[1].index(f"`{value}`") for value in values]
         assert places == sorted(places), f"the first value of {name} is the canonical one"
+
+def test_versions_that_are_promised_were_run() -> None:
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = (DOCS / "versions.md").read_text(encoding="utf-8").splitlines()
+    lowest = next(row for row in rows if row.startswith("| lowest |"))
+    for name, version in (requirement.split(">=") for requirement in project["dependencies"]):
+        assert re.search(rf"\| {re.escape(version)}[.\d]* \|", lowest), f"{name} {version} is promised and was not run"
+    assert lowest.endswith("| yes |")
