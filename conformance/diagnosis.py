@@ -428,14 +428,21 @@ def diagnose(
     known = _diagnose(seen_at, evidence, before) if before else None
     if known is not None and not min(_exceptions(known.cost).values()):
         return known
-    return _diagnose(seen_at, evidence, MISTAKES)
+    return _diagnose(seen_at, evidence, MISTAKES, before)
 
 
-def _diagnose(seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], among: Iterable[str]) -> Diagnosis | None:
-    """Which of these mistakes explain all of the evidence, the problem itself being the first of it."""
+def _diagnose(
+    seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], among: Iterable[str], others: Sequence[str] = ()
+) -> Diagnosis | None:
+    """Which of these mistakes explain all of the evidence, the problem itself being the first of it.
+
+    What fails by another fault is no evidence: by one of the mistakes `others`, found already, or in its output where the
+    problem itself is wrong in its gradients alone.
+    """
     started, cases = time.thread_time(), any(isinstance(this, Case) for this in evidence)
     alive: dict[str, list[Fit]] | None = None
     against: dict[str, float] = {}
+    scope: tuple[str, ...] | None = None
     asked = 0
     for n, this in enumerate(evidence):
         if (alive is not None and not alive) or time.thread_time() - started > SECONDS:
@@ -449,8 +456,11 @@ def _diagnose(seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], am
             for name in alive or ():
                 against[name] = against.get(name, 0.0) + shows(name, seen)
             continue
+        scope = seen.scope if scope is None else scope
+        if "o" in seen.scope and "o" not in scope:
+            continue
         fits = screen(seen, among if alive is None else alive)
-        if fits is None:
+        if fits is None or (alive and not fits and others and screen(seen, others)):
             continue
         alive = {name: [*(alive or {}).get(name, []), fits[name]] for name in fits if alive is None or name in alive}
         asked += 1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.verdicts import KEY, LADDER, Key, VerdictError, Verdicts, judged, standing, worst_of
+from attnspec.conformance.verdicts import KEY, LADDER, Key, VerdictError, Verdicts, counts_of, judged, standing, worst_of
 
 GROWTH = 1.5
 """By which factor the largest error of a tensor may grow; docs/verdicts.md has the measurements behind it."""
@@ -192,7 +192,7 @@ def known_issues_grown(old: Verdicts, new: Verdicts) -> list[str]:
 
 
 def _is(cell: Mapping[str, Any] | None, state: str) -> bool:
-    return cell is not None and standing(cell["problems"]) == state
+    return cell is not None and standing(counts_of(cell)) == state
 
 
 def _ways(verdicts: Verdicts) -> dict[Key, set[str]]:

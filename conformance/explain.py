@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +17,7 @@ import torch
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.case import Case, fit, simpler
-from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, other_choice, placed
+from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, look, other_choice, placed, screen
 from attnspec.conformance.judge import Finding, judge, with_class
 from attnspec.conformance.order import earlier
 from attnspec.conformance.subject import PLAINLY, Subject, Within
@@ -20,8 +25,16 @@ from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 
 SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not seconds, which would show other numbers elsewhere
+BUDGET = 20.0  # seconds, the default of --explain-budget
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
-REDUCED_FAILURES = 8  # failures in one dtype that are reduced, each to its own entry
+SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
+DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
+NUMBER = re.compile(r"[\d.]+")
+
+
+def anything(case: Case) -> bool:
+    """The clause is asked on every case."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,8 @@ class Explained:
     within: Within = PLAINLY  # what surrounds the call, and must not matter
     asked_by: str = ""  # the clause whose test asks for it, where a test of another one made the problem
 
+    reduced: bool = True  # False where the time for explanations was used up
+
     @property
     def key(self) -> tuple[str, ...]:
         """What makes two failures the same fault, whatever the dtype."""
@@ -54,28 +69,155 @@ class Explained:
         return traits if self.finding.hint else traits - {"i<j", "i>j"}
 
 
+@dataclass(frozen=True)
+class By:
+    """A failure that accounts for a failing problem; `certain` where it is known to, and there is nothing else wrong with it."""
+
+    explained: Explained
+    certain: bool
+
+
 @dataclass
 class Explainer:
-    """Explains the failures of one subject, each fault once. explained: what was explained so far, the first first."""
+    """Explains the failures of one subject, each fault once.
+
+    budget: seconds of this thread that may be spent, one half on explaining, the other on comparing what fails with what was
+    explained. explained: the failures so far, the first first.
+    """
 
     subject: Subject
+    budget: float = BUDGET
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("explaining", "comparing"), 0.0))
     explained: list[Explained] = field(default_factory=list)
+    _accounted: dict[tuple, bool | None] = field(default_factory=dict)
+    _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
 
-    def explain(self, case: Case, finding: Finding) -> Explained:
-        """Reduce a failing case, and name the clause that the smallest failing one breaks."""
-        known = self.known(case, finding)
-        if known is not None:
-            known.met.append(case)
-            return known
-        same_dtype = [known for known in self.explained if self._beside(known, case)]
-        if len(same_dtype) >= REDUCED_FAILURES:  # it is red; what more there is shows when these are mended
-            return max(
-                same_dtype, key=lambda known: (known.finding.output == finding.output, len(known.case.traits() & case.traits()))
-            )
-        explained = replace(self._explain(self.reduce(case, finding), finding, case), met=[case])
-        explained = self.simplify(explained)
+    def explain(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> tuple[By, ...]:
+        """The failures that account for a failing problem: one met before, or what it is reduced to.
+
+        `own` says which problems belong to the clause that is asked. The problem is reduced among those first. Where a simpler
+        one, which is none of them, fails as well, it may fail by another fault: both are failures, unless what explains the
+        simpler one accounts for the clause's own, too.
+        """
+        unclear, alike = None, list(self._alike(case, finding))
+        for known in alike:
+            accounts = self._accounts_for(known, case, finding)
+            if accounts:
+                known.met.append(case)
+                return (By(known, True),)
+            unclear = unclear or (known if accounts is None else None)
+        if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
+            return (By(unclear or alike[0], False),)
+        if self.exhausted:
+            return (self._unexplained(case, finding),)
+        with self.timed("explaining"):
+            smallest = self.reduce(case, finding, own)
+            simpler = smallest if own is anything else self.reduce(smallest, finding)
+            if simpler == smallest:
+                return (self._new(smallest, finding, case),)
+            basic = self._new(simpler, finding, smallest)
+            if self._accounts_for(basic.explained, smallest, finding) is not False:
+                return (replace(basic, certain=bool(self._accounts_for(basic.explained, case, finding))),)
+            return (self._new(smallest, finding, case), basic)
+
+    def _new(self, smallest: Case, finding: Finding, met: Case) -> By:
+        """A failure that was reduced to a case: explained, or one that was explained before, if it is that."""
+        for known in self.explained:
+            if known.case == smallest and known.finding.likeness == finding.likeness:
+                self._doubt(known)
+                return By(known, bool(self._accounts_for(known, met, finding)))
+        explained = self.simplify(replace(self._explain(smallest, finding, met), met=[met]))
+        for known in self.explained:
+            if known.key == explained.key and self._beside(known, smallest) and known.needs() == explained.needs():
+                known.met.append(met)  # what was said of it does not explain this: it is weighed again at the end
+                self._doubt(known)
+                return By(known, False)
         self.explained.append(explained)
-        return explained
+        return By(explained, smallest == met or bool(self._accounts_for(explained, met, finding)))
+
+    def _unexplained(self, case: Case, finding: Finding) -> By:
+        """Where the time for explanations is used up: the failure that is most like it, or the case as it was met."""
+        known = [known for known in self.explained if self._beside(known, case)]
+        if known:
+            most = max(known, key=lambda one: (one.finding.output == finding.output, len(one.case.traits() & case.traits())))
+            return By(most, False)
+        problem = self.subject.problem(case)
+        exact = self.subject.solve(problem)
+        empty = bool(exact.empty.any())
+        clause = blame(case, finding, self.subject.dialect, self.subject.observed, empty)
+        explained = Explained(clause, case, finding, problem, exact, met=[case], reduced=False)
+        self.explained.append(explained)
+        return By(explained, False)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the time for explanations is used up."""
+        return self.spent["explaining"] >= self.budget / 2
+
+    def _doubt(self, known: Explained) -> None:
+        """A failure that was found again in place of another: what explains it is not all of it, and is asked no more."""
+        self._doubtful[id(known)] += 1
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """What is spent on this, in seconds of this thread; what is timed inside counts by itself."""
+        began, inside = time.thread_time(), sum(self.spent.values())
+        try:
+            yield
+        finally:
+            self.spent[what] += time.thread_time() - began - (sum(self.spent.values()) - inside)
+
+    def _alike(self, case: Case, finding: Finding) -> Iterator[Explained]:
+        """Failures explained before that have nothing special that this case has not: it may be the same fault, met again."""
+        for known in self.explained:
+            same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
+            if same and self._beside(known, case) and known.needs() <= case.traits():
+                yield known
+
+    def _accounts_for(self, known: Explained, case: Case, finding: Finding, made: Problem | None = None) -> bool | None:
+        """Whether a failure accounts for what is wrong with a problem: the case, or what a test `made` of it. None: not known.
+
+        The same words of an exception; the same coarse arithmetic; or the mistake that explains the one gives the numbers of the
+        other. Where nothing is known of a failure nobody can tell.
+        """
+        mine, other = known.finding, finding
+        plain = ("value", "zero", "nonfinite", "relation")
+        if (mine.kind in plain) != (other.kind in plain):
+            return False
+        if mine.kind not in plain:
+            return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
+        key = (id(known), case, id(made))
+        if known.clause.startswith("PURITY") or (key not in self._accounted and self.spent["comparing"] >= self.budget / 2):
+            return None
+        if key not in self._accounted:
+            with self.timed("comparing"):
+                self._accounted[key] = self._same_mistake(known, self.subject.problem(case) if made is None else made)
+        accounts = self._accounted[key]
+        return None if accounts is False and self._doubtful[id(known)] >= DOUBTS else accounts
+
+    def _same_mistake(self, known: Explained, problem: Problem) -> bool | None:
+        if known.finding.class_ and known.clause.startswith("ACCURACY"):
+            exact = self.subject.solve(problem)
+            answer, findings = self._wrong(problem, exact)
+            coarse = [with_class(one, answer, exact).class_ for one in findings if one.output == known.finding.output]
+            return True if coarse and all(coarse) else None
+        if known.diagnosis is None or not known.diagnosis.best:
+            return None
+        seen = look(self.subject, problem)
+        if seen is None or not seen.scope:
+            return None
+        fits = screen(seen, known.diagnosis.cost)
+        return None if fits is None else bool(fits)
+
+    def relation(self, case: Case, finding: Finding, made: Problem | None) -> By | None:
+        """The failure met before that accounts, or may account, for a relation that does not hold; None: another fault."""
+        unclear = None
+        for known in self._alike(case, finding):
+            accounts = self._accounts_for(known, case, finding, made)
+            if accounts:
+                return By(known, True)
+            unclear = unclear or (By(known, False) if accounts is None else None)
+        return unclear
 
     def _beside(self, known: Explained, case: Case) -> bool:
         """Whether a failure may explain another by where it was met: the dtype, and the side of the regions of known issues."""
@@ -90,31 +232,25 @@ class Explainer:
         self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case], made: Problem | None = None
     ) -> Diagnosis | None:
         """The mistake that explains a failure, on the cases in which it was met, or on what a test made of the first of them."""
-        if finding.kind not in ("value", "zero", "nonfinite", "relation"):
+        if finding.kind not in ("value", "zero", "nonfinite", "relation") or self.exhausted:
             return None
         try:
             before = {name for known in self.explained if known.diagnosis is not None for name in known.diagnosis.best}
-            return diagnose(self.subject, problem, exact, met, before, made)
+            with self.timed("explaining"):
+                return diagnose(self.subject, problem, exact, met, before, made)
         except Exception as error:  # a verdict is never lost to what would only explain it
             warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
             return None
 
-    def known(self, case: Case, finding: Finding) -> Explained | None:
-        """A failure explained before that has nothing special that this case has not: the same fault, met again."""
-        for known in self.explained:
-            same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
-            if same and self._beside(known, case) and known.needs() <= case.traits():
-                return known
-        return None
+    def reduce(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> Case:
+        """The simplest case of the clause's own that still fails in the same way, by greedy descent over its factors.
 
-    def reduce(self, case: Case, finding: Finding) -> Case:
-        """The simplest case that still fails in the same way, by greedy descent over its factors.
-
-        Where a failure in another dtype was reduced to what this one contains, that first.
+        What a failure in another dtype was reduced to comes first, if this case contains it; then the smallest cases that the
+        clause has.
         """
 
         def alike(trial: Case) -> bool:
-            if not self.subject.same_side(case, trial):
+            if not own(trial) or not self.subject.same_side(case, trial):
                 return False
             return any(f.likeness == finding.likeness for f in self.subject.judgement(trial).findings)
 
@@ -123,6 +259,9 @@ class Explainer:
                 trial = replace(known.case, dtype=case.dtype, numbers="")
                 if alike(trial):
                     return trial
+        for small in smallest(case, self.subject.adapter, own):
+            if alike(small):
+                return descend(small, self.subject.adapter, alike)
         return descend(case, self.subject.adapter, alike)
 
     def _explain(self, case: Case, finding: Finding, seen: Case) -> Explained:
@@ -264,8 +403,36 @@ class Explainer:
         return rounded or accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
 
 
-def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case:
-    """Greedy descent: take the first simpler case that still fails, until none does or REDUCTIONS were asked."""
+FACTOR = {"scale≤0": "scale", "e≠d": "e", "b>1": "b", "h>1": "heads", "i<j": "j", "i>j": "j"} | dict.fromkeys(
+    ("mqa", "gqa", "shared_kv"), "heads"
+)  # of a trait, where it is not called as the trait is
+
+
+def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
+    """The case without one of the things that a failure needs, each in turn, and without all of them."""
+    changes: dict[str, Any] = {}
+    for need in sorted(needs):
+        name = FACTOR.get(need, need.partition("=")[0])
+        plain = getattr(Case(), name)
+        if name == "heads" and need != "h>1":
+            plain = f"{case.h}/{case.h}"
+        changes[name] = plain
+        yield replace(case, **{name: plain})
+    if len(changes) > 1:
+        yield replace(case, **changes)
+
+
+def smallest(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> Iterator[Case]:
+    """Small cases that have of a case only what `own` asks for."""
+    bare = descend(case, adapter, own, 1 << 20)
+    for i, j in SMALL:
+        small = fit(replace(bare, i=i, j=0 if i == j else j), adapter)
+        if own(small):
+            yield small
+
+
+def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool], most: int = REDUCTIONS) -> Case:
+    """Greedy descent: take the first simpler case that still fails, until none does or `most` were asked."""
     asked, tried = 0, {case}
     while True:
         for trial in (fit(simple, adapter) for simple in simpler(case)):
@@ -273,7 +440,7 @@ def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case
                 continue
             tried.add(trial)
             asked += 1
-            if asked > REDUCTIONS:
+            if asked > most:
                 return case
             if fails(trial):
                 case = trial

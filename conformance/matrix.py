@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.page import render
-from attnspec.conformance.verdicts import SIGNS, Verdicts, mark, standing, tally
+from attnspec.conformance.verdicts import SIGNS, Verdicts, counts_of, mark, standing, tally
 
-WORST_FIRST = ("broken", "known issue", "holds", "unsupported", "not run")
+WORST_FIRST = ("broken", "explained", "known issue", "holds", "unsupported", "not run")
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Column:
     @property
     def headline(self) -> str:
         """What the run said of its MUST clauses, or that it did not end."""
-        mine = {key: cell["problems"] for key, cell in self.run.cells.items() if key[2:] == (self.variant, self.device)}
+        mine = {key: counts_of(cell) for key, cell in self.run.cells.items() if key[2:] == (self.variant, self.device)}
         counts = tally(mine, {clause: self.run.level(clause) for clause in self.run.clauses})
         return ("INCOMPLETE: " if self.run.incomplete else "") + counts.headline
 
     def view(self, clause: str) -> dict[str, Any]:
         """A cell: the state of the worst dtype, and each dtype in words."""
         cells = {
-            d: c["problems"]
+            d: counts_of(c)
             for (id_, d, *where), c in self.run.cells.items()
             if (id_, *where) == (clause, self.variant, self.device)
         }

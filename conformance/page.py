@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.text import visible
-from attnspec.conformance.verdicts import SIGNS, VerdictError, Verdicts, judged, mark, standing, worst_of
+from attnspec.conformance.verdicts import SIGNS, VerdictError, Verdicts, counts_of, judged, mark, standing, worst_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 NEEDS = ("jinja2", "matplotlib")
@@ -156,9 +156,9 @@ def rows(v: Verdicts, group: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _view(cell: Mapping[str, Any]) -> dict[str, str]:
-    counts = cell.get("problems", {})
+    counts = counts_of(cell) if cell else {}
     worst = max(worst_of([cell]).items(), key=lambda item: item[1].of_bound, default=None)
-    said = [f"{n} {verdict}" for verdict, n in counts.items()] + ([cell["reason"]] if cell.get("reason") else [])
+    said = [f"{n} {verdict}" for verdict, n in cell.get("problems", {}).items()] + ([cell["reason"]] if cell.get("reason") else [])
     if worst is not None:
         output, largest = worst
         said.append(f"worst error {share(largest.of_bound)} of the bound of class {largest.class_}, in {output}")
@@ -180,7 +180,7 @@ def silences(v: Verdicts) -> list[tuple[str, str, list[str]]]:
     found: dict[tuple[str, str], dict[str, None]] = {}
     for key, cell in v.cells.items():
         if not judged(cell["problems"]):
-            found.setdefault((standing(cell["problems"]), cell.get("reason", "no reason was given")), {})[key[0]] = None
+            found.setdefault((standing(counts_of(cell)), cell.get("reason", "no reason was given")), {})[key[0]] = None
     order = list(v.clauses)
     return [(state, reason, sorted(ids, key=order.index)) for (state, reason), ids in found.items()]
 

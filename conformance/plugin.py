@@ -26,6 +26,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
     ("--allow-incomplete", {"action": "store_true", "help": "what was not reached does not decide the exit code"}),
     ("--few-shapes", {"action": "store_true", "help": "ask in a few shapes only, for what compiles for each"}),
+
+    ("--explain-budget", {"type": float, "default": 20.0, "help": "seconds to reduce and to diagnose what fails, in all"}),
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
     ("--accuracy", {"choices": ("A", "T", "B", "B*", "C", "C*", "D"), "help": "the accuracy class claimed for every dtype"}),
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
@@ -122,6 +124,7 @@ def _make_run(config: pytest.Config) -> Any:
     kwargs = parse_kwargs(option("--impl-kwargs"))
     adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
     run = make_run(_with_pyproject(config, adapters), adapters, record)
+    run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
     run.asked = command
     return run
 
@@ -246,6 +249,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         tier=TIERS[option("--tier")],
         seed=option("--attnspec-seed"),
         budget=option("--budget"),
+        explain_budget=option("--explain-budget"),
         case=case,
         clauses=clauses,
         enforce_should=option("--enforce-should"),

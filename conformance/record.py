@@ -11,7 +11,7 @@ from typing import Any
 
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.text import visible
-from attnspec.conformance.verdicts import FORMAT, Lines, Share, Why, finite, worse
+from attnspec.conformance.verdicts import FORMAT, Lines, Share, Why, finite, weighed, worse
 
 FLUSHED = 1.0  # seconds after which what was counted is written, in the middle of a test too
 Cell = tuple[str, str, str, str]  # clause, dtype, variant, device
@@ -38,6 +38,7 @@ class Failure:
 class Record:
     """Counts of problems by cell and verdict, worst errors, failures, notes, and the file that they are written to.
 
+    by: for each cell the clauses by which problems of it fail, and how many do. unclear: of how many of these it is not certain.
     worst: for each cell and tensor the largest error as a share of its bound, and the class of that bound. held: for each
     dtype, variant and device the class that is required and the strictest that no answer left. interruptions: why the run
     did not ask everything that it set out to ask. whys: of cells with NOT_RUN, why.
@@ -45,6 +46,8 @@ class Record:
 
     path: Path | None = None
     counts: dict[Cell, Counter[Verdict]] = field(default_factory=lambda: defaultdict(Counter))
+    by: dict[Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    unclear: Counter[Cell] = field(default_factory=Counter)
     worst: dict[Cell, dict[str, Share]] = field(default_factory=lambda: defaultdict(dict))
     held: dict[Strand, tuple[str, str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -73,6 +76,16 @@ class Record:
         self._changed[cell] = None
         if self.path is not None and time.monotonic() - self._flushed >= FLUSHED:
             self.flush()
+
+    def fails_by(self, cell: Cell, clause: str, certain: bool) -> None:
+        """Count a problem of a cell that fails by another clause, and was not judged; if not certain, it may hide a failure."""
+        self.count(cell, Verdict.NOT_RUN, 1, f"fails by {clause}")
+        self.by[cell][clause] += 1
+        self.unclear[cell] += not certain
+
+    def weighed(self) -> dict[Cell, dict[str, int]]:
+        """The counts of each cell with what its standing needs beside them."""
+        return {cell: weighed(counts, self.unclear[cell], self.by[cell]) for cell, counts in self.counts.items()}
 
     def measure(self, cell: Cell, shares: Mapping[str, Share]) -> None:
         """Keep the worst error of each tensor, as a share of its bound."""
@@ -121,10 +134,12 @@ class Record:
                 for verdict, n in counts.items()
             ],
             "worst": [[*cell, output, *share] for cell, worst in self.worst.items() for output, share in worst.items()],
+            "by": [[*cell, clause, n] for cell, by in self.by.items() for clause, n in by.items()],
+            "unclear": [[*cell, n] for cell, n in self.unclear.items()],
             "failures": [vars(failure) for failure in self.failures],
             "notes": list(self.notes),
         }
-        for kept in (self.counts, self.worst, self.failures, self.notes, self._changed):
+        for kept in (self.counts, self.by, self.unclear, self.worst, self.failures, self.notes, self._changed):
             kept.clear()
         return taken
 
@@ -132,6 +147,10 @@ class Record:
         """Add what :meth:`take` gave in another process."""
         for *cell, verdict, n, reason, why in taken["counts"]:
             self.count(tuple(cell), Verdict(verdict), n, reason, Why(why) if why else None)
+        for clause, dtype, variant, device, other, n in taken["by"]:
+            self.by[clause, dtype, variant, device][other] += n
+        for clause, dtype, variant, device, n in taken["unclear"]:
+            self.unclear[clause, dtype, variant, device] += n
         for clause, dtype, variant, device, output, share, class_ in taken["worst"]:
             self.measure((clause, dtype, variant, device), {output: Share(share, class_)})
         for failure in taken["failures"]:
@@ -163,6 +182,8 @@ class Record:
             line["worst"] = {
                 output: {"share": finite(share.of_bound), "class": share.class_} for output, share in self.worst[cell].items()
             }
+        if self.by.get(cell):
+            line |= {"fails_by": dict(self.by[cell]), "unclear": self.unclear[cell]}
         if cell in self.reasons:
             line["reason"] = self.reasons[cell]
         if cell in self.whys:

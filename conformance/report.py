@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import shlex
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -192,6 +194,8 @@ def failure(
     path = _script(run, subject, explained, other) if run.repros else None
     if path is not None:
         lines.append(f"  repro     python {path}")
+    if not explained.reduced:
+        lines.append("  reduced   not: the time for explanations was used up; --explain-budget=120 gives more")
     token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
     tier = "" if explained.by_case or not run.tier.slow else " --tier=thorough"  # where the test itself is only asked there
     again = f"{run.command}{tier} --clauses={explained.asked_by or clause.id} --case={shlex.quote(token)}"
@@ -324,12 +328,13 @@ def faults(run: Run) -> list[str]:
 def table(run: Run) -> list[str]:
     """Clause × dtype for each variant: problems passed of those judged; then what held."""
     record, lines, missing = run.record, [], incomplete(run)
+    weighed = record.weighed()
     for subject in run.subjects:
         dtypes = [d for d in subject.dtypes if any(cell[1] == d for cell in record.counts)]
         title = f"{subject.adapter.name} {subject.adapter.variant}".strip() + f" on {subject.device}"
         lines += ["", title, f"  {'clause':12}{''.join(f'{d:>18}' for d in dtypes)}"]
         for id_ in index():
-            cells = [record.counts.get((id_, d, subject.label, subject.device)) for d in dtypes]
+            cells = [weighed.get((id_, d, subject.label, subject.device)) for d in dtypes]
             if any(cells):
                 level = "" if index()[id_].binding else " should"
                 lines.append(f"  {id_:12}{''.join(f'{mark(c):>18}' for c in cells)}{level}")
@@ -379,12 +384,25 @@ def in_part(record: Record) -> list[str]:
     return lines
 
 
+def explained_by(record: Record, clauses: Iterable[str]) -> list[str]:
+    """Clauses of which nobody can say that they hold, each with the clauses by which its problems fail."""
+    found = []
+    for id_ in clauses:
+        by: Counter[str] = sum((by for cell, by in record.by.items() if cell[0] == id_), Counter())
+        passed = any(counts[Verdict.PASS] for cell, counts in record.counts.items() if cell[0] == id_)
+        said = ", ".join(by) if passed else "not judged, all " + ", ".join(f"{n} problems fail by {c}" for c, n in by.items())
+        found.append(f"{id_} ({said})")
+    return found
+
+
 def totals(record: Record, of: str = "") -> list[str]:
     """The headline: clauses with denominators, and never a lone percentage."""
-    counted = tally(record.counts, {clause.id: clause.level for clause in index().values()})
+    counted = tally(record.weighed(), {clause.id: clause.level for clause in index().values()})
     lines = [of + counted.headline]
     if counted.broken:
         lines.append("broken: " + ", ".join(counted.broken))
+    if counted.explained:
+        lines.append("fails, explained by another clause (e): " + "; ".join(explained_by(record, counted.explained)))
     if counted.known:
         lines.append("known to be broken: " + ", ".join(counted.known))
     lines += in_part(record)

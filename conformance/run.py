@@ -11,7 +11,7 @@ from zlib import crc32
 
 from attnspec.conformance.case import Case, array
 from attnspec.conformance.draft import Draft
-from attnspec.conformance.explain import Explained, Explainer
+from attnspec.conformance.explain import BUDGET, Explained, Explainer
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.record import Failure, Record
@@ -68,6 +68,8 @@ class Run:
     known: KnownIssues = field(default_factory=KnownIssues)
     draft: Draft = field(default_factory=Draft)
     repros: bool = True
+    explain_budget: float = BUDGET  # seconds for all explanations of a subject
+    enough: int = 3  # failures that one test shows before it asks no further
     show: str | None = None  # "hex": numbers of failures to the bit
     asked: str = ""  # the full command, as it was given
     asking: str = ""  # clause and case that the run is at
@@ -119,7 +121,7 @@ class Run:
 
     def explainer(self, subject: Subject) -> Explainer:
         """Who explains the failures of a subject, and remembers them through the run."""
-        return self._explainers.setdefault(id(subject), Explainer(subject))
+        return self._explainers.setdefault(id(subject), Explainer(subject, self.explain_budget))
 
     def afresh(self, subject: Subject, case: Case, clause: str, known: KnownIssues) -> Run:
         """A run of its own for one clause on one case of one subject, with these known issues; nothing of it comes back here."""
@@ -180,7 +182,7 @@ class Run:
     def settle(self) -> None:
         """What is said of each failure must explain what failed after it, too."""
         for n, (subject, explained, failure) in enumerate(self.explained):
-            if len(explained.met) > 1 and explained.diagnosis is not None:
+            if len(explained.met) > 1 and explained.diagnosis is not None and not self.explainer(subject).exhausted:
                 diagnosis = self.explainer(subject).diagnose(explained.problem, explained.exact, explained.finding, explained.met)
                 explained = replace(explained, diagnosis=diagnosis)
                 failure.diagnosis, failure.names = names_of(explained)

@@ -6,12 +6,12 @@ from attnspec.conformance.testing import agrees, clause
 
 
 @clause("DTYPE-1", "DTYPE-3")
-@agrees("o")
+@agrees("o", form=True)
 def test_output_has_the_dtype_and_device_of_the_query(subject: Subject, case: Case) -> None:
     """The judge asks for dtype and device before it looks at a value."""
 
 
 @clause("DTYPE-2")
-@agrees("dq", "dk", "dv", "dbias", offering=("backward",), where=lambda case: case.wrt != "none")
+@agrees("dq", "dk", "dv", "dbias", offering=("backward",), where=lambda case: case.wrt != "none", form=True)
 def test_a_gradient_has_the_dtype_and_shape_of_its_input(subject: Subject, case: Case) -> None:
     """For every option, because broadcast operands are where shapes go wrong."""

@@ -31,7 +31,7 @@ TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kerne
 
 
 @clause("PURITY-1")
-@agrees(*OUTPUTS)
+@agrees(*OUTPUTS, form=True)
 def test_inputs_are_left_as_they_were(subject: Subject, case: Case) -> None:
     """Every input is compared bit by bit after every call of the suite."""
 

@@ -28,7 +28,7 @@ from attnspec.spec import Problem, twin
 
 
 @clause("SHAPE-1")
-@agrees("o")
+@agrees("o", form=True)
 def test_output_has_a_row_for_each_query(subject: Subject, case: Case) -> None:
     """The judge asks for the shape before it looks at a value."""
 

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -25,7 +25,7 @@ import pytest
 from attnspec.adapters import Answer, same_bits
 from attnspec.conformance import report
 from attnspec.conformance.case import Case, array, fit
-from attnspec.conformance.explain import Explained, descend
+from attnspec.conformance.explain import By, Explained, anything, descend, without
 from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
 from attnspec.conformance.order import wrong_by_itself
@@ -37,6 +37,8 @@ from attnspec.spec import Problem, index
 
 TESTED: dict[str, list[str]] = {}  # clause → tests, filled as test modules are imported
 RELATION_COST = 1 << 17
+AROUND = 24  # problems beside those that fail by another clause, for one test
+NUMBERS = ("value", "zero", "nonfinite")  # kinds of finding about the numbers of an answer that has the right form
 
 
 class Broken(Exception):
@@ -84,9 +86,10 @@ class Plan:
 
     offering: tuple[str, ...] = ()
     like: tuple[tuple[str, Any], ...] = ()
-    where: Callable[[Case], bool] = lambda case: True
+    where: Callable[[Case], bool] = anything
     outputs: tuple[str, ...] = ()
     comparison: bool = False
+    form: bool = False  # the clause speaks of the form of the answer, and not of its numbers
     once: bool = False
     dangerous: bool = False
 
@@ -105,16 +108,29 @@ class Plan:
             return {}
         return dict.fromkeys(case for row in rows if (case := self.narrow(row, subject)) is not None)
 
+    def own(self, subject: Subject) -> Callable[[Case], bool]:
+        """Whether a case is one on which this test is asked."""
+        if self.once or (not self.like and self.where is anything):
+            return anything
+        return lambda case: self.narrow(case, subject) == case
+
 
 def agrees(
-    *outputs: str, offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True, **like: Any
+    *outputs: str,
+    offering: tuple[str, ...] = (),
+    where: Callable[[Case], bool] = anything,
+    form: bool = False,
+    **like: Any,
 ) -> Callable[[Callable], Callable]:
-    """The test compares these outputs with the reference, on every fitting row of the array and on searched cases."""
-    return _plan(Plan(offering, tuple(like.items()), where, outputs, comparison=True))
+    """The test compares these outputs with the reference, on every fitting row of the array and on searched cases.
+
+    form: the clause speaks of the form of the answer alone; it holds where that is right, whatever the numbers are.
+    """
+    return _plan(Plan(offering, tuple(like.items()), where, outputs, comparison=True, form=form))
 
 
 def on_cases(
-    offering: tuple[str, ...] = (), where: Callable[[Case], bool] = lambda case: True, right: tuple[str, ...] = OUTPUTS, **like: Any
+    offering: tuple[str, ...] = (), where: Callable[[Case], bool] = anything, right: tuple[str, ...] = OUTPUTS, **like: Any
 ) -> Callable[[Callable], Callable]:
     """The test is a relation, asked on some fitting cases whose outputs `right` agree with the reference."""
     return _plan(Plan(offering, tuple(like.items()), where, right))
@@ -187,9 +203,12 @@ class Asking:
         self.reason = ""
         self.shown: list[str] = []  # texts of failures that this test is the first to show
         self.again: dict[str, int] = {}  # clause → problems that fail by a failure already shown
+        self.others: Counter[str] = Counter()  # clause → problems that fail by it, and say nothing of this test's clauses
+        self.around: dict[Case, None] = {}  # problems of these clauses without what such a failure needs, to be asked, too
         self.excused: dict[str, int] = {}  # clause → problems that fail by a known issue
         self.key = (test, id(subject), dtype)
         self._cases: deque[Case] | None = None  # those of the array that are still to be asked
+        self._seen: set[Case] = set()  # all that were to be asked
         self._started = self._ended = False
         self._error: BaseException | None = None
 
@@ -239,8 +258,9 @@ class Asking:
         ask = self._comparison if self.plan.comparison else self._relation
         if self._cases is None:
             self._cases = deque(self._rows())
+            self._seen = set(self._cases)
         self.unasked = False
-        while self._cases:
+        while self._cases or self._go_around(self._cases):
             if self.run.out_of_time and not (first and not self._started and not self.run.over):
                 self.unasked = True
                 return
@@ -258,6 +278,21 @@ class Asking:
             self.test.__name__,
             None if self.plan.comparison else self.run.tier.searched // 3,
         )
+
+    def _go_around(self, cases: deque[Case]) -> bool:
+        """Whether a problem beside those that fail by another clause is left, which is then the next to be asked.
+
+        A problem that fails by another clause says nothing of this one. The same without one of the things that the other fault
+        needs is asked in its place, so that one fault does not hide another.
+        """
+        while self.around and self.run.case is None and not self._ended:
+            case = next(iter(self.around))
+            del self.around[case]
+            if case not in self._seen:
+                self._seen.add(case)
+                cases.append(case)
+                return True
+        return False
 
     def _rows(self) -> Iterable[Case]:
         """Rows of the array, narrowed to what this test wants: all of them, or the first ones.
@@ -316,7 +351,7 @@ class Asking:
         except NotApplicable:
             pass
         self._tell_of_disturbances(case)
-        return len(self.shown) < 3
+        return len(self.shown) < self.run.enough
 
     # COMPARISON WITH THE REFERENCE
 
@@ -332,9 +367,30 @@ class Asking:
         if judgement.findings[0].kind == "unsupported":
             raise NotOffered(judgement.findings[0].message)
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
-        _there_was_memory(judgement.findings[0])
-        self._report(case, self.explainer.explain(case, judgement.findings[0]))
+        finding = judgement.findings[0]
+        _there_was_memory(finding)
+        by = self.explainer.explain(case, finding, self.plan.own(self.subject))
+        for one in by:
+            self._report(case, one.explained)
+        if self.plan.form and finding.kind in NUMBERS:
+            return True
+        self._fails_by(case, by)
         return False
+
+    def _fails_by(self, case: Case, by: tuple[By, ...]) -> None:
+        """A problem that fails by other clauses is no problem of this one's; where they may hide a failure, it is not held."""
+        clauses = [one.explained.clause for one in by]
+        certain = all(one.certain for one in by)
+        for id_ in self.ids:
+            if id_ not in clauses:
+                cell = (id_, self.dtype, self.subject.label, self.subject.device)
+                self.run.record.fails_by(cell, clauses[0], certain)
+        if set(clauses).isdisjoint(self.ids):
+            self.others[clauses[0]] += 1
+            if len(self.around) < AROUND and not self.plan.once:
+                own = self.plan.own(self.subject)
+                beside = (fit(other, self.subject.adapter) for other in without(case, by[0].explained.needs()))
+                self.around |= {other: None for other in beside if other != case and own(other)}
 
     # RELATIONS
 
@@ -346,20 +402,24 @@ class Asking:
             return True
         # A relation that asks for no right answer stands by itself: two answers contradict each other.
         alone = not self.plan.outputs and not self.plan.once and broken.finding.kind == "relation"
-        known = None if alone else self.explainer.known(case, broken.finding)
+        known = None if alone else self.explainer.relation(case, broken.finding, broken.problem)
         if known is not None:
-            self._report(case, known)
+            self._report(case, known.explained)
+            self._fails_by(case, (known,))
             return False
         if self._told():
             self.run.record.count((self.main.id, self.dtype, self.subject.label, self.subject.device), Verdict.FAIL)
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
-        small = case if self.plan.once else descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
-        made = broken.problem
+        small, made, spent = case, broken.problem, self.explainer.exhausted
+        if not self.plan.once and not spent:
+            with self.explainer.timed("explaining"):
+                small = descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
         if small != case:
             again = self._breaks_again(small)
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
-        broken, left = self._made_smaller(broken)
+        with self.explainer.timed("explaining"):
+            broken, left = (broken, None) if spent else self._made_smaller(broken)
         problem = broken.problem if broken.problem is not None else self.subject.problem(small)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         kept = bool(broken.earlier) and wrong_by_itself(self.subject, problem, broken.earlier[-1]) is False
@@ -382,8 +442,11 @@ class Asking:
             earlier=broken.earlier if own else (),
             within=broken.within if own else PLAINLY,
             asked_by="" if own else self.main.id,
+            reduced=not spent,
         )
         self._report(case, explained, broken.other)
+        if not own:
+            self._fails_by(case, (By(explained, True),))
         return False
 
     def _made_smaller(self, broken: Broken) -> tuple[Broken, Case | None]:
@@ -449,8 +512,9 @@ class Asking:
         self._report(case, Explained("PURITY-3", case, Finding("relation", "call", what), problem, None, again))
 
     def _report(self, met: Case, explained: Explained, other: Problem | None = None) -> None:
-        broken = index()[explained.clause]
-        subject = self.subject
+        if self.main.binding and not index()[explained.clause].binding:
+            explained = replace(explained, clause=self.main.id)  # what a MUST asks for is wrong, whatever else could be said of it
+        broken, subject = index()[explained.clause], self.subject
         cell = (broken.id, self.dtype, subject.label, subject.device)
         issue = self.run.known.excuse(subject, met, explained)
         if issue is not None:
@@ -489,8 +553,9 @@ class Asking:
     def _end(self) -> None:
         if self.shown:
             pytest.fail("\n\n".join(self.shown), pytrace=False)
-        if self.again:
-            pytest.skip("not judged: " + ", ".join(f"{n} of its problems fail by {id_}" for id_, n in self.again.items()))
+        fail_by = {**self.others, **self.again}
+        if fail_by:
+            pytest.skip("not judged: " + ", ".join(f"{n} of its problems fail by {id_}" for id_, n in fail_by.items()))
         if self.excused:
             pytest.xfail("known issues: " + ", ".join(f"{n} of its problems by {id_}" for id_, n in self.excused.items()))
         if not self.passed:

@@ -167,7 +167,7 @@ class Verdicts:
     @property
     def tally(self) -> Tally:
         """The clauses by what became of them."""
-        return tally({key: cell["problems"] for key, cell in self.cells.items()}, {c: self.level(c) for c in self.clauses})
+        return tally({key: counts_of(cell) for key, cell in self.cells.items()}, {c: self.level(c) for c in self.clauses})
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines again, each cell once, in the order of the text."""
@@ -236,22 +236,40 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
 
 # COUNTING
 
-SIGNS = {"holds": "✓", "broken": "✗", "known issue": "k", "unsupported": "–", "not run": "·"}
+SIGNS = {"holds": "✓", "broken": "✗", "explained": "e", "known issue": "k", "unsupported": "–", "not run": "·"}
 BROKEN = ("FAIL", "XPASS", "CRASH", "TIMEOUT")
 JUDGED = ("PASS", "KNOWN_ISSUE", *BROKEN)  # an answer was looked at, or its lack was
 
 
+def weighed(problems: Counts, unclear: int = 0, by: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Counts by verdict, with two more beside them: ELSEWHERE, the problems that fail by another clause, and UNCLEAR, of these
+    the ones that may hide a failure of this clause. Both are among NOT_RUN.
+    """
+    beside = {"ELSEWHERE": sum((by or {}).values()), "UNCLEAR": unclear}
+    return {**{str(verdict): n for verdict, n in problems.items()}, **{name: n for name, n in beside.items() if n}}
+
+
 def standing(counts: Counts) -> str:
-    """What became of a clause or a cell: broken, known issue, holds, unsupported or not run."""
+    """What became of a clause or a cell: broken, known issue, explained, holds, unsupported or not run.
+
+    explained: it fails, as far as that is known by another clause; nobody can say that it holds.
+    """
     if any(counts.get(verdict) for verdict in BROKEN):
         return "broken"
     if counts.get("KNOWN_ISSUE"):
         return "known issue"
+    if counts.get("UNCLEAR") or (counts.get("ELSEWHERE") and not counts.get("PASS")):
+        return "explained"
     if counts.get("PASS"):
         return "holds"
     if counts.get("UNSUPPORTED") and not (counts.get("RESOURCE") or counts.get("HARNESS_ERROR")):
         return "unsupported"
     return "not run"
+
+
+def counts_of(cell: Mapping[str, Any]) -> dict[str, int]:
+    """What the standing of a cell of a file follows from."""
+    return weighed(cell["problems"], cell.get("unclear", 0), cell.get("fails_by"))
 
 
 def judged(counts: Counts) -> int:
@@ -280,6 +298,7 @@ class Tally:
     must: int
     holds: tuple[str, ...]
     broken: tuple[str, ...]
+    explained: tuple[str, ...]
     known: tuple[str, ...]
     unsupported: tuple[str, ...]
     should_broken: tuple[str, ...]
@@ -287,12 +306,13 @@ class Tally:
     @property
     def not_run(self) -> int:
         """What is left."""
-        return self.must - len(self.holds) - len(self.broken) - len(self.known) - len(self.unsupported)
+        return self.must - sum(map(len, (self.holds, self.broken, self.explained, self.known, self.unsupported)))
 
     @property
     def headline(self) -> str:
         """Counts with their denominator, never a lone percentage."""
-        known = f"{len(self.known)} with known issues, " if self.known else ""
+        known = f"{len(self.explained)} fail by these or may, " if self.explained else ""
+        known += f"{len(self.known)} with known issues, " if self.known else ""
         return (
             f"MUST clauses: {len(self.holds)} of {self.must} hold, {len(self.broken)} broken, {known}"
             f"{len(self.unsupported)} unsupported, {self.not_run} not run"
@@ -315,7 +335,7 @@ def tally(cells: Mapping[Key, Counts], levels: Mapping[str, str]) -> Tally:
         return tuple(found.get(kind, ()))
 
     must = sum(level == "MUST" for level in levels.values())
-    return Tally(must, of("holds"), of("broken"), of("known issue"), of("unsupported"), of("should broken"))
+    return Tally(must, of("holds"), of("broken"), of("explained"), of("known issue"), of("unsupported"), of("should broken"))
 
 
 def mark(counts: Counts | None) -> str:
@@ -325,5 +345,8 @@ def mark(counts: Counts | None) -> str:
     n, state = judged(counts), standing(counts)
     if n:
         share = f", {counts['UNSUPPORTED']} {SIGNS['unsupported']}" if counts.get("UNSUPPORTED") else ""
-        return f"{counts.get('PASS', 0)}/{n}" + {"broken": " ✗", "known issue": " k"}.get(state, "") + share
+        signs = {"broken": " ✗", "known issue": " k", "explained": " e"}
+        return f"{counts.get('PASS', 0)}/{n}" + signs.get(state, "") + share
+    if state == "explained":
+        return f"{counts['ELSEWHERE']} e"
     return "unsupported" if state == "unsupported" else "not run" if counts.get("NOT_RUN") else "·"

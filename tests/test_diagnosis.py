@@ -49,7 +49,7 @@ def subject_of(function: Any) -> Subject:
 def explained(name: str, token: str) -> tuple[Subject, Explained]:
     """What is said of a mutant that fails on a case."""
     subject, case = subject_of(load()[name].make()), Case.parse(token)
-    return subject, Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    return subject, Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
 
 
 # THE RIGHT NAME
@@ -135,7 +135,7 @@ def with_hidden_before_scale(query, key, value, attn_mask=None, dropout_p=0.0, i
 def test_what_torch_does_with_a_negative_scale_is_named() -> None:
     subject = subject_of(with_hidden_before_scale)
     case = Case(i=5, j=5, causal=True, scale=-0.5)
-    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
     assert found.diagnosis is not None
     assert found.diagnosis.best == ("mask_before_scale",)
 
@@ -144,7 +144,7 @@ def test_what_is_plain_to_see_is_no_because() -> None:
     """'the output is NaN' explains nothing where all of it is."""
     subject = subject_of(with_sdpa_signature(lambda call: call.run() * torch.nan))
     case = Case(i=5, j=7)
-    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
     assert found.finding.message == "the whole output is NaN"
     assert folding.names_of(found)[0] == ""
 

@@ -78,7 +78,7 @@ def test_it_asks_first_what_must_come_first(name: str, first: Case, case: Case, 
     (adapter,) = resolve(f"mutants.implementations.{name}")
     subject = meet(adapter, "cpu", {}, None, None)
     assert not subject.judgement(first).findings
-    explained = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    explained = Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
     assert explained.clause == "PURITY-5"
     tells(script(subject, explained, None), name, tmp_path / "repro.py")
 

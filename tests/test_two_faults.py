@@ -1,0 +1,95 @@
+"""One fault never hides another: what a run says of kernels that are wrong in two ways."""
+
+from __future__ import annotations
+
+import pytest
+from honest import tiled
+from judging import Outcome, judge
+from mutants.base import load
+from mutants.pairs import PAIRS
+
+from attnspec.conformance.case import Case
+from attnspec.conformance.explain import without
+from attnspec.conformance.verdicts import mark, standing, tally, weighed
+from attnspec.spec import index
+
+
+def held(outcome: Outcome) -> tuple[str, ...]:
+    return tally(outcome.record.weighed(), {clause.id: clause.level for clause in index().values()}).holds
+
+
+def no_mask_and_half_a_gradient(q, k, v, mask=None, causal=False):
+    """Every mask is ignored, and dq is half of what it should be under causal with fewer queries than keys."""
+    if causal and q.shape[-2] < k.shape[-2]:
+        q = (q + q.detach()) / 2
+    return tiled(q, k, v, None, 0.0, causal)
+
+
+def mask_and_causal(q, k, v, mask=None, causal=False):
+    """Causal is dropped beside any mask, and a mask of one item serves all."""
+    if mask is not None:
+        causal, mask = False, mask[:1].expand(mask.shape)
+    return tiled(q, k, v, mask, 0.0, causal)
+
+
+def test_a_fault_of_masks_does_not_hide_one_of_masks_beside_causal() -> None:
+    """CAUSAL-6 stood as held, 4/4, for what was filed under the mask's clause."""
+    outcome = judge("test_two_faults.mask_and_causal", "--impl-dtypes=float32", "--clauses=MASK,CAUSAL")
+    assert "CAUSAL-6" in outcome.broken()
+    assert any(clause.startswith("MASK") for clause in outcome.broken())
+    assert not {"CAUSAL-6", *outcome.broken()} & set(held(outcome))
+
+
+def test_a_fault_of_masks_does_not_hide_one_of_gradients() -> None:
+    outcome = judge("test_two_faults.no_mask_and_half_a_gradient", "--impl-dtypes=float32", "--clauses=MASK-1,GRAD-1")
+    assert any(clause.startswith("MASK") for clause in outcome.broken())
+    assert any(failure.data["output"] == "dq" and "mask=" not in failure.case for failure in outcome.failures)
+    assert "GRAD-1" not in held(outcome)
+
+
+def test_what_fails_by_another_clause_is_counted_there_and_not_passed() -> None:
+    outcome = judge("test_two_faults.mask_and_causal", "--impl-dtypes=float32", "--clauses=MASK-1,ACCURACY-1")
+    cell = ("ACCURACY-1", "float32", "only", "cpu")
+    assert outcome.record.by[cell]
+    assert outcome.record.counts[cell]["NOT_RUN"] == sum(outcome.record.by[cell].values())
+    line = next(line for line in outcome.record.lines.kept if line.get("clause") == "ACCURACY-1" and line["kind"] == "cell")
+    assert line["fails_by"] == dict(outcome.record.by[cell])
+    assert line["reason"].startswith("fails by ")
+
+
+def test_what_time_leaves_unexplained_is_said_to_be() -> None:
+    options = ("--impl-dtypes=float32", "--clauses=MASK-1", "--explain-budget=0")
+    outcome = judge("mutants.implementations.mask_of_first_query", *options)
+    assert outcome.exit == 1
+    assert "the time for explanations was used up; --explain-budget=120 gives more" in outcome.screen
+
+
+@pytest.mark.parametrize(
+    ("counts", "unclear", "by", "state", "sign"),
+    [
+        ({"PASS": 4}, 0, {}, "holds", "4/4"),
+        ({"PASS": 4, "NOT_RUN": 6}, 0, {"MASK-2": 6}, "holds", "4/4"),
+        ({"PASS": 4, "NOT_RUN": 6}, 1, {"MASK-2": 6}, "explained", "4/4 e"),
+        ({"NOT_RUN": 6}, 0, {"MASK-2": 6}, "explained", "6 e"),
+        ({"PASS": 4, "FAIL": 1, "NOT_RUN": 6}, 6, {"MASK-2": 6}, "broken", "4/5 ✗"),
+    ],
+)
+def test_a_clause_is_held_by_problems_that_no_other_failure_touches(counts, unclear, by, state, sign) -> None:
+    assert standing(weighed(counts, unclear, by)) == state
+    assert mark(weighed(counts, unclear, by)) == sign
+
+
+def test_problems_beside_a_fault_lack_one_of_the_things_that_it_needs() -> None:
+    case = Case(heads="4/2", b=2, i=3, j=5, mask="bhij", causal=True)
+    beside = list(without(case, frozenset({"mask=bhij", "gqa", "b>1"})))
+    assert beside[:3] == [
+        Case(heads="4/2", b=1, i=3, j=5, mask="bhij", causal=True),
+        Case(heads="4/4", b=2, i=3, j=5, mask="bhij", causal=True),
+        Case(heads="4/2", b=2, i=3, j=5, causal=True),
+    ]
+    assert beside[3] == Case(heads="4/4", b=1, i=3, j=5, causal=True)
+
+
+def test_the_pairs_are_of_mutants_with_other_clauses() -> None:
+    assert len(set(PAIRS)) >= 30
+    assert all(load()[a].clause != load()[b].clause for a, b in PAIRS)
