@@ -15,9 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch.nn import Module
+
 from attnspec.adapters.attend import variants
 from attnspec.adapters.contract import FEATURES, Adapter, check, quiet
-from attnspec.adapters.convention import FunctionAdapter, ResolveError, UnknownSignature
+from attnspec.adapters.convention import FIELD_OF, FunctionAdapter, ResolveError, UnknownSignature, signature_of
 from attnspec.adapters.reading import words
 
 # Shipped names, and the module and function that make their adapters; imported when asked for.
@@ -250,26 +252,89 @@ def _short(x: Any) -> str:
 
 
 def _ten_lines(found: Any, name: str, problem: str) -> str:
+    last = name.rpartition(":" if ".py:" in name else ".")[2].split(".")[-1]
+    module = (inspect.isclass(found) and issubclass(found, Module)) or isinstance(found, Module)
+    inside = (
+        "\nMost modules project embeddings before they attend: forward is then no attention of q, k, v. Call what lies inside."
+        if module
+        else ""
+    )
+    return f"""--impl={name} has a signature that no convention covers: {last}{_signature(found)}
+{problem}.{inside}
+
+{stub(found, name)}"""
+
+
+DEFAULTS = {"mask": "None", "bias": "None", "causal": "False", "scale": "None", "dropout": "0.0", "training": "False"}
+LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "drop": "dropout", "training": "training"}
+
+
+def stub(found: Any, name: str, transposed: bool = False, pick: str = "") -> str:
+    """An adapter for what no convention covers, made from its own parameters; what nobody can guess is left as `...`.
+
+    transposed: it takes and returns (b i h d). pick: what takes the output out of the returned, "[0]".
+    """
     file, _, inside = name.rpartition(":" if ".py:" in name else ".")
     module = Path(file).stem if file.endswith(".py") else file or getattr(found, "__module__", "mypackage")
-    first, last = inside.split(".")[0], inside.split(".")[-1]
-    made = f"; attend = {inside}()" if inspect.isclass(found) else f"; attend = {inside}"
+    made = f"attend = {inside}({_required(found)})" if inspect.isclass(found) else f"attend = {inside}"
     beside = f", beside {Path(file).name}" if file.endswith(".py") else ""
-    return f"""--impl={name} has a signature that no convention covers: {last}{_signature(found)}
-{problem}.
-
-Write an adapter, say attn_adapter.py{beside}, and run pytest --impl=attn_adapter.py:Attention
+    turn = ".transpose(1, 2)" if transposed else ""
+    arguments, options = [], []
+    for parameter, field in _fields(found).items():
+        if field == "...":
+            arguments.append(f"{parameter}=...")
+        elif field in ("q", "k", "v"):
+            arguments.append(f"{parameter}={field}{turn}")
+        else:
+            arguments.append(f"{parameter}={field}")
+            options.append(field)
+    offers = ["mha", "backward", *(("key_padding",) if "mask" in options else ()), *(x for x in options if x not in ("training",))]
+    keywords = "".join(f", {option}={DEFAULTS[option]}" for option in options)
+    fill = "\n        # fill in what stands as ...: no convention knows it" if any(x.endswith("=...") for x in arguments) else ""
+    return f"""Write an adapter, say attn_adapter.py{beside}, and run pytest --impl=attn_adapter.py:Attention
 
     from attnspec.adapters import Adapter
-    from {module} import {first}{made}
+    from {module} import {inside.split(".")[0]}; {made}
 
     class Attention(Adapter):
-        offers = {{"mha", "backward", "causal"}}       # of {", ".join(FEATURES)}
+        offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}
 
-        def attend(self, q, k, v, *, mask=None, bias=None, causal=False, scale=None, dropout=0.0, training=False):
+        def attend(self, q, k, v{", *" if options else ""}{keywords}):{fill}
             # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); options that are not offered never arrive
-            return attend(q, k, v, causal)
+            return attend({", ".join(arguments)}){pick}{turn}
 """
+
+
+def _fields(found: Any) -> dict[str, str]:
+    """Parameter → the field that it carries, or looks as if it did; "..." for a required one that shows nothing."""
+    function = vars(found).get("forward", vars(found).get("__call__", found)) if inspect.isclass(found) else found
+    try:
+        parameters = [p for p in signature_of(function).parameters.values() if p.name != "self"]
+    except UnknownSignature:
+        return {"...": "..."}
+    known: dict[str, str] = {}
+    for p in parameters:
+        field = FIELD_OF.get(p.name) or next((field for part, field in LIKE.items() if part in p.name.lower()), "")
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) or field in known.values():
+            continue
+        if field in DEFAULTS or field in ("q", "k", "v"):
+            known[p.name] = field
+        elif p.default is p.empty:
+            known[p.name] = "..."
+    if not set(known.values()) & {"q", "k", "v"}:  # then the first three that must be given
+        first = [name for name, field in known.items() if field == "..."][:3]
+        known |= dict(zip(first, "qkv", strict=False))
+    return known
+
+
+def _required(kind: type) -> str:
+    """The arguments that a constructor must be given, to be filled in."""
+    try:
+        parameters = signature_of(kind).parameters.values()
+    except UnknownSignature:
+        return ""
+    needed = (p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    return ", ".join(f"{p.name}=..." for p in needed)
 
 
 def _signature(found: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import CONSISTENCY
 from attnspec.conformance.case import Case, fit
+from attnspec.conformance.contact import look
 from attnspec.conformance.judge import COARSER, compare, form
 from attnspec.conformance.refusals import find
 from attnspec.conformance.subject import DTYPES, Subject
@@ -24,6 +25,7 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
     """A subject with its dtypes, widths and open choices settled by a few plain calls."""
     subject = Subject(adapter, device, claim=claim, width=min(adapter.widths) if adapter.widths else 16)
     subject.disturbed.update({name: (f"the first call changed {how}", _plain(subject)) for name, how in adapter.disturbed.items()})
+    look(subject)
     _settle_dtypes(subject, dtypes)
     if adapter.widths is None:
         _settle_widths(subject)

@@ -1,0 +1,76 @@
+"""At first contact: another layout, a tuple, and the adapter that the message shows, which runs as it stands."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from calling import problem, textbook
+from honest import eager
+
+from attnspec.adapters import ResolveError, resolve
+from attnspec.conformance.meeting import meet
+
+KERNEL = """
+import torch
+def kernel(q, k, v, causal=False):
+    s = q @ k.mT * q.shape[-1] ** -0.5
+    i, j = s.shape[-2:]
+    s = s.masked_fill(~torch.ones(i, j, dtype=torch.bool).tril(j - i), float("-inf")) if causal else s
+    return torch.softmax(s, -1) @ v
+def turned(q, k, v, causal=False):
+    return kernel(*(x.transpose(1, 2) for x in (q, k, v)), causal).transpose(1, 2)
+def pair(q, k, v, causal=False):
+    return kernel(q, k, v, causal), None
+def both(q, k, v, causal=False):
+    return turned(q, k, v, causal), None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("turned", ["its tensors are (b i h d)"]),
+        ("pair", ["a tuple whose first element is the output"]),
+        ("both", ["its tensors are (b i h d)", "a tuple whose first element is the output"]),
+    ],
+)
+def test_another_layout_and_a_tuple_are_said_with_an_adapter_that_runs(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "contact_kernel.py").write_text(KERNEL)
+    (adapter,) = resolve(f"contact_kernel.py:{name}")
+    with pytest.raises(ResolveError) as raised:
+        meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
+    text = str(raised.value)
+    assert all(word in text for word in words)
+    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
+    (tmp_path / f"adapter_{name}.py").write_text("\n".join(lines))
+    (fitting,) = resolve(f"adapter_{name}.py:Attention")
+    assert set(fitting.offers) == {"mha", "backward", "causal"}
+    asked = problem()
+    torch.testing.assert_close(fitting.run(asked).o, textbook(asked.q, asked.k, asked.v))
+    meet(fitting.on("cpu"), "cpu", {}, None, ("float32",))
+
+
+def test_what_is_wrong_in_every_layout_is_asked_as_it_stands():
+    def wrong(q, k, v):
+        return eager(q, k, v) * 1.01
+
+    for function in (wrong, eager):
+        assert meet(resolve(function)[0].on("cpu"), "cpu", {}, None, ("float32",)).dtypes == ("float32",)
+
+
+def test_the_adapter_has_the_parameters_of_the_function():
+    def attend(module, query, key, value, attention_mask, scaling, other=3, **more): ...
+
+    with pytest.raises(ResolveError) as raised:
+        resolve(attend)
+    text = str(raised.value)
+    assert "module=..., query=q, key=k, value=v, attention_mask=mask, scaling=scale)" in text
+    assert 'offers = {"mha", "backward", "key_padding", "mask", "scale"}' in text
+    assert "fill in what stands as ..." in text
+
+    class Projecting(torch.nn.Module):
+        def forward(self, x): ...
+
+    with pytest.raises(ResolveError, match="forward is then no attention of q, k, v"):
+        resolve(Projecting)
