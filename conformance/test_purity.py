@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import (
@@ -133,7 +133,7 @@ def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
     problem = subject.problem(case)
     first = must_answer(subject, problem)
     others = tuple(
-        subject.problem(replace(case, **change))  # type: ignore[arg-type]
+        subject.problem(fit(replace(case, **change), subject.adapter))  # type: ignore[arg-type]
         for change in (
             {"i": case.i + 3, "j": case.keys + 5},
             {"i": 1, "j": case.keys},
