@@ -308,7 +308,7 @@ def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
 
     found = "raised \x1b[31mError\x1b[0m: \"it's\" 'so'\t\x7f \\ \ud800 \U0001f600"
     draft = Draft(tmp_path / "draft.toml")
-    draft.bad.append(Failed("test", "only", "cpu", "dtype=float32", "ERROR-4", "dtype=float32", ("ERROR-4",), found))
+    draft.bad.append(Failed("test", "only", "cpu", "dtype=float32", "ERROR-1", "dtype=float32", ("ERROR-1",), found))
     adapter = SimpleNamespace(name='C:\\kernels\\new "fast".py:attend')
     draft.write(SimpleNamespace(command="pytest \x1b\n x", enforce_should=False, subjects=[SimpleNamespace(adapter=adapter)]))
     read = tomllib.loads((tmp_path / "draft.toml").read_text(encoding="utf-8"))
