@@ -28,7 +28,7 @@ def wait_without_spinning() -> str:
 
 def phases(run: Any, asked_until: float) -> str:
     """The line at the end: seconds of each phase, on the clock."""
-    explained = sum(getattr(explainer, "spent", 0.0) for explainer in run._explainers.values())
+    explained = sum(sum(explainer.spent.values()) for explainer in run._explainers.values())
     parts = {
         "to import and to ask the first questions": run.started - BEGAN,
         "to ask": asked_until - run.started - explained,
