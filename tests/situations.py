@@ -92,84 +92,84 @@ class Situation:
 
 
 SITUATIONS: dict[str, Situation] = {
-    "a row without a key": Situation(0.85, 76, 129, lambda x: bool((x.many == 0).any())),
-    "a row without a key beside one with": Situation(0.85, 75, 129, lambda x: 0 < (x.many == 0).mean() < 1),
-    "a batch item without a key beside one with": Situation(0.1, 8, 3, lambda x: 0 < (x.many == 0).all((1, 2)).mean() < 1),
+    "a row without a key": Situation(0.85, 57, 129, lambda x: bool((x.many == 0).any())),
+    "a row without a key beside one with": Situation(0.85, 56, 129, lambda x: 0 < (x.many == 0).mean() < 1),
+    "a batch item without a key beside one with": Situation(0.1, 5, 3, lambda x: 0 < (x.many == 0).all((1, 2)).mean() < 1),
     "more queries than keys (i > j)": Situation(0.8, 42, 118, lambda x: x.problem.i > x.problem.j),
-    "fewer queries than keys (i < j)": Situation(0.9, 358, 368, lambda x: x.problem.i < x.problem.j),
+    "fewer queries than keys (i < j)": Situation(0.9, 243, 368, lambda x: x.problem.i < x.problem.j),
     "causal, i > j": Situation(0.55, 24, 68, lambda x: x.case.causal and x.problem.i > x.problem.j),
-    "causal, i < j": Situation(0.65, 162, 144, lambda x: x.case.causal and x.problem.i < x.problem.j),
-    "a single query": Situation(0.25, 89, 102, lambda x: x.problem.i == 1),
+    "causal, i < j": Situation(0.65, 104, 144, lambda x: x.case.causal and x.problem.i < x.problem.j),
+    "a single query": Situation(0.25, 62, 102, lambda x: x.problem.i == 1),
     "a single key": Situation(0.15, 15, 39, lambda x: x.problem.j == 1),
-    "a query that sees one key of several": Situation(0.9, 70, 140, lambda x: bool((x.only >= 0).any())),
-    "… and that one at a block edge": Situation(0.35, 28, 31, lambda x: bool(np.isin(x.only, EDGES).any())),
+    "a query that sees one key of several": Situation(0.9, 58, 140, lambda x: bool((x.only >= 0).any())),
+    "… and that one at a block edge": Situation(0.35, 20, 31, lambda x: bool(np.isin(x.only, EDGES).any())),
     "a window of one: queries of a head that each see one key, not the same": Situation(
-        0.45, 19, 34, lambda x: window_of_one(x.only)
+        0.45, 12, 34, lambda x: window_of_one(x.only)
     ),
-    "the last key only, of several": Situation(0.4, 27, 49, lambda x: bool((x.only == x.problem.j - 1).any())),
-    "the first key hidden, others not": Situation(0.9, 197, 250, lambda x: bool((~x.visible[..., 0] & (x.many > 0)).any())),
+    "the last key only, of several": Situation(0.4, 17, 49, lambda x: bool((x.only == x.problem.j - 1).any())),
+    "the first key hidden, others not": Situation(0.9, 143, 250, lambda x: bool((~x.visible[..., 0] & (x.many > 0)).any())),
     "the first 16 keys hidden, others not": Situation(
-        0.5, 82, 82, lambda x: bool((~x.visible[..., :16].any(-1) & (x.many > 0)).any())
+        0.5, 50, 82, lambda x: bool((~x.visible[..., :16].any(-1) & (x.many > 0)).any())
     ),
     "the first 128 keys hidden, others not": Situation(
-        0.15, 42, 29, lambda x: bool((~x.visible[..., :128].any(-1) & (x.many > 0)).any())
+        0.15, 15, 29, lambda x: bool((~x.visible[..., :128].any(-1) & (x.many > 0)).any())
     ),
-    "64 keys in a row hidden between others": Situation(0.15, 40, 29, lambda x: gap(x.visible, 64)),
-    "a mask and causal": Situation(0.9, 187, 232, lambda x: x.case.causal and x.case.mask != "none"),
-    "a mask and a bias": Situation(0.95, 349, 451, lambda x: x.case.mask != "none" and x.case.bias != "none"),
-    "a mask (h i j) and b = h > 1": Situation(0.05, 6, 3, lambda x: x.case.mask == "rank3" and x.case.b == x.case.h > 1),
-    "a bias of −∞": Situation(0.4, 63, 68, lambda x: bool(x.minus_infinity().any())),
+    "64 keys in a row hidden between others": Situation(0.15, 24, 29, lambda x: gap(x.visible, 64)),
+    "a mask and causal": Situation(0.9, 129, 232, lambda x: x.case.causal and x.case.mask != "none"),
+    "a mask and a bias": Situation(0.95, 252, 451, lambda x: x.case.mask != "none" and x.case.bias != "none"),
+    "a mask (h i j) and b = h > 1": Situation(0.05, 5, 3, lambda x: x.case.mask == "rank3" and x.case.b == x.case.h > 1),
+    "a bias of −∞": Situation(0.4, 46, 68, lambda x: bool(x.minus_infinity().any())),
     "a bias of −∞ for the first key, not for others": Situation(
-        0.3, 41, 46, lambda x: bool((x.minus_infinity()[..., 0] & ~x.minus_infinity().all(-1)).any())
+        0.3, 37, 46, lambda x: bool((x.minus_infinity()[..., 0] & ~x.minus_infinity().all(-1)).any())
     ),
-    "the dtype's lowest number as a bias": Situation(0.55, 80, 101, lambda x: x.case.bias != "none" and x.case.biases == "lowest"),
-    "a score beyond 88": Situation(0.8, 106, 131, lambda x: x.beyond(88)),
-    "a score below −88": Situation(0.9, 183, 239, lambda x: x.beyond(-88)),
-    "a score beyond 10⁴": Situation(0.4, 81, 76, lambda x: x.beyond(1e4)),
-    "a score below −10⁴": Situation(0.75, 147, 170, lambda x: x.beyond(-1e4)),
+    "the dtype's lowest number as a bias": Situation(0.55, 56, 101, lambda x: x.case.bias != "none" and x.case.biases == "lowest"),
+    "a score beyond 88": Situation(0.8, 74, 131, lambda x: x.beyond(88)),
+    "a score below −88": Situation(0.9, 132, 239, lambda x: x.beyond(-88)),
+    "a score beyond 10⁴": Situation(0.4, 50, 76, lambda x: x.beyond(1e4)),
+    "a score below −10⁴": Situation(0.75, 99, 170, lambda x: x.beyond(-1e4)),
     "a row of several scores, all negative": Situation(
-        0.95, 159, 225, lambda x: bool(((x.many > 1) & (np.nan_to_num(x.scores, nan=-1.0) < 0).all(-1)).any())
+        0.95, 123, 225, lambda x: bool(((x.many > 1) & (np.nan_to_num(x.scores, nan=-1.0) < 0).all(-1)).any())
     ),
     "a row of several scores, all below −88": Situation(
-        0.7, 100, 123, lambda x: bool(((x.many > 1) & (np.nan_to_num(x.scores, nan=-99.0) < -88).all(-1)).any())
+        0.7, 74, 123, lambda x: bool(((x.many > 1) & (np.nan_to_num(x.scores, nan=-99.0) < -88).all(-1)).any())
     ),
     "a needle: one key of more than 16 has a third of the weight": Situation(
-        0.25, 28, 19, lambda x: x.case.values == "needle" and bool(((x.forward.p.max(-1) > 1 / 3) & (x.many > 16)).any())
+        0.25, 18, 19, lambda x: x.case.values == "needle" and bool(((x.forward.p.max(-1) > 1 / 3) & (x.many > 16)).any())
     ),
-    "a scale of zero": Situation(0.6, 46, 83, lambda x: x.case.scale == 0),
-    "a negative scale": Situation(0.6, 94, 114, lambda x: x.case.scale is not None and x.case.scale < 0),
-    "b ≠ h, both more than one": Situation(0.95, 196, 254, lambda x: x.case.b != x.case.h and min(x.case.b, x.case.h) > 1),
-    "groups of heads (GQA)": Situation(0.7, 108, 133, lambda x: grouped(x) > 1),
-    "groups of three heads": Situation(0.45, 57, 67, lambda x: grouped(x) == 3),
-    "one key/value head for several": Situation(0.85, 152, 204, lambda x: x.case.h > 1 and x.case.g in (1, None)),
-    "heads no power of two": Situation(0.85, 157, 199, lambda x: x.case.h & (x.case.h - 1) > 0),
-    "more than 128 keys": Situation(0.6, 228, 170, lambda x: x.problem.j > 128),
+    "a scale of zero": Situation(0.6, 33, 83, lambda x: x.case.scale == 0),
+    "a negative scale": Situation(0.6, 67, 114, lambda x: x.case.scale is not None and x.case.scale < 0),
+    "b ≠ h, both more than one": Situation(0.95, 138, 254, lambda x: x.case.b != x.case.h and min(x.case.b, x.case.h) > 1),
+    "groups of heads (GQA)": Situation(0.7, 78, 133, lambda x: grouped(x) > 1),
+    "groups of three heads": Situation(0.45, 42, 67, lambda x: grouped(x) == 3),
+    "one key/value head for several": Situation(0.85, 113, 204, lambda x: x.case.h > 1 and x.case.g in (1, None)),
+    "heads no power of two": Situation(0.85, 115, 199, lambda x: x.case.h & (x.case.h - 1) > 0),
+    "more than 128 keys": Situation(0.6, 132, 170, lambda x: x.problem.j > 128),
     "more than 128 queries": Situation(0.45, 6, 21, lambda x: x.problem.i > 128),
-    "more than 1000 keys": Situation(0.3, 99, 38, lambda x: x.problem.j > 1000),
-    "few queries, more keys and no gradients": Situation(0.35, 185, 170, lambda x: not x.problem.wrt and decodes(x.case)),
-    "… and a mask": Situation(0.35, 172, 154, lambda x: not x.problem.wrt and decodes(x.case) and x.case.mask != "none"),
+    "more than 1000 keys": Situation(0.3, 29, 38, lambda x: x.problem.j > 1000),
+    "few queries, more keys and no gradients": Situation(0.35, 183, 170, lambda x: not x.problem.wrt and decodes(x.case)),
+    "… and a mask": Situation(0.35, 169, 154, lambda x: not x.problem.wrt and decodes(x.case) and x.case.mask != "none"),
     "… in a layout that is not contiguous": Situation(
-        0.3, 160, 149, lambda x: not x.problem.wrt and decodes(x.case) and x.case.layout != "contiguous"
+        0.3, 158, 149, lambda x: not x.problem.wrt and decodes(x.case) and x.case.layout != "contiguous"
     ),
     "more than 8 heads": Situation(0.6, 39, 73, lambda x: x.problem.h > 8),
-    "one key more than whole blocks of 16": Situation(0.6, 170, 165, lambda x: x.problem.j > 16 and x.problem.j % 16 == 1),
+    "one key more than whole blocks of 16": Situation(0.6, 115, 165, lambda x: x.problem.j > 16 and x.problem.j % 16 == 1),
     "one key less than whole blocks of 16": Situation(0.55, 35, 78, lambda x: x.problem.j % 16 == 15),
-    "a width that is no multiple of 8": Situation(0.9, 204, 259, lambda x: x.problem.d % 8 > 0),
-    "a width of 64 or more": Situation(0.55, 120, 161, lambda x: x.problem.d >= 64),
-    "a width beyond 128": Situation(0.25, 60, 76, lambda x: x.problem.d > 128),
-    "values narrower than keys": Situation(0.8, 162, 188, lambda x: x.problem.e < x.problem.d),
-    "values wider than keys": Situation(0.75, 117, 164, lambda x: x.problem.e > x.problem.d),
+    "a width that is no multiple of 8": Situation(0.9, 149, 259, lambda x: x.problem.d % 8 > 0),
+    "a width of 64 or more": Situation(0.55, 89, 161, lambda x: x.problem.d >= 64),
+    "a width beyond 128": Situation(0.25, 45, 76, lambda x: x.problem.d > 128),
+    "values narrower than keys": Situation(0.8, 105, 188, lambda x: x.problem.e < x.problem.d),
+    "values wider than keys": Situation(0.75, 98, 164, lambda x: x.problem.e > x.problem.d),
     "a stride of zero in k and v": Situation(
-        0.4, 44, 59, lambda x: any(0 in t.stride() for t in (x.problem.k, x.problem.v) if t.numel() > 1)
+        0.4, 31, 59, lambda x: any(0 in t.stride() for t in (x.problem.k, x.problem.v) if t.numel() > 1)
     ),
-    "a stride of zero in the cotangent": Situation(0.6, 54, 82, lambda x: x.problem.do is not None and 0 in x.problem.do.stride()),
-    "a last dimension that is not dense": Situation(0.7, 104, 127, lambda x: x.problem.d > 1 and x.problem.q.stride(-1) != 1),
-    "an offset into a larger tensor": Situation(0.75, 126, 148, lambda x: x.problem.k.storage_offset() > 0),
+    "a stride of zero in the cotangent": Situation(0.6, 27, 82, lambda x: x.problem.do is not None and 0 in x.problem.do.stride()),
+    "a last dimension that is not dense": Situation(0.7, 71, 127, lambda x: x.problem.d > 1 and x.problem.q.stride(-1) != 1),
+    "an offset into a larger tensor": Situation(0.75, 90, 148, lambda x: x.problem.k.storage_offset() > 0),
     "gradients of some inputs only": Situation(
-        0.95, 186, 284, lambda x: bool(x.problem.wrt) and not {"q", "k", "v"} <= set(x.problem.wrt)
+        0.95, 92, 284, lambda x: bool(x.problem.wrt) and not {"q", "k", "v"} <= set(x.problem.wrt)
     ),
     "a cotangent that is zero but for one row": Situation(
-        0.6, 64, 87, lambda x: x.problem.do is not None and x.case.do == "one_row"
+        0.6, 32, 87, lambda x: x.problem.do is not None and x.case.do == "one_row"
     ),
 }
 

@@ -101,18 +101,17 @@ def test_every_size_and_every_form_occurs(name: str, adapter: Adapter) -> None:
 
 @pytest.mark.parametrize("name", ["pairs", "triples"])
 def test_few_queries_meet_long_keys(name: str) -> None:
-    """Whatever two levels, but of i and j, a problem has: it is also one of at most eight queries, and more keys, to 4096.
+    """Whatever two levels, but of i and j, a problem has: it is also one of at most eight queries, and more keys.
 
-    Each such problem that asks for gradients is also asked without.
+    Each such problem that asks for gradients is also asked without; the smaller array asks for them in other problems.
     """
     cases = array(name, Everything(), DTYPES)
     few = [case for case in cases if decodes(case)]
-    lengths = (33, 64, 129, 256, 513, 1024, 2049, 4096)
-    others = [name for name in LEVELS if name not in ("i", "j")]
-    columns = {name: [level_of(name, getattr(case, name)) for case in few] for name in others}
+    lengths = (33, 64, 129, 256, 513, 1024, 2049, 4096)[: 6 if name == "pairs" else 8]
+    others = [factor for factor in LEVELS if factor not in (("i", "j", "wrt", "do") if name == "pairs" else ("i", "j"))]
+    columns = {factor: [level_of(factor, getattr(case, factor)) for case in few] for factor in others}
     for a, b in combinations(others, 2):
-        held = set(zip(columns[a], columns[b], strict=True))
-        missing = set(product(LEVELS[a], LEVELS[b])) - held
+        missing = set(product(LEVELS[a], LEVELS[b])) - set(zip(columns[a], columns[b], strict=True))
         assert all(senseless({a: str(x), b: str(y)}) for x, y in missing), (a, b, missing)
     for other in others:
         assert {(level_of(other, getattr(case, other)), case.j) for case in few} >= set(product(LEVELS[other], lengths))

@@ -1,4 +1,4 @@
-"""Make the covering arrays anew: python conformance/arrays/make.py
+"""Make the covering arrays anew: python conformance/arrays/make.py [pairs] [triples]
 
 They are kept as data because making all triples takes longer than testing them; tests/test_arrays.py checks that they
 cover what they claim.
@@ -7,6 +7,7 @@ cover what they claim.
 from __future__ import annotations
 
 import csv
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -25,8 +26,12 @@ ROOM = COST // 4  # what a row may cost where its levels leave a choice: what is
 CANDIDATES = 12  # rows that are tried for each one that is taken
 Levels = dict[str, tuple[Any, ...]]
 
-# Short queries against long keys, as a cache of keys asks: every two of these meet, too. The lengths are values of LEVELS['j'].
-DECODE: Levels = {**LEVELS, "i": (1, 2, 3, 8), "j": (33, 64, 129, 256, 513, 1024, 2049, 4096)}
+# Few queries against many keys, as a cache of keys asks: every two of these meet, too. The lengths are values of LEVELS["j"].
+# In the smaller array there are no gradients, which such problems rarely ask for, and no keys that a loop over blocks is long at.
+DECODE: dict[str, Levels] = {
+    "pairs": {**LEVELS, "i": (1, 2, 3, 8), "j": (33, 64, 129, 256, 513, 1024), "wrt": ("none",), "do": ("dense",)},
+    "triples": {**LEVELS, "i": (1, 2, 3, 8), "j": (33, 64, 129, 256, 513, 1024, 2049, 4096)},
+}
 
 
 class Everything(Adapter):
@@ -200,19 +205,20 @@ def rows(levels: Levels, strength: int, as_it_is: tuple[str, ...] = ()) -> list[
     return in_turn([covering.case(row) for row in covering.made()], as_it_is)
 
 
-def main() -> None:
-    """Write pairs.csv and triples.csv: a row a case, a column a factor."""
-    decode = rows(DECODE, 2, ("i", "j"))
+def main(names: list[str]) -> None:
+    """Write pairs.csv and triples.csv, or one of them: a row a case, a column a factor."""
     for name, strength in (("pairs", 2), ("triples", 3)):
-        cases = rows(LEVELS, strength)
+        if names and name not in names:
+            continue
+        cases, decode = rows(LEVELS, strength), rows(DECODE[name], 2, ("i", "j"))
         with (Path(__file__).parent / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             file.write(f"# every {strength} factors take every combination of their levels that makes sense;\n")
-            file.write("# then every two, of a few queries against up to 4096 keys; made by make.py\n")
+            file.write(f"# then every two, of a few queries against up to {max(DECODE[name]['j'])} keys; made by make.py\n")
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(LEVELS)
             writer.writerows([str(getattr(case, factor)) for factor in LEVELS] for case in (*cases, *decode))
-        print(name, len(cases), "rows, and", len(decode), "of long keys")
+        print(name, len(cases), "rows, and", len(decode), "of many keys")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
