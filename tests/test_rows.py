@@ -154,6 +154,21 @@ def test_a_key_forgotten_in_long_rows_fails_in_thorough_only() -> None:
     assert "--tier=thorough" in said.screen
 
 
+def late_items_zero(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+    """Right for up to 65535 batch items; those behind stay zero."""
+    out = tiled(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    return out.masked_fill((torch.arange(len(out)) >= 65535)[:, None, None, None], 0.0)
+
+
+def test_batch_items_beyond_65535_are_asked_in_thorough_only() -> None:
+    options = ("--clauses=SHAPE-2", "--impl-dtypes=float32", "-k", "batch_is_too_large")
+    assert judge(f"{__file__}:late_items_zero", *options, tier="smoke").exit == 5
+    said = judge(f"{__file__}:late_items_zero", *options, tier="thorough")
+    assert said.exit == 1
+    assert "65541 batch items" in said.screen
+    assert "65541 batch items" not in judge(f"{__file__}:one_key_forgotten", *options, tier="thorough").screen
+
+
 def greedy(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
     """Right up to 4096 keys; for more there is no memory."""
     if key.shape[2] > 4096:

@@ -58,10 +58,6 @@ def float32_bias(attend: Attend) -> bool:
     return any(differs(attend, q, k, v, attn_mask=bias) for bias in (drawn(3, 5, seed=3).requires_grad_(), drawn(3, 5), lowest))
 
 
-def large_batch(attend: Attend) -> bool:
-    return differs(attend, *(drawn(65537, 1, 1, 2, seed=seed) for seed in range(3)))
-
-
 # WIDE HEADS
 
 
@@ -502,7 +498,7 @@ for keys_ in (256, 512):
     )
 
 
-# LONG SEQUENCES AND LARGE BATCHES
+# LONG SEQUENCES
 
 for length_ in (512, 1024, 2048, 4000):
 
@@ -527,9 +523,3 @@ def causal_rows_beyond_1024_see_one_more(call: Call) -> Tensor:
     i, j = call.shape[2:]
     r, c = torch.arange(i)[:, None], torch.arange(j)
     return call.but(is_causal=False, attn_mask=c <= r + (r >= 1024)).run()
-
-
-@mutant("shape", "SHAPE-2", "pytorch/pytorch#180445", witness=large_batch)
-def batch_beyond_65535_not_written(call: Call) -> Tensor:
-    """Batch items from the 65535th on stay zero."""
-    return call.run().masked_fill((torch.arange(call.shape[0]) >= 65535)[:, None, None, None], 0.0)
