@@ -225,10 +225,11 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Verdicts of mutants by name, and the false alarms."""
+    """Verdicts of mutants by name, the false alarms, and the mutants that were not measured."""
     mutants = {name: one["verdict"] for name, one in sorted(results.items()) if one.get("kind") != "honest"}
     alarms = sorted(name for name, one in results.items() if one["verdict"] == "false alarm")
-    return {"verdicts": mutants, "false alarms": alarms}
+    left = sorted(name for name, one in load().items() if one.clause and name not in mutants)
+    return {"verdicts": mutants, "false alarms": alarms, "not measured": left}
 
 
 def times(results: Iterable[dict[str, Any]], clock: str = "seconds") -> tuple[float, float]:
