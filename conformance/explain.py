@@ -28,6 +28,7 @@ SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not
 BUDGET = 20.0  # seconds, the default of --explain-budget
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
+COMPARING = 0.25  # share of the budget
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 NUMBER = re.compile(r"[\d.]+")
 
@@ -81,8 +82,8 @@ class By:
 class Explainer:
     """Explains the failures of one subject, each fault once.
 
-    budget: seconds of this thread that may be spent, one half on explaining, the other on comparing what fails with what was
-    explained. explained: the failures so far, the first first.
+    budget: seconds of this thread that may be spent, COMPARING of them on comparing what fails with what was explained.
+    explained: the failures so far, the first first.
     """
 
     subject: Subject
@@ -152,7 +153,7 @@ class Explainer:
     @property
     def exhausted(self) -> bool:
         """Whether the time for explanations is used up."""
-        return self.spent["explaining"] >= self.budget / 2
+        return self.spent["explaining"] >= (1 - COMPARING) * self.budget
 
     def _doubt(self, known: Explained) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more."""
@@ -187,10 +188,11 @@ class Explainer:
         if mine.kind not in plain:
             return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
         key = (id(known), case, id(made))
-        if known.clause.startswith("PURITY") or (key not in self._accounted and self.spent["comparing"] >= self.budget / 2):
+        if known.clause.startswith("PURITY") or (key not in self._accounted and self.spent["comparing"] >= COMPARING * self.budget):
             return None
         if key not in self._accounted:
-            with self.timed("comparing"):
+            self._accounted[key] = None
+            with self.timed("comparing"), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 self._accounted[key] = self._same_mistake(known, self.subject.problem(case) if made is None else made)
         accounts = self._accounted[key]
         return None if accounts is False and self._doubtful[id(known)] >= DOUBTS else accounts

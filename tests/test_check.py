@@ -105,7 +105,7 @@ def test_an_error_of_ours_is_not_the_implementations(monkeypatch) -> None:
     def test_broken(run, subject, dtype):
         raise ZeroDivisionError("ours")
 
-    test_broken.clauses = ("CAUSAL-1",)
+    test_broken.clauses, test_broken.dangerous = ("CAUSAL-1",), False
     monkeypatch.setattr(test_causal, "test_broken", test_broken, raising=False)
     result = check(honest.tiled, **QUICK)
     assert not result.ok

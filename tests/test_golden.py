@@ -45,6 +45,7 @@ NUMBER = re.compile(r"-?\b\d+(?:\.\d+)?(?:e[+-]?\d+)?\b")
 def shown(impl: str, *options: str) -> str:
     """The screen of a command, without what differs from machine to machine."""
     command = [sys.executable, "-m", "pytest", f"--impl={impl}", "--impl-device=cpu", "--tier=smoke", *options]
+    command += ["--explain-budget=600"]  # what is explained may not depend on the machine
     command += ["-p", "no:cacheprovider", "-p", "no:xdist", "--color=no"]
     # CI is where most are read; pytest prints more there unless it is told not to.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "132", "PYTEST_ADDOPTS": "", "CI": "true"}
