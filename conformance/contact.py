@@ -48,14 +48,17 @@ def look(subject: Subject) -> None:
 
 
 def _right(subject: Subject, problem: Problem, transposed: bool, first: bool) -> bool:
-    with quiet(), torch.no_grad(), subject.watching(problem):
+    def ask(problem: Problem) -> Any:
+        call = subject.adapter.call(problem)
+        arguments = {
+            name: x.transpose(1, 2) if transposed and isinstance(x, torch.Tensor) and x.ndim == 4 else x
+            for name, x in call.arguments.items()
+        }
+        return call.function(**arguments)
+
+    with quiet(), subject.watching(problem):
         try:
-            call = subject.adapter.call(problem)
-            arguments = {
-                name: x.transpose(1, 2) if transposed and isinstance(x, torch.Tensor) and x.ndim == 4 else x
-                for name, x in call.arguments.items()
-            }
-            o: Any = call.function(**arguments)
+            o = subject.named(problem, ask)
         except Exception:
             return False
     o = o[0] if first and isinstance(o, tuple | list) and o else o

@@ -114,9 +114,15 @@ class Subject:
         """The implementation's answer. What the call changes around it is remembered, and set back."""
         self.calls += 1
         with self.watching(problem):
-            # The traceback of a crash or a hang holds no values, but it does hold the names of files.
-            where = f"<attnspec asks {self.asking or 'the first questions'}: {describe_problem(problem)}>"
-            return eval(compile("run(problem)", where, "eval"), {"run": self.adapter.run, "problem": problem})
+            return self.named(problem, self.adapter.run)
+
+    def named(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
+        """What `ask` returns of a problem. A crash or a hang in it shows what was asked.
+
+        Its traceback holds no values, but it does hold the names of files.
+        """
+        where = f"<attnspec asks {self.asking or 'the first questions'}: {describe_problem(problem)}>"
+        return eval(compile("ask(problem)", where, "eval"), {"ask": ask, "problem": problem})
 
     @contextlib.contextmanager
     def watching(self, problem: Problem) -> Iterator[dict[str, str]]:
