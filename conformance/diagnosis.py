@@ -234,7 +234,7 @@ def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
         changed, spared = changed + int(shows.sum()), spared + int(missed.sum())
         if missed.any() and outside.any():
             only += _where(name, outside, shows)
-    late = "o" not in seen.scope and bool(np.any(_away(combined(wrong, seen.exact, "o"), seen, "o")))
+    late = "o" in seen.right and "o" not in seen.scope and bool(np.any(_away(combined(wrong, seen.exact, "o"), seen, "o")))
     digits = np.concatenate(near)
     return Fit(
         spared / changed if changed else 0.0,

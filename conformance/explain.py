@@ -30,6 +30,7 @@ REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 COMPARING = 0.25  # share of the budget
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
+LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
 NUMBER = re.compile(r"[\d.]+")
 
 
@@ -67,7 +68,7 @@ class Explained:
     def needs(self) -> frozenset[str]:
         """What another case must have to show the same fault. Lengths that differ matter where a choice explains it."""
         traits = self.case.traits()
-        return traits if self.finding.hint else traits - {"i<j", "i>j"}
+        return traits if self.finding.hint else traits - LENGTHS
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,10 @@ class Explainer:
         """Failures explained before that have nothing special that this case has not: it may be the same fault, met again."""
         for known in self.explained:
             same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
-            if same and self._beside(known, case) and known.needs() <= case.traits():
+            needs, traits = known.needs(), case.traits()
+            if known.finding.hint and traits & LENGTHS:  # another choice shows with fewer keys as it does with more
+                needs -= LENGTHS
+            if same and self._beside(known, case) and needs <= traits:
                 yield known
 
     def _accounts_for(self, known: Explained, case: Case, finding: Finding, made: Problem | None = None) -> bool | None:

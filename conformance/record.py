@@ -79,7 +79,7 @@ class Record:
 
     def fails_by(self, cell: Cell, clause: str, certain: bool) -> None:
         """Count a problem of a cell that fails by another clause, and was not judged; if not certain, it may hide a failure."""
-        self.count(cell, Verdict.NOT_RUN, 1, f"fails by {clause}")
+        self.count(cell, Verdict.NOT_RUN, 1)
         self.by[cell][clause] += 1
         self.unclear[cell] += not certain
 
@@ -184,8 +184,8 @@ class Record:
             }
         if self.by.get(cell):
             line |= {"fails_by": dict(self.by[cell]), "unclear": self.unclear[cell]}
-        if cell in self.reasons:
-            line["reason"] = self.reasons[cell]
+        if cell in self.reasons or self.by.get(cell):
+            line["reason"] = self.reasons.get(cell) or f"fails by {next(iter(self.by[cell]))}"
         if cell in self.whys:
             line["why"] = str(self.whys[cell])
         return line

@@ -202,7 +202,6 @@ def test_conformance_tests_without_impl_ask_for_it(here):
         ("one_short", "SHAPE-1", "the output has shape (1, 1, 1, 0), expected (1, 1, 1, 1)"),
         ("in_float64", "DTYPE-1", "the output has dtype float64, expected float32"),
         ("elsewhere", "DTYPE-3", "the output is on meta, the inputs are on cpu"),
-        ("pair", "SHAPE-1", "returned a tuple of 2, expected one tensor"),
         ("nothing", "SHAPE-1", "returned nothing (None), expected one tensor"),
         ("array", "SHAPE-1", "returned a ndarray, expected one tensor"),
         ("number", "SHAPE-1", "returned a float, expected one tensor"),
@@ -216,6 +215,14 @@ def test_what_is_not_a_tensor_of_the_right_form_ends_with_1(kernel, clause, mess
     assert f"{clause} · {index()[clause].title} (MUST)" in said.screen
     assert message in said.screen
     assert f"broken: {clause}" in said.screen
+
+
+def test_a_tuple_whose_first_element_is_right_gets_an_adapter(here) -> None:
+    said = say("--impl=command_kernels.pair", QUICK[0], QUICK[2], "--clauses=DTYPE-1")
+    said.no_fault_of_ours()
+    assert said.exit == 4
+    assert "it returns a tuple whose first element is the output" in said.screen
+    assert "[0]" in said.screen
 
 
 @pytest.fixture(scope="session")
