@@ -38,7 +38,7 @@ def test_what_is_right_in_float32_is_the_arithmetic_of_float64(
 def test_a_constant_in_float32_is_one_fault_whatever_the_problem_has_beside(name: str, token: str) -> None:
     subject = meet(resolve(load()[name].make())[0], "cpu", {}, None, None)
     case = Case.parse(f"dtype=float64,{token}")
-    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
     assert found.clause == "ACCURACY-4"
 
 

@@ -25,7 +25,7 @@ def subject_of(name: str) -> Subject:
 def test_a_scale_that_is_kept_is_a_fault_of_state_and_its_script_shows_it() -> None:
     subject, case = subject_of("GraphKeptWithoutItsScale"), Case(i=3, j=5, causal=True)
     subject.judgement(replace(case, scale=0.3))
-    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
     assert found.clause == "PURITY-5"
     assert "with another scale" in found.finding.message
     assert [problem.scale for problem in found.earlier] == [0.3]
@@ -62,9 +62,9 @@ def test_what_is_wrong_by_itself_is_no_state() -> None:
 
 def test_the_problem_says_that_nothing_requires_grad_where_that_is_needed() -> None:
     subject, case = subject_of("first_key_lost_without_gradients"), Case(i=3, j=5, wrt="none")
-    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
     assert "no input requires grad" in problem_in_words(subject, found)
     plain = subject_of("mask_not_read")
     case = Case(i=3, j=5, mask="bhij", wrt="none")
-    found = Explainer(plain).explain(case, plain.judgement(case).findings[0])
+    found = Explainer(plain).explain(case, plain.judgement(case).findings[0])[0].explained
     assert "requires grad" not in problem_in_words(plain, found)

@@ -15,6 +15,7 @@ from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.meeting import meet
+from attnspec.conformance.order import earlier
 from attnspec.conformance.repro import script
 from attnspec.spec import Problem
 
@@ -102,7 +103,7 @@ def test_what_fails_now_and_then_remembers_nothing() -> None:
     subject = meet(adapter, "cpu", {}, None, None)
     cases = [Case(i=3, j=5, causal=True, seed=seed) for seed in range(40)]
     assert 5 < sum(bool(subject.judgement(case).findings) for case in cases) < 35
-    assert [Explainer(subject)._earlier(case) for case in cases] == 40 * [None]
+    assert [earlier(subject, case) for case in cases] == 40 * [None]
 
 
 def test_what_is_kept_of_an_unknown_call_has_none() -> None:

@@ -44,7 +44,7 @@ def attend(q, k, v):
     ends = os.environ.get("ENDS")
     if calls == 160 and ends == "ctrl-c":
         raise KeyboardInterrupt
-    if calls == 160 and ends == "kill":
+    if calls == 600 and ends == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     return torch.softmax(q @ k.mT * max(q.shape[-1], 1) ** -0.5, -1) @ v * (1.1 if ends == "wrong" else 1)
 """
