@@ -311,7 +311,7 @@ class Tally:
     @property
     def headline(self) -> str:
         """Counts with their denominator, never a lone percentage."""
-        known = f"{len(self.explained)} fail by these or may, " if self.explained else ""
+        known = f"{len(self.explained)} explained by these, " if self.explained else ""
         known += f"{len(self.known)} with known issues, " if self.known else ""
         return (
             f"MUST clauses: {len(self.holds)} of {self.must} hold, {len(self.broken)} broken, {known}"

@@ -44,7 +44,7 @@ def attend(q, k, v):
     ends = os.environ.get("ENDS")
     if calls == 160 and ends == "ctrl-c":
         raise KeyboardInterrupt
-    if calls == 600 and ends == "kill":
+    if (calls == 160 and ends == "kill") or (not q.numel() and ends == "kill at nothing"):
         os.kill(os.getpid(), signal.SIGKILL)
     return torch.softmax(q @ k.mT * max(q.shape[-1], 1) ** -0.5, -1) @ v * (1.1 if ends == "wrong" else 1)
 """
@@ -217,7 +217,7 @@ def test_workers_write_what_one_process_writes(here, schema):
 
 def test_a_worker_that_dies_leaves_an_incomplete_file(here, schema):
     options = ("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE", "--verdicts=v.jsonl", "-n1", "--max-worker-restart=0")
-    done = apart(*options, cwd=here, ENDS="kill")
+    done = apart(*options, cwd=here, ENDS="kill at nothing")
     assert done.returncode == 1
     found = valid(here / "v.jsonl", schema)
     assert "died in the middle of a test" in found[-1]["reason"]
