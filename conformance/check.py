@@ -24,6 +24,7 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.state import STATE, current_accelerator
 from attnspec.conformance import report
+from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.plugin import OPTIONS, loaded, make_run
@@ -104,7 +105,7 @@ def check(
     without: str | Iterable[str] = "",
     seed: int = 0,
     budget: float | None = None,
-    explain_budget: float = 20.0,
+    explain_budget: float = EXPLAIN_BUDGET,
     enforce_should: bool = False,
     allow_incomplete: bool = False,
     few_shapes: bool = False,
@@ -169,7 +170,7 @@ def _asked(run: Run) -> Result:
     run.record.open(report.header_data(run))
     errors: list[str] = []
     tests = tests_of(run.clauses)
-    run.begin([test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes])
+    run.begin(test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes)
     for test in tests:
         for subject in run.subjects:
             for dtype in subject.dtypes:
@@ -190,7 +191,7 @@ def _asked(run: Run) -> Result:
     run.note_fallbacks()
     run.known.settle(run, tests_of)
     errors += run.known.errors
-    deciding = tuple(f for f in record.failures if run.enforce_should or index()[f.clause].binding)
+    deciding = tuple(f for f in record.failures if run.decides(f.clause))
     result = Result(
         name=run.subjects[0].adapter.name,
         verdicts=tuple(

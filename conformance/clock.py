@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 BEGAN = time.monotonic()  # when the plugin was imported
+EXPLAIN_BUDGET = 20.0  # seconds, the default of --explain-budget
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
@@ -28,7 +29,7 @@ def wait_without_spinning() -> str:
 
 def phases(run: Any, asked_until: float) -> str:
     """The line at the end: seconds of each phase, on the clock."""
-    explained = sum(sum(explainer.spent.values()) for explainer in run._explainers.values())
+    explained = run.explaining
     parts = {
         "to import and to ask the first questions": run.started - BEGAN,
         "to ask": asked_until - run.started - explained,

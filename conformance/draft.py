@@ -77,7 +77,7 @@ class Draft:
             return
         faults: dict[tuple[Any, ...], list[Failed]] = defaultdict(list)
         for x in self.bad:
-            if index()[x.clause].binding or run.enforce_should:
+            if run.decides(x.clause):
                 faults[x.clause, x.key, x.found, x.variant, x.device].append(x)
         text = [f"# A draft, from {_on_a_line(run.command)}. It is refused until each TODO is written.", ""]
         text += [f"implementation = {_quoted(run.subjects[0].adapter.name)}", ""]

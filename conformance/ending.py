@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from attnspec.conformance.judge import JUDGED, Verdict
+from attnspec.conformance import verdicts
+from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Record
 from attnspec.conformance.run import Run
 from attnspec.conformance.verdicts import BROKEN, Why, unreached
@@ -14,12 +15,7 @@ SAID = {Why.TIME: "for the time was up", Why.INTERRUPTION: "for the run was inte
 
 def judged(record: Record) -> int:
     """Problems whose answer was judged."""
-    return sum(counts[verdict] for counts in record.counts.values() for verdict in JUDGED)
-
-
-def decides(run: Run, clause: str) -> bool:
-    """Whether a clause decides the exit code: MUST, or with --enforce-should SHOULD."""
-    return index()[clause].binding or run.enforce_should
+    return sum(map(verdicts.judged, record.counts.values()))
 
 
 def exit_code(run: Run, said: int = CONFORMS) -> int:
@@ -32,7 +28,7 @@ def exit_code(run: Run, said: int = CONFORMS) -> int:
     if said not in (CONFORMS, BROKE, NOTHING):
         return said
     for (clause, *_), counts in run.record.counts.items():
-        if counts[Verdict.HARNESS_ERROR] or (decides(run, clause) and any(counts[Verdict(name)] for name in BROKEN)):
+        if counts[Verdict.HARNESS_ERROR] or (run.decides(clause) and any(counts[Verdict(name)] for name in BROKEN)):
             return BROKE
     if said == BROKE or run.known.errors:
         return BROKE
@@ -53,7 +49,7 @@ def nothing_judged(run: Run) -> str:
 
 def incomplete(run: Run) -> list[str]:
     """What was to be judged and was not, with the reason, a line each; empty where all was."""
-    missing = unreached(run.record.counts, run.record.whys, lambda clause: decides(run, clause))
+    missing = unreached(run.record.counts, run.record.whys, run.decides)
     lines = list(run.record.interruptions)
     for why in dict.fromkeys(missing.values()):
         dtypes: dict[str, list[str]] = {}

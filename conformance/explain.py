@@ -17,6 +17,7 @@ import torch
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.case import Case, fit, simpler
+from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, look, other_choice, placed, screen
 from attnspec.conformance.judge import Finding, judge, with_class
 from attnspec.conformance.order import earlier
@@ -25,7 +26,6 @@ from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 
 SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not seconds, which would show other numbers elsewhere
-BUDGET = 20.0  # seconds, the default of --explain-budget
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 COMPARING = 0.25  # share of the budget
@@ -55,7 +55,6 @@ class Explained:
     earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
     within: Within = PLAINLY  # what surrounds the call, and must not matter
     asked_by: str = ""  # the clause whose test asks for it, where a test of another one made the problem
-
     reduced: bool = True  # False where the time for explanations was used up
 
     @property
@@ -88,7 +87,7 @@ class Explainer:
     """
 
     subject: Subject
-    budget: float = BUDGET
+    budget: float = EXPLAIN_BUDGET
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("explaining", "comparing"), 0.0))
     explained: list[Explained] = field(default_factory=list)
     _accounted: dict[tuple, bool | None] = field(default_factory=dict)
@@ -186,10 +185,10 @@ class Explainer:
         other. Where nothing is known of a failure nobody can tell.
         """
         mine, other = known.finding, finding
-        plain = ("value", "zero", "nonfinite", "relation")
-        if (mine.kind in plain) != (other.kind in plain):
+        compared = [one.of_numbers or one.kind == "relation" for one in (mine, other)]
+        if compared[0] != compared[1]:
             return False
-        if mine.kind not in plain:
+        if not compared[0]:
             return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
         key = (id(known), case, id(made))
         if known.clause.startswith("PURITY") or (key not in self._accounted and self.spent["comparing"] >= COMPARING * self.budget):
@@ -238,7 +237,7 @@ class Explainer:
         self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case], made: Problem | None = None
     ) -> Diagnosis | None:
         """The mistake that explains a failure, on the cases in which it was met, or on what a test made of the first of them."""
-        if finding.kind not in ("value", "zero", "nonfinite", "relation") or self.exhausted:
+        if not (finding.of_numbers or finding.kind == "relation") or self.exhausted:
             return None
         try:
             before = {name for known in self.explained if known.diagnosis is not None for name in known.diagnosis.best}
@@ -265,7 +264,7 @@ class Explainer:
                 trial = replace(known.case, dtype=case.dtype, numbers="")
                 if alike(trial):
                     return trial
-        for small in smallest(case, self.subject.adapter, own):
+        for small in small_cases(case, self.subject.adapter, own):
             if alike(small):
                 return descend(small, self.subject.adapter, alike)
         return descend(case, self.subject.adapter, alike)
@@ -322,7 +321,7 @@ class Explainer:
         """The same failure with simpler numbers, as long as no more mistakes explain it than before."""
         finding, case = explained.finding, explained.case
         simple = bool(case.numbers)  # asked for with --case, as a failure has shown it
-        if simple or finding.kind not in ("value", "zero", "nonfinite") or explained.clause.startswith("PURITY"):
+        if simple or not finding.of_numbers or explained.clause.startswith("PURITY"):
             return explained
         class_, (q, k, v) = self.subject.required_class(case.dtype), (explained.problem.q, explained.problem.k, explained.problem.v)
         trials = SIMPLIFYING // max(1, q.numel() // max(1, q.shape[-1]) * k.shape[-2] * (k.shape[-1] + v.shape[-1]))
@@ -428,7 +427,7 @@ def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
         yield replace(case, **changes)
 
 
-def smallest(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> Iterator[Case]:
+def small_cases(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> Iterator[Case]:
     """Small cases that have of a case only what `own` asks for."""
     bare = descend(case, adapter, own, 1 << 20)
     for i, j in SMALL:

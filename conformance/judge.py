@@ -71,9 +71,14 @@ class Finding:
         return self.stage == "backward" or self.output not in ("o", "call")
 
     @property
+    def of_numbers(self) -> bool:
+        """Whether it is about the numbers of an answer, and not about its form, its lack or another answer."""
+        return self.kind in ("value", "zero", "nonfinite")
+
+    @property
     def likeness(self) -> tuple[str, str, str]:
         """What makes two findings the same fault, for reduction: the kind, the output, and the stage."""
-        kind = "value" if self.kind in ("value", "zero", "nonfinite") else self.kind
+        kind = "value" if self.of_numbers else self.kind
         return kind, self.output, self.stage
 
 

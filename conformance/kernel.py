@@ -113,6 +113,8 @@ class Kernel:
 
     def on(self, dialect: Dialect | None = None, **changes: Any) -> dict[str, Array]:
         """The outputs where some fields of the problem are others; arrays become tensors."""
+        if changes.get("bias", self.problem.bias) is None:  # what is not there asks for no gradient
+            changes["wrt"] = tuple(name for name in self.problem.wrt if name != "bias")
         changes = {n: torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x for n, x in changes.items()}
         if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in changes.values()):  # values of no narrower dtype
             given = {**self.problem.inputs(), "do": self.problem.do, **changes}

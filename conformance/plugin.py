@@ -26,8 +26,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
     ("--allow-incomplete", {"action": "store_true", "help": "what was not reached does not decide the exit code"}),
     ("--few-shapes", {"action": "store_true", "help": "ask in a few shapes only, for what compiles for each"}),
-
-    ("--explain-budget", {"type": float, "default": 20.0, "help": "seconds to reduce and to diagnose what fails, in all"}),
+    ("--explain-budget", {"type": float, "default": clock.EXPLAIN_BUDGET, "help": "seconds for explaining what fails, in all"}),
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
     ("--accuracy", {"choices": ("A", "T", "B", "B*", "C", "C*", "D"), "help": "the accuracy class claimed for every dtype"}),
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
@@ -384,9 +383,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     if run is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput") or session.testsfailed:
         return
     ours = [item for item in session.items if hasattr(getattr(item, "function", None), "clauses")]
-    askings = [item.function.asking(run, *(item.callspec.params[name] for name in ("subject", "dtype"))) for item in ours]  # type: ignore[attr-defined]
+    askings = (item.function.asking(run, *(item.callspec.params[name] for name in ("subject", "dtype"))) for item in ours)  # type: ignore[attr-defined]
     most = session.config.getvalue("maxfail") or float("inf")
-    run.begin(askings, lambda: bool(session.shouldstop) or sum(bool(asking.shown) for asking in askings) >= most)
+    run.begin(askings, lambda: bool(session.shouldstop) or sum(bool(asking.shown) for asking in run.begun.values()) >= most)
 
 
 @pytest.fixture(scope="session")

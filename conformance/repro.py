@@ -228,7 +228,7 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
     finding, output, exact = explained.finding, explained.finding.output, explained.exact
     if explained.clause == "PURITY-5" and finding.kind != "relation" and not explained.earlier:
         return []  # which calls it takes is not known
-    if finding.kind in ("value", "zero", "nonfinite") and exact is not None and output in exact.values:
+    if finding.of_numbers and exact is not None and output in exact.values:
         tolerance = exact.tolerance(subject.required_class(str(explained.problem.dtype)[6:]))
         expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
         bound = np.where(exempt, np.inf, bound + np.abs(beyond(exact, output))) if explained.margin is None else explained.margin

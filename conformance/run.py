@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from attnspec.conformance.case import Case, array
+from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.draft import Draft
-from attnspec.conformance.explain import BUDGET, Explained, Explainer
+from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.record import Failure, Record
@@ -19,6 +20,7 @@ from attnspec.conformance.shapes import Fallbacks, few, fewer
 from attnspec.conformance.shard import Shard
 from attnspec.conformance.subject import Subject
 from attnspec.reference import stricter
+from attnspec.spec import index
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Run:
     known: KnownIssues = field(default_factory=KnownIssues)
     draft: Draft = field(default_factory=Draft)
     repros: bool = True
-    explain_budget: float = BUDGET  # seconds for all explanations of a subject
+    explain_budget: float = EXPLAIN_BUDGET  # seconds for all explanations of a subject
     enough: int = 3  # failures that one test shows before it asks no further
     show: str | None = None  # "hex": numbers of failures to the bit
     asked: str = ""  # the full command, as it was given
@@ -101,15 +103,18 @@ class Run:
             now = time.monotonic()
             self.until = now + max(0.0, self.started + self.budget - now) / max(1, tests)
 
-    def begin(self, askings: Sequence[Any], enough: Callable[[], bool] = lambda: False) -> None:
+    def begin(self, askings: Iterable[Any], enough: Callable[[], bool] = lambda: False) -> None:
         """With a budget, each test asks its first problems before any goes on; then all the time that is left is for all.
 
-        Without one there is nothing to divide. enough: whether the run is to stop.
+        Without one there is nothing to divide, and none of them is made here. enough: whether the run is to stop.
         """
-        for n, asking in enumerate(askings if self.budget is not None else ()):
+        if self.budget is None:
+            return
+        every = list(askings)
+        for n, asking in enumerate(every):
             if enough():
                 return
-            self.share(len(askings) - n)
+            self.share(len(every) - n)
             asking.begin()
             self.begun[asking.key] = asking
         self.until = float("inf")
@@ -122,6 +127,15 @@ class Run:
     def explainer(self, subject: Subject) -> Explainer:
         """Who explains the failures of a subject, and remembers them through the run."""
         return self._explainers.setdefault(id(subject), Explainer(subject, self.explain_budget))
+
+    @property
+    def explaining(self) -> float:
+        """Seconds that explanations have taken so far."""
+        return sum(sum(explainer.spent.values()) for explainer in self._explainers.values())
+
+    def decides(self, clause: str) -> bool:
+        """Whether a clause decides the exit code: MUST, or with --enforce-should SHOULD."""
+        return index()[clause].binding or self.enforce_should
 
     def afresh(self, subject: Subject, case: Case, clause: str, known: KnownIssues) -> Run:
         """A run of its own for one clause on one case of one subject, with these known issues; nothing of it comes back here."""

@@ -38,7 +38,6 @@ from attnspec.spec import Problem, index
 TESTED: dict[str, list[str]] = {}  # clause → tests, filled as test modules are imported
 RELATION_COST = 1 << 17
 AROUND = 24  # problems beside those that fail by another clause, for one test
-NUMBERS = ("value", "zero", "nonfinite")  # kinds of finding about the numbers of an answer that has the right form
 
 
 class Broken(Exception):
@@ -372,7 +371,7 @@ class Asking:
         by = self.explainer.explain(case, finding, self.plan.own(self.subject))
         for one in by:
             self._report(case, one.explained)
-        if self.plan.form and finding.kind in NUMBERS:
+        if self.plan.form and finding.of_numbers:
             return True
         self._fails_by(case, by)
         return False
@@ -468,8 +467,7 @@ class Asking:
     def _told(self) -> bool:
         """Whether this clause decides nothing and was already seen broken: most kernels break one, and to reduce it costs more."""
         own = (self.main.id, self.subject.label, self.subject.device)
-        decides = self.main.binding or self.run.enforce_should
-        return not decides and any((f.clause, f.variant, f.device) == own for f in self.run.record.failures)
+        return not self.run.decides(self.main.id) and any((f.clause, f.variant, f.device) == own for f in self.run.record.failures)
 
     def _breaks(self, case: Case) -> Broken | None:
         try:
@@ -533,7 +531,7 @@ class Asking:
         failure = report.failure(self.run, subject, explained, self.test.__name__, other, brief)
         self.run.record.fail(failure)
         self.run.explained.append((subject, explained, failure))
-        if broken.binding or self.run.enforce_should:
+        if self.run.decides(broken.id):
             self.shown.append(failure.text)
         elif not brief:
             self.run.record.note(report.broken_should(failure, broken, explained))

@@ -345,8 +345,8 @@ def mark(counts: Counts | None) -> str:
     n, state = judged(counts), standing(counts)
     if n:
         share = f", {counts['UNSUPPORTED']} {SIGNS['unsupported']}" if counts.get("UNSUPPORTED") else ""
-        signs = {"broken": " ✗", "known issue": " k", "explained": " e"}
-        return f"{counts.get('PASS', 0)}/{n}" + signs.get(state, "") + share
+        sign = f" {SIGNS[state]}" if state in ("broken", "explained", "known issue") else ""
+        return f"{counts.get('PASS', 0)}/{n}" + sign + share
     if state == "explained":
         return f"{counts['ELSEWHERE']} e"
     return "unsupported" if state == "unsupported" else "not run" if counts.get("NOT_RUN") else "·"

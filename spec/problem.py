@@ -140,9 +140,7 @@ class Problem:
         return self.q.dtype
 
     def replace(self, **changes: Any) -> Problem:
-        """The same problem with some fields changed. A bias that is taken away asks for no gradient any more."""
-        if "bias" in changes and changes["bias"] is None and "bias" in self.wrt and "wrt" not in changes:
-            changes["wrt"] = tuple(name for name in self.wrt if name != "bias")
+        """The same problem with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def inputs(self) -> dict[str, Tensor]:

@@ -92,7 +92,8 @@ def test_a_known_failure_is_no_failure_and_no_pass(tmp_path):
     text = str(result)
     assert "0 broken, 1 with known issues" in text
     assert re.search(r"CAUSAL-1 +\d+/\d+ k", text)
-    assert re.search(r"its region holds \d+ of 2267 problems that a test of CAUSAL-1 asks, \d\.\d%\n", text)
+    wide = r"its region holds \d+ of 2267 problems that a test of CAUSAL-1 asks, 16\.0%: a wide region, more than 10%\n"
+    assert re.search(wide, text)
     assert re.search(r"float32: hides (\d+) of \d+ problems asked, \d+\.\d%; \1 of them fail\n", text)
     assert "pinned i=3,causal=True: fails, as is known" in text
     assert "one too much https://tracker.example/7 · somebody, until 2999-01-01" in text
@@ -168,6 +169,8 @@ def test_what_is_out_of_date_is_an_error(kernel, changes, message, tmp_path):
 def test_a_wide_region_is_said_loudly(tmp_path):
     text = str(check(fails_at_equal_lengths, known_issues=write(tmp_path, region='"causal and 2 < i < 8"'), **QUICK))
     assert re.search(r"problems that a test of CAUSAL-1 asks, \d+\.\d%: a wide region, more than 10%", text)
+    text = str(check(fails_at_equal_lengths, known_issues=write(tmp_path, region='"causal and i == j == 3"'), **QUICK))
+    assert re.search(r"its region holds \d+ of 2267 problems that a test of CAUSAL-1 asks, \d\.\d%\n", text)
 
 
 def test_a_region_is_measured_on_the_problems_of_its_clause(tmp_path):
@@ -310,7 +313,8 @@ def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
     draft = Draft(tmp_path / "draft.toml")
     draft.bad.append(Failed("test", "only", "cpu", "dtype=float32", "ERROR-1", "dtype=float32", ("ERROR-1",), found))
     adapter = SimpleNamespace(name='C:\\kernels\\new "fast".py:attend')
-    draft.write(SimpleNamespace(command="pytest \x1b\n x", enforce_should=False, subjects=[SimpleNamespace(adapter=adapter)]))
+    subjects = [SimpleNamespace(adapter=adapter)]
+    draft.write(SimpleNamespace(command="pytest \x1b\n x", decides=lambda clause: True, subjects=subjects))
     read = tomllib.loads((tmp_path / "draft.toml").read_text(encoding="utf-8"))
     assert read["implementation"] == adapter.name
     assert read["issue"][0]["found"] == found.replace("\ud800", "\ufffd")

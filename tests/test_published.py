@@ -399,7 +399,9 @@ def expressible(text: Text, drawn: Problem, rng: Generator) -> Problem:
         return p.replace(mask=padding, bias=bias, scale=None, dropout=rate, training=rate > 0)
     if text is torch_documentation:
         one_of = {"bias": None} if rng.random() < 0.5 else {"mask": None}
-        p = p.replace(**({"mask": None, "bias": None} if p.causal else one_of if p.mask is not None else {}))
+        changes = {"mask": None, "bias": None} if p.causal else one_of if p.mask is not None else {}
+        left = tuple(name for name in p.wrt if name != "bias" or changes.get("bias", p.bias) is not None)
+        p = p.replace(**changes, wrt=left)
     return p.replace(dropout=0.0, training=False, wrt=tuple(x for x in p.wrt if getattr(p, x) is not None))
 
 

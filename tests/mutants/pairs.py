@@ -14,9 +14,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from honest import tiled
 
-from mutants.base import load
+from mutants.base import Call, load, with_sdpa_signature
 
 PAIRS = (
     ("values_interleaved", "scale_applied_to_tail_twice"),
@@ -62,26 +61,17 @@ def pair(first: str, second: str) -> Any:
     """A function of torch SDPA's parameters with the faults of both."""
     one, other = load()[first].make(), load()[second].make()
 
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        options = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    def attend(call: Call) -> Tensor:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            right, given = tiled(query, key, value, **options), one(query, key, value, **options)
+            right, given = call.run(), call.run(one)
         # Two right kernels round differently: what is apart by more than the coarsest dtype rounds is the fault.
-        room = 8 * torch.finfo(query.dtype).eps
+        room = 8 * torch.finfo(call.query.dtype).eps
         same = right.shape == given.shape and torch.allclose(right.double(), given.double(), room, room, equal_nan=True)
-        return (other if same else one)(query, key, value, **options)
+        return call.run(other if same else one)
 
-    attend.__name__ = attend.__qualname__ = f"{first}__{second}"
-    return attend
+    made = with_sdpa_signature(attend, checked=False)
+    made.__name__ = made.__qualname__ = f"{first}__{second}"
+    return made
 
 
 def __getattr__(name: str) -> Any:
