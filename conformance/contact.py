@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from attnspec.adapters import Answer, ResolveError
-from attnspec.adapters.contract import quiet
+from attnspec.adapters import Adapter, Call, ResolveError
 from attnspec.adapters.resolve import stub
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import judge
@@ -26,8 +25,8 @@ def look(subject: Subject) -> None:
     function = getattr(subject.adapter, "function", getattr(subject.adapter, "kind", None))
     if function is None or not subject.offers("mha"):
         return
-    plain = Case(b=2, heads="3/3", d=subject.width, wrt="none")
-    cases = [fit(replace(plain, i=i, j=j, seed=n), subject.adapter) for n, (i, j) in enumerate(((5, 7), (4, 4)))]
+    bare = Case(b=2, heads="3/3", d=subject.width, wrt="none")
+    cases = [fit(replace(bare, i=i, j=j, seed=n), subject.adapter) for n, (i, j) in enumerate(((5, 7), (4, 4)))]
     problems = [subject.problem(case) for case in cases]
     if all(_right(subject, problem, False, False) for problem in problems):
         return
@@ -47,22 +46,27 @@ def look(subject: Subject) -> None:
             )
 
 
-def _right(subject: Subject, problem: Problem, transposed: bool, first: bool) -> bool:
-    def ask(problem: Problem) -> Any:
-        call = subject.adapter.call(problem)
-        arguments = {
-            name: x.transpose(1, 2) if transposed and isinstance(x, torch.Tensor) and x.ndim == 4 else x
-            for name, x in call.arguments.items()
-        }
-        return call.function(**arguments)
+class _Read(Adapter):
+    """An adapter's calls with 4-D tensors transposed, or the first element of a tuple taken, or both."""
 
-    with quiet(), subject.watching(problem):
-        try:
-            o = subject.named(problem, ask)
-        except Exception:
-            return False
-    o = o[0] if first and isinstance(o, tuple | list) and o else o
-    if not isinstance(o, torch.Tensor):
-        return False
-    answer = Answer(o.transpose(1, 2) if transposed and o.ndim == 4 else o)
+    def __init__(self, adapter: Adapter, transposed: bool, first: bool) -> None:
+        self.adapter, self.transposed, self.first = adapter, transposed, first
+
+    def call(self, problem: Problem) -> Call:
+        """The adapter's call, read so."""
+        call = self.adapter.call(problem)
+
+        def function(**arguments: Any) -> Any:
+            o = call.function(**arguments)
+            return self._turned(o[0] if self.first and isinstance(o, tuple | list) and o else o)
+
+        return replace(call, function=function, arguments={name: self._turned(x) for name, x in call.arguments.items()})
+
+    def _turned(self, x: Any) -> Any:
+        return x.transpose(1, 2) if self.transposed and isinstance(x, torch.Tensor) and x.ndim == 4 else x
+
+
+def _right(subject: Subject, problem: Problem, transposed: bool, first: bool) -> bool:
+    with subject.watching(problem):
+        answer = subject.named(problem, _Read(subject.adapter, transposed, first).unchecked)
     return not judge(answer, solve(problem, subject.dialect), subject.required_class("float32")).findings

@@ -295,6 +295,9 @@ class Explainer:
             words = f"right where its shapes are new, wrong after a call in them {kept[1]}: something of that call is kept"
             return Explained("PURITY-5", case, replace(finding, message=words), problem, exact, earlier=before)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
+        if seen != case and not (diagnosis is not None and diagnosis.best):  # where it was met there may be another fault
+            alone = self.diagnose(problem, exact, finding, [case])
+            diagnosis = alone if other_choice(alone, self.subject.dialect) else diagnosis
         finding = replace(finding, hint=other_choice(diagnosis, self.subject.dialect))
         clause = blame(case, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
