@@ -145,9 +145,7 @@ STATE: dict[str, State] = {
         _differ,
     ),
     "NumPy's error handling": State(np.geterr, lambda x: np.seterr(**x), _differ),
-    "garbage collection": State(
-        lambda: "on" if gc.isenabled() else "off", lambda x: gc.enable() if x == "on" else gc.disable()
-    ),
+    "garbage collection": State(lambda: "on" if gc.isenabled() else "off", lambda x: gc.enable() if x == "on" else gc.disable()),
     "the working directory": State(_folder, _set_folder),
     "the umask": State(_umask, os.umask, lambda before, after: f" from {before:03o} to {after:03o}"),
     "the recursion limit": State(sys.getrecursionlimit, sys.setrecursionlimit),

@@ -105,6 +105,7 @@ def test_the_choices_of_the_readme_are_those_of_the_spec() -> None:
         places = [row[1].index(f"`{value}`") for value in values]
         assert places == sorted(places), f"the first value of {name} is the canonical one"
 
+
 def test_versions_that_are_promised_were_run() -> None:
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     rows = (DOCS / "versions.md").read_text(encoding="utf-8").splitlines()

@@ -201,7 +201,8 @@ def test_precision_is_doubled_until_it_is_enough(monkeypatch: pytest.MonkeyPatch
         assert (two.error(name, one.nearest(name)[0]) < 2.0**-50).all()
         assert (two.radius(name) <= np.abs(two.nearest(name)[0]) * 2.0**-60).all()
     assert (two.nearest("lse")[0] == LOWEST).all()
-    mask = enclose(low.replace(bias=torch.tensor([-1e30, 0.0, 0.0])), Dialect())  # exp(−1e30) is a number, and a small one
+    small = low.replace(bias=torch.tensor([-1e30, 0.0, 0.0], dtype=torch.float64))  # exp(−1e30) is a number, and a small one
+    mask = enclose(small, Dialect())
     assert 0 < mask.radius("dv")[0, 0, 0].max() < 1e-300
     exact = solve(low, Dialect())
     coarse = {name: np.full(x.shape, 1e9) for name, x in exact.values.items()} | {"lse": np.full(exact.lse.shape, inf)}

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from honest import split_k, tiled
@@ -148,8 +149,15 @@ def test_the_matrix_counts_what_it_did_not_stop_and_sees_what_got_worse(matrix, 
     assert "False alarms: 1 on 2 honest kernels: honest.eager" in page
     stored = {"smoke": matrix.summary(read)}
     assert matrix.check(stored, {"smoke": read}) == [f"smoke: {name} is gone" for name in ("dies", "hangs", "lives")]
-    monkeypatch.setattr(matrix, "load", lambda: read)
+    made = {name: SimpleNamespace(clause="MASK-1") for name in (*read, "new")} | {"liar": SimpleNamespace(clause="")}
+    monkeypatch.setattr(matrix, "load", lambda: made)
     assert not matrix.check(stored, {"smoke": read})
+    assert matrix.summary({name: one for name, one in read.items() if name != "hangs"})["not measured"] == [
+        "hangs",
+        "honest.eager",
+        "honest.tiled",
+        "new",
+    ]
     read["dies"]["verdict"] = "survived"
     read["honest.tiled"]["verdict"] = "false alarm"
     assert matrix.check(stored, {"smoke": read}) == [

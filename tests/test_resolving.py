@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,12 @@ FITTED: dict[str, tuple[Adapter, Dialect]] = {"sdpa-math": (resolve("sdpa-math")
 def powers(name: str, fitted: str, every: int = 1) -> Found:
     """The power of every problem of an array in its default class."""
     adapter, dialect = FITTED[fitted]
-    found = []
-    for case in array(name, adapter, DTYPES)[::every]:
-        problem = build(case)
-        found.append((case, power(problem, solve(problem, dialect), default_class(case.dtype))))
-    return found
+    return [(case, powers_of(case, dialect)) for case in array(name, adapter, DTYPES)[::every]]
+
+
+def powers_of(case: Case, dialect: Dialect) -> dict[str, float]:
+    problem = build(case)
+    return power(problem, solve(problem, dialect), default_class(case.dtype))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,7 +104,8 @@ def test_some_query_sees_two_keys_wherever_it_can(name: str, fitted: str) -> Non
 
 # EVERY MISTAKE IS SHOWN
 
-# The share of the problems to which a mistake applies that show it, at least, in each dtype; others, where the class allows
+# The share of the problems to which a mistake applies that show it, at least, in each dtype (a third of them is looked at: a
+# smaller share is one that chance gives in less than one case of a hundred); others, where the class allows
 # rounding that is nearly as large: a scale rounded by a class C kernel, and sums of many terms in bfloat16.
 LEAST = 0.4
 LESS: dict[str, float] = {
@@ -113,7 +116,7 @@ LESS: dict[str, float] = {
     "dbias_of_first": 0.3,
 }
 NEVER = {"empty_row_zero"}  # it is what torch promises
-RARE = {"mask_by_item", "bias_inf_finite"}  # in few problems of a dtype, if any; in some of all dtypes
+RARE = {"mask_by_item", "bias_inf_finite"}  # in few problems of a dtype, if any; in some of the whole array
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,14 +128,20 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
                 times[mistake].append(multiple_)
     canonical = {name for name, mistake in MISTAKES.items() if not mistake.special}
     assert canonical - times.keys() - RARE == NEVER
-    assert all(any(found.get(mistake, 0.0) > 1 for _, found in triples) for mistake in RARE)
     short = {}
     for mistake, x in times.items():
         least = LESS.get(mistake, LEAST) if dtype in HALF else LEAST
-        share = np.mean(np.array(x) > 1)
-        if share < least:
-            short[mistake] = f"{share:.2f} of {len(x)}"
+        n, shown = len(x), int((np.array(x) > 1).sum())
+        if sum(comb(n, k) * least**k * (1 - least) ** (n - k) for k in range(shown + 1)) < 0.01:
+            short[mistake] = f"{shown} of {n}"
     assert short == {}
+
+
+@pytest.mark.parametrize("mistake", sorted(RARE))
+def test_a_rare_mistake_is_shown(mistake: str) -> None:
+    adapter, dialect = FITTED["sdpa-math"]
+    some = (case for case in array("triples", adapter, DTYPES) if case.biases == "inf" or case.mask == "bij")
+    assert any(powers_of(case, dialect).get(mistake, 0.0) > 1 for case in some)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -254,14 +263,19 @@ def agree(got: np.ndarray, expected: np.ndarray, exact: Exact, name: str) -> boo
 @pytest.mark.parametrize("name", ["pairs", "triples"])
 @pytest.mark.parametrize(("adapter", "dialect"), [(FITTED["sdpa-math"][0], TORCH), (Everything(), Dialect(empty_row="uniform"))])
 def test_few_elements_are_exempt(name: str, adapter: Adapter, dialect: Dialect) -> None:
-    """Less than one in a hundred of each dtype, also where what −∞ gives in a row without a key is open."""
-    exempt: dict[str, list[np.ndarray]] = defaultdict(list)
+    """Less than one in a hundred of each dtype, also where what −∞ gives in a row without a key is open.
+
+    But for a bias at the dtype's lowest number: a row that sees nothing else is as good as empty there (SOFTMAX-2),
+    and most rows see something else.
+    """
+    exempt: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
     for case in array(name, adapter, DTYPES):
         problem = build(case)
         tolerance = solve(problem, dialect).tolerance(default_class(case.dtype))
-        exempt[case.dtype] += [tolerance.exempt[output].ravel() for output in asked_outputs(problem)]
-    for dtype, each in exempt.items():
-        assert np.concatenate(each).mean() < 0.01, dtype
+        lowest = case.bias != "none" and case.biases == "lowest"
+        exempt[case.dtype, lowest] += [tolerance.exempt[output].ravel() for output in asked_outputs(problem)]
+    for (dtype, lowest), each in exempt.items():
+        assert np.concatenate(each).mean() < (0.5 if lowest else 0.01), (dtype, lowest)
 
 
 def test_the_page_counts_the_mistakes_that_it_measures():
