@@ -21,6 +21,7 @@ from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, look, other_choice, placed, screen
 from attnspec.conformance.judge import Finding, judge, with_class
 from attnspec.conformance.order import earlier
+from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
@@ -28,7 +29,7 @@ from attnspec.spec import Problem
 SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not seconds, which would show other numbers elsewhere
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
-COMPARING = 0.25  # share of the budget
+COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
 NUMBER = re.compile(r"[\d.]+")
@@ -82,13 +83,14 @@ class By:
 class Explainer:
     """Explains the failures of one subject, each fault once.
 
-    budget: seconds of this thread that may be spent, COMPARING of them on comparing what fails with what was explained.
+    budget: seconds of this thread that may be spent, COMPARING of them on comparing what fails with what was explained, SIMPLER
+    of them on simpler numbers to show.
     explained: the failures so far, the first first.
     """
 
     subject: Subject
     budget: float = EXPLAIN_BUDGET
-    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("explaining", "comparing"), 0.0))
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("explaining", "comparing", "simplifying"), 0.0))
     explained: list[Explained] = field(default_factory=list)
     _accounted: dict[tuple, bool | None] = field(default_factory=dict)
     _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
@@ -98,8 +100,13 @@ class Explainer:
 
         `own` says which problems belong to the clause that is asked. The problem is reduced among those first. Where a simpler
         one, which is none of them, fails as well, it may fail by another fault: both are failures, unless what explains the
-        simpler one accounts for the clause's own, too.
+        simpler one accounts for the clause's own, too. What was explained before and does not account for the problem is left
+        out of the reduction: it is another fault that is to be seen.
         """
+        told = self._told(case, finding)
+        if told is not None:
+            told.met.append(case)
+            return (By(told, True),)
         unclear, alike = None, list(self._alike(case, finding))
         for known in alike:
             accounts = self._accounts_for(known, case, finding)
@@ -127,7 +134,9 @@ class Explainer:
             if known.case == smallest and known.finding.likeness == finding.likeness:
                 self._doubt(known)
                 return By(known, bool(self._accounts_for(known, met, finding)))
-        explained = self.simplify(replace(self._explain(smallest, finding, met), met=[met]))
+        explained = replace(self._explain(smallest, finding, met), met=[met])
+        with self.timed("simplifying"):
+            explained = self.simplify(explained)
         for known in self.explained:
             if known.key == explained.key and self._beside(known, smallest) and known.needs() == explained.needs():
                 known.met.append(met)  # what was said of it does not explain this: it is weighed again at the end
@@ -153,7 +162,7 @@ class Explainer:
     @property
     def exhausted(self) -> bool:
         """Whether the time for explanations is used up."""
-        return self.spent["explaining"] >= (1 - COMPARING) * self.budget
+        return self.spent["explaining"] >= (1 - COMPARING - SIMPLER) * self.budget
 
     def _doubt(self, known: Explained) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more."""
@@ -168,11 +177,24 @@ class Explainer:
         finally:
             self.spent[what] += time.thread_time() - began - (sum(self.spent.values()) - inside)
 
-    def _alike(self, case: Case, finding: Finding) -> Iterator[Explained]:
-        """Failures explained before that have nothing special that this case has not: it may be the same fault, met again."""
+    def _told(self, case: Case, finding: Finding) -> Explained | None:
+        """The failure explained before whose mistake gives the numbers of this problem, whatever else the two have in common."""
+        if finding.of_numbers:
+            for known in self.explained:
+                named = known.finding.of_numbers and known.diagnosis is not None and known.diagnosis.best
+                if named and self._beside(known, case) and self._accounts_for(known, case, finding):
+                    return known
+        return None
+
+    def _alike(self, case: Case, finding: Finding, made: Problem | None = None) -> Iterator[Explained]:
+        """Failures explained before that have nothing special that this case has not: it may be the same fault, met again.
+
+        Nor has what a test `made` of the case.
+        """
+        traits = case.traits() | (as_case(made).traits() if made is not None else frozenset())
         for known in self.explained:
             same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
-            needs, traits = known.needs(), case.traits()
+            needs = known.needs()
             if known.finding.hint and traits & LENGTHS:  # another choice shows with fewer keys as it does with more
                 needs -= LENGTHS
             if same and self._beside(known, case) and needs <= traits:
@@ -217,7 +239,7 @@ class Explainer:
     def relation(self, case: Case, finding: Finding, made: Problem | None) -> By | None:
         """The failure met before that accounts, or may account, for a relation that does not hold; None: another fault."""
         unclear = None
-        for known in self._alike(case, finding):
+        for known in self._alike(case, finding, made):
             accounts = self._accounts_for(known, case, finding, made)
             if accounts:
                 return By(known, True)
@@ -250,6 +272,8 @@ class Explainer:
     def reduce(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> Case:
         """The simplest case of the clause's own that still fails in the same way, by greedy descent over its factors.
 
+        And for which no failure accounts that was explained before.
+
         What a failure in another dtype was reduced to comes first, if this case contains it; then the smallest cases that the
         clause has.
         """
@@ -257,7 +281,8 @@ class Explainer:
         def alike(trial: Case) -> bool:
             if not own(trial) or not self.subject.same_side(case, trial):
                 return False
-            return any(f.likeness == finding.likeness for f in self.subject.judgement(trial).findings)
+            found = next((f for f in self.subject.judgement(trial).findings if f.likeness == finding.likeness), None)
+            return found is not None and self._told(trial, found) is None
 
         for known in self.explained:
             if known.by_case and known.case.dtype != case.dtype and known.needs() <= case.traits():
@@ -325,6 +350,8 @@ class Explainer:
         finding, case = explained.finding, explained.case
         simple = bool(case.numbers)  # asked for with --case, as a failure has shown it
         if simple or not finding.of_numbers or explained.clause.startswith("PURITY"):
+            return explained
+        if self.spent["simplifying"] >= SIMPLER * self.budget:
             return explained
         class_, (q, k, v) = self.subject.required_class(case.dtype), (explained.problem.q, explained.problem.k, explained.problem.v)
         trials = SIMPLIFYING // max(1, q.numel() // max(1, q.shape[-1]) * k.shape[-2] * (k.shape[-1] + v.shape[-1]))

@@ -52,21 +52,28 @@ def earlier(subject: Subject, case: Case) -> tuple[Case, str] | None:
     return None
 
 
-def wrong_by_itself(subject: Subject, problem: Problem, first: Problem) -> bool | None:
-    """Whether a problem is answered wrongly that comes after others in the same shapes, also where it comes first.
+def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs: tuple[str, ...] = ("o",)) -> bool | None:
+    """Whether one of the outputs of a problem that comes after others in the same shapes is wrong also where it comes first.
 
-    False where it is right then, None where that can't be told. Both are asked in turn, in shapes that were never asked: queries
-    and keys are repeated, by which no row changes its answer; under causal batch items are, by which lengths stay as they were.
+    False where it is right then, and wrong after the others; None where that can't be told. Both are asked in shapes that were
+    never asked: queries and keys are repeated, by which no row changes its answer; under causal batch items are, by which lengths
+    stay as they were.
     """
     if not _alike(problem, first):
         return None
 
     def wrong(which: Problem) -> bool:
-        return bool(subject.judge(subject.run(which), subject.solve(which)).of(("o",)))
+        return bool(subject.judge(subject.run(which), subject.solve(which)).of(outputs))
 
-    one, other = (_more_items(x, 11) if x.causal else _repeated(x, 3, 5) for x in (problem, first))
+    def in_new_shapes(more: int) -> tuple[Problem, Problem]:
+        one, other = (_more_items(x, 11 + more) if x.causal else _repeated(x, 3 + more, 5 + more) for x in (problem, first))
+        return one, other
+
+    one, other = in_new_shapes(0)
     if not wrong(one):
-        return False
+        after, before = in_new_shapes(2)
+        wrong(before)
+        return False if wrong(after) else None
     return True if not problem.causal and [wrong(x) for x in (other, one, other)] == [False, True, False] else None
 
 
@@ -89,7 +96,8 @@ def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
     if bias is not None:
         bias = repeated(repeated(bias, -2, problem.i, queries), -1, problem.j, keys)
     q, k, v = torch.cat([problem.q] * queries, -2), torch.cat([problem.k] * keys, -2), torch.cat([problem.v] * keys, -2)
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=None, wrt=())
+    do = None if problem.do is None else torch.cat([problem.do] * queries, -2)
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=do)
 
 
 def _more_items(problem: Problem, times: int) -> Problem:
@@ -98,8 +106,8 @@ def _more_items(problem: Problem, times: int) -> Problem:
     def repeated(x: Tensor | None, whole: bool) -> Tensor | None:
         return x if x is None or not whole or (x.shape[0] == 1 < problem.b) else torch.cat([x] * times)
 
-    q, k, v = (torch.cat([x] * times) for x in (problem.q, problem.k, problem.v))
+    q, k, v, do = (None if x is None else torch.cat([x] * times) for x in (problem.q, problem.k, problem.v, problem.do))
     mask, bias = problem.mask, problem.bias
     mask = repeated(mask, mask is not None and mask.ndim != 3)
     bias = repeated(bias, bias is not None and bias.ndim == 4)
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=None, wrt=())
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=do)

@@ -421,7 +421,7 @@ class Asking:
             broken, left = (broken, None) if spent else self._made_smaller(broken)
         problem = broken.problem if broken.problem is not None else self.subject.problem(small)
         clause, finding, diagnosis = self.main.id, broken.finding, None
-        kept = bool(broken.earlier) and wrong_by_itself(self.subject, problem, broken.earlier[-1]) is False
+        kept = self._wrong_by_itself(broken) is False
         if broken.exact is not None and finding.kind != "relation" and self.main.binding and not kept:
             within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
             like = [left] if left is not None else [] if self.plan.once else [case]
@@ -457,12 +457,19 @@ class Asking:
         value = broken.margin is None and finding.kind != "relation" and self.main.binding
         if problem is None or exact is None or not value or not (broken.earlier or self.plan.once):
             return broken, None
-        if broken.earlier and not wrong_by_itself(self.subject, problem, broken.earlier[-1]):
+        if broken.earlier and not self._wrong_by_itself(broken):
             return broken, None
         made = smallest(self.subject, problem, finding, broken.within)
         if made is None:
             return broken, None
         return Broken(made.finding, made.problem, made.exact, within=broken.within), made.left
+
+    def _wrong_by_itself(self, broken: Broken) -> bool | None:
+        """What :func:`wrong_by_itself` says of the output that was wrong after earlier calls; None where there were none."""
+        if broken.problem is None or not broken.earlier:
+            return None
+        outputs = (broken.finding.output,) if broken.finding.of_gradient else ("o",)
+        return wrong_by_itself(self.subject, broken.problem, broken.earlier[-1], outputs)
 
     def _told(self) -> bool:
         """Whether this clause decides nothing and was already seen broken: most kernels break one, and to reduce it costs more."""

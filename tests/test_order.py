@@ -57,6 +57,17 @@ def test_what_is_wrong_by_itself_is_no_state() -> None:
     assert wrong_by_itself(subject_of("GraphKeptWithoutItsScale"), first.replace(scale=0.7), first) is False
 
 
+def test_nor_is_a_gradient_that_is_wrong_by_itself() -> None:
+    subject = subject_of("scale_applied_to_tail_twice")
+    case = Case(j=7, d=1, mask="padding", holes="inner_blocks", values="ties", seed=7)
+    first = subject.problem(case)
+    other = first.replace(scale=0.7)
+    wrong = subject.judge(subject.run(other), subject.solve(other))
+    assert not wrong.of(("o",)), "its queries are so small that only a gradient shows it"
+    assert wrong.of(("dk",))
+    assert wrong_by_itself(subject, other, first, ("dk",)) is not False
+
+
 # WORDS
 
 
