@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attnspec.conformance.judge import Finding, judge
-from attnspec.conformance.meeting import followed, question
+from attnspec.conformance.meeting import NEEDS, answered, followed, questions
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, NotOffered
 from attnspec.reference import solve, to_float64
@@ -15,12 +15,12 @@ from attnspec.spec import CHOICES
 def must_follow_a_choice(subject: Subject, choice: str, dtype: str) -> None:
     """Where nobody promised a value, the answer must be that of one. Raises Broken, with the numbers, NotOffered, NotApplicable."""
     source = subject.sources.get(choice, "")
-    asked = question(subject, choice, dtype)
-    if isinstance(asked, str):
-        raise NotOffered(f"{asked} is not offered")
+    every = questions(subject, choice, dtype)
+    if not every:
+        raise NotOffered(f"{NEEDS[choice]} is not offered")
     if not source.startswith(("observed", "canonical")):
         raise NotApplicable  # promised: what a promise is worth other clauses say
-    answer = subject.run(asked.problem)
+    asked, answer = answered(subject, every)
     if answer.refusal:
         raise NotApplicable  # the clause of what is refused says so
     if followed(subject, choice, asked.problem, answer) is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnspec.adapters import FEATURES, RESTRICTIONS, Adapter, ResolveError, Unsupported, resolve
 from attnspec.adapters.restrictions import needs, undeclared
+from attnspec.conformance.meeting import meet
 from attnspec.conformance.verdicts import mark, standing
 from attnspec.spec import Problem
 
@@ -342,3 +343,27 @@ def test_a_training_argument_is_passed():
     for training in (True, False):
         adapter.run(problem(dropout=0.5, training=training))
     assert given == [(0.5, True), (0.5, False)]
+
+
+def test_a_choice_is_observed_in_a_form_that_is_taken():
+    """The first form of an empty row is refused: another one shows the choice, and what nobody promised is not asked for."""
+
+    def of_padding(q, k, v, mask=None, causal=False):
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        lowest = torch.finfo(q.dtype).min
+        if mask is not None:
+            b, j = mask.shape  # of four dimensions there are too many values to unpack
+            scores = scores.masked_fill(~mask.view(b, 1, 1, j), lowest)
+        if causal:
+            i, j = scores.shape[-2:]
+            scores = scores.masked_fill(~torch.ones(i, j, dtype=torch.bool).tril(j - i), lowest)
+        return scores.softmax(-1) @ v
+
+    def of_causal_alone(q, k, v, mask=None, causal=False):
+        if mask is not None:
+            raise NotImplementedError("no mask")
+        return of_padding(q, k, v, None, causal)
+
+    for function in (of_padding, of_causal_alone):
+        (subject,) = (meet(adapter.on("cpu"), "cpu", {}, None, ("float32",)) for adapter in resolve(function))
+        assert (subject.dialect.empty_row, subject.sources["empty_row"]) == ("uniform", "observed on a small problem")
