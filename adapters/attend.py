@@ -111,8 +111,10 @@ class AttendAdapter(Adapter):
         settings: dict[str, Any] = {}
         # Only a module knows of itself whether it is training.
         rate = problem.dropout if problem.training or "training" in forward or (self.module and "dropout" not in forward) else 0.0
-        for field, value in zip(OPTIONS, (problem.causal or None, problem.scale, rate or None), strict=True):
-            if value is None:
+        stated = {**self.constructor.off, **self.forward.off}
+        for field, asked in zip(OPTIONS, (problem.causal or None, problem.scale, rate or None), strict=True):
+            value = stated.get(field) if asked is None else asked
+            if value is None or (asked is None and constructor.get(field) in self.kwargs):
                 continue
             if field in forward:
                 arguments[forward[field]] = value

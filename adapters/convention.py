@@ -28,6 +28,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "enable_gqa": ("enable_gqa",),
 }
 FIELD_OF = {name: field for field, names in PARAMETERS.items() for name in names}
+OFF = {"causal": False, "dropout": 0.0}  # what turns an option off, where leaving it out would not
 
 
 class ResolveError(Exception):
@@ -40,18 +41,22 @@ class UnknownSignature(ResolveError):
 
 @dataclass(frozen=True)
 class Signature:
-    """The parameters of a callable by the field that they carry, and those that carry none."""
+    """The parameters of a callable by the field that they carry, and those that carry none.
+
+    off: of the fields whose parameter is on where it is left out (`causal=True`, `dropout=0.1`), the value that turns them off.
+    """
 
     fields: dict[str, str]
     unknown_required: tuple[str, ...]
     unknown_optional: tuple[str, ...]
+    off: dict[str, Any]
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
         """Read a signature. Raises UnknownSignature where Python can't show one."""
         parameters = signature_of(function).parameters.values()
         fields: dict[str, str] = {}
-        required, optional = [], []
+        required, optional, off = [], [], {}
         for p in parameters:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
@@ -59,11 +64,13 @@ class Signature:
                 raise UnknownSignature(f"its parameter {p.name} is positional-only, and conventions go by name")
             elif p.name in FIELD_OF and FIELD_OF[p.name] not in fields and p.kind is not p.POSITIONAL_ONLY:
                 fields[FIELD_OF[p.name]] = p.name
+                if FIELD_OF[p.name] in OFF and isinstance(p.default, bool | int | float) and p.default:
+                    off[FIELD_OF[p.name]] = OFF[FIELD_OF[p.name]]
             elif p.default is p.empty:
                 required.append(p.name)
             else:
                 optional.append(p.name)
-        return cls(fields, tuple(required), tuple(optional))
+        return cls(fields, tuple(required), tuple(optional), off)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
@@ -179,7 +186,8 @@ class FunctionAdapter(Adapter):
             "training": problem.training if "training" in fields else None,
             "enable_gqa": True if "enable_gqa" in fields and problem.g != problem.h else None,
         }
-        for field, value in options.items():
+        for field, asked in options.items():
+            value = self.signature.off.get(field) if asked is None else asked
             if value is None:
                 continue
             if field not in fields:

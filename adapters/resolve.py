@@ -269,10 +269,11 @@ DEFAULTS = {"mask": "None", "bias": "None", "causal": "False", "scale": "None", 
 LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "drop": "dropout", "training": "training"}
 
 
-def stub(found: Any, name: str, transposed: bool = False, pick: str = "") -> str:
+def stub(found: Any, name: str, transposed: bool = False, pick: str = "", restrictions: tuple[str, ...] = ()) -> str:
     """An adapter for what no convention covers, made from its own parameters; what nobody can guess is left as `...`.
 
-    transposed: it takes and returns (b i h d). pick: what takes the output out of the returned, "[0]".
+    transposed: it takes and returns (b i h d). pick: what takes the output out of the returned, "[0]". restrictions: those
+    that were found.
     """
     file, _, inside = name.rpartition(":" if ".py:" in name else ".")
     module = Path(file).stem if file.endswith(".py") else file or getattr(found, "__module__", "mypackage")
@@ -290,14 +291,17 @@ def stub(found: Any, name: str, transposed: bool = False, pick: str = "") -> str
             options.append(field)
     offers = ["mha", "backward", *(("key_padding",) if "mask" in options else ()), *(x for x in options if x not in ("training",))]
     keywords = "".join(f", {option}={DEFAULTS[option]}" for option in options)
-    fill = "\n        # fill in what stands as ...: no convention knows it" if any(x.endswith("=...") for x in arguments) else ""
+    fill = (
+        "\n            # fill in what stands as ...: no convention knows it" if any(x.endswith("=...") for x in arguments) else ""
+    )
+    limits = f"\n        restrictions = {set(restrictions)}" if restrictions else ""
     return f"""Write an adapter, say attn_adapter.py{beside}, and run pytest --impl=attn_adapter.py:Attention
 
     from attnspec.adapters import Adapter
     from {module} import {inside.split(".")[0]}; {made}
 
     class Attention(Adapter):
-        offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}
+        offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}{limits}
 
         def attend(self, q, k, v{", *" if options else ""}{keywords}):{fill}
             # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); options that are not offered never arrive
@@ -312,15 +316,13 @@ def _fields(found: Any) -> dict[str, str]:
         parameters = [p for p in signature_of(function).parameters.values() if p.name != "self"]
     except UnknownSignature:
         return {"...": "..."}
-    known: dict[str, str] = {}
-    for p in parameters:
-        field = FIELD_OF.get(p.name) or next((field for part, field in LIKE.items() if part in p.name.lower()), "")
-        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) or field in known.values():
-            continue
-        if field in DEFAULTS or field in ("q", "k", "v"):
-            known[p.name] = field
-        elif p.default is p.empty:
-            known[p.name] = "..."
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    fields = {p.name: FIELD_OF[p.name] for p in named if FIELD_OF.get(p.name) in (*DEFAULTS, *"qkv")}
+    for part, field in LIKE.items():  # a name shows a field where it is the only one that is like it
+        like = [p.name for p in named if p.name not in fields and part in p.name.lower()]
+        if len(like) == 1 and field not in fields.values():
+            fields[like[0]] = field
+    known = {p.name: fields.get(p.name, "...") for p in named if p.name in fields or p.default is p.empty}
     if not set(known.values()) & {"q", "k", "v"}:  # then the first three that must be given
         first = [name for name, field in known.items() if field == "..."][:3]
         known |= dict(zip(first, "qkv", strict=False))

@@ -26,12 +26,16 @@ def look(subject: Subject) -> None:
     if function is None or not subject.offers("mha"):
         return
     bare = Case(b=2, heads="3/3", d=subject.width, wrt="none")
-    cases = [fit(replace(bare, i=i, j=j, seed=n), subject.adapter) for n, (i, j) in enumerate(((5, 7), (4, 4)))]
-    problems = [subject.problem(case) for case in cases]
-    if all(_right(subject, problem, False, False) for problem in problems):
-        return
-    for transposed, first in ((False, True), (True, False), (True, True)):
-        if all(_right(subject, problem, transposed, first) for problem in problems):
+    sizes = {(): ((5, 7), (4, 4)), ("equal_lengths",): ((4, 4), (6, 6))}  # the second where only as many keys as queries are taken
+    readings = ((False, False), (False, True), (True, False), (True, True))
+    for restrictions, lengths in sizes.items():
+        cases = [fit(replace(bare, i=i, j=j, seed=n), subject.adapter) for n, (i, j) in enumerate(lengths)]
+        problems = [subject.problem(case) for case in cases]
+        for transposed, first in readings:
+            if not all(_right(subject, problem, transposed, first) for problem in problems):
+                continue
+            if not (transposed or first):
+                return
             where = " and ".join(
                 words
                 for words, so in (
@@ -42,7 +46,7 @@ def look(subject: Subject) -> None:
             )
             raise ResolveError(
                 f"{subject.adapter.name}: {where}: read so, plain calls are answered rightly, and as they stand they are not.\n\n"
-                + stub(function, subject.adapter.name, transposed, "[0]" if first else "")
+                + stub(function, subject.adapter.name, transposed, "[0]" if first else "", restrictions)
             )
 
 

@@ -23,6 +23,10 @@ def pair(q, k, v, causal=False):
     return kernel(q, k, v, causal), None
 def both(q, k, v, causal=False):
     return turned(q, k, v, causal), None
+def self_alone(q, k, v, causal=True):
+    if q.shape != k.shape:
+        raise ValueError("queries and keys have one length")
+    return both(q, k, v, causal)
 """
 
 
@@ -32,6 +36,10 @@ def both(q, k, v, causal=False):
         ("turned", ["its tensors are (b i h d)"]),
         ("pair", ["a tuple whose first element is the output"]),
         ("both", ["its tensors are (b i h d)", "a tuple whose first element is the output"]),
+        (
+            "self_alone",
+            ["its tensors are (b i h d)", "a tuple whose first element is the output", "restrictions = {'equal_lengths'}"],
+        ),
     ],
 )
 def test_another_layout_and_a_tuple_are_said_with_an_adapter_that_runs(name, words, tmp_path, monkeypatch):
@@ -47,6 +55,7 @@ def test_another_layout_and_a_tuple_are_said_with_an_adapter_that_runs(name, wor
     (fitting,) = resolve(f"adapter_{name}.py:Attention")
     assert set(fitting.offers) == {"mha", "backward", "causal"}
     asked = problem()
+    asked = asked.replace(k=asked.k[:, :, :4], v=asked.v[:, :, :4])
     torch.testing.assert_close(fitting.run(asked).o, textbook(asked.q, asked.k, asked.v))
     meet(fitting.on("cpu"), "cpu", {}, None, ("float32",))
 
@@ -74,3 +83,33 @@ def test_the_adapter_has_the_parameters_of_the_function():
 
     with pytest.raises(ResolveError, match="forward is then no attention of q, k, v"):
         resolve(Projecting)
+
+
+def test_what_an_option_leaves_on_is_turned_off():
+    """An option is left out where it is not asked for, unless its default would turn it on."""
+
+    def causal_unless_told(q, k, v, causal=True, dropout_p=0.5):
+        return torch.dropout(eager(q, k, v, is_causal=causal), dropout_p, True)
+
+    class Attend:
+        def __init__(self, causal=True, dropout=0.5):
+            self.options = causal, dropout
+
+        def __call__(self, q, k, v):
+            return causal_unless_told(q, k, v, *self.options)
+
+    for thing in (causal_unless_told, Attend):
+        (adapter,) = resolve(thing)
+        asked = problem()
+        torch.testing.assert_close(adapter.run(asked).o, textbook(asked.q, asked.k, asked.v))
+        assert meet(adapter.on("cpu"), "cpu", {}, None, ("float32",)).dtypes == ("float32",)
+
+
+def test_a_parameter_is_guessed_where_only_one_is_like_the_word():
+    def attend(query, key, value, in_proj_bias, bias_k, attention_scaling, key_padding_mask=None, attn_mask=None): ...
+
+    with pytest.raises(ResolveError) as raised:
+        resolve(attend)
+    text = str(raised.value)
+    assert "value=v, in_proj_bias=..., bias_k=..., attention_scaling=scale, attn_mask=mask)" in text
+    assert "bias=bias" not in text
