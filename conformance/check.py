@@ -188,7 +188,7 @@ def _asked(run: Run) -> Result:
     record = run.record
     if run.fallbacks is not None:
         run.fallbacks.leave()
-    run.note_fallbacks()
+    run.note_at_the_end()
     run.known.settle(run, tests_of)
     errors += run.known.errors
     deciding = tuple(f for f in record.failures if run.decides(f.clause))

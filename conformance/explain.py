@@ -164,6 +164,11 @@ class Explainer:
         """Whether the time for explanations is used up."""
         return self.spent["explaining"] >= (1 - COMPARING - SIMPLER) * self.budget
 
+    def enough(self) -> Callable[[], bool]:
+        """Whether the reduction that begins now took its part: half of what is left, so that other faults get theirs."""
+        began, part = time.thread_time(), ((1 - COMPARING - SIMPLER) * self.budget - self.spent["explaining"]) / 2
+        return lambda: time.thread_time() - began > part
+
     def _doubt(self, known: Explained) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more."""
         self._doubtful[id(known)] += 1
@@ -278,8 +283,10 @@ class Explainer:
         clause has.
         """
 
+        enough = self.enough()
+
         def alike(trial: Case) -> bool:
-            if not own(trial) or not self.subject.same_side(case, trial):
+            if enough() or not own(trial) or not self.subject.same_side(case, trial):
                 return False
             found = next((f for f in self.subject.judgement(trial).findings if f.likeness == finding.likeness), None)
             return found is not None and self._told(trial, found) is None

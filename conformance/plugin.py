@@ -539,7 +539,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from attnspec.conformance.verdicts import collect
 
     config.stash[_SURROUNDINGS].put_back()
-    run.note_fallbacks()
+    run.note_at_the_end()
     if hasattr(config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
         config.workeroutput["attnspec"] = [run.take(), run.collected, run.ended]
         return

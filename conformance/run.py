@@ -15,6 +15,7 @@ from attnspec.conformance.draft import Draft
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.known import KnownIssues
+from attnspec.conformance.lean import LongRows
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.shapes import Fallbacks, few, fewer
 from attnspec.conformance.shard import Shard
@@ -202,10 +203,13 @@ class Run:
                 failure.diagnosis, failure.names = names_of(explained)
                 self.explained[n] = (subject, replace(explained, met=explained.met[:1]), failure)
 
-    def note_fallbacks(self) -> None:
-        """Say so where compiled code became code that is not compiled."""
+    def note_at_the_end(self) -> None:
+        """Say where compiled code became code that is not compiled, and how far outputs lie from the exact ones in long rows."""
         if self.fallbacks is not None and self.fallbacks.note:
             self.record.note(self.fallbacks.note)
+        for subject in self.subjects:
+            for dtype, seen in subject.long.items():
+                self.record.note(f"{subject.label}, {dtype} on {subject.device}: {seen.words()}")
 
     def close(self, exit_status: int) -> None:
         """Say of each failure what it is and which fault it belongs to, and end the verdict file."""
@@ -228,7 +232,8 @@ class Run:
             "known": self.known.take(),
             "draft": self.draft.take(),
             "subjects": [
-                [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared]] for s in self.subjects
+                [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared], dict(s.long)]
+                for s in self.subjects
             ],
         }
         for subject in self.subjects:
@@ -241,7 +246,7 @@ class Run:
         self.record.absorb(taken["record"])
         self.known.absorb(taken["known"])
         self.draft.absorb(taken["draft"])
-        for subject, (held, exempt, elements, judged, compared) in zip(self.subjects, taken["subjects"], strict=True):
+        for subject, (held, exempt, elements, judged, compared, long) in zip(self.subjects, taken["subjects"], strict=True):
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)
                 subject.held[dtype] = max(class_, subject.held.get(dtype, class_), key=ladder.index)
@@ -250,3 +255,5 @@ class Run:
             subject.exempt, subject.elements = subject.exempt + exempt, subject.elements + elements
             subject.judged += judged
             subject.compared |= {Case(*values) for values in compared}
+            for dtype, seen in long.items():
+                subject.lean(dtype, LongRows(*seen))

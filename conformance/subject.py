@@ -17,9 +17,10 @@ from attnspec.adapters.state import RANDOM, watched
 from attnspec.adapters.trace import Trace
 from attnspec.conformance.case import Case, describe_problem
 from attnspec.conformance.judge import Judgement, judge
+from attnspec.conformance.lean import LONG, LongRows, long_rows
 from attnspec.conformance.tensors import build, restricted
 from attnspec.conformance.verdicts import Share, worse
-from attnspec.reference import Exact, default_class, solve, stricter
+from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import Clause, Dialect, Problem
 
 ORACLE = "arb" if find_spec("flint") else "float64"
@@ -56,6 +57,7 @@ class Subject:
     refused_strides: str = ""
     found: dict[str, str] = field(default_factory=dict)  # restriction that nobody declared → what showed it
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class that no right answer left; none: no entry
+    long: dict[str, LongRows] = field(default_factory=dict)  # dtype → right outputs of long rows, where class C is asked for
     generic: int = 0  # problems from which the tier tells whether errors lean in one direction
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
     compiled: str = ""  # the backend of torch.compile that the tier bears
@@ -167,10 +169,17 @@ class Subject:
             result = result if not least.findings else least
         if not result.findings and result.elements > result.exempt:
             self.held[dtype] = class_
+            if exact.problem.j > LONG and required.startswith("C"):
+                b = exact.tolerance("B")
+                self.lean(dtype, long_rows(to_float64(answer.o), exact.values["o"], b.bound["o"], b.exempt["o"], exact.problem.j))
         self.exempt += result.exempt
         self.elements += result.elements
         self._measure(result)
         return result
+
+    def lean(self, dtype: str, seen: LongRows) -> None:
+        """Remember how far the right outputs of long rows lie from the exact ones."""
+        self.long[dtype] = seen.with_(self.long.get(dtype))
 
     def _measure(self, result: Judgement) -> None:
         for output, share in result.worst.items() if not result.findings else ():

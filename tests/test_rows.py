@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -207,3 +208,39 @@ def test_sampled_rows_refuse_a_bias_that_is_no_operand(number):
     SampledRows(Problem(q, q, q, bias=bias), Dialect(), [0])
     bias[1, 2] = -float("inf")
     SampledRows(Problem(q, q, q, bias=bias), Dialect(), [1])
+
+
+def too_large(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+    """In long rows every output is too large by two hundredths, which class C allows there."""
+    if key.shape[2] <= 2048:
+        return tiled(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    return tiled(query.float(), key.float(), value.float(), attn_mask, dropout_p, is_causal, scale).mul(1.02).to(query.dtype)
+
+
+def test_how_far_long_rows_lean_is_said_where_class_c_allows_it() -> None:
+    case = Case(dtype="float16", i=2, j=4096, d=64, wrt="none")
+    seen = {}
+    for kernel in (tiled, too_large):
+        subject = meet(resolve(f"{__file__}:{kernel.__name__}")[0], "cpu", {}, None, None)
+        assert not subject.judgement(case).findings
+        assert not subject.judgement(replace(case, j=1024)).findings
+        seen[kernel] = subject.long["float16"]
+    assert seen[too_large].keys == 4096
+    assert abs(seen[too_large].lean - 0.02) < 2**-11
+    assert abs(seen[tiled].lean) < 2**-11
+    assert seen[tiled].share < 1 < seen[too_large].share
+    assert "class B would say no" in seen[too_large].words()
+    assert "too large by 0.02 of itself" in seen[too_large].words()
+    assert "class B would say yes" in seen[tiled].words()
+    assert seen[tiled].with_(seen[too_large]).share == seen[too_large].share
+
+
+def test_how_far_long_rows_lean_stands_in_the_notes() -> None:
+    said = judge(
+        f"{__file__}:too_large",
+        "--clauses=SHAPE-2",
+        "--impl-dtypes=float16",
+        "--case=dtype=float16,i=2,j=4096,wrt=none",
+        tier="standard",
+    )
+    assert "float16 on cpu: rows of up to 4096 keys are right in class C; class B would say no" in said.screen
