@@ -27,6 +27,7 @@ from attnspec.reference.accuracy import LARGEST, Arithmetic
 from attnspec.reference.dense import Backward, Forward
 from attnspec.spec import implements
 
+LOG2_E = 1.4426950408889634
 CHUNK = 30_000  # elements of the (b h i j e) intermediate that are held at once
 NEGLIGIBLE = 1e-3  # a Δ up to which a row is not limited by the hull of its values
 T = TypeVar("T")
@@ -95,6 +96,16 @@ class Tile:
         return np.abs(self.v)
 
     @cached_property
+    def norm_q(self) -> Array:
+        """Σ_c |q| (b h i 1)."""
+        return self.abs_q.sum(-1, keepdims=True)
+
+    @cached_property
+    def norm_k(self) -> Array:
+        """Σ_c |k| (b h n 1)."""
+        return self.abs_k.sum(-1, keepdims=True)
+
+    @cached_property
     def abs_qk(self) -> Array:
         """|q| |k|ᵀ (b h i n)."""
         return self.abs_q @ self.abs_k.swapaxes(-1, -2)
@@ -159,6 +170,18 @@ class ForwardBound:
 # SCORES
 
 
+def operand_lost(scale: float, a: Arithmetic) -> float:
+    """What an operand of q kᵀ may lose by underflow, beside a unit of the other one: as read, or once it has been scaled.
+
+    As read, flushed, it still meets the whole scale. Scaled by c, it meets the other operand times scale/c, and c is 1, the
+    root of the scale, or the scale, which makes that the scale, its root, or 1: a c of 1 stores nothing, and of 0 zeros.
+    """
+    if not scale:
+        return 0.0
+    stored = a.eta_acc + (a.eta_s if a.prescaled else 0.0)
+    return max(1.0, abs(scale) ** 0.5) * stored + abs(scale) * a.eta_acc
+
+
 @once
 def score_error(x: Tile, a: Arithmetic) -> Array:
     """The error of a score, (b h i n): Δ but for exp and for rescales, which multiply what a score has become."""
@@ -170,8 +193,12 @@ def score_error(x: Tile, a: Arithmetic) -> Array:
     scaled = kappa(3, a.u_acc) + (kappa(2, a.u_s) if a.u_s else 0.0)
     # s − m and the constants of exp2.
     shifted = (kappa(3, a.u_acc) + a.u_softmax) * (1 + 4 * a.u_s)
-    constant = a.eta_acc * d * (1 + abs(x.scale)) + (a.eta_s * (2 + d) if a.u_s else 0.0) + kappa(2, a.u_softmax)
-    delta = (abs(x.scale) * product) * x.abs_qk + (constant + shifted * np.abs(f.m))[..., None]
+    # Each product may underflow, before or after the scale. Stored: S, which still meets the scale; scaled, with bias, s − m.
+    constant = a.eta_acc * d * (1 + abs(x.scale)) + (a.eta_s * (3 + abs(x.scale)) if a.u_s else 0.0) + kappa(2, a.u_softmax)
+    # Σ_c (q_c + ε)(k_c + ε') − q_c k_c: each loss meets the other operand, and the other loss.
+    lost = operand_lost(x.scale, a) * (1 + product)
+    constant = constant + lost * (x.norm_q[..., 0] + d * (a.eta_acc + a.eta_s))
+    delta = (abs(x.scale) * product) * x.abs_qk + lost * x.norm_k.swapaxes(-1, -2) + (constant + shifted * np.abs(f.m))[..., None]
     if x.bias is None:
         delta += (scaled + shifted) * x.abs_s
     else:  # the sum is rounded, and stored; the bias may be converted
@@ -340,23 +367,35 @@ def forward_bound(tiles: Tiles, keys: int, a: Arithmetic) -> ForwardBound:
 def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
     """Rows (b h i) whose legal intermediates can leave the dtype's range: in forward, and in forward or backward.
 
-    The eager classes store q·k before the scale, the score with its bias, and do·v; every class holds unnormalised sums
-    Σ exp(s − m)·r v in its accumulators, which for bfloat16 and float32 have hardly more range than the output. Where
+    The eager classes store q·k before the scale, the score with its bias, do·v and scale·dS; whoever scales an operand first
+    stores it, in every class, with log2 e where exp is exp2; every class holds unnormalised sums Σ exp(s − m)·r v in its
+    accumulators, and those of dS k and dSᵀ q, which for bfloat16 and float32 have hardly more range than the output. Where
     gradient accumulators are stored, what they hold in between may be larger than what remains.
     """
     largest = LARGEST[a.dtype] / 1.1
     inside = LARGEST["float64" if a.dtype == "float64" or a.name == "R" else "float32"] / 1.1
     row = stored = reach = np.zeros((), bool)
-    top = product = width = queries = keys = np.zeros(())
+    top = product = width = queries = keys = summed = np.zeros(())
     for x in tiles(False):
-        f = x.forward
+        f, scale = x.forward, abs(x.scale)
         top = np.maximum(top, x.abs_v.max((-1, -2), initial=0.0)[..., None] * np.max(x.factor, initial=0.0))
-        if a.u_grad and x.backward is not None and x.do is not None:
-            ds = abs(x.scale) * np.abs(x.backward.ds)
-            queries = queries + ds @ x.abs_k
-            weights = np.abs(f.w).swapaxes(-1, -2) @ np.abs(x.do)
-            between = np.maximum((ds.swapaxes(-1, -2) @ x.abs_q).max((-1, -2), initial=0.0), weights.max((-1, -2), initial=0.0))
-            keys = np.maximum(keys, between[..., None])
+        if scale * LOG2_E > 1:
+            most = (largest if a.prescaled else inside) / (scale * LOG2_E)
+            over = (x.abs_k > most).any(-1)
+            row = row | (x.abs_q > most).any(-1) | (f.visible & over[:, :, None]).any(-1)
+            reach = reach | over.any(-1)[..., None]  # a hidden key meets a dS of zero
+        if x.backward is not None and x.do is not None:
+            ds = scale * np.abs(x.backward.ds)
+            reach = reach | (ds.max(-1, initial=0.0) > (largest if a.u_s else inside))
+            unscaled = max(1.0, scale) * np.abs(x.backward.ds)
+            summed = summed + unscaled.sum(-1) * x.abs_k.max((-1, -2), initial=0.0)[..., None]
+            of_keys = unscaled.sum(-2).max(-1, initial=0.0) * x.abs_q.max((-1, -2), initial=0.0)
+            reach = reach | (of_keys > inside)[..., None]
+            if a.u_grad:
+                queries = queries + ds @ x.abs_k
+                weights = np.abs(f.w).swapaxes(-1, -2) @ np.abs(x.do)
+                between = (ds.swapaxes(-1, -2) @ x.abs_q).max((-1, -2), initial=0.0)
+                keys = np.maximum(keys, np.maximum(between, weights.max((-1, -2), initial=0.0))[..., None])
         if not a.u_s:
             continue
         stored = np.maximum(stored, np.where(f.visible, x.abs_qk, 0.0).max(-1, initial=0.0))
@@ -368,9 +407,15 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
             width = np.maximum(width, x.abs_k.max((-1, -2), initial=0.0)[..., None])
     with np.errstate(over="ignore"):
         row = row | (np.exp(np.where(f.empty, 0.0, f.lse) - f.m) * top > inside)
+        reach = reach | (summed > inside)
         if a.u_s:
             row = row | (stored * max(1.0, abs(x.scale)) > largest)
-            reach = product * np.maximum(1.0, width) > largest
+            reach = reach | (product * np.maximum(1.0, width) > largest)
         if np.ndim(queries):
             reach = reach | (np.max(queries, axis=-1, initial=0.0) > largest) | (keys > largest)
     return row, row | reach
+
+
+def overflows_before_scale(value: Array, bound: Array, scale: float, a: Arithmetic) -> Array:
+    """Where a gradient, stored before it meets the scale, or its root, as the eager classes may, leaves the dtype's range."""
+    return (np.abs(value) + bound) * (max(1.0, 1 / abs(scale)) if a.u_s and scale else 1.0) > LARGEST[a.dtype]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.reference.accuracy import Arithmetic
-from attnspec.reference.bounds import ForwardBound, Tile, Tiles, kappa, kappas, once, quotient, raised
+from attnspec.reference.bounds import ForwardBound, Tile, Tiles, kappa, kappas, once, operand_lost, quotient, raised
 from attnspec.spec import implements
 
 
@@ -97,10 +97,13 @@ def probabilities(x: Tile, w: ForwardBound, a: Arithmetic) -> Probabilities:
 def products(x: Tile, a: Arithmetic) -> Products:
     """dP = r∘(do vᵀ)."""
     assert x.backward is not None
+    assert x.do is not None
     seen, e = x.scored, x.v.shape[-1]
     dp = np.where(seen, np.abs(x.backward.dp), 0.0)
     product, storage = kappa(e, a.u_acc), a.u_s + dropout(x, a)
     error = (product + 2 * a.u_in + storage * product) * x.reach + (a.eta_s + a.eta_acc * e) * x.stretch
+    # An operand that is flushed as it is read meets the other one.
+    error += a.eta_acc * x.stretch * (np.abs(x.do).sum(-1, keepdims=True) + x.abs_v.sum(-1)[:, :, None])
     if storage:
         error += storage * dp
     centred = np.where(seen, np.abs(x.backward.dp - x.backward.delta[..., None]), 0.0)
@@ -145,6 +148,7 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
         + w.tiny * reach
         + (a.u_out + product) * (do_o + (ado * w.unrounded).sum(-1, keepdims=True))
         + ado.sum(-1, keepdims=True) * a.eta_out
+        + a.eta_acc * (e + (ado + np.abs(f.o)).sum(-1, keepdims=True))
         + divided * do_o
     )
     d = np.abs(back.delta)[..., None]
@@ -231,7 +235,7 @@ def _of_keys(
     result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int, queries: int
 ) -> Iterator[KeyBound]:
     sums = row_sums(tiles, w, a)
-    sum_of_errors = mean_key = np.zeros(())
+    sum_of_errors = mean_key = reached = np.zeros(())
     blocks = w.count // a.block + 1
     row_writes = np.vectorize(kappa, otypes=[float])(blocks, a.u_grad) if a.u_grad else 0.0
     over_keys = kappas(w.count, a.u_acc)
@@ -263,17 +267,22 @@ def _of_keys(
         error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
         error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
         if a.u_s:
-            error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s * (1 + 1 / max(abs(x.scale), 1e-300))
+            error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s
         bias = np.where(seen, error + a.u_out * (ds + error) + a.eta_out, 0.0)
         if not a.u_s:
-            error += a.u_mma * (ds + error) + a.eta_mma + a.eta_acc / max(abs(x.scale), 1e-300)  # scale·dS may underflow
-        error = np.where(seen, error, 0.0)
+            error += a.u_mma * (ds + error) + a.eta_mma
+        unscaled = ds + np.where(seen, error, 0.0)
+        error = np.where(seen, error + (a.eta_s + a.eta_acc) / max(scale, 1e-300), 0.0)  # scale·dS may underflow
         operand = ds + error
 
         # dk = scale · dSᵀ q
         rounding = kappa(3, a.u_acc) + 2 * a.u_in + (kappa(1 + a.prescaled, a.u_s) if a.prescaled else 0.0)
         largest = operand.swapaxes(-1, -2) @ x.abs_q
-        dk = scale * (error.swapaxes(-1, -2) @ x.abs_q + (over_queries + rounding) * largest) + a.eta_acc * terms
+        dk = scale * (error.swapaxes(-1, -2) @ x.abs_q + (over_queries + rounding) * largest)
+        dk += a.eta_acc * terms * (1 + scale)
+        # q, or what q·c and k·c stored, may have underflown (operand_lost): the loss meets dS as it met the other operand.
+        lost = operand_lost(x.scale, a) * (1 + rounding)
+        dk += lost * (1 + over_queries) * unscaled.sum(-2)[..., None]
         if a.u_s:  # the product before the scale may be stored
             dk += a.u_s * (np.abs(back.dk) + dk) + (1 + scale) * a.eta_s
         if a.u_grad:
@@ -282,6 +291,7 @@ def _of_keys(
 
         # dq = scale · dS k. D's error is common to a row: it meets |Σ P k|, not Σ P |k|.
         several = (over_keys + rounding + row_writes) * operand
+        reached = reached + lost * (1 + over_keys) * unscaled.sum(-1, keepdims=True)
         if a.u_softmax:
             sum_of_errors = sum_of_errors + (error + several) @ x.abs_k
         else:
@@ -291,7 +301,7 @@ def _of_keys(
             sum_of_errors = sum_of_errors + (own + several + common) @ x.abs_k
             mean_key = mean_key + np.where(seen, f.p, 0.0) @ x.k
         yield KeyBound(dk, dv, bias)
-    total = scale * (sum_of_errors + sums.delta * np.abs(mean_key)) + a.eta_acc * w.count
+    total = scale * (sum_of_errors + sums.delta * np.abs(mean_key)) + reached + a.eta_acc * w.count * (1 + scale)
     if a.u_s:
         total += a.u_s * (dq + total) + (1 + scale) * a.eta_s
     if a.u_grad:

@@ -186,4 +186,5 @@ class SampledRows:
                     nothing = dense.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
                     bound, skip = bound_of_keys(head, alone, value, both.any(-1), like, grouping, scale, a)
                     yield part(output, at, value, bound, nothing, skip)
-            yield part("dq", rows, self.dq, g.dq, ~scored_rows, both[..., None])
+            skip = both[..., None] | bounds.overflows_before_scale(self.dq, g.dq, self.scale, a)
+            yield part("dq", rows, self.dq, g.dq, ~scored_rows, skip)

@@ -56,8 +56,8 @@ def bound_of_keys(
     bound = dense.sum_over_group(head, like, grouping)
     exempt = dense.sum_over_group(touched[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
     # A head's own gradient, and dk before the scale, may be stored.
-    stored = (np.abs(alone) + head) * (max(1.0, 1 / abs(scale)) if a.u_s and scale else 1.0)
-    exempt = exempt | (dense.sum_over_group((stored > LARGEST[a.dtype]).astype(float), like, grouping) > 0)
+    stored = bounds.overflows_before_scale(alone, head, scale, a)
+    exempt = exempt | (dense.sum_over_group(stored.astype(float), like, grouping) > 0)
     if head.shape[1] != (1 if len(like) == 3 else like[1]):
         bound = bound + a.u_out * (np.abs(value) + bound)
     return bound, exempt
@@ -161,7 +161,8 @@ class Exact:
             g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)
             (keys,) = g.of_keys
             touched = both.any(-1)
-            bound["dq"], exempt["dq"] = g.dq, np.broadcast_to(both[..., None], g.dq.shape)
+            bound["dq"] = g.dq
+            exempt["dq"] = both[..., None] | bounds.overflows_before_scale(back.dq, g.dq, self._tile.scale, a)
             for name, head, alone in (("dk", keys.dk, back.dk), ("dv", keys.dv, back.dv)):
                 like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
                 scale = self._tile.scale if name == "dk" else 0.0

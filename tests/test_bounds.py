@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chains import torchs_math_in_half, with_sdpa_signature
 from honest import eager, tiled
 from numpy.random import Generator, default_rng
 from random_problems import draw
@@ -167,6 +168,58 @@ def test_heads_may_be_rounded_before_their_sum(dtype: str) -> None:
         assert not judgement.findings, case.token()
         worst = max(worst, judgement.worst["dk"], judgement.worst["dv"])
     assert worst > 0.2
+
+
+def lopsided(rng: Generator, dtype: str) -> Problem | None:
+    """One operand of the scores is tiny, subnormal too, another one large, as the scale may be, and scores are ordinary."""
+    low, high = {"float16": (-24, 15), "bfloat16": (-132, 126), "float32": (-148, 126)}[dtype]
+    i, j, d, e = (int(rng.choice(sizes)) for sizes in ((1, 3), (2, 5, 17), (1, 3, 16, 40), (1, 3)))
+    score, of_q = rng.uniform(-4, 5), rng.uniform(low, high)
+    of_k = rng.uniform(low, high) if rng.random() < 2 / 3 else score - of_q
+    scale = 2.0 ** np.clip(score - of_q - of_k, -1000, 1000) * d**-0.5
+    if not low <= of_k <= high or not 2.0**-120 < scale < 2.0**120:
+        return None
+
+    def numbers(n: int, width: int, power: float) -> Tensor:
+        signs = rng.choice([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5], (1, 1, n, width))
+        shape = signs if rng.random() < 0.5 else rng.standard_normal(signs.shape)
+        return torch.from_numpy(shape * 2.0**power).to(getattr(torch, dtype))
+
+    q, k, v, do = numbers(i, d, of_q), numbers(j, d, of_k), numbers(j, e, 0), numbers(i, e, float(rng.choice([0, -8, 8])))
+    if not (q.isfinite().all() and k.isfinite().all()):
+        return None
+    return Problem(q, k, v, scale=float(scale * rng.choice([1, 1, 1, -1])), do=do, wrt=("q", "k", "v"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_underflows_meets_the_other_operand(dtype: str) -> None:
+    """A tiny operand that is scaled, stored and lost, beside a large one. (11 million times the bound without that term.)"""
+    rng = default_rng([12, DTYPES.index(dtype)])
+    kernels = HONEST | ({"torch's math in half": (with_sdpa_signature(torchs_math_in_half), "C")} if dtype in HALF else {})
+    problems = [problem for _ in range(150) if (problem := lopsided(rng, dtype)) is not None][:30]
+    assert len(problems) == 30
+    broken, judged = [], 0
+    for problem in problems:
+        exact = solve(problem, TORCH)
+        for name, (kernel, class_) in kernels.items():
+            judgement = judge(adapt(kernel).run(problem), exact, class_ if dtype in HALF else "A")
+            broken += [
+                f"{name}, {x.output}: {x.ratio:.3g}, |q| {problem.q.abs().max():.2g}, |k| {problem.k.abs().max():.2g}, "
+                f"scale {problem.scale:.2g}, d {problem.d}"
+                for x in judgement.findings
+            ]
+        judged += not exact.tolerance("C").exempt["dq"].any()
+    assert not broken, "\n".join(broken)
+    assert judged > 8
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_scale_of_zero_leaves_the_gradient_of_a_bias(dtype: str) -> None:
+    """It was exempt in half types: what scale · dS loses, over the scale, is nothing that a bias sees."""
+    problem = build(Case(dtype=dtype, i=3, j=5, bias="bhij", scale=0.0))
+    tolerance = solve(problem, TORCH).tolerance("C")
+    assert not tolerance.exempt["dbias"].any()
+    assert (tolerance.bound["dbias"] < 0.1).all()
 
 
 # WRONG ANSWERS

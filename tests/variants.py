@@ -1,7 +1,7 @@
 """More kernels that are right, each in a style of arithmetic that published ones have. ``HONEST`` is all of them by name.
 
-Signature and semantics are those of ``honest``: torch SDPA's. Each docstring says why its class holds the arithmetic; beside
-half inputs, that is: in float32 and float64 all of them are in class A.
+Eager ones are in ``chains``. Signature and semantics are those of ``honest``: torch SDPA's. Each docstring says why its class
+holds the arithmetic; beside half inputs, that is: in float32 and float64 all of them are in class A.
 
 Two styles were thought of and are not here. Conversion that truncates errs by 2u where every class allows u. And a split over
 keys that stores its partial outputs in the input dtype: no class names that tensor; its rounding, u Σ share |o_n|, would fit
@@ -19,58 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from honest import Plan, blocks, eager, for_each_query_head, prepare, rounded, softmax, split_k, sum_over_group, tiled, wide, widen
+from chains import CHAINS, ROWS, Kernel, attend_eagerly, below_peak, kernel, sums, with_sdpa_signature
+from honest import Plan, blocks, eager, rounded, softmax, split_k, sum_over_group, tiled, wide, widen
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Kernel = Callable[..., Tensor]
-Attend = Callable[[Tensor, Tensor, Tensor, Plan], Tensor]
 Multiply = Callable[[Tensor, Tensor], Tensor]
 LOG2_E = 1.4426950408889634
-ROWS = 32  # query rows and keys between two write-backs of a gradient
-
-
-def with_sdpa_signature(run: Kernel) -> Kernel:
-    """The same function of positional arguments, with torch SDPA's parameters."""
-
-    def scaled_dot_product_attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        return run(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-
-    scaled_dot_product_attention.__doc__ = run.__doc__
-    return scaled_dot_product_attention
-
-
-def kernel(attend: Attend) -> Kernel:
-    """A function of query, key, value and plan as a kernel."""
-
-    def run(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Tensor:
-        return attend(query, key, value, prepare(query, key, value, *options))
-
-    run.__doc__ = attend.__doc__
-    return with_sdpa_signature(run)
-
-
-def below_peak(scores: Tensor) -> Tensor:
-    """Scores minus the row's largest, which no gradient goes through; -inf stays, also in a row of nothing else."""
-    if not scores.shape[-1]:
-        return scores  # of no keys
-    peak = scores.detach().amax(-1, keepdim=True)
-    return scores - peak.masked_fill(peak == -inf, 0.0)
-
-
-def sums(weights: Tensor) -> Tensor:
-    """Row sums to divide by; 1 where nothing is visible."""
-    total = weights.sum(-1, keepdim=True)
-    return total.masked_fill(total == 0.0, 1.0)
 
 
 # FLASH: an online softmax, and a backward by hand
@@ -92,6 +47,7 @@ class Flash:
     second_sweep: str = ""  # no division: P = exp(s − m − log l) ("parts"), or exp(s − lse) with the rounded lse ("lse")
     delta_of_products: bool = False  # D = Σ P dP instead of Σ do o
     heads_stored: bool = False  # dk and dv of each query head are stored before the group is summed
+    query_scaled: bool = False  # both passes read q·scale, stored
     key_scaled: bool = False  # the backward reads k·scale, stored
     gradients_stored: bool = False  # dq, dk and dv are added up in the input dtype, one block after the other
 
@@ -118,6 +74,8 @@ class _Flash(torch.autograd.Function):
         dtype = query.dtype
         q, k, v = widen(query, key, value)
         own = how.scaled(plan, q.dtype)
+        if how.query_scaled:
+            q, own = rounded(q * own.scale, dtype), replace(own, scale=1.0)
         out = q.new_zeros(*q.shape[:3], v.shape[3])
         total = q.new_zeros(*q.shape[:3], 1)
         peak = torch.full_like(total, -inf)
@@ -160,6 +118,8 @@ class _Flash(torch.autograd.Function):
         q, k, v = widen(query, key, value)
         dout = cotangent.to(q.dtype)
         own, q_scale, k_scale = how.scaled(plan, q.dtype), plan.scale, plan.scale
+        if how.query_scaled:
+            q, own, q_scale = rounded(q * own.scale, dtype), replace(own, scale=1.0), 1 / how.unit
         if how.key_scaled:
             k, own, k_scale = rounded(k * own.scale, dtype), replace(own, scale=1.0), 1 / how.unit
         p = how.weights(own.scores(q, k) - lse, dtype)
@@ -228,6 +188,7 @@ FLASH: dict[str, tuple[str, Flash, str]] = {
     "divided by exp lse": ("B", Flash(block=1 << 20, second_sweep="parts"), "P = exp(s − m − log l): a difference more, wide."),
     "heads stored": ("B", Flash(heads_stored=True), "dk and dv of a query head are stored as an output is, and so is their sum."),
     "keys reversed": ("A", Flash(reverse=True, narrow=False), "All wide. Any order of blocks: records are counted from both ends."),
+    "query scaled, exp2": ("C", Flash(**BASE_2, query_scaled=True), "q · scale · log2 e is stored: a pre-scaled operand."),
     "gradients stored": ("B*", Flash(block=1 << 20, gradients_stored=True), "dq, dk, dv are stored after every 32 rows or keys."),
 }
 
@@ -358,57 +319,6 @@ class _InNumPy(torch.autograd.Function):
         return dq.to(query.dtype), sum_over_group(dk, key), sum_over_group(dv, value), dbias, None
 
 
-# EAGER
-
-
-def attend_eagerly(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """As ``honest.eager``: every step in the input dtype."""
-    scores = plan.scores(query, for_each_query_head(key, query.shape[1]))
-    return plan.thin_out(softmax(scores)).to(value.dtype) @ for_each_query_head(value, query.shape[1])
-
-
-@kernel
-def query_scaled_first(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """Rounds q·scale to storage before the product. C: one of the two scaled operands that it has."""
-    return attend_eagerly(query * plan.scale, key, value, replace(plan, scale=1.0))
-
-
-@kernel
-def both_scaled_by_the_root(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """Rounds q·√scale and k·√scale to storage, as torch's math path does. C: both of them."""
-    root = abs(plan.scale) ** 0.5
-    return attend_eagerly(query * root, key * (root if plan.scale > 0 else -root), value, replace(plan, scale=1.0))
-
-
-@kernel
-def softmax_in_float32(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """As in transformers: scores in the input dtype, softmax in float32, its result cast. C: softmax is wide inside."""
-    scores = plan.scores(query, for_each_query_head(key, query.shape[1])).to(wide(query.dtype))
-    return plan.thin_out(softmax(scores).to(query.dtype)) @ for_each_query_head(value, query.shape[1])
-
-
-@kernel
-def queries_in_chunks(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """Eager attention in chunks of 32 queries, whose gradients for key and value autograd adds in storage. C*."""
-    parts = [query.new_zeros(*query.shape[:2], 0, value.shape[3])]
-    for rows in blocks(query.shape[2], ROWS):
-        bias, hidden, dropped = (x[:, :, rows] if x.shape[2] > 1 else x for x in (plan.bias, plan.hidden, plan.dropped))
-        here = replace(plan, bias=bias, hidden=hidden, dropped=dropped)
-        parts.append(attend_eagerly(query[:, :, rows], key, value, here))
-    return torch.cat(parts, dim=2)
-
-
-@kernel
-def softmax_of_primitives(query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """s − amax, exp, sum and division, each rounded to storage, with their own autograd. D by definition."""
-    heads = query.shape[1]
-    scores = plan.scores(query, for_each_query_head(key, heads))
-    scores = scores.masked_fill(plan.hidden.all(-1, keepdim=True), 0.0)  # a row without a key would be 0 / 0
-    weights = torch.exp(scores - scores.amax(-1, keepdim=True)).masked_fill(plan.hidden, 0.0)
-    probabilities = (weights / sums(weights)).masked_fill(plan.hidden, 0.0)  # or ∞ · 0 where a hidden dP overflows
-    return plan.thin_out(probabilities) @ for_each_query_head(value, heads)
-
-
 # FLUSHED
 
 
@@ -465,13 +375,9 @@ HONEST: dict[str, tuple[Kernel, str]] = {
     "row sum of rounded": (row_sum_of_rounded, "B"),
     "tiled, flushed": (flushed(tiled), "B"),
     "eager": (eager, "C"),
-    "softmax in float32": (softmax_in_float32, "C"),
-    "query scaled first": (query_scaled_first, "C"),
-    "both scaled by the root": (both_scaled_by_the_root, "C"),
     "eager, flushed": (flushed(eager), "C"),
-    "queries in chunks": (queries_in_chunks, "C*"),
-    "softmax of primitives": (softmax_of_primitives, "D"),
 }
+HONEST |= CHAINS
 HONEST |= {name: (kernel(how), class_) for name, (class_, how, _) in FLASH.items()}
 # D = Σ P dP of a recomputed P: right while its scores are the forward's, bit by bit, so both are made in one piece.
 HONEST["D of products"] = (kernel(Flash(block=1 << 20, delta_of_products=True)), "B")
