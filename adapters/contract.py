@@ -159,7 +159,7 @@ class Adapter:
         restriction = forbidden(self.restrictions, problem)
         if restriction:
             return Answer(unsupported=restriction)
-        leaves = _leaves(problem)
+        leaves = leaves_of(problem)
         asked = problem.replace(**leaves)
         memories = {x.untyped_storage().data_ptr(): _bytes_of(x) for x in _tensors(problem).values() if x.numel()}
         before = {at: memory.clone() for at, memory in memories.items()}
@@ -211,7 +211,7 @@ class Adapter:
         return Answer(o.detach(), {f"d{name}": plain(grad) for name, grad in zip(problem.wrt, grads, strict=True)})
 
 
-def _leaves(problem: Problem) -> dict[str, Tensor]:
+def leaves_of(problem: Problem) -> dict[str, Tensor]:
     """Inputs as leaves that share memory and strides with the problem's; one tensor given twice stays one leaf."""
     by_id: dict[int, Tensor] = {}
     leaves = {}

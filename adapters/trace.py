@@ -12,6 +12,10 @@ import torch
 # An attention in parts, or what hands a call on to a backend.
 NO_KERNELS = ("scaled_dot_product_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps")
 PRODUCTS = ("mm", "bmm", "baddbmm", "matmul", "einsum")
+# What hands numbers on as they are, or cast.
+VIEWS = ("alias", "as_strided", "chunk", "detach", "expand", "expand_as", "flatten", "movedim", "narrow", "permute", "reshape", "slice")
+VIEWS += ("split", "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as")
+COPIES = ("clone", "contiguous", "repeat", "repeat_interleave", "to", "type_as")
 WEIGHTS = ("softmax", "_softmax", "_safe_softmax", "exp", "exp_", "exp2", "exp2_")
 
 
@@ -53,7 +57,30 @@ class Trace:
 
 
 def operators(call: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
-    """What a call returns, and the operators that it ran.
+    """What a call returns, and the operators that it ran."""
+    returned, events = _recorded(call)
+    names = dict.fromkeys(event.name for event in events)
+    compiled = ("Torch-Compiled Region", "CompiledFunction", "## Call CompiledFxGraph")
+    return returned, tuple(name for name in names if "::" in name or name.startswith(compiled))
+
+
+def wholly(call: Callable[[], Any]) -> str:
+    """The kernel of torch's scaled_dot_product_attention that is all of a call: "_scaled_dot_product_attention_math".
+
+    It runs once, and what else runs beside it hands numbers on as they are. '' where the call does anything else.
+    """
+    _, events = _recorded(call)
+    outer = [event.name for event in events if event.cpu_parent is None]
+    attention = [name for name in outer if name.startswith(("aten::scaled_dot_product_", "aten::_scaled_dot_product_"))]
+    kernels = [event.name for event in events if event.name.startswith("aten::_scaled_dot_product_")]
+    others = (name for name in outer if name not in attention)
+    if len(attention) != 1 or len(kernels) != 1 or not all(name.removeprefix("aten::") in (*VIEWS, *COPIES) for name in others):
+        return ""
+    return kernels[0].removeprefix("aten::")
+
+
+def _recorded(call: Callable[[], Any]) -> tuple[Any, list[Any]]:
+    """What a call returns, and what torch's dispatcher recorded of it.
 
     The recording is that of torch's old profiler, which changes nothing in how the call runs (a dispatch mode would keep
     compiled code from being used), starts in a millisecond and prints nothing.
@@ -63,9 +90,7 @@ def operators(call: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
         from torch.autograd import profiler_legacy
 
         if torch.autograd._profiler_enabled():  # somebody else's: there can be one
-            return call(), ()
+            return call(), []
         with profiler_legacy.profile() as profile:
             returned = call()
-    names = dict.fromkeys(event.name for event in profile.function_events or ())
-    compiled = ("Torch-Compiled Region", "CompiledFunction", "## Call CompiledFxGraph")
-    return returned, tuple(name for name in names if "::" in name or name.startswith(compiled))
+    return returned, list(profile.function_events or ())

@@ -112,6 +112,7 @@ def check(
     show: str | None = None,
     verdicts: str | Path | None = None,
     known_issues: str | Path | None = None,
+    inherited: str = "fail",
     search: bool = True,
     repros: bool = False,
 ) -> Result:
@@ -144,6 +145,7 @@ def check(
         "--show": show,
         "--verdicts": str(verdicts) if verdicts is not None else None,
         "--known-issues": str(known_issues) if known_issues is not None else None,
+        "--inherited": inherited,
         "--write-known-issues": None,
         "--no-search": not search,
         "--shard": None,
@@ -233,6 +235,7 @@ class _Retell:
     given: Mapping[str, Any]  # options that re-run and first run share
 
     def __call__(self, text: str) -> str:
+        text = text.replace("--inherited=note", 'inherited="note"')
         text = re.sub(r"(?m)^(  but  .*), --dialect (\w+)=(\w+)$", r"\1, dialect={'\2': '\3'}", text)
         return re.sub(r"(?m)^(  re-run    )pytest(.*) --clauses=(\S+) --case=(.+)$", self._call, text)
 

@@ -32,12 +32,15 @@ if TYPE_CHECKING:
 LOUD = 0.10  # share of the problems that a test of its clause asks from which a region is called wide
 MOST = 0.50  # share from which it is an error: that is no issue, it is a promise to withdraw
 TEXTS = ("reason", "url", "owner")
-KEYS = ("clause", "region", "found", "pinned", *TEXTS, "expiry", "device", "variant")
+KEYS = ("clause", "region", "found", "pinned", *TEXTS, "expiry", "device", "variant", "backend", "torch")
 
 
 @dataclass(frozen=True)
 class Issue:
-    """One entry of the file. `found` quotes what a test that makes its own problems says; such failures have no region."""
+    """One entry of the file. `found` quotes what a test that makes its own problems says; such failures have no region.
+
+    backend, torch: of what every caller inherits, the shipped adapter whose failure it is, and the versions of torch.
+    """
 
     number: int
     clause: str
@@ -50,6 +53,8 @@ class Issue:
     found: str = ""
     device: str = ""
     variant: str = ""
+    backend: str = ""
+    torch: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -296,7 +301,7 @@ def _issue(number: int, entry: Any) -> Issue:
         raise ValueError(f"there is no {', '.join(strange)}; there are {', '.join(KEYS)}")
     pins = entry.get("pinned")
     pins = [pins] if isinstance(pins, str) else pins
-    texts = {name: entry.get(name, "") for name in ("clause", *TEXTS, "found", "device", "variant")}
+    texts = {name: entry.get(name, "") for name in ("clause", *TEXTS, "found", "device", "variant", "backend")}
     wrong = [name for name, value in texts.items() if not isinstance(value, str)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: write text in quotes")
@@ -326,8 +331,12 @@ def _issue(number: int, entry: Any) -> Issue:
             torch.device(texts["device"])
         except RuntimeError:
             raise ValueError(f"device {texts['device']!r}: torch knows none of that name") from None
+    versions = entry.get("torch", [])
+    if not isinstance(versions, list) or not all(isinstance(x, str) for x in versions):
+        raise ValueError('torch: write the versions in which it was seen, torch = ["2.13"]')
     return Issue(
         number=number,
+        torch=tuple(versions),
         pinned=pinned,
         expiry=expiry,
         region=region,

@@ -10,7 +10,7 @@ from typing import Any
 from attnspec.conformance.page import render
 from attnspec.conformance.verdicts import SIGNS, Verdicts, counts_of, mark, standing, tally
 
-WORST_FIRST = ("broken", "explained", "known issue", "holds", "unsupported", "not run")
+WORST_FIRST = ("broken", "explained", "known issue", "inherited", "holds", "unsupported", "not run")
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def outcome(v: Verdicts) -> tuple[str, str]:
         return "open", "nothing was judged"
     if v.footer is not None and v.footer["exit"]:
         return "open", f"no clause is broken, but the run ended with exit code {v.footer['exit']}"
-    excused = ", but for known issues" if tally.known else ""
+    but = {"known issues": tally.known, "what is inherited": tally.inherited}
+    excused = f", but for {' and '.join(what for what, ids in but.items() if ids)}" if any(but.values()) else ""
     return "good", ("no broken clause in what was asked" if tally.not_run else "conforms") + excused
 
 
@@ -202,7 +203,8 @@ def entries(v: Verdicts) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
 
 def further(failure: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a failure says beside its problem and what was found, name and text: diagnosis, hint, repro, command."""
-    said = [("diagnosis", _words(failure.get("diagnosis")))]
+    inherited = f"from {failure['inherited']}; --inherited=note accepts it" if failure.get("inherited") else ""
+    said = [("diagnosis", _words(failure.get("diagnosis"))), ("inherited", inherited)]
     if failure.get("hint"):
         said.append(("but", f"this is exactly what {failure['hint']} gives; if that is meant, --dialect {failure['hint']}"))
     said += [("repro", f"python {failure['repro']}" if failure.get("repro") else ""), ("re-run", failure.get("rerun", ""))]

@@ -35,6 +35,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--no-search", {"action": "store_true", "help": "ask the pinned problems only: the same ones whatever the seed; for gates"}),
     ("--shard", {"help": "1/4: of four machines this is the first; each takes the tests of some clauses"}),
     ("--known-issues", {"help": "TOML file of what is known to fail; '' for none (default: that of pyproject.toml)"}),
+    ("--inherited", {"choices": ("fail", "note"), "default": "fail", "help": "note: what torch breaks in its caller decides nothing"}),
     ("--write-known-issues", {"help": "draft such a file from what fails here"}),
     ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
     ("--show", {"choices": ("hex",), "help": "hex: the numbers of a failure to the bit, and how many ulp they are apart"}),
@@ -169,6 +170,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.adapters import FEATURES, ResolveError
     from attnspec.conformance.case import Case
     from attnspec.conformance.draft import Draft, new_file
+    from attnspec.conformance.inherited import Inherited
     from attnspec.conformance.known import KnownIssues, read
     from attnspec.conformance.meeting import meet
     from attnspec.conformance.run import TIERS, Run
@@ -204,6 +206,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     _check_clauses(clauses)
     names = {adapter.name for adapter in adapters}
     known = read(Path(option("--known-issues")), names) if option("--known-issues") else KnownIssues()
+    inherited = Inherited(accepted=option("--inherited") == "note")
     shard = Shard.parse(option("--shard")) if option("--shard") else None
     draft = Draft(new_file(option("--write-known-issues")) if option("--write-known-issues") else None)
 
@@ -226,7 +229,8 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
         tier = TIERS[option("--tier")]
         subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
-        subject.same_side = known.same_side(subject)
+        sides = known.same_side(subject), inherited.same_side(subject)
+        subject.same_side = lambda met, other, sides=sides: all(same(met, other) for same in sides)
     small = set()
     for subject in subjects:
         measured = "" if option("--few-shapes") else slow_on_new(subject)
@@ -260,6 +264,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         record=record,
         show=option("--show"),
         known=known,
+        inherited=inherited,
         draft=draft,
     )
 

@@ -33,6 +33,11 @@ class Failure:
     names: dict[str, float] = field(default_factory=dict)  # what may be said of it, and what each name costs: see folding
     fault: int = 0  # failures with the same number are one fault, 1 the first that is told; 0: not known yet
 
+    @property
+    def inherited(self) -> str:
+        """What it is inherited from, "torch 2.13 flash (SCALE-3)", or ''."""
+        return str(self.data.get("inherited", ""))
+
 
 @dataclass
 class Record:
@@ -41,13 +46,15 @@ class Record:
     by: for each cell the clauses by which problems of it fail, and how many do. unclear: of how many of these it is not certain.
     worst: for each cell and tensor the largest error as a share of its bound, and the class of that bound. held: for each
     dtype, variant and device the class that is required and the strictest that no answer left. interruptions: why the run
-    did not ask everything that it set out to ask. whys: of cells with NOT_RUN, why.
+    did not ask everything that it set out to ask. whys: of cells with NOT_RUN, why. inherited: how many of the known issues of a
+    cell are those of what the implementation calls.
     """
 
     path: Path | None = None
     counts: dict[Cell, Counter[Verdict]] = field(default_factory=lambda: defaultdict(Counter))
     by: dict[Cell, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     unclear: Counter[Cell] = field(default_factory=Counter)
+    inherited: Counter[Cell] = field(default_factory=Counter)
     worst: dict[Cell, dict[str, Share]] = field(default_factory=lambda: defaultdict(dict))
     held: dict[Strand, tuple[str, str]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -83,9 +90,16 @@ class Record:
         self.by[cell][clause] += 1
         self.unclear[cell] += not certain
 
+    def excuse(self, cell: Cell, reason: str, *, inherited: bool) -> None:
+        """Count a problem that fails by a known issue, its own or that of what it calls."""
+        self.count(cell, Verdict.KNOWN_ISSUE, 1, reason)
+        self.inherited[cell] += inherited
+
     def weighed(self) -> dict[Cell, dict[str, int]]:
         """The counts of each cell with what its standing needs beside them."""
-        return {cell: weighed(counts, self.unclear[cell], self.by[cell]) for cell, counts in self.counts.items()}
+        return {
+            cell: weighed(counts, self.unclear[cell], self.by[cell], self.inherited[cell]) for cell, counts in self.counts.items()
+        }
 
     def measure(self, cell: Cell, shares: Mapping[str, Share]) -> None:
         """Keep the worst error of each tensor, as a share of its bound."""
@@ -101,7 +115,9 @@ class Record:
             self.lines.add(self._accuracy(strand))
 
     def fail(self, failure: Failure) -> None:
-        """Keep a failure and write it at once."""
+        """Keep a failure and write it at once; one that is inherited once, whatever process has met it again."""
+        if failure.inherited and any(failure.inherited == one.inherited for one in self.failures):
+            return
         self.failures.append(failure)
         named = {name: getattr(failure, name) for name in ("clause", "dtype", "variant", "device", "case")}
         self.lines.add({"kind": "failure", **named, **failure.data, "text": failure.text})
@@ -136,10 +152,11 @@ class Record:
             "worst": [[*cell, output, *share] for cell, worst in self.worst.items() for output, share in worst.items()],
             "by": [[*cell, clause, n] for cell, by in self.by.items() for clause, n in by.items()],
             "unclear": [[*cell, n] for cell, n in self.unclear.items()],
+            "inherited": [[*cell, n] for cell, n in self.inherited.items()],
             "failures": [vars(failure) for failure in self.failures],
             "notes": list(self.notes),
         }
-        for kept in (self.counts, self.by, self.unclear, self.worst, self.failures, self.notes, self._changed):
+        for kept in (self.counts, self.by, self.unclear, self.inherited, self.worst, self.failures, self.notes, self._changed):
             kept.clear()
         return taken
 
@@ -151,6 +168,8 @@ class Record:
             self.by[clause, dtype, variant, device][other] += n
         for clause, dtype, variant, device, n in taken["unclear"]:
             self.unclear[clause, dtype, variant, device] += n
+        for clause, dtype, variant, device, n in taken["inherited"]:
+            self.inherited[clause, dtype, variant, device] += n
         for clause, dtype, variant, device, output, share, class_ in taken["worst"]:
             self.measure((clause, dtype, variant, device), {output: Share(share, class_)})
         for failure in taken["failures"]:
@@ -184,6 +203,8 @@ class Record:
             }
         if self.by.get(cell):
             line |= {"fails_by": dict(self.by[cell]), "unclear": self.unclear[cell]}
+        if self.inherited[cell]:
+            line["inherited"] = self.inherited[cell]
         if cell in self.reasons or self.by.get(cell):
             line["reason"] = self.reasons.get(cell) or f"fails by {next(iter(self.by[cell]))}"
         if cell in self.whys:

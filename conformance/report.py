@@ -24,6 +24,7 @@ from attnspec.conformance.ending import incomplete
 from attnspec.conformance.environment import device_data, device_name, versions
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.folding import fold, names_of
+from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import FOLDER, write
@@ -90,6 +91,8 @@ def header(run: Run) -> list[str]:
     )
     if run.known.source:
         lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
+    if run.inherited.accepted:
+        lines.append("  inherited failures of torch are noted, and decide nothing (--inherited=note)")
     return [visible(line) for line in lines]
 
 
@@ -133,6 +136,7 @@ def header_data(run: Run) -> dict[str, Any]:
         "known_issues": [
             {"clause": x.clause, "region": x.region.text if x.region else None, "found": x.found or None} for x in run.known.issues
         ],
+        "inherited": "note" if run.inherited.accepted else "fail",
         "oracle": ORACLE,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -165,11 +169,17 @@ def header_data(run: Run) -> dict[str, Any]:
 
 
 def failure(
-    run: Run, subject: Subject, explained: Explained, test: str, other: Problem | None = None, brief: bool = False
+    run: Run,
+    subject: Subject,
+    explained: Explained,
+    test: str,
+    other: Problem | None = None,
+    brief: bool = False,
+    origin: Origin | None = None,
 ) -> Failure:
     """One broken clause, as it is shown, with its script and the command that asks again.
 
-    Brief where the same fault was shown in full in another dtype or variant.
+    Brief where the same fault was shown in full in another dtype or variant. origin: what it is inherited from.
     """
     clause, finding, case = index()[explained.clause], explained.finding, explained.case
     lines = [f"{clause.id} · {clause.title} ({clause.level}){', as above' if brief else ''}"]
@@ -191,6 +201,9 @@ def failure(
     diagnosis, names = names_of(explained)
     if diagnosis and not finding.hint:
         lines.append(f"  because   {diagnosis}")
+    if origin is not None:
+        lines.append(f"  inherited from {origin}: nothing else computes here, and {origin.issue.backend} gives the same numbers")
+        lines.append("            --inherited=note accepts that; it is shown once")
     path = _script(run, subject, explained, other) if run.repros else None
     if path is not None:
         lines.append(f"  repro     python {path}")
@@ -220,6 +233,7 @@ def failure(
         "of": finding.total,
         "hint": finding.hint,
         "diagnosis": diagnosis,
+        "inherited": str(origin) if origin is not None else "",
         "test": test,
         "repro": str(path) if path else None,
         "rerun": again,
@@ -319,6 +333,7 @@ def faults(run: Run) -> list[str]:
     for n, fault in enumerate(found, 1):
         first = fault.failure
         what = first.diagnosis or index()[first.clause].title
+        what += f" (inherited from {first.inherited})" if first.inherited else ""
         lines.append(f"{n:3}. {first.clause} in {first.dtype}: {what}")
         if fault.also:
             lines.append(f"     also: {fault.also}")
@@ -405,6 +420,8 @@ def totals(record: Record, of: str = "") -> list[str]:
         lines.append("fails, explained by another clause (e): " + "; ".join(explained_by(record, counted.explained)))
     if counted.known:
         lines.append("known to be broken: " + ", ".join(counted.known))
+    if counted.inherited:
+        lines.append("known to be broken in what it calls (i): " + ", ".join(counted.inherited))
     lines += in_part(record)
     if counted.should_broken:
         lines.append("SHOULD, broken: " + ", ".join(counted.should_broken))

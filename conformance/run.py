@@ -14,6 +14,7 @@ from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.draft import Draft
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.folding import fold, names_of
+from attnspec.conformance.inherited import Inherited
 from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.lean import LongRows
 from attnspec.conformance.record import Failure, Record
@@ -69,6 +70,7 @@ class Run:
     shard: Shard | None = None
     record: Record = field(default_factory=Record)
     known: KnownIssues = field(default_factory=KnownIssues)
+    inherited: Inherited = field(default_factory=Inherited)
     draft: Draft = field(default_factory=Draft)
     repros: bool = True
     explain_budget: float = EXPLAIN_BUDGET  # seconds for all explanations of a subject

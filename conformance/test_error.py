@@ -236,7 +236,8 @@ def must_read_nothing_else(subject: Subject, problem: Problem) -> None:
 @clause("ERROR-5")
 @once()
 def test_sizes_that_do_not_fit_read_nothing_else(subject: Subject, case: Case) -> None:
-    """The calls of ERROR-2 with other memory around the inputs: refused, or the same answer."""
+    """The calls of ERROR-2 with other memory around the inputs: refused, or the same answer. All that read it are named."""
+    found: list[Broken] = []
     for what, problem in misfits(subject, case):
         first, others = in_other_memory(problem)
         before, again = unchecked(subject, first), unchecked(subject, first)
@@ -249,7 +250,11 @@ def test_sizes_that_do_not_fit_read_nothing_else(subject: Subject, case: Case) -
             if differ.any():
                 around = f"with {number} in place of 1 in the memory around the inputs"
                 said = f"{what}: {differ.sum()} of {differ.size} elements of the output change {around}"
-                raise Broken(Finding("relation", "call", said), first, None, other, np.zeros(differ.shape))
+                found.append(Broken(Finding("relation", "call", said), first, None, other, np.zeros(differ.shape)))
+                break
+    if found:
+        found[0].finding = replace(found[0].finding, message="; ".join(broken.finding.message for broken in found))
+        raise found[0]
 
 
 def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:

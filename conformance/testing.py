@@ -523,8 +523,11 @@ class Asking:
         broken, subject = index()[explained.clause], self.subject
         cell = (broken.id, self.dtype, subject.label, subject.device)
         issue = self.run.known.excuse(subject, met, explained)
-        if issue is not None:
-            self.run.record.count(cell, Verdict.KNOWN_ISSUE, 1, issue.reason)
+        origin = self.run.inherited.origin(subject, met, explained, other) if issue is None else None
+        if issue is not None or (origin is not None and self.run.inherited.accepted):
+            self.run.record.excuse(cell, issue.reason if issue is not None else f"inherited from {origin}", inherited=issue is None)
+            if issue is None and origin is not None:
+                self.run.record.note(f"inherited from {origin}, and accepted: {origin.issue.reason} {origin.issue.url}")
             self.excused[broken.id] = self.excused.get(broken.id, 0) + 1
             return
         self.run.record.count(cell, Verdict.FAIL)
@@ -532,11 +535,12 @@ class Asking:
             share = Share(explained.finding.ratio, subject.required_class(self.dtype))
             self.run.record.measure(cell, {explained.finding.output: share})
         self.run.draft.failed(self.test.__name__, subject, met, explained)
-        if not self.run.first_time((*explained.key, subject.label, subject.device), self.dtype):
+        fault = (*explained.key, subject.label, subject.device), self.dtype
+        if not self.run.first_time(*(fault if origin is None else (("inherited", str(origin)), ""))):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
-        brief = not self.run.first_time((*explained.key, subject.adapter.name), "")
-        failure = report.failure(self.run, subject, explained, self.test.__name__, other, brief)
+        brief = origin is None and not self.run.first_time((*explained.key, subject.adapter.name), "")
+        failure = report.failure(self.run, subject, explained, self.test.__name__, other, brief, origin)
         self.run.record.fail(failure)
         self.run.explained.append((subject, explained, failure))
         if self.run.decides(broken.id):

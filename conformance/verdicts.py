@@ -236,28 +236,29 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
 
 # COUNTING
 
-SIGNS = {"holds": "✓", "broken": "✗", "explained": "e", "known issue": "k", "unsupported": "–", "not run": "·"}
+SIGNS = {"holds": "✓", "broken": "✗", "explained": "e", "known issue": "k", "inherited": "i", "unsupported": "–", "not run": "·"}
 BROKEN = ("FAIL", "XPASS", "CRASH", "TIMEOUT")
 JUDGED = ("PASS", "KNOWN_ISSUE", *BROKEN)  # an answer was looked at, or its lack was
 
 
-def weighed(problems: Counts, unclear: int = 0, by: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Counts by verdict, with two more beside them: ELSEWHERE, the problems that fail by another clause, and UNCLEAR, of these
-    the ones that may hide a failure of this clause. Both are among NOT_RUN.
+def weighed(problems: Counts, unclear: int = 0, by: Mapping[str, int] | None = None, inherited: int = 0) -> dict[str, int]:
+    """Counts by verdict, with three more beside them: ELSEWHERE, the problems that fail by another clause, and UNCLEAR, of these
+    the ones that may hide a failure of this clause, both among NOT_RUN; and INHERITED, among KNOWN_ISSUE.
     """
-    beside = {"ELSEWHERE": sum((by or {}).values()), "UNCLEAR": unclear}
+    beside = {"ELSEWHERE": sum((by or {}).values()), "UNCLEAR": unclear, "INHERITED": inherited}
     return {**{str(verdict): n for verdict, n in problems.items()}, **{name: n for name, n in beside.items() if n}}
 
 
 def standing(counts: Counts) -> str:
-    """What became of a clause or a cell: broken, known issue, explained, holds, unsupported or not run.
+    """What became of a clause or a cell: broken, known issue, inherited, explained, holds, unsupported or not run.
 
-    explained: it fails, as far as that is known by another clause; nobody can say that it holds.
+    inherited: it fails by issues of what the implementation calls, and by nothing else. explained: it fails, as far as that is
+    known by another clause; nobody can say that it holds.
     """
     if any(counts.get(verdict) for verdict in BROKEN):
         return "broken"
     if counts.get("KNOWN_ISSUE"):
-        return "known issue"
+        return "known issue" if counts["KNOWN_ISSUE"] > counts.get("INHERITED", 0) else "inherited"
     if counts.get("UNCLEAR") or (counts.get("ELSEWHERE") and not counts.get("PASS")):
         return "explained"
     if counts.get("PASS"):
@@ -269,7 +270,7 @@ def standing(counts: Counts) -> str:
 
 def counts_of(cell: Mapping[str, Any]) -> dict[str, int]:
     """What the standing of a cell of a file follows from."""
-    return weighed(cell["problems"], cell.get("unclear", 0), cell.get("fails_by"))
+    return weighed(cell["problems"], cell.get("unclear", 0), cell.get("fails_by"), cell.get("inherited", 0))
 
 
 def judged(counts: Counts) -> int:
@@ -300,19 +301,21 @@ class Tally:
     broken: tuple[str, ...]
     explained: tuple[str, ...]
     known: tuple[str, ...]
+    inherited: tuple[str, ...]
     unsupported: tuple[str, ...]
     should_broken: tuple[str, ...]
 
     @property
     def not_run(self) -> int:
         """What is left."""
-        return self.must - sum(map(len, (self.holds, self.broken, self.explained, self.known, self.unsupported)))
+        return self.must - sum(map(len, (self.holds, self.broken, self.explained, self.known, self.inherited, self.unsupported)))
 
     @property
     def headline(self) -> str:
         """Counts with their denominator, never a lone percentage."""
         known = f"{len(self.explained)} explained by these, " if self.explained else ""
         known += f"{len(self.known)} with known issues, " if self.known else ""
+        known += f"{len(self.inherited)} inherited, " if self.inherited else ""
         return (
             f"MUST clauses: {len(self.holds)} of {self.must} hold, {len(self.broken)} broken, {known}"
             f"{len(self.unsupported)} unsupported, {self.not_run} not run"
@@ -335,7 +338,8 @@ def tally(cells: Mapping[Key, Counts], levels: Mapping[str, str]) -> Tally:
         return tuple(found.get(kind, ()))
 
     must = sum(level == "MUST" for level in levels.values())
-    return Tally(must, of("holds"), of("broken"), of("explained"), of("known issue"), of("unsupported"), of("should broken"))
+    states = ("holds", "broken", "explained", "known issue", "inherited", "unsupported", "should broken")
+    return Tally(must, *map(of, states))
 
 
 def mark(counts: Counts | None) -> str:
@@ -345,7 +349,7 @@ def mark(counts: Counts | None) -> str:
     n, state = judged(counts), standing(counts)
     if n:
         share = f", {counts['UNSUPPORTED']} {SIGNS['unsupported']}" if counts.get("UNSUPPORTED") else ""
-        sign = f" {SIGNS[state]}" if state in ("broken", "explained", "known issue") else ""
+        sign = f" {SIGNS[state]}" if state in ("broken", "explained", "known issue", "inherited") else ""
         return f"{counts.get('PASS', 0)}/{n}" + sign + share
     if state == "explained":
         return f"{counts['ELSEWHERE']} e"

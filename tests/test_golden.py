@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "cached-answer": (f"{MUTANTS}AnswerCachedByShape", *FLOAT32, "--clauses=PURITY-5"),
     "module-flash-ignores-mask": (f"{MUTANTS}FlashIgnoresLastKeysMask", *FLOAT32, "--clauses=MASK-2,MODE-3"),
     "seed-audiolm": ("audiolm-pytorch", *FLOAT32, "--clauses=CAUSAL"),
-    "known-issue": ("sdpa", *FLOAT32, "--clauses=SCALE-3", "--known-issues=docs/known-issues-torch.toml"),
+    "known-issue": ("sdpa", *FLOAT32, "--clauses=SCALE-3", "--known-issues=conformance/known-issues-torch.toml"),
     "error-no-such-name": ("tests/honest.py:attention",),
     "error-no-such-clause": ("sdpa-math", "--clauses=CAUSAL-99"),
     "error-no-such-dialect": ("sdpa-math", "--dialect=causal_alignment=left"),

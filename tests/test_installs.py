@@ -88,11 +88,12 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
             "conformance/*.py",
             "conformance/arrays/*.csv",
             "conformance/*.schema.json",
+            "conformance/*.toml",
             "conformance/templates/*",
         )
         for path in ROOT.glob(pattern)
     ]
-    assert {path.suffix for path in wanted} == {".md", ".py", ".csv", ".json", ".html", ".css"}
+    assert {path.suffix for path in wanted} == {".md", ".py", ".csv", ".json", ".toml", ".html", ".css"}
     missing = {f"attnspec/{path.relative_to(ROOT).as_posix()}" for path in wanted} - inside
     assert not missing
     assert not [name for name in inside if name.startswith(("attnspec/tests", "tests/"))]

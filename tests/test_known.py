@@ -18,7 +18,7 @@ from attnspec.conformance.judge import Verdict
 from attnspec.conformance.meeting import meet
 
 HERE = Path(__file__).parent
-TORCH = HERE.parent / "docs" / "known-issues-torch.toml"
+TORCH = HERE.parent / "conformance" / "known-issues-torch.toml"
 QUICK = {"clauses": "CAUSAL-1,CAUSAL-2,SCALE-2", "dtypes": "float32,bfloat16"}
 
 
