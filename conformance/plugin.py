@@ -35,7 +35,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--no-search", {"action": "store_true", "help": "ask the pinned problems only: the same ones whatever the seed; for gates"}),
     ("--shard", {"help": "1/4: of four machines this is the first; each takes the tests of some clauses"}),
     ("--known-issues", {"help": "TOML file of what is known to fail; '' for none (default: that of pyproject.toml)"}),
-    ("--inherited", {"choices": ("fail", "note"), "default": "fail", "help": "note: what torch breaks in its caller decides nothing"}),
+    ("--inherited", {"choices": ("fail", "note"), "default": "fail", "help": "note: what torch breaks in it does not decide"}),
     ("--write-known-issues", {"help": "draft such a file from what fails here"}),
     ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
     ("--show", {"choices": ("hex",), "help": "hex: the numbers of a failure to the bit, and how many ulp they are apart"}),
