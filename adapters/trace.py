@@ -13,8 +13,9 @@ import torch
 NO_KERNELS = ("scaled_dot_product_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps")
 PRODUCTS = ("mm", "bmm", "baddbmm", "matmul", "einsum")
 # What hands numbers on as they are, or cast.
-VIEWS = ("alias", "as_strided", "chunk", "detach", "expand", "expand_as", "flatten", "movedim", "narrow", "permute", "reshape")
-VIEWS += ("slice", "split", "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as")
+VIEWS: tuple[str, ...] = ("alias", "as_strided", "chunk", "detach", "expand", "expand_as", "flatten", "movedim", "narrow")
+VIEWS += ("permute", "reshape", "slice", "split", "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze")
+VIEWS += ("view", "view_as")
 COPIES = ("clone", "contiguous", "repeat", "repeat_interleave", "to", "type_as")
 WEIGHTS = ("softmax", "_softmax", "_safe_softmax", "exp", "exp_", "exp2", "exp2_")
 
