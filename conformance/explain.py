@@ -32,6 +32,7 @@ SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of 
 COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
+BESIDE = frozenset({"causal_ignored_with_mask", "mask_ignored_with_causal"})  # mistakes of a mask and causal together
 NUMBER = re.compile(r"[\d.]+")
 
 
@@ -124,8 +125,11 @@ class Explainer:
             if simpler == smallest:
                 return (self._new(smallest, finding, case),)
             basic = self._new(simpler, finding, smallest)
-            if self._accounts_for(basic.explained, smallest, finding) is not False:
-                return (replace(basic, certain=bool(self._accounts_for(basic.explained, case, finding))),)
+            known = basic.explained
+            if self._right_without(known, case):  # another fault, which meets that one where the problem became small
+                return (self._new(self.reduce_apart(case, finding, own, known), finding, case),)
+            if self._accounts_for(known, smallest, finding) is not False:
+                return (replace(basic, certain=bool(self._accounts_for(known, case, finding))),)
             return (self._new(smallest, finding, case), basic)
 
     def _new(self, smallest: Case, finding: Finding, met: Case) -> By:
@@ -223,7 +227,9 @@ class Explainer:
         if key not in self._accounted:
             self._accounted[key] = None
             with self.timed("comparing"), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
-                self._accounted[key] = self._same_mistake(known, self.subject.problem(case) if made is None else made)
+                other = made is None and self._right_without(known, case)
+                same = None if other else self._same_mistake(known, self.subject.problem(case) if made is None else made)
+                self._accounted[key] = False if other else same
         accounts = self._accounted[key]
         return None if accounts is False and self._doubtful[id(known)] >= DOUBTS else accounts
 
@@ -301,6 +307,27 @@ class Explainer:
                 return descend(small, self.subject.adapter, alike)
         return descend(case, self.subject.adapter, alike)
 
+    def reduce_apart(self, case: Case, finding: Finding, own: Callable[[Case], bool], known: Explained) -> Case:
+        """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
+
+        def apart(trial: Case) -> bool:
+            if not own(trial) or not self.subject.same_side(case, trial):
+                return False
+            alike = any(f.likeness == finding.likeness for f in self.subject.judgement(trial).findings)
+            return alike and self._right_without(known, trial)
+
+        return descend(case, self.subject.adapter, apart)
+
+    def _right_without(self, known: Explained, case: Case) -> bool:
+        """Whether a case that fails is right without the options that a known failure does not need; it fails by another then."""
+        if known.finding.hint or known.clause.startswith(("PURITY", "ACCURACY")) or not known.by_case:
+            return False
+        needs = {trait.partition("=")[0].removesuffix("≤0") for trait in known.needs()}
+        more = [name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name)]
+        changes: dict[str, Any] = {name: getattr(Case(), name) for name in more if name not in needs}
+        bare = fit(replace(case, **changes), self.subject.adapter)
+        return bool(changes) and bare != case and not self.subject.judgement(bare).findings
+
     def _explain(self, case: Case, finding: Finding, seen: Case) -> Explained:
         problem = self.subject.problem(case)
         answer, class_ = self.subject.run(problem), self.subject.required_class(case.dtype)
@@ -334,6 +361,8 @@ class Explainer:
         clause = blame(case, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
+        if finding.output == "o" and diagnosis is not None and diagnosis.best and BESIDE.issuperset(diagnosis.best):
+            clause = "CAUSAL-6"  # in a row that the two leave without a key, too
         clause = rounded_clause(finding, case.dtype, diagnosis.best if diagnosis is not None else ()) or clause
         told = diagnosis is not None and bool(diagnosis.best)
         if told if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):

@@ -8,6 +8,7 @@ from judging import Outcome, judge
 from mutants.base import load
 from mutants.pairs import PAIRS
 
+from attnspec.adapters import Adapter
 from attnspec.conformance.case import Case
 from attnspec.conformance.explain import without
 from attnspec.conformance.verdicts import mark, standing, tally, weighed
@@ -38,6 +39,26 @@ def test_a_fault_of_masks_does_not_hide_one_of_masks_beside_causal() -> None:
     assert "CAUSAL-6" in outcome.broken()
     assert any(clause.startswith("MASK") for clause in outcome.broken())
     assert not {"CAUSAL-6", *outcome.broken()} & set(held(outcome))
+
+
+def causal_only_of_many_queries_alone(q, k, v, attn_mask=None, is_causal=False):
+    """Causal is dropped for one query, which a caller may mean, and beside any mask, which nobody does."""
+    return tiled(q, k, v, attn_mask, 0.0, is_causal and q.shape[-2] > 1 and attn_mask is None)
+
+
+class OfManyQueries(Adapter):
+    offers = frozenset({"mha", "causal", "mask", "backward"})
+    dialect = {"causal_alignment": "top_left", "empty_row": "zero"}
+
+    def attend(self, q, k, v, *, mask=None, causal=False):
+        return causal_only_of_many_queries_alone(q, k, v, mask, causal)
+
+
+def test_a_problem_that_is_made_smaller_does_not_end_at_another_fault() -> None:
+    """What fails beside a mask alone was made smaller until it failed by the single query, and told as that."""
+    outcome = judge("test_two_faults.OfManyQueries", "--impl-dtypes=float32", "--clauses=CAUSAL-1,CAUSAL-3,CAUSAL-6")
+    assert {"CAUSAL-3", "CAUSAL-6"} <= set(outcome.broken())
+    assert "causal is ignored beside a mask" in outcome.screen
 
 
 def test_a_fault_of_masks_does_not_hide_one_of_gradients() -> None:
