@@ -40,7 +40,7 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
         elif promised:
             subject.dialect, source = subject.dialect.with_choice(name, promised), "promised by its convention"
         else:
-            source = _observe(subject, name)
+            source = _observe(subject, name, 1)
         subject.sources[name] = source
     if subject.dtypes:
         find(subject)
@@ -119,9 +119,9 @@ def _heads(subject: Subject) -> str:
 # CHOICES
 
 
-def _observe(subject: Subject, choice: str) -> str:
+def _observe(subject: Subject, choice: str, most: int | None = None) -> str:
     """Settle an open choice by one small problem, and say where it came from."""
-    asked = questions(subject, choice, subject.dtypes[0] if subject.dtypes else "float32")
+    asked = questions(subject, choice, subject.dtypes[0] if subject.dtypes else "float32")[:most]
     if not asked:
         return f"canonical, for {NEEDS[choice]} is not offered"
     question, answer = answered(subject, asked)

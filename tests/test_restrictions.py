@@ -359,11 +359,14 @@ def test_a_choice_is_observed_in_a_form_that_is_taken():
             scores = scores.masked_fill(~torch.ones(i, j, dtype=torch.bool).tril(j - i), lowest)
         return scores.softmax(-1) @ v
 
+    def of_padding_and_bias(q, k, v, mask=None, causal=False, bias=None):
+        return of_padding(q, k, v, mask, causal) if bias is None else torch.softmax(q @ k.mT * q.shape[-1] ** -0.5 + bias, -1) @ v
+
     def of_causal_alone(q, k, v, mask=None, causal=False):
         if mask is not None:
             raise NotImplementedError("no mask")
         return of_padding(q, k, v, None, causal)
 
-    for function in (of_padding, of_causal_alone):
+    for function in (of_padding, of_padding_and_bias, of_causal_alone):
         (subject,) = (meet(adapter.on("cpu"), "cpu", {}, None, ("float32",)) for adapter in resolve(function))
         assert (subject.dialect.empty_row, subject.sources["empty_row"]) == ("uniform", "observed on a small problem")
