@@ -73,7 +73,7 @@ class Result:
         parts = [*self.header]
         if self.failures or self.errors:
             parts += ["", _rule("FAILURES")]
-            for text in (*(failure.text for failure in self.failures), *self.errors):
+            for text in (*(failure.shown for failure in self.failures), *self.errors):
                 parts += [text, ""]
         if self.notes:
             parts += [_rule("notes"), *self.notes]
@@ -87,7 +87,7 @@ class Result:
         if self.ok:
             return self
         headline = [line for line in self.summary if line.startswith(("INCOMPLETE", "MUST clauses", "broken", "SHOULD"))]
-        texts = [failure.text for failure in self.failures] + list(self.errors) + [self.silent] * bool(self.silent)
+        texts = [failure.shown for failure in self.failures] + list(self.errors) + [self.silent] * bool(self.silent)
         raise AssertionError("\n\n".join([f"{self.name} does not conform", *texts, "\n".join(headline)]))
 
 
@@ -193,6 +193,7 @@ def _asked(run: Run) -> Result:
     run.note_at_the_end()
     run.known.settle(run, tests_of)
     errors += run.known.errors
+    run.settle()
     deciding = tuple(f for f in record.failures if run.decides(f.clause))
     result = Result(
         name=run.subjects[0].adapter.name,

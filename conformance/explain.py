@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,16 +82,16 @@ class By:
 
 @dataclass
 class Explainer:
-    """Explains the failures of one subject, each fault once.
+    """Explains the failures of one subject in one dtype, each fault once.
 
-    budget: seconds of this thread that may be spent, COMPARING of them on comparing what fails with what was explained, SIMPLER
-    of them on simpler numbers to show.
-    explained: the failures so far, the first first.
+    What it says of a dtype depends on no other one, so that it does not matter whether one process asks both. Only the time is
+    shared. budget: seconds of this thread that may be spent, COMPARING of them on comparing what fails with what was explained,
+    SIMPLER of them on simpler numbers to show. spent: what was spent so far. explained: the failures so far, the first first.
     """
 
     subject: Subject
     budget: float = EXPLAIN_BUDGET
-    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("explaining", "comparing", "simplifying"), 0.0))
+    spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     explained: list[Explained] = field(default_factory=list)
     _accounted: dict[tuple, bool | None] = field(default_factory=dict)
     _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
@@ -258,8 +258,8 @@ class Explainer:
         return unclear
 
     def _beside(self, known: Explained, case: Case) -> bool:
-        """Whether a failure may explain another by where it was met: the dtype, and the side of the regions of known issues."""
-        return known.case.dtype == case.dtype and self.subject.same_side(case, known.case)
+        """Whether a failure may explain another by where it was met: the side of the regions of known issues."""
+        return self.subject.same_side(case, known.case)
 
     def _wrong(self, problem: Problem, exact: Exact) -> tuple[Answer, tuple[Finding, ...]]:
         """The answer to a problem, and what is wrong with it in the class that is required."""
@@ -283,10 +283,7 @@ class Explainer:
     def reduce(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> Case:
         """The simplest case of the clause's own that still fails in the same way, by greedy descent over its factors.
 
-        And for which no failure accounts that was explained before.
-
-        What a failure in another dtype was reduced to comes first, if this case contains it; then the smallest cases that the
-        clause has.
+        And for which no failure accounts that was explained before. The smallest cases that the clause has come first.
         """
 
         enough = self.enough()
@@ -297,11 +294,6 @@ class Explainer:
             found = next((f for f in self.subject.judgement(trial).findings if f.likeness == finding.likeness), None)
             return found is not None and self._told(trial, found) is None
 
-        for known in self.explained:
-            if known.by_case and known.case.dtype != case.dtype and known.needs() <= case.traits():
-                trial = replace(known.case, dtype=case.dtype, numbers="")
-                if alike(trial):
-                    return trial
         for small in small_cases(case, self.subject.adapter, own):
             if alike(small):
                 return descend(small, self.subject.adapter, alike)
@@ -400,8 +392,8 @@ class Explainer:
             return bool(alike) and coarse == finding.class_ and alike[0].ratio >= min(finding.ratio, 4.0)
 
         for known in self.explained:
-            same = known.key == explained.key and replace(known.case, dtype=case.dtype, numbers="") == case
-            trial = replace(case, numbers=known.case.numbers)  # in another dtype
+            same = known.key == explained.key and replace(known.case, numbers="") == case
+            trial = replace(case, numbers=known.case.numbers)
             if same and trial != case and fails(self.subject.problem(trial)):
                 return self._simplified(explained, trial)
         before, made = explained_by(self.subject, explained.problem), {}  # type: frozenset[str], dict[str, str]
@@ -467,7 +459,7 @@ class Explainer:
         if finding.hint:
             return choice_clause(finding, self.subject.dialect, self.subject.observed), finding, diagnosis
         dtype = str(problem.dtype)[6:]
-        seen = any(known.clause.startswith("ACCURACY") and known.case.dtype == dtype for known in self.explained)
+        seen = any(known.clause.startswith("ACCURACY") for known in self.explained)
         if left is not None:
             clause = blame(left, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
         rounded = rounded_clause(finding, dtype, diagnosis.best if diagnosis is not None else ())

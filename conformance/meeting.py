@@ -26,7 +26,8 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 
 def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str | None, dtypes: tuple[str, ...] | None) -> Subject:
     """A subject with its dtypes, widths and open choices settled by a few plain calls."""
     subject = Subject(adapter, device, claim=claim, width=min(adapter.widths) if adapter.widths else 16)
-    subject.disturbed.update({name: (f"the first call changed {how}", _plain(subject)) for name, how in adapter.disturbed.items()})
+    for name, how in adapter.disturbed.items():
+        subject.disturbed["", name] = f"the first call changed {how}", _plain(subject)
     look(subject)
     _settle_dtypes(subject, dtypes)
     if adapter.widths is None:

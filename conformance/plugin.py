@@ -89,6 +89,11 @@ def pytest_configure(config: pytest.Config) -> None:
         who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised, and no signal had come,"
         print(f"\nattnspec: {who} while {config.getoption('--impl')} was imported and asked the first questions", file=sys.stderr)
         raise
+    from attnspec.conformance.workers import Controller, Worker
+
+    worker = getattr(config, "workerinput", None)
+    own = Controller(config.stash[_RUN]) if worker is None else Worker(config.stash[_RUN], worker["workercount"])
+    config.pluginmanager.register(own, "attnspec-workers")
     hypothesis = config.pluginmanager.get_plugin("hypothesispytest")
     if alone and hypothesis is not None and not config.stash[_RUN].tier.searched:  # it would be imported for an empty summary
         config.pluginmanager.unregister(hypothesis)
@@ -464,8 +469,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         from attnspec.conformance.text import visible
 
         result.longrepr = (*result.longrepr[:2], visible(result.longrepr[2]))
-    if run is not None and call.when == "teardown" and hasattr(item.config, "workerinput"):
-        result.attnspec = run.take()  # pytest-xdist: what a worker saw travels with the report of its test
     return result
 
 
@@ -477,19 +480,10 @@ def _cut(said: str, most: int = 4000) -> str:
     return left + visible(said[-most:], keep="\n\t")
 
 
-def pytest_runtest_logreport(report: Any) -> None:
-    """A test has ended, here or in a worker of pytest-xdist, whose verdicts are taken over at once."""
-    if hasattr(report, "attnspec") and hasattr(report, "node"):
-        report.node.config.stash[_RUN].absorb(report.attnspec)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    """Count the tests that were asked to their end; a worker of pytest-xdist divides its time among those that it may get."""
+    """Count the tests that were asked to their end."""
     run = item.config.stash.get(_RUN, None)
-    worker = getattr(item.config, "workerinput", None)
-    if run is not None and worker is not None:
-        run.share(-(-run.collected // worker["workercount"]) - run.ended)
     result = yield
     if run is not None:
         run.ended += 1
@@ -544,10 +538,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from attnspec.conformance.verdicts import collect
 
     config.stash[_SURROUNDINGS].put_back()
-    run.note_at_the_end()
     if hasattr(config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
-        config.workeroutput["attnspec"] = [run.take(), run.collected, run.ended]
         return
+    run.note_at_the_end()
     if config.getoption("collectonly"):
         return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -598,17 +591,3 @@ _STOPPED = {
     int(pytest.ExitCode.INTERNAL_ERROR): "an internal error of pytest or of a plugin",
     int(pytest.ExitCode.USAGE_ERROR): "a wrong use of the command line",
 }
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: Any) -> None:
-    """A pytest-xdist worker ends: take over what is left of what it saw. One that died took its last test with it."""
-    run = node.config.stash.get(_RUN, None)
-    if run is None:
-        return
-    if "attnspec" in getattr(node, "workeroutput", {}):
-        seen, run.collected, ended = node.workeroutput["attnspec"]
-        run.absorb(seen)
-        run.ended += ended
-    else:
-        run.record.interrupt(f"worker {node.gateway.id} died in the middle of a test, whose verdicts are lost")

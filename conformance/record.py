@@ -20,7 +20,10 @@ Strand = tuple[str, str, str]  # dtype, variant, device
 
 @dataclass
 class Failure:
-    """One entry of the report: a broken clause, shown once, with its whole text."""
+    """One entry of the report: a broken clause, shown once, with its whole text.
+
+    key: what makes two failures the same, whatever the dtype and the variant. remark: what a note says of a broken SHOULD.
+    """
 
     clause: str
     dtype: str
@@ -32,6 +35,20 @@ class Failure:
     diagnosis: str = ""  # what the implementation does instead, in words
     names: dict[str, float] = field(default_factory=dict)  # what may be said of it, and what each name costs: see folding
     fault: int = 0  # failures with the same number are one fault, 1 the first that is told; 0: not known yet
+    key: str = ""
+    brief: bool = False  # the same stands above in another dtype or variant
+    remark: str = ""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What tells a failure from all others of its run."""
+        return self.clause, self.dtype, self.variant, self.device, self.case, self.key
+
+    @property
+    def shown(self) -> str:
+        """The text for a reader of the whole report: the sentence of the clause is not said twice."""
+        head, _, rest = self.text.partition("\n\n")
+        return f"{head.partition(chr(10))[0]}, as above\n{rest}" if self.brief else self.text
 
     @property
     def inherited(self) -> str:
@@ -63,6 +80,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     interruptions: list[str] = field(default_factory=list)
     lines: Lines = field(default_factory=Lines)
+    _written: list[tuple[Failure, dict[str, Any]]] = field(default_factory=list)  # failures, and their lines
     _changed: dict[Cell, None] = field(default_factory=dict)
     _flushed: float = 0.0  # when
 
@@ -119,8 +137,10 @@ class Record:
         if failure.inherited and any(failure.inherited == one.inherited for one in self.failures):
             return
         self.failures.append(failure)
-        named = {name: getattr(failure, name) for name in ("clause", "dtype", "variant", "device", "case")}
-        self.lines.add({"kind": "failure", **named, **failure.data, "text": failure.text})
+        named = {name: getattr(failure, name) for name in ("clause", "dtype", "variant", "device", "case", "brief")}
+        line = {"kind": "failure", **named, **failure.data, "text": failure.text}
+        self._written.append((failure, line))
+        self.lines.add(line)
 
     def note(self, text: str) -> None:
         """Something worth saying that is no failure; each text once."""
@@ -153,11 +173,12 @@ class Record:
             "by": [[*cell, clause, n] for cell, by in self.by.items() for clause, n in by.items()],
             "unclear": [[*cell, n] for cell, n in self.unclear.items()],
             "inherited": [[*cell, n] for cell, n in self.inherited.items()],
-            "failures": [vars(failure) for failure in self.failures],
+            "failures": [dict(vars(failure)) for failure in self.failures],
             "notes": list(self.notes),
         }
-        for kept in (self.counts, self.by, self.unclear, self.inherited, self.worst, self.failures, self.notes, self._changed):
-            kept.clear()
+        kept = (self.counts, self.by, self.unclear, self.inherited, self.worst, self.failures, self.notes, self._changed, self._written)
+        for some in kept:
+            some.clear()
         return taken
 
     def absorb(self, taken: dict[str, Any]) -> None:
@@ -181,9 +202,8 @@ class Record:
     def close(self, exit_status: int, **answers: int) -> None:
         """End the file: a footer with totals, or, where the run was interrupted, why; a file without footer is not complete."""
         self.flush()
-        written = [line for line in self.lines.kept if line["kind"] == "failure"]
-        for line, failure in zip(written, self.failures, strict=True):  # what it is may be known only now
-            line.update(diagnosis=failure.diagnosis, fault=failure.fault)
+        for failure, line in self._written:  # what it is may be known only now
+            line.update(diagnosis=failure.diagnosis, fault=failure.fault, brief=failure.brief)
         if self.interruptions:
             self.lines.add({"kind": "interrupted", "exit": exit_status, "reason": "; ".join(self.interruptions)})
             return

@@ -169,24 +169,14 @@ def header_data(run: Run) -> dict[str, Any]:
 
 
 def failure(
-    run: Run,
-    subject: Subject,
-    explained: Explained,
-    test: str,
-    other: Problem | None = None,
-    brief: bool = False,
-    origin: Origin | None = None,
+    run: Run, subject: Subject, explained: Explained, test: str, other: Problem | None = None, origin: Origin | None = None
 ) -> Failure:
-    """One broken clause, as it is shown, with its script and the command that asks again.
-
-    Brief where the same fault was shown in full in another dtype or variant. origin: what it is inherited from.
-    """
+    """One broken clause, as it is shown, with its script and the command that asks again. origin: what it is inherited from."""
     clause, finding, case = index()[explained.clause], explained.finding, explained.case
-    lines = [f"{clause.id} · {clause.title} ({clause.level}){', as above' if brief else ''}"]
-    if not brief:
-        lines += [f"  {clause.sentence}", *(f"      {line}" for line in clause.formula.splitlines())]
+    lines = [f"{clause.id} · {clause.title} ({clause.level})", f"  {clause.sentence}"]
+    lines += [f"      {line}" for line in clause.formula.splitlines()]
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
-    lines += ["", f"{where} on {subject.device}"] if not brief else [f"{where} on {subject.device}"]
+    lines += ["", f"{where} on {subject.device}"]
     asked = problem_in_words(subject, explained)
     seen = [visible(line) for line in found(explained, subject, run.show)]
     lines.append(f"  problem   {asked}")
@@ -218,7 +208,6 @@ def failure(
         "level": clause.level,
         "sentence": clause.sentence,
         "formula": clause.formula,
-        "brief": brief,
         "asked": asked,
         "found": seen,
         "output": finding.output,
@@ -239,7 +228,11 @@ def failure(
         "rerun": again,
     }
     text = "\n".join(map(visible, lines))
-    return Failure(clause.id, case.dtype, subject.label, subject.device, text, case.token(), data, diagnosis, names)
+    cell = (clause.id, case.dtype, subject.label, subject.device)
+    failure = Failure(*cell, text, case.token(), data, diagnosis, names, key="\t".join((*explained.key, subject.adapter.name)))
+    if not run.decides(clause.id):
+        failure.remark = broken_should(failure, clause, explained)
+    return failure
 
 
 def problem_in_words(subject: Subject, explained: Explained) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -83,12 +85,13 @@ class Run:
     collected: int = 0  # tests that are to be asked
     ended: int = 0  # tests that were asked to their end
     started: float = field(default_factory=time.monotonic)
-    explained: list[tuple[Subject, Explained, Failure]] = field(default_factory=list)
+    explained: list[tuple[Explainer, Explained, Failure]] = field(default_factory=list)
     fallbacks: Fallbacks | None = None  # of torch.compile inside the implementation
     begun: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # tests that have asked their first problems
     _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
-    _explainers: dict[int, Explainer] = field(default_factory=dict)
+    _explainers: dict[tuple[int, str], Explainer] = field(default_factory=dict)
+    _spent: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # by explanations
 
     @property
     def out_of_time(self) -> bool:
@@ -127,14 +130,15 @@ class Run:
         """True in the tier whose end is that of its time."""
         return self.tier is TIERS["soak"]
 
-    def explainer(self, subject: Subject) -> Explainer:
-        """Who explains the failures of a subject, and remembers them through the run."""
-        return self._explainers.setdefault(id(subject), Explainer(subject, self.explain_budget))
+    def explainer(self, subject: Subject, dtype: str) -> Explainer:
+        """Who explains the failures of a subject in a dtype, and remembers them through the run."""
+        mine = Explainer(subject, self.explain_budget, self._spent[id(subject)])
+        return self._explainers.setdefault((id(subject), dtype), mine)
 
     @property
     def explaining(self) -> float:
         """Seconds that explanations have taken so far."""
-        return sum(sum(explainer.spent.values()) for explainer in self._explainers.values())
+        return sum(sum(spent.values()) for spent in self._spent.values())
 
     def decides(self, clause: str) -> bool:
         """Whether a clause decides the exit code: MUST, or with --enforce-should SHOULD."""
@@ -153,6 +157,10 @@ class Run:
             known=known,
             repros=False,
         )
+
+    def met(self, key: tuple, dtype: str) -> bool:
+        """Whether a failure with this key was met before in this dtype."""
+        return (*key, dtype) in self._shown
 
     def first_time(self, key: tuple, dtype: str) -> bool:
         """Whether a failure with this key is met for the first time, in this dtype or (dtype "") at all."""
@@ -196,27 +204,59 @@ class Run:
 
         search(cases(subject.adapter, dtype), wanted, crc32(f"{self.seed} {test} {dtype}".encode()), look)
 
-    def settle(self) -> None:
+    def place(self, cell: tuple[str, ...]) -> tuple[int, ...]:
+        """Where a clause, dtype, variant and device stand in everything that is listed: in the order of the text, of the
+        subjects, and of their dtypes.
+        """
+        clause, dtype, variant, device = cell
+        at = next(n for n, s in enumerate(self.subjects) if (s.label, s.device) == (variant, device))
+        return self._order[clause], at, self.subjects[at].dtypes.index(dtype)
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {id_: n for n, id_ in enumerate(index())}
+
+    def weigh_again(self) -> None:
         """What is said of each failure must explain what failed after it, too."""
-        for n, (subject, explained, failure) in enumerate(self.explained):
-            if len(explained.met) > 1 and explained.diagnosis is not None and not self.explainer(subject).exhausted:
-                diagnosis = self.explainer(subject).diagnose(explained.problem, explained.exact, explained.finding, explained.met)
+        for n, (explainer, explained, failure) in enumerate(self.explained):
+            if len(explained.met) > 1 and explained.diagnosis is not None and not explainer.exhausted:
+                diagnosis = explainer.diagnose(explained.problem, explained.exact, explained.finding, explained.met)
                 explained = replace(explained, diagnosis=diagnosis)
                 failure.diagnosis, failure.names = names_of(explained)
-                self.explained[n] = (subject, replace(explained, met=explained.met[:1]), failure)
+                self.explained[n] = (explainer, replace(explained, met=explained.met[:1]), failure)
+
+    def settle(self) -> None:
+        """Say of each failure what it is and which fault it belongs to; put them in order, and note the broken SHOULDs.
+
+        Nothing of it depends on the order in which they were met, so several processes come to what one comes to.
+        """
+        self.weigh_again()
+        failures = self.record.failures
+        failures.sort(key=lambda failure: self.place((failure.clause, failure.dtype, failure.variant, failure.device)))
+        fold(failures)
+        seen: set[str] = set()
+        for failure in failures:
+            failure.brief = failure.key in seen and not failure.inherited
+            seen.add(failure.key)
+            if failure.remark and not failure.brief:
+                self.record.note(failure.remark)
 
     def note_at_the_end(self) -> None:
         """Say where compiled code became code that is not compiled, and how far outputs lie from the exact ones in long rows."""
+        self.note_fallbacks()
+        for subject in self.subjects:
+            for dtype in subject.dtypes:
+                if dtype in subject.long:
+                    self.record.note(f"{subject.label}, {dtype} on {subject.device}: {subject.long[dtype].words()}")
+
+    def note_fallbacks(self) -> None:
+        """Say where compiled code became code that is not compiled."""
         if self.fallbacks is not None and self.fallbacks.note:
             self.record.note(self.fallbacks.note)
-        for subject in self.subjects:
-            for dtype, seen in subject.long.items():
-                self.record.note(f"{subject.label}, {dtype} on {subject.device}: {seen.words()}")
 
     def close(self, exit_status: int) -> None:
-        """Say of each failure what it is and which fault it belongs to, and end the verdict file."""
+        """Say of each failure what it is, and end the verdict file."""
         self.settle()
-        fold(self.record.failures)
         self.record.close(
             exit_status,
             answers=sum(s.judged for s in self.subjects),
@@ -228,11 +268,11 @@ class Run:
 
     def take(self) -> dict[str, Any]:
         """What this process saw since the last call, as plain data that another can absorb."""
-        self.settle()
         taken = {
             "record": self.record.take(),
             "known": self.known.take(),
             "draft": self.draft.take(),
+            "weighed": [[list(failure.identity), failure.diagnosis, failure.names] for *_, failure in self.explained],
             "subjects": [
                 [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared], dict(s.long)]
                 for s in self.subjects
@@ -248,6 +288,9 @@ class Run:
         self.record.absorb(taken["record"])
         self.known.absorb(taken["known"])
         self.draft.absorb(taken["draft"])
+        weighed = {tuple(identity): said for identity, *said in taken["weighed"]}
+        for failure in self.record.failures:
+            failure.diagnosis, failure.names = weighed.get(failure.identity, (failure.diagnosis, failure.names))
         for subject, (held, exempt, elements, judged, compared, long) in zip(self.subjects, taken["subjects"], strict=True):
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)

@@ -69,7 +69,8 @@ class Subject:
     calls: int = 0  # of the implementation
     backend: Trace | None = None  # what a plain call ran
     called: bool = False
-    disturbed: dict[str, tuple[str, Problem]] = field(default_factory=dict)  # global state → which call changed it how, and where
+    # dtype ("": while it was made) and global state → which call changed it how, and where
+    disturbed: dict[tuple[str, str], tuple[str, Problem]] = field(default_factory=dict)
     asking: str = ""  # clause and case that the suite is at, for who reads the traceback of a crash
     compared: set[Case] = field(default_factory=set)  # cases that tests had compared with the reference
     measured: dict[str, Share] = field(default_factory=dict)  # the worst right answers since the asking test began
@@ -133,7 +134,12 @@ class Subject:
         with watched(apart_from=RANDOM if problem.dropout else ()) as changes:
             yield changes
         for name, how in changes.items():
-            self.disturbed.setdefault(name, (f"{which} changed {how}", problem))
+            self.disturbed.setdefault((str(problem.dtype)[6:], name), (f"{which} changed {how}", problem))
+
+    def disturbed_in(self, dtype: str) -> dict[str, tuple[str, Problem]]:
+        """What calls in a dtype changed; the first one speaks of what changed while the implementation was made, too."""
+        mine = (dtype, "") if dtype == self.dtypes[0] else (dtype,)
+        return {name: seen for (where, name), seen in self.disturbed.items() if where in mine}
 
     def disturbs(self, case: Case) -> dict[str, str]:
         """What a call changes of the global state."""

@@ -188,7 +188,7 @@ class Asking:
 
     def __init__(self, run: Run, subject: Subject, dtype: str, ids: tuple[str, ...], test: Callable) -> None:
         self.run, self.subject, self.dtype, self.test = run, subject, dtype, test
-        self.explainer = run.explainer(subject)
+        self.explainer = run.explainer(subject, dtype)
         why_not = {id_: subject.exempt_from(index()[id_]) for id_ in ids}
         for id_, reason in why_not.items():
             if reason:
@@ -474,8 +474,8 @@ class Asking:
 
     def _told(self) -> bool:
         """Whether this clause decides nothing and was already seen broken: most kernels break one, and to reduce it costs more."""
-        own = (self.main.id, self.subject.label, self.subject.device)
-        return not self.run.decides(self.main.id) and any((f.clause, f.variant, f.device) == own for f in self.run.record.failures)
+        own = ("told", self.main.id, self.subject.label, self.subject.device)
+        return not self.run.decides(self.main.id) and self.run.met(own, self.dtype)
 
     def _breaks(self, case: Case) -> Broken | None:
         try:
@@ -505,10 +505,11 @@ class Asking:
     def _tell_of_disturbances(self, case: Case | None) -> None:
         """PURITY-3 is broken by whichever call changes something around it; said once, of the simplest case that does."""
         subject, run = self.subject, self.run
-        new = [name for name in subject.disturbed if run.first_time(("disturbed", name, subject.label, subject.device), "")]
+        disturbed = subject.disturbed_in(self.dtype)
+        new = [name for name in disturbed if run.first_time(("disturbed", name, subject.label, subject.device), self.dtype)]
         if not new:
             return
-        what, problem = " and ".join(subject.disturbed[name][0] for name in new), subject.disturbed[new[0]][1]
+        what, problem = " and ".join(disturbed[name][0] for name in new), disturbed[new[0]][1]
         again = case is not None and bool(subject.disturbs(case))
         if case is not None and again:
             case = descend(case, subject.adapter, lambda trial: bool(subject.disturbs(trial)))
@@ -539,14 +540,13 @@ class Asking:
         if not self.run.first_time(*(fault if origin is None else (("inherited", str(origin)), ""))):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
-        brief = origin is None and not self.run.first_time((*explained.key, subject.adapter.name), "")
-        failure = report.failure(self.run, subject, explained, self.test.__name__, other, brief, origin)
+        self.run.first_time(("told", broken.id, subject.label, subject.device), self.dtype)
+        failure = report.failure(self.run, subject, explained, self.test.__name__, other, origin)
+        failure.brief = origin is None and not self.run.first_time((*explained.key, subject.adapter.name), "")
         self.run.record.fail(failure)
-        self.run.explained.append((subject, explained, failure))
+        self.run.explained.append((self.explainer, explained, failure))
         if self.run.decides(broken.id):
-            self.shown.append(failure.text)
-        elif not brief:
-            self.run.record.note(report.broken_should(failure, broken, explained))
+            self.shown.append(failure.shown)
 
     def _measure(self) -> None:
         """Keep the worst of the right answers, and the class that was held. A wrong answer counts where it is blamed."""

@@ -171,10 +171,17 @@ class Verdicts:
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines again, each cell once, in the order of the text."""
-        order = {clause: n for n, clause in enumerate(self.clauses)}
-        cells = sorted(self.cells.values(), key=lambda cell: order.get(cell["clause"], len(order)))
+        clauses = {clause: n for n, clause in enumerate(self.clauses)}
+        subjects = self.header["subjects"]
+        strands = {s: n for n, s in enumerate((d, x["variant"], x["device"]) for x in subjects for d in x["dtypes"])}
+
+        def place(line: dict[str, Any]) -> tuple[int, int]:
+            strand = strands.get((line["dtype"], line["variant"], line["device"]), len(strands))
+            return clauses.get(line.get("clause", ""), len(clauses)), strand
+
+        held, cells, failures = (sorted(x, key=place) for x in (self.strands.values(), self.cells.values(), self.failures))
         notes = [{"kind": "note", "text": text} for text in self.notes]
-        return [self.header, *self.strands.values(), *cells, *self.failures, *notes, *([self.footer] if self.footer else [])]
+        return [self.header, *held, *cells, *failures, *notes, *([self.footer] if self.footer else [])]
 
 
 def read(path: str | Path) -> Verdicts:
