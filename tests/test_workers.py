@@ -42,7 +42,8 @@ def ask(folder: Path, impl: str, *options: str) -> subprocess.CompletedProcess[s
     (folder / "kernels.py").write_text(KERNELS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", f"--impl={impl}", "--tier=smoke", "--verdicts=v.jsonl", "-p", "no:cacheprovider"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *options], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    words = [*command, *options]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
 def lines(folder: Path) -> list[str]:
