@@ -176,8 +176,8 @@ class Record:
             "failures": [dict(vars(failure)) for failure in self.failures],
             "notes": list(self.notes),
         }
-        kept = (self.counts, self.by, self.unclear, self.inherited, self.worst, self.failures, self.notes, self._changed, self._written)
-        for some in kept:
+        seen = (self.counts, self.by, self.unclear, self.inherited, self.worst, self.failures, self.notes)
+        for some in (*seen, self._changed, self._written):
             some.clear()
         return taken
 
