@@ -44,9 +44,11 @@ from attnspec.spec import Dialect, Problem
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from variants import HONEST, OPEN, TF32  # noqa: E402  tests/ is no package
+from chains import FILLED  # noqa: E402  tests/ is no package
+from variants import HONEST, OPEN, TF32  # noqa: E402
 
 TORCH = Dialect(causal_alignment="top_left")
+UNIFORM = replace(TORCH, empty_row="uniform")
 DTYPES = LEVELS["dtype"]
 HALF = ("float16", "bfloat16")
 # What is drawn, as shares of all problems.
@@ -79,6 +81,7 @@ class Implementation:
     dtypes: tuple[str, ...] = DTYPES
     draws: bool = True  # its dropout pattern is drawn as honest.prepare does
     added: bool = False  # named by --also: asked every time
+    dialect: Dialect = TORCH
 
     def class_for(self, dtype: str) -> str:
         return self.half if dtype in HALF else self.other
@@ -114,6 +117,7 @@ def implementations(also: Iterable[str] = (), with_open: bool = False) -> list[I
         return FunctionAdapter(kernel, name, ())
 
     found += [Implementation(name, adapt(kernel, name), half) for name, (kernel, half) in HONEST.items()]
+    found += [Implementation(name, adapt(kernel, name), half, dialect=UNIFORM) for name, (kernel, half) in FILLED.items()]
     found += [Implementation(name, adapt(kernel, name), class_, class_, ("float32",)) for name, (kernel, class_) in TF32.items()]
     if with_open:
         found += [Implementation(name, adapt(kernel, name), half) for name, (kernel, half, _) in OPEN.items()]
@@ -303,10 +307,9 @@ class Tally:
 
 
 def ask(question: Question, among: list[Implementation], tally: Tally) -> None:
-    """Put one problem to all, solved once, and enter what is found."""
+    """Put one problem to all, solved once for each dialect, and enter what is found."""
     problem, keep = question.problem()
     dtype = question.case.dtype
-    exact = solve(problem, TORCH, keep)
     without_bias = problem.replace(wrt=tuple(x for x in problem.wrt if x != "bias"))
     answers: list[tuple[Implementation, Answer]] = []
     # Others for each problem, so that all are asked on problems of every kind.
@@ -322,6 +325,13 @@ def ask(question: Question, among: list[Implementation], tally: Tally) -> None:
         asked = problem if "bias_grad" in implementation.adapter.offers else without_bias
         answers.append((implementation, implementation.adapter.run(asked)))
     tally.problems += 1
+    for dialect in (TORCH, UNIFORM):
+        enter(question, [(x, answer) for x, answer in answers if x.dialect == dialect], solve(problem, dialect, keep), tally)
+
+
+def enter(question: Question, answers: list[tuple[Implementation, Answer]], exact: Exact, tally: Tally) -> None:
+    """What is found in the answers of those who follow one dialect."""
+    dtype = question.case.dtype
     for class_ in sorted({x.class_for(dtype) for x, _ in answers}):
         exempt = [exact.tolerance(class_).exempt[output] for output in exact.values]
         tally.exempt[class_, dtype] += sum(int(x.sum()) for x in exempt)
@@ -438,7 +448,7 @@ def fingerprint() -> str:
     """Changes where the bounds, the problems or the kernels do."""
     files = [*ROOT.glob("reference/*.py"), *ROOT.glob("adapters/*.py"), Path(__file__)]
     files += [ROOT / "conformance" / f"{name}.py" for name in ("case", "tensors", "judge")]
-    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants")]
+    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 

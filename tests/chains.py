@@ -154,13 +154,13 @@ def softmax_of_primitives(query: Tensor, key: Tensor, value: Tensor, plan: Plan)
 
 
 def filled(in_wide: bool, query: Tensor, key: Tensor, value: Tensor, plan: Plan) -> Tensor:
-    """As half of the field does it, all wide (A) or each step in the input dtype (C). What a bias of −∞ hides keeps that."""
+    """As half of the field does it, all wide (A) or each step in the input dtype (C)."""
     dtype = query.dtype
     if in_wide:
         query, key, value = widen(query, key, value)
         plan = replace(plan, bias=plan.bias.to(query.dtype))
     scores = query @ for_each_query_head(key, query.shape[1]).mT * plan.scale + plan.bias.expand_as(plan.hidden)
-    scores = scores.masked_fill(plan.hidden & (plan.bias != -inf), torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(plan.hidden, torch.finfo(scores.dtype).min)
     p = plan.thin_out(torch.softmax(scores, -1)).to(value.dtype)
     return (p @ for_each_query_head(value, query.shape[1])).to(dtype)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from chains import torchs_math_in_half, with_sdpa_signature
+from chains import FILLED, torchs_math_in_half, with_sdpa_signature
 from honest import eager, tiled
 from numpy.random import Generator, default_rng
 from random_problems import draw
@@ -153,6 +154,26 @@ def test_honest_dropout_stays_inside(dtype: str) -> None:
             torch.manual_seed(n)
             judgement = judge(adapt(kernel).run(problem), exact, class_ if dtype in HALF else "A")
             assert not judgement.findings, f"{name}, {case.token()}: {judgement.findings}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_who_fills_with_the_lowest_number_stays_inside(dtype: str) -> None:
+    """Where a row without a key is the mean of all values; also beside biases of −∞ and of the lowest number."""
+    rng = default_rng([13, DTYPES.index(dtype)])
+    uniform, empty, low = Dialect(causal_alignment="top_left", empty_row="uniform"), 0, 0
+    for n in range(40):
+        case = random_case(rng, dtype, LEVELS["values"][n % 10])
+        if n % 2:  # all forms of a bias, and of what hides
+            case = fit(replace(case, mask="none", bias="bhij", biases=("lowest", "inf")[n // 2 % 2]), adapt(tiled))
+        problem = build(case)
+        exact = solve(problem, uniform)
+        empty += int(exact.empty.any())
+        low += int(exact.undefined["o"].any())
+        for name, (kernel, class_) in FILLED.items():
+            judgement = judge(adapt(kernel).run(problem), exact, class_ if dtype in HALF else "A")
+            assert not judgement.findings, f"{name}, {case.token()}: {judgement.findings}"
+    assert empty
+    assert low
 
 
 @pytest.mark.parametrize("dtype", HALF)

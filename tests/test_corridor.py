@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from chains import FILLED
 from variants import HONEST, TF32
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["sdpa", "sdpa-math", "sdpa-flash", *HONEST, *TF32]
+NAMES = ["sdpa", "sdpa-math", "sdpa-flash", *HONEST, *FILLED, *TF32]
 PLANTED = """
 from mutants.implementations import tail_of_16_keys_dropped as wrong
 """

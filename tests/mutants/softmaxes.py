@@ -369,3 +369,42 @@ def no_nan_comes_back(attend: Any) -> bool:
 def nan_becomes_zero(call: Call) -> Tensor:
     """NaN in an input is read as zero."""
     return call.but(**{name: getattr(call, name).nan_to_num(posinf=inf, neginf=-inf) for name in ("query", "key", "value")}).run()
+
+
+# THE LOWEST NUMBER
+
+
+def lowest_in(call: Call) -> Tensor:
+    """Where the bias of a visible key is its dtype's lowest number, or half of it. (b h i j) bool."""
+    bias = call.float_mask
+    if bias is None:
+        return torch.zeros(call.shape, dtype=torch.bool)
+    return ((bias <= torch.finfo(bias.dtype).min / 2) & (bias != -inf)).expand(call.shape)
+
+
+def saturated(call: Call) -> Tensor:
+    """Rows whose visible keys all have such a bias, and that have hidden ones. (b h i 1) bool."""
+    visible, low = call.visible, lowest_in(call)
+    return (low & visible).any(-1, keepdim=True) & (low | ~visible).all(-1, keepdim=True) & ~visible.all(-1, keepdim=True)
+
+
+@mutant("softmax", "SOFTMAX-7")
+def lowest_ties_with_hidden(call: Call) -> Tensor:
+    """Where a row has no better key than the lowest number, hidden keys weigh as much as that: the mean of all values."""
+    rows = saturated(call)
+    return call.run(dense, normalise=lambda s: torch.where(rows, 1.0 / max(s.shape[-1], 1), softmax(s)))
+
+
+@mutant("softmax", "SOFTMAX-7")
+def lowest_below_hidden(call: Call) -> Tensor:
+    """Where a row has no better key than the lowest number, hidden keys outrank it: the mean of what is hidden."""
+    rows, hidden = saturated(call), ~call.visible
+    share = hidden / hidden.sum(-1, keepdim=True).clamp(min=1)
+    return call.run(dense, normalise=lambda s: torch.where(rows, share.to(s.dtype), softmax(s)))
+
+
+@mutant("softmax", "SOFTMAX-7")
+def lowest_is_hidden(call: Call) -> Tensor:
+    """The lowest number hides as −∞ does, so a row that has nothing better is a row without a key."""
+    low = lowest_in(call)
+    return call.run(dense, score=lambda s, plan: s.masked_fill(low, -inf))
