@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from chains import FILLED
 from judging import judge
 from mutants.base import load
 from torch import Tensor
@@ -15,6 +16,7 @@ from attnspec.reference import solve
 from attnspec.spec import Dialect
 
 LOW = torch.finfo(torch.float32).min
+eager_filled, wide_filled = (kernel for kernel, _ in FILLED.values())
 TIES = ("lowest_ties_with_hidden", "lowest_below_hidden", "lowest_is_hidden")
 ties, below, hides = (load()[name].make() for name in TIES)
 
@@ -55,6 +57,17 @@ def test_filling_with_the_lowest_number_breaks_no_must(dtype: str) -> None:
     assert "empty_row = uniform" in outcome.screen
     assert "SOFTMAX-7 (SHOULD) does not hold" in outcome.screen
     assert "SOFTMAX-8 (SHOULD)" not in outcome.screen
+
+
+@pytest.mark.parametrize("impl", ["eager_filled", "wide_filled"])
+def test_honest_kernels_that_fill_are_green(impl: str) -> None:
+    """In every dtype, whatever form the mask has: the lowest number gives no MUST a red, and EMPTY is judged."""
+    outcome = judge(f"test_lowest.{impl}", "--clauses=SOFTMAX-2,EMPTY", "--impl-device=cpu", "--dialect=empty_row=uniform")
+    assert not outcome.broken(), outcome.screen
+    assert "empty_row = uniform" in outcome.screen
+    judged = {cell[:2] for cell, counts in outcome.record.counts.items() if counts["PASS"]}
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        assert {("SOFTMAX-2", dtype), ("EMPTY-1", dtype), ("EMPTY-2", dtype)} <= judged, judged
 
 
 @pytest.mark.parametrize("impl", ["ties", "below", "hides"])
