@@ -101,13 +101,8 @@ class Explainer:
 
         `own` says which problems belong to the clause that is asked. The problem is reduced among those first. Where a simpler
         one, which is none of them, fails as well, it may fail by another fault: both are failures, unless what explains the
-        simpler one accounts for the clause's own, too. What was explained before and does not account for the problem is left
-        out of the reduction: it is another fault that is to be seen.
+        simpler one accounts for the clause's own, too.
         """
-        told = self._told(case, finding)
-        if told is not None:
-            told.met.append(case)
-            return (By(told, True),)
         unclear, alike = None, list(self._alike(case, finding))
         for known in alike:
             accounts = self._accounts_for(known, case, finding)
@@ -186,21 +181,14 @@ class Explainer:
         finally:
             self.spent[what] += time.thread_time() - began - (sum(self.spent.values()) - inside)
 
-    def _told(self, case: Case, finding: Finding) -> Explained | None:
-        """The failure explained before whose mistake gives the numbers of this problem, whatever else the two have in common."""
-        if finding.of_numbers:
-            for known in self.explained:
-                named = known.finding.of_numbers and known.diagnosis is not None and known.diagnosis.best
-                if named and self._beside(known, case) and self._accounts_for(known, case, finding):
-                    return known
-        return None
+    def _told(self, case: Case, finding: Finding) -> bool:
+        """Whether a mistake that explained a failure before gives the numbers of this problem, whatever else the two share."""
+        named = (known for known in self.explained if known.finding.of_numbers and known.diagnosis and known.diagnosis.best)
+        return finding.of_numbers and any(self._beside(one, case) and self._accounts_for(one, case, finding) for one in named)
 
-    def _alike(self, case: Case, finding: Finding, made: Problem | None = None) -> Iterator[Explained]:
-        """Failures explained before that have nothing special that this case has not: it may be the same fault, met again.
-
-        Nor has what a test `made` of the case.
-        """
-        traits = case.traits() | (as_case(made).traits() if made is not None else frozenset())
+    def _alike(self, case: Case, finding: Finding) -> Iterator[Explained]:
+        """Failures explained before that have nothing special that this case has not: it may be the same fault, met again."""
+        traits = case.traits()
         for known in self.explained:
             same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
             needs = known.needs()
@@ -250,12 +238,14 @@ class Explainer:
     def relation(self, case: Case, finding: Finding, made: Problem | None) -> By | None:
         """The failure met before that accounts, or may account, for a relation that does not hold; None: another fault."""
         unclear = None
-        for known in self._alike(case, finding, made):
+        for known in self._alike(case, finding):
             accounts = self._accounts_for(known, case, finding, made)
             if accounts:
                 return By(known, True)
             unclear = unclear or (By(known, False) if accounts is None else None)
-        return unclear
+        beyond = () if made is None else self._alike(as_case(made), finding)  # what the test made may have more than the case has
+        found = next((known for known in beyond if self._accounts_for(known, case, finding, made)), None)
+        return unclear if found is None else By(found, True)
 
     def _beside(self, known: Explained, case: Case) -> bool:
         """Whether a failure may explain another by where it was met: the side of the regions of known issues."""
@@ -286,13 +276,13 @@ class Explainer:
         And for which no failure accounts that was explained before. The smallest cases that the clause has come first.
         """
 
-        enough = self.enough()
+        enough, another = self.enough(), not self._told(case, finding)
 
         def alike(trial: Case) -> bool:
             if enough() or not own(trial) or not self.subject.same_side(case, trial):
                 return False
             found = next((f for f in self.subject.judgement(trial).findings if f.likeness == finding.likeness), None)
-            return found is not None and self._told(trial, found) is None
+            return found is not None and not (another and self._told(trial, found))
 
         for small in small_cases(case, self.subject.adapter, own):
             if alike(small):
