@@ -243,7 +243,8 @@ class Explainer:
             if accounts:
                 return By(known, True)
             unclear = unclear or (By(known, False) if accounts is None else None)
-        beyond = () if made is None else self._alike(as_case(made), finding)  # what the test made may have more than the case has
+        # What the test made may have more than the case has; sizes that do not fit have no words of a case.
+        beyond = self._alike(as_case(made), finding) if made is not None and finding.of_numbers else ()
         found = next((known for known in beyond if self._accounts_for(known, case, finding, made)), None)
         return unclear if found is None else By(found, True)
 

@@ -139,7 +139,7 @@ class Subject:
     def disturbed_in(self, dtype: str) -> dict[str, tuple[str, Problem]]:
         """What calls in a dtype changed; the first one speaks of what changed while the implementation was made, too."""
         mine = (dtype, "") if dtype == self.dtypes[0] else (dtype,)
-        return {name: seen for (where, name), seen in self.disturbed.items() if where in mine}
+        return {name: seen for (where, name), seen in reversed(self.disturbed.items()) if where in mine}  # what came first stays
 
     def disturbs(self, case: Case) -> dict[str, str]:
         """What a call changes of the global state."""
