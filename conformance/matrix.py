@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,26 @@ class Column:
     device: str
     run: Verdicts
 
+    @cached_property
+    def cells(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Counts by clause and dtype."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for (clause, dtype, *where), cell in self.run.cells.items():
+            if where == [self.variant, self.device]:
+                found.setdefault(clause, {})[dtype] = counts_of(cell)
+        return found
+
     @property
     def headline(self) -> str:
         """What the run said of its MUST clauses, or that it did not end."""
-        mine = {key: counts_of(cell) for key, cell in self.run.cells.items() if key[2:] == (self.variant, self.device)}
+        where = (self.variant, self.device)
+        mine = {(clause, dtype, *where): counts for clause, cells in self.cells.items() for dtype, counts in cells.items()}
         counts = tally(mine, {clause: self.run.level(clause) for clause in self.run.clauses})
         return ("INCOMPLETE: " if self.run.incomplete else "") + counts.headline
 
     def view(self, clause: str) -> dict[str, Any]:
         """A cell: the state of the worst dtype, and each dtype in words."""
-        cells = {
-            d: counts_of(c)
-            for (id_, d, *where), c in self.run.cells.items()
-            if (id_, *where) == (clause, self.variant, self.device)
-        }
+        cells = self.cells.get(clause, {})
         states = {standing(counts) for counts in cells.values()}
         state = next((s for s in WORST_FIRST if s in states), "not run")
         return {

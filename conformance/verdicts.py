@@ -15,11 +15,14 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from attnspec.conformance.text import visible
 
 FORMAT = 1
 SCHEMA = Path(__file__).parent / "verdicts.schema.json"
@@ -221,9 +224,10 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
         elif verdicts.footer is not None or verdicts.interrupted:
             raise VerdictError(f"{source}, line {n}: a line after the end; two runs wrote to one file. Run again, each to its own")
         elif kind == "cell":
-            verdicts.cells[tuple(line[name] for name in KEY)] = line  # type: ignore[index]
+            where = f"{source}, line {n}"
+            verdicts.cells[_names(line, KEY, where)] = _counted(line, where)  # type: ignore[index]
         elif kind == "accuracy":
-            verdicts.strands[tuple(line[name] for name in KEY[1:])] = line  # type: ignore[index]
+            verdicts.strands[_names(line, KEY[1:], f"{source}, line {n}")] = line  # type: ignore[index]
         elif kind == "failure":
             verdicts.failures.append(line)
         elif kind == "note":
@@ -236,14 +240,61 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
             raise VerdictError(
                 f"{source}, line {n}: kind {kind!r}; there are header, cell, accuracy, failure, note, footer, interrupted"
             )
+    if verdicts is not None and verdicts.footer is not None:
+        _sums_agree(verdicts)
     if verdicts is None:
         raise VerdictError(f"{source} is empty: the run did not begin, or nothing of it was written. Run it again")
     return verdicts
 
 
+def _names(line: dict[str, Any], names: Iterable[str], where: str) -> tuple[str, ...]:
+    """What a line is about. Raises VerdictError where it does not say so."""
+    lacking = [name for name in names if not isinstance(line.get(name), str)]
+    if lacking:
+        raise VerdictError(
+            f"{where}: {', '.join(lacking)} of the {line['kind']} is no text; run again, or use the file as it was written"
+        )
+    return tuple(line[name] for name in names)
+
+
+def _counted(cell: dict[str, Any], where: str) -> dict[str, Any]:
+    """The cell. Raises VerdictError where it counts what is no verdict, or what is no number of problems."""
+    for about in ("problems", "fails_by"):
+        counts = cell.get(about, None if about == "problems" else {})
+        if not isinstance(counts, dict):
+            raise VerdictError(
+                f"{where}: {about} is {str(counts)[:40]!r}; expected counts by {'verdict' if about == 'problems' else 'clause'}"
+            )
+        for name, n in [*counts.items(), ("unclear", cell.get("unclear", 0)), ("inherited", cell.get("inherited", 0))]:
+            if type(n) is not int or n < 0:
+                raise VerdictError(f"{where}: {name} is {str(n)[:40]!r}; expected a number of problems, 0 or more")
+    strange = sorted(cell["problems"].keys() - VERDICTS)
+    if strange:
+        raise VerdictError(f"{where}: there is no verdict {visible(strange[0])!r}; there are {', '.join(sorted(VERDICTS))}")
+    return cell
+
+
+def _sums_agree(verdicts: Verdicts) -> None:
+    """Raise VerdictError where the footer says other totals than the lines before it."""
+    sums: Counter[str] = Counter()
+    for cell in verdicts.cells.values():
+        sums.update(cell["problems"])
+    assert verdicts.footer is not None
+    said = {**verdicts.footer.get("problems", {}), "failures": verdicts.footer.get("failures", 0)}
+    for name, n in {**dict.fromkeys(said, 0), **sums, "failures": len(verdicts.failures)}.items():
+        if said.get(name, 0) != n:
+            raise VerdictError(
+                f"{verdicts.source}: its footer counts {said.get(name, 0)} {visible(name)}, and its lines {n}; lines are "
+                "missing, or were changed. Run again, or use the file as it was written"
+            )
+
+
 # COUNTING
 
 SIGNS = {"holds": "✓", "broken": "✗", "explained": "e", "known issue": "k", "inherited": "i", "unsupported": "–", "not run": "·"}
+VERDICTS = frozenset(
+    {"PASS", "FAIL", "XPASS", "CRASH", "TIMEOUT", "KNOWN_ISSUE", "UNSUPPORTED", "NOT_RUN", "RESOURCE", "HARNESS_ERROR"}
+)
 BROKEN = ("FAIL", "XPASS", "CRASH", "TIMEOUT")
 JUDGED = ("PASS", "KNOWN_ISSUE", *BROKEN)  # an answer was looked at, or its lack was
 

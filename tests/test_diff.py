@@ -152,7 +152,7 @@ def test_an_incomplete_run_is_refused(broken, why):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, made in (("old", lines()), ("new", [*lines()[:-1], *BROKEN, lines()[-1]]), ("cut", lines()[:-1])):
+    for name, made in (("old", lines()), ("new", verdicts(*BROKEN).lines()), ("cut", lines()[:-1])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
     return tmp_path
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from judging import judge
-from verdict_lines import CLAUSES, cell, failure, header, verdicts
+from verdict_lines import CLAUSES, DTYPES, cell, failure, header, verdicts
 
 from attnspec.conformance import check, matrix, page
 from attnspec.conformance.cli import main
-from attnspec.conformance.verdicts import VerdictError, read
+from attnspec.conformance.verdicts import VerdictError, counts_of, read
 
 EVIL = (
     "</pre></dd><script>alert(1)</script><img src=x onerror=alert(2)> ```\n</details> @everyone **b** | "
@@ -317,3 +317,14 @@ def test_without_matplotlib_nothing_but_the_page_is_lost(tmp_path):
         "import attnspec.conformance.cli, attnspec.conformance.plugin"
     )
     assert subprocess.run([sys.executable, "-c", blocked], capture_output=True, cwd=tmp_path).returncode == 0
+
+
+def test_a_matrix_of_many_cells_looks_at_each_once(monkeypatch):
+    cells = [cell(f"MADE-{n}", dtype, {"PASS": 1}) for n in range(300) for dtype in DTYPES]
+    run = verdicts(*cells, clauses={f"MADE-{n}": {"title": "Made", "level": "MUST"} for n in range(300)})
+    seen = []
+    monkeypatch.setattr(matrix, "counts_of", lambda line: seen.append(line) or counts_of(line))
+    (column,) = matrix.columns([run])
+    assert "300 of 300 hold" in column.headline
+    assert all(column.view(clause)["state"] == "holds" for clause in run.clauses)
+    assert len(seen) == len(run.cells)

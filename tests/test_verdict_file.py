@@ -238,6 +238,14 @@ def test_any_prefix_can_be_read(tmp_path):
     assert not read(path).incomplete
 
 
+def changed(**changes: object) -> str:
+    """The file of a run, of which the first cell says something else."""
+    made = lines()
+    first = next(n for n, line in enumerate(made) if line["kind"] == "cell")
+    made[first] |= changes
+    return "".join(json.dumps(line) + "\n" for line in made)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -248,6 +256,14 @@ def test_any_prefix_can_be_read(tmp_path):
         ('{"kind": "header", "suite": "0.1"}\n', "is of format 0, and this attnspec reads format 1"),
         (json.dumps(lines()[0]) + '\n{"kind": "verdict"}\n', "line 2: kind 'verdict'; there are header, cell"),
         ("".join(json.dumps(line) + "\n" for line in [*lines(), *lines()]), "a line after the end"),
+        (changed(problems={"PASS": -1}), "line 4: PASS is '-1'; expected a number of problems, 0 or more"),
+        (changed(problems={"PASS": True}), "line 4: PASS is 'True'; expected a number of problems"),
+        (changed(problems={"PASSED": 20}), "line 4: there is no verdict 'PASSED'; there are CRASH, FAIL"),
+        (changed(problems=20), "line 4: problems is '20'; expected counts by verdict"),
+        (changed(fails_by=["MASK-2"]), "line 4: fails_by is \"['MASK-2']\"; expected counts by clause"),
+        (changed(unclear=0.5), "line 4: unclear is '0.5'; expected a number"),
+        (changed(dtype=None), "line 4: dtype of the cell is no text"),
+        (changed(problems={"PASS": 19}), "its footer counts 160 PASS, and its lines 159"),
     ],
 )
 def test_what_is_no_verdict_file_is_said(text, message, tmp_path, capsys):

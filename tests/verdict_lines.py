@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
-from attnspec.conformance.verdicts import FORMAT, Verdicts, collect
+from attnspec.conformance.verdicts import FORMAT, KEY, Verdicts, collect
 
 CLAUSES = {
     "SHAPE-1": {"title": "Rows", "level": "MUST"},
@@ -123,4 +124,9 @@ def verdicts(*changed: dict[str, Any], drop: tuple[str, ...] = (), **header_chan
     made = [line for line in lines() if line["kind"] not in drop and line.get("clause") not in drop]
     made[0] |= header_changes
     end = [made.pop()] if made[-1]["kind"] == "footer" else []
-    return collect([*made, *copy.deepcopy(list(changed)), *end], "made.jsonl")
+    made += [*copy.deepcopy(list(changed)), *end]
+    if made[-1]["kind"] == "footer":
+        cells = {tuple(line[name] for name in KEY): line["problems"] for line in made if line["kind"] == "cell"}
+        sums = sum(map(Counter, cells.values()), Counter())
+        made[-1] |= {"problems": dict(sums), "failures": sum(line["kind"] == "failure" for line in made)}
+    return collect(made, "made.jsonl")
