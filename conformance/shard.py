@@ -105,6 +105,9 @@ def together(runs: list[Verdicts]) -> Iterable[dict[str, Any]]:
         problems = sum((Counter(part["problems"]) for part in parts), Counter())
         totals.update(problems)
         cell = {**{name: value for part in parts for name, value in part.items()}, "problems": dict(problems)}
+        if "fails_by" in cell:
+            cell["fails_by"] = dict(sum((Counter(part.get("fails_by", {})) for part in parts), Counter()))
+        cell |= {name: sum(part.get(name, 0) for part in parts) for name in ("unclear", "inherited") if name in cell}
         worst = worst_of(parts)
         yield cell | (
             {"worst": {output: {"share": finite(x.of_bound), "class": x.class_} for output, x in worst.items()}} if worst else {}

@@ -8,9 +8,11 @@ import pytest
 import torch
 from judging import judge
 from test_known import write
+from verdict_lines import cell, verdicts
 
 from attnspec.conformance import check
-from attnspec.conformance.shard import MergeError, Shard, merge
+from attnspec.conformance.shard import MergeError, Shard, merge, together
+from attnspec.conformance.verdicts import collect
 from attnspec.spec import index
 
 HERE = Path(__file__).parent
@@ -157,3 +159,14 @@ def test_the_header_says_what_decides():
     assert "tier standard, search with seed 7, clauses CAUSAL-1" in judge(KERNEL, *options, tier="standard").screen
     outcome = judge(KERNEL, *options, "--no-search", tier="standard")
     assert "tier standard, no search, clauses CAUSAL-1" in outcome.screen
+
+
+def test_what_fails_by_another_clause_is_added_up() -> None:
+    one = cell("CAUSAL-1", "float32", {"PASS": 3, "NOT_RUN": 2}) | {"fails_by": {"MASK-5": 2}, "unclear": 1}
+    other = cell("CAUSAL-1", "float32", {"PASS": 4, "NOT_RUN": 3}) | {"fails_by": {"MASK-5": 1, "SHAPE-1": 2}, "unclear": 3}
+    for changes in ({}, {"inherited": 2}):
+        merged = collect(together([verdicts(one | changes), verdicts(other)]))
+        made = merged.cells["CAUSAL-1", "float32", "only", "cpu"]
+        assert made["problems"] == {"PASS": 7, "NOT_RUN": 5}
+        assert made["fails_by"] == {"MASK-5": 3, "SHAPE-1": 2}
+        assert (made["unclear"], made.get("inherited", 0)) == (4, changes.get("inherited", 0))
