@@ -276,13 +276,10 @@ class Explainer:
 
         And for which no failure accounts that was explained before. The smallest cases that the clause has come first.
         """
-
         enough, another = self.enough(), not self._told(case, finding)
 
         def alike(trial: Case) -> bool:
-            if enough() or not own(trial) or not self.subject.same_side(case, trial):
-                return False
-            found = next((f for f in self.subject.judgement(trial).findings if f.likeness == finding.likeness), None)
+            found = None if enough() else self._found_again(case, finding, own, trial)
             return found is not None and not (another and self._told(trial, found))
 
         for small in small_cases(case, self.subject.adapter, own):
@@ -294,12 +291,15 @@ class Explainer:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
 
         def apart(trial: Case) -> bool:
-            if not own(trial) or not self.subject.same_side(case, trial):
-                return False
-            alike = any(f.likeness == finding.likeness for f in self.subject.judgement(trial).findings)
-            return alike and self._right_without(known, trial)
+            return self._found_again(case, finding, own, trial) is not None and self._right_without(known, trial)
 
         return descend(case, self.subject.adapter, apart)
+
+    def _found_again(self, case: Case, finding: Finding, own: Callable[[Case], bool], trial: Case) -> Finding | None:
+        """What a case has found, in a trial that the clause may be asked, on the same side of what is known."""
+        if not own(trial) or not self.subject.same_side(case, trial):
+            return None
+        return next((f for f in self.subject.judgement(trial).findings if f.likeness == finding.likeness), None)
 
     def _right_without(self, known: Explained, case: Case) -> bool:
         """Whether a case that fails is right without the options that a known failure does not need; it fails by another then."""

@@ -419,11 +419,11 @@ class Asking:
             again = self._breaks_again(small)
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
         with self.explainer.timed("explaining"):
-            broken, left = (broken, None) if spent else self._made_smaller(broken)
+            alone = self._wrong_by_itself(broken)
+            broken, left = (broken, None) if spent else self._made_smaller(broken, alone)
         problem = broken.problem if broken.problem is not None else self.subject.problem(small)
         clause, finding, diagnosis = self.main.id, broken.finding, None
-        kept = self._wrong_by_itself(broken) is False
-        if broken.exact is not None and finding.kind != "relation" and self.main.binding and not kept:
+        if broken.exact is not None and finding.kind != "relation" and self.main.binding and alone is not False:
             within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
             like = [left] if left is not None else [] if self.plan.once else [case]
             clause, finding, diagnosis = self.explainer.attribute(clause, problem, finding, broken.exact, like, made, within, left)
@@ -449,16 +449,16 @@ class Asking:
             self._fails_by(case, (By(explained, True),))
         return False
 
-    def _made_smaller(self, broken: Broken) -> tuple[Broken, Case | None]:
+    def _made_smaller(self, broken: Broken, alone: bool | None) -> tuple[Broken, Case | None]:
         """A failing problem that the test made by itself, made smaller, and what is left of it; None where it stays as it is.
 
-        A problem that is wrong by itself owes nothing to the calls before it, in which a test of PURITY looked for the cause.
+        One that is wrong by itself (`alone`) owes nothing to the calls before it, in which a test of PURITY looked for the cause.
         """
         problem, finding, exact = broken.problem, broken.finding, broken.exact
         value = broken.margin is None and finding.kind != "relation" and self.main.binding
         if problem is None or exact is None or not value or not (broken.earlier or self.plan.once):
             return broken, None
-        if broken.earlier and not self._wrong_by_itself(broken):
+        if broken.earlier and not alone:
             return broken, None
         made = smallest(self.subject, problem, finding, broken.within)
         if made is None:

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from test_known import counted
 
 from attnspec.adapters.trace import wholly
 from attnspec.conformance import check, inherited, verdicts
@@ -32,14 +33,6 @@ def expands(q, k, v, is_causal=False, scale=None, enable_gqa=False):
     n = q.shape[1] // k.shape[1]
     k, v = (x[:, :, None].expand(-1, -1, n, -1, -1).reshape(x.shape[0], -1, *x.shape[2:]) for x in (k, v))
     return sdpa(q.contiguous(), k, v, is_causal=is_causal, scale=scale)
-
-
-def counted(result, verdict: Verdict) -> dict[str, int]:
-    seen: dict[str, int] = {}
-    for cell in result.verdicts:
-        if cell["counts"].get(verdict):
-            seen[cell["clause"]] = seen.get(cell["clause"], 0) + cell["counts"][verdict]
-    return seen
 
 
 # WHAT IS INHERITED

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import chains
 import torch
 from honest import check, tiled
 from torch import Tensor
@@ -106,22 +107,13 @@ class Call:
 def with_sdpa_signature(attend: Callable[[Call], Tensor], checked: bool = True) -> Callable[..., Tensor]:
     """A function of a call as a function with torch SDPA's parameters; `checked` refuses invalid arguments."""
 
-    def scaled_dot_product_attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    def run(*arguments: Any) -> Tensor:
+        call = Call(*arguments)
         if checked:
             call.run(check)
         return attend(call)
 
-    return scaled_dot_product_attention
+    return chains.with_sdpa_signature(run)
 
 
 def mutant(
