@@ -99,7 +99,9 @@ def test_a_script_that_can_not_be_written_costs_a_line(monkeypatch: pytest.Monke
     subject, case = Subject(FunctionAdapter(tiled, "tiled", ())), Case(i=2, wrt="none")
     record = Record()
     tier = SimpleNamespace(slow=False)
-    run = SimpleNamespace(repros=True, show=None, command="pytest", tier=tier, home=Path(), record=record)
+    run = SimpleNamespace(
+        repros=True, show=None, command="pytest", tier=tier, home=Path(), record=record, decides=lambda clause: True
+    )
     explained = Explained("SHAPE-2", case, Finding("raised", "call", f"raised {HOSTILE}"), subject.problem(case), None)
     failure = report.failure(run, subject, explained, "test")  # type: ignore[arg-type]
     assert "can't be written" in record.notes[0]
