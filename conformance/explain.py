@@ -113,7 +113,7 @@ class Explainer:
         if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
             return (By(unclear or alike[0], False),)
         if self.exhausted:
-            return (self._unexplained(case, finding),)
+            return (self.unexplained(case, finding),)
         with self.timed("explaining"):
             smallest = self.reduce(case, finding, own)
             simpler = smallest if own is anything else self.reduce(smallest, finding)
@@ -144,7 +144,7 @@ class Explainer:
         self.explained.append(explained)
         return By(explained, smallest == met or bool(self._accounts_for(explained, met, finding)))
 
-    def _unexplained(self, case: Case, finding: Finding) -> By:
+    def unexplained(self, case: Case, finding: Finding) -> By:
         """Where the time for explanations is used up: the failure that is most like it, or the case as it was met."""
         known = [known for known in self.explained if self._beside(known, case)]
         if known:
@@ -161,12 +161,7 @@ class Explainer:
     @property
     def exhausted(self) -> bool:
         """Whether the time for explanations is used up."""
-        return self.spent["explaining"] >= (1 - COMPARING - SIMPLER) * self.budget
-
-    def enough(self) -> Callable[[], bool]:
-        """Whether the reduction that begins now took its part: half of what is left, so that other faults get theirs."""
-        began, part = time.thread_time(), ((1 - COMPARING - SIMPLER) * self.budget - self.spent["explaining"]) / 2
-        return lambda: time.thread_time() - began > part
+        return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING) * self.budget
 
     def _doubt(self, known: Explained) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more."""
@@ -181,10 +176,18 @@ class Explainer:
         finally:
             self.spent[what] += time.thread_time() - began - (sum(self.spent.values()) - inside)
 
-    def _told(self, case: Case, finding: Finding) -> bool:
-        """Whether a mistake that explained a failure before gives the numbers of this problem, whatever else the two share."""
-        named = (known for known in self.explained if known.finding.of_numbers and known.diagnosis and known.diagnosis.best)
-        return finding.of_numbers and any(self._beside(one, case) and self._accounts_for(one, case, finding) for one in named)
+    def _told(self, case: Case, finding: Finding) -> bool | None:
+        """Whether a mistake that explained a failure before gives the numbers of this problem, whatever else the two share.
+
+        None where that is not known. Another choice is no mistake: who follows it may round otherwise, too.
+        """
+        accounts = [
+            self._accounts_for(known, case, finding)
+            for known in self.explained
+            if finding.of_numbers and known.finding.of_numbers and not known.finding.hint and self._beside(known, case)
+            if known.diagnosis is not None and known.diagnosis.best
+        ]
+        return True if any(accounts) else None if None in accounts else False
 
     def _alike(self, case: Case, finding: Finding) -> Iterator[Explained]:
         """Failures explained before that have nothing special that this case has not: it may be the same fault, met again."""
@@ -276,10 +279,10 @@ class Explainer:
 
         And for which no failure accounts that was explained before. The smallest cases that the clause has come first.
         """
-        enough, another = self.enough(), not self._told(case, finding)
+        another = self._told(case, finding) is False
 
         def alike(trial: Case) -> bool:
-            found = None if enough() else self._found_again(case, finding, own, trial)
+            found = self._found_again(case, finding, own, trial)
             return found is not None and not (another and self._told(trial, found))
 
         for small in small_cases(case, self.subject.adapter, own):

@@ -413,8 +413,7 @@ class Asking:
         small, made, spent = case, broken.problem, self.explainer.exhausted
         if not self.plan.once and not spent:
             with self.explainer.timed("explaining"):
-                enough, relation = self.explainer.enough(), broken
-                small = descend(case, self.subject.adapter, lambda trial: not enough() and self._still(case, trial, relation))
+                small = descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
         if small != case:
             again = self._breaks_again(small)
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
