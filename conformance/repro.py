@@ -226,6 +226,8 @@ def literal(x: Tensor) -> str:
 def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> list[str]:
     """The end of the script: exit 1 while the fault is there, 0 without it; nothing where no script can tell."""
     finding, output, exact = explained.finding, explained.finding.output, explained.exact
+    if finding.kind == "timeout":
+        return []  # it would not end
     if explained.clause == "PURITY-5" and finding.kind != "relation" and not explained.earlier:
         return []  # which calls it takes is not known
     if finding.of_numbers and exact is not None and output in exact.values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class Subject:
     # dtype ("": while it was made) and global state → which call changed it how, and where
     disturbed: dict[tuple[str, str], tuple[str, Problem]] = field(default_factory=dict)
     asking: str = ""  # clause and case that the suite is at, for who reads the traceback of a crash
+    under_way: tuple[float, Problem] | None = None  # since when, on the monotonic clock, a call is, and with which problem
     compared: set[Case] = field(default_factory=set)  # cases that tests had compared with the reference
     measured: dict[str, Share] = field(default_factory=dict)  # the worst right answers since the asking test began
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
@@ -115,9 +117,11 @@ class Subject:
 
     def run(self, problem: Problem) -> Answer:
         """The implementation's answer. What the call changes around it is remembered, and set back."""
-        self.calls += 1
+        self.calls, self.under_way = self.calls + 1, (time.monotonic(), problem)
         with self.watching(problem):
-            return self.named(problem, self.adapter.run)
+            answer = self.named(problem, self.adapter.run)
+        self.under_way = None  # it stays where something ended the call from outside
+        return answer
 
     def named(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
         """What `ask` returns of a problem. A crash or a hang in it shows what was asked.

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,9 +24,11 @@ import numpy as np
 import pytest
 
 from attnspec.adapters import Answer, same_bits
+from attnspec.adapters.reading import handlers, interrupted
 from attnspec.conformance import report
 from attnspec.conformance.case import Case, array, fit
 from attnspec.conformance.explain import By, Explained, anything, descend, without
+from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
 from attnspec.conformance.order import wrong_by_itself
@@ -208,6 +211,8 @@ class Asking:
         self.key = (test, id(subject), dtype)
         self._cases: deque[Case] | None = None  # those of the array that are still to be asked
         self._seen: set[Case] = set()  # all that were to be asked
+        self._case: Case | None = None  # that is being asked
+        self._began = time.monotonic()
         self._started = self._ended = False
         self._error: BaseException | None = None
 
@@ -225,6 +230,7 @@ class Asking:
         """Ask, count, and end as pytest wants it: fail, skip with a reason, or return."""
         if self._error is not None:
             raise self._error
+        self._began = time.monotonic()
         with self._counted():
             self._go()
             self._end()
@@ -238,9 +244,42 @@ class Asking:
             if not self.passed:
                 self._count(Verdict.NOT_RUN, 1, "the run was interrupted", Why.INTERRUPTION)
             raise
+        except BaseException as error:
+            if interrupted(error, handlers()):
+                self._cut_short(error)
+            raise
         finally:
+            self._case = None
             self._measure()
             self.run.record.flush()
+
+    def _cut_short(self, error: BaseException) -> None:
+        """A time limit of whoever runs the tests ended this one; raises what says so, where there is more to say.
+
+        TIMEOUT where one call took most of the time, which is to be blamed then; else there are problems that were not reached.
+        """
+        now = time.monotonic()
+        since, problem = self.subject.under_way or (now, None)
+        if problem is not None and now - since > (now - self._began) / 2:
+            message = f"the call did not return in {now - since:.2g} s, when a time limit ended the test"
+            finding, case = Finding("timeout", "call", message), self._case or Case(dtype=self.dtype)
+            self._tell(case, Explained(self.main.id, case, finding, problem, None, by_case=False), Verdict.TIMEOUT)
+        else:
+            reason = f"a time limit ended {self.test.__name__}[{self.dtype}] after {now - self._began:.2g} s"
+            self._count(Verdict.NOT_RUN, int(not self.passed), reason, Why.INTERRUPTION)
+            self.run.record.interrupt(f"{reason}, before all of its problems were asked")
+        if self.shown:
+            pytest.fail("\n\n".join([*self.shown, str(error)]), pytrace=False)
+
+    @contextlib.contextmanager
+    def _kept(self, case: Case, unreduced: Callable[[], Explained]) -> Iterator[None]:
+        """What was found is told, although something ends the test while the failure is explained."""
+        try:
+            yield
+        except BaseException as error:
+            if interrupted(error, handlers()):
+                self._report(case, unreduced(), ended=True)
+            raise
 
     def _go(self, first: bool = False) -> None:
         if self.excuse:
@@ -333,6 +372,7 @@ class Asking:
 
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""
+        self._case = case
         self.run.asking = self.subject.asking = f"{self.main.id} --case={case.token()}"
         self.run.known.ask(self.subject, case)
         try:
@@ -368,7 +408,8 @@ class Asking:
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
         finding = judgement.findings[0]
         _there_was_memory(finding)
-        by = self.explainer.explain(case, finding, self.plan.own(self.subject))
+        with self._kept(case, lambda: self.explainer.unexplained(case, finding).explained):
+            by = self.explainer.explain(case, finding, self.plan.own(self.subject))
         for one in by:
             self._report(case, one.explained)
         if self.plan.form and finding.of_numbers:
@@ -517,20 +558,29 @@ class Asking:
             case = Case(dtype=self.dtype)
         self._report(case, Explained("PURITY-3", case, Finding("relation", "call", what), problem, None, again))
 
-    def _report(self, met: Case, explained: Explained, other: Problem | None = None) -> None:
+    def _report(self, met: Case, explained: Explained, other: Problem | None = None, *, ended: bool = False) -> None:
+        """Count a failure where it belongs, and show it once. ended: the implementation is called no more."""
         if self.main.binding and not index()[explained.clause].binding:
             explained = replace(explained, clause=self.main.id)  # what a MUST asks for is wrong, whatever else could be said of it
         broken, subject = index()[explained.clause], self.subject
         cell = (broken.id, self.dtype, subject.label, subject.device)
         issue = self.run.known.excuse(subject, met, explained)
-        origin = self.run.inherited.origin(subject, met, explained, other) if issue is None else None
+        origin = None if ended or issue is not None else self.run.inherited.origin(subject, met, explained, other)
         if issue is not None or (origin is not None and self.run.inherited.accepted):
             self.run.record.excuse(cell, issue.reason if issue is not None else f"inherited from {origin}", inherited=issue is None)
             if issue is None and origin is not None:
                 self.run.record.note(f"inherited from {origin}, and accepted: {origin.issue.reason} {origin.issue.url}")
             self.excused[broken.id] = self.excused.get(broken.id, 0) + 1
             return
-        self.run.record.count(cell, Verdict.FAIL)
+        self._tell(met, explained, Verdict.FAIL, other, origin)
+
+    def _tell(
+        self, met: Case, explained: Explained, verdict: Verdict, other: Problem | None = None, origin: Origin | None = None
+    ) -> None:
+        """Count a failure, and show it where it is the first of its kind."""
+        broken, subject = index()[explained.clause], self.subject
+        cell = (broken.id, self.dtype, subject.label, subject.device)
+        self.run.record.count(cell, verdict)
         if explained.finding.total and explained.finding.kind != "relation":
             share = Share(explained.finding.ratio, subject.required_class(self.dtype))
             self.run.record.measure(cell, {explained.finding.output: share})

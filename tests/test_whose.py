@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.reading import Unreadable, handlers, interrupted, plain, words
 from attnspec.adapters.state import STATE, watched
 from attnspec.conformance.case import Case
+from attnspec.conformance.check import Result, check
 from attnspec.conformance.subject import Subject
 
 
@@ -107,6 +111,73 @@ def test_a_time_limit_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _limited(attend: Callable[..., Any], clause: str) -> Result:
+    """What the suite says of a kernel where a time limit, like that of pytest-timeout, may end each test."""
+    before = signal.signal(signal.SIGALRM, _limit)
+    try:
+        return check(attend, clauses=clause, dtypes="float32")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _hang(seconds: float) -> None:
+    """For ever, were it not for the time limit that is reached after some seconds."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    time.sleep(60)
+
+
+def test_a_call_that_a_time_limit_ended_did_not_return() -> None:
+    """It is the clause's TIMEOUT, with the problem that was asked: not a pass of what was asked before it."""
+
+    def hangs_at_17(q, k, v):
+        if q.shape[-2] == 17:
+            _hang(2.0)
+        return right(q, k, v)
+
+    result = _limited(hangs_at_17, "PURITY-1")
+    (failure,) = result.failures
+    assert (failure.clause, failure.data["what"], failure.data["repro"]) == ("PURITY-1", "timeout", None)
+    assert "the call did not return in 2 s" in failure.text
+    assert "q (1, 4, 17, 1)" in failure.text
+    assert sum(cell["counts"].get("TIMEOUT", 0) for cell in result.verdicts) == 1
+    assert result.exit == 1
+
+
+def test_a_time_limit_is_no_fault_of_a_kernel_that_returns() -> None:
+    """Many quick calls took the time: what was not asked is said, and nothing is called broken."""
+    calls = []
+
+    def quick(q, k, v):
+        calls.append(q.shape)
+        if len(calls) == 120:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        time.sleep(0.02)
+        return right(q, k, v)
+
+    result = _limited(quick, "SOFTMAX-1")
+    assert not result.failures
+    assert result.exit == 1
+    assert re.fullmatch(
+        r"a time limit ended test_\w+\[float32\] after [\d.]+ s, before all of its problems were asked", result.incomplete[0]
+    )
+
+
+def test_a_failure_is_told_although_its_reduction_is_ended() -> None:
+    """What was found stays found: unreduced, and it says so."""
+    wrong = []
+
+    def wrong_and_slow(q, k, v):
+        if q.shape[-2] == 17:
+            wrong.append(q.shape)
+        elif wrong and q.shape[-2] < 17:
+            _hang(0.1)
+        return right(q, k, v) * (1.5 if q.shape[-2] == 17 else 1.0)
+
+    result = _limited(wrong_and_slow, "SOFTMAX-1")
+    assert any(failure.data["what"] == "value" and "reduced   not" in failure.text for failure in result.failures)
 
 
 def test_what_a_kernel_raises_like_pytest_is_its_answer() -> None:
