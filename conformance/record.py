@@ -133,14 +133,19 @@ class Record:
             self.lines.add(self._accuracy(strand))
 
     def fail(self, failure: Failure) -> None:
-        """Keep a failure and write it at once; one that is inherited once, whatever process has met it again."""
-        if failure.inherited and any(failure.inherited == one.inherited for one in self.failures):
-            return
+        """Keep a failure and write it at once."""
         self.failures.append(failure)
         named = {name: getattr(failure, name) for name in ("clause", "dtype", "variant", "device", "case", "brief")}
         line = {"kind": "failure", **named, **failure.data, "text": failure.text}
         self._written.append((failure, line))
         self.lines.add(line)
+
+    def drop(self, failure: Failure) -> None:
+        """Take a failure back: another says the same."""
+        self.failures.remove(failure)
+        for written in [written for written in self._written if written[0] is failure]:
+            self._written.remove(written)
+            self.lines.drop(written[1])
 
     def note(self, text: str) -> None:
         """Something worth saying that is no failure; each text once."""
@@ -210,7 +215,8 @@ class Record:
         totals: Counter[str] = Counter()
         for counts in self.counts.values():
             totals.update({str(verdict): n for verdict, n in counts.items()})
-        self.lines.add({"kind": "footer", "exit": exit_status, "problems": dict(totals), "failures": len(self.failures), **answers})
+        failures = sum(line["kind"] == "failure" for line in self.lines.kept)
+        self.lines.add({"kind": "footer", "exit": exit_status, "problems": dict(totals), "failures": failures, **answers})
         self.lines.put_in_order()
 
     def _cell(self, cell: Cell) -> dict[str, Any]:

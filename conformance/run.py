@@ -233,6 +233,10 @@ class Run:
         self.weigh_again()
         failures = self.record.failures
         failures.sort(key=lambda failure: self.place((failure.clause, failure.dtype, failure.variant, failure.device)))
+        first: dict[str, Failure] = {}
+        for failure in list(failures):  # what is inherited is shown once
+            if failure.inherited and first.setdefault(failure.inherited, failure) is not failure:
+                self.record.drop(failure)
         fold(failures)
         seen: set[str] = set()
         for failure in failures:

@@ -585,16 +585,19 @@ class Asking:
             share = Share(explained.finding.ratio, subject.required_class(self.dtype))
             self.run.record.measure(cell, {explained.finding.output: share})
         self.run.draft.failed(self.test.__name__, subject, met, explained)
-        fault = (*explained.key, subject.label, subject.device), self.dtype
-        if not self.run.first_time(*(fault if origin is None else (("inherited", str(origin)), ""))):
+        what = explained.key if origin is None else ("inherited", str(origin))
+        if not self.run.first_time((*what, subject.label, subject.device), self.dtype):
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
         self.run.first_time(("told", broken.id, subject.label, subject.device), self.dtype)
         failure = report.failure(self.run, subject, explained, self.test.__name__, other, origin)
-        failure.brief = origin is None and not self.run.first_time((*explained.key, subject.adapter.name), "")
+        above = not self.run.first_time((*what, subject.adapter.name), "")
+        failure.brief = above and origin is None
         self.run.record.fail(failure)
         self.run.explained.append((self.explainer, explained, failure))
-        if self.run.decides(broken.id):
+        if above and origin is not None:  # what is inherited is shown once; which of them that is, the end of the run says
+            self.again[broken.id] = self.again.get(broken.id, 0) + 1
+        elif self.run.decides(broken.id):
             self.shown.append(failure.shown)
 
     def _measure(self) -> None:

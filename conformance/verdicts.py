@@ -97,9 +97,19 @@ class Lines:
             except OSError as error:
                 self.trouble = f"the verdicts can't be written to {self.path}: {error.strerror or error}; the file is incomplete"
 
+    @property
+    def final(self) -> bool:
+        """Whether what was written can't be written once more: a pipe stays as it is."""
+        return self.path is not None and not self.path.is_file()
+
+    def drop(self, line: dict[str, Any]) -> None:
+        """Take a line back, unless what was written is final."""
+        if not self.final:
+            self.kept.remove(line)
+
     def put_in_order(self) -> None:
         """Write the file once more, each cell once, in the order of the text; at no moment is there half a file."""
-        if self.path is None or not self.path.is_file():  # a pipe stays as it was written
+        if self.path is None or self.final:
             return
         beside = self.path.with_name(self.path.name + ".new")
         try:

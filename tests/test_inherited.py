@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from test_known import counted
 
+from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.trace import wholly
 from attnspec.conformance import check, inherited, verdicts
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.record import Failure, Record
+from attnspec.conformance.run import Run
+from attnspec.conformance.subject import Subject
 
 QUICK = {"clauses": "SCALE-3,ERROR-5", "dtypes": "float32", "device": "cpu"}
 SCALE = {**QUICK, "clauses": "SCALE-3"}
@@ -171,13 +174,21 @@ def test_what_goes_wholly_to_a_kernel():
 
 def test_what_workers_have_seen_is_put_together():
     cell, record, other = ("SCALE-3", "float32", "only", "cpu"), Record(), Record()
-    failure = Failure("SCALE-3", "float32", "only", "cpu", "", "", {"inherited": ORIGINS[0]})
     for one in (record, other):
         one.excuse(cell, "inherited", inherited=True)
-        one.fail(failure)
     record.absorb(json.loads(json.dumps(other.take())))
     assert record.weighed()[cell] == {"KNOWN_ISSUE": 2, "INHERITED": 2}
-    assert len(record.failures) == 1
+
+
+def test_the_first_in_order_is_the_one_that_is_shown():
+    """Not the first that was met: workers meet them in any order. The footer counts the lines that are left."""
+    record = Record()
+    run = Run(command="", subjects=[Subject(FunctionAdapter(attend, "attend", ()))], record=record)
+    for dtype in ("bfloat16", "float32"):
+        record.fail(Failure("SCALE-3", dtype, "only", "cpu", "", "", {"inherited": ORIGINS[0]}, names={"SCALE-3": 0.0}))
+    run.close(1)
+    assert [failure.dtype for failure in record.failures] == ["float32"]
+    assert [line.get("dtype", line.get("failures")) for line in record.lines.kept] == ["float32", 1]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ def one(q, k, v, *, attn_mask=None, is_causal=False, scale=None):
 def two(q, k, v, *, attn_mask=None, is_causal=False, scale=None):
     return attend(q, k, v, attn_mask, is_causal, scale, diagonal=1, factor=1.5)
 
+def flash(q, k, v, *, is_causal=False, scale=None):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=scale)
+
 def dies(q, k, v, *, attn_mask=None, is_causal=False, scale=None):
     import os
     if q.dtype == torch.float64 and is_causal and q.shape[-2] > 3:
@@ -63,6 +66,7 @@ def lines(folder: Path) -> list[str]:
         ("sdpa-math", 0, "MASK-5,PURITY-2,SCALE-3"),
         ("kernels.py:one", 1, "CAUSAL-5,MASK-5"),
         ("kernels.py:two", 1, "CAUSAL-5,SCALE-2"),
+        ("kernels.py:flash", 1, "SCALE-3,ERROR-5"),  # both are inherited, and shown once
     ],
 )
 def test_two_workers_write_the_file_of_one_process(impl: str, code: int, clauses: str, tmp_path: Path) -> None:
