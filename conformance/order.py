@@ -70,11 +70,16 @@ def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs:
         return one, other
 
     one, other = in_new_shapes(0)
-    if not wrong(one):
-        after, before = in_new_shapes(2)
-        wrong(before)
-        return False if wrong(after) else None
-    return True if not problem.causal and [wrong(x) for x in (other, one, other)] == [False, True, False] else None
+    if wrong(one):
+        return True if not problem.causal and [wrong(x) for x in (other, one, other)] == [False, True, False] else None
+    # Which of five more come first: an order that the lengths, where a kernel is wrong at some of them, hardly explain.
+    for more, after in enumerate((True, True, False, True, False), 1):
+        one, other = in_new_shapes(more)
+        if after:
+            wrong(other)
+        if wrong(one) is not after:
+            return None
+    return False
 
 
 def _alike(problem: Problem, other: Problem) -> bool:
