@@ -36,6 +36,11 @@ BESIDE = frozenset({"causal_ignored_with_mask", "mask_ignored_with_causal"})  # 
 NUMBER = re.compile(r"[\d.]+")
 
 
+def factor(trait: str) -> str:
+    """The factor of a case that a trait speaks of: "bias" of "bias=hj"; a trait without a value is its own."""
+    return trait.partition("=")[0]
+
+
 def anything(case: Case) -> bool:
     """The clause is asked on every case."""
     return True
@@ -53,6 +58,7 @@ class Explained:
     by_case: bool = True  # False where the test made the problem itself
     margin: np.ndarray | None = None  # where two calls are compared: by how much they may differ, inf where they may at all
     met: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
+    spared: set[str] = field(default_factory=set)  # traits of the case, and factors, that cases had not which were reduced to it
     diagnosis: Diagnosis | None = None
     earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
     within: Within = PLAINLY  # what surrounds the call, and must not matter
@@ -67,9 +73,20 @@ class Explained:
         return self.clause, *self.finding.likeness
 
     def needs(self) -> frozenset[str]:
-        """What another case must have to show the same fault. Lengths that differ matter where a choice explains it."""
+        """What another case must have to show the same fault, a bias of whatever form being "bias".
+
+        Lengths that differ matter where a choice explains it.
+        """
         traits = self.case.traits()
-        return traits if self.finding.hint else traits - LENGTHS
+        needs = traits - self.spared | {factor(trait) for trait in traits & self.spared} - self.spared
+        return needs if self.finding.hint else needs - LENGTHS
+
+    def spare(self, met: Case) -> None:
+        """Learn from a case that was reduced to this one what the fault does not need, where no name says what it is."""
+        if self.diagnosis is None or not self.diagnosis.best:
+            has = met.traits()
+            missing = self.case.traits() - has
+            self.spared.update(missing, {factor(trait) for trait in missing} - {factor(trait) for trait in has})
 
 
 @dataclass(frozen=True)
@@ -130,16 +147,17 @@ class Explainer:
     def _new(self, smallest: Case, finding: Finding, met: Case) -> By:
         """A failure that was reduced to a case: explained, or one that was explained before, if it is that."""
         for known in self.explained:
-            if known.case == smallest and known.finding.likeness == finding.likeness:
-                self._doubt(known)
+            if replace(known.case, numbers=smallest.numbers) == smallest and known.finding.likeness == finding.likeness:
+                known.met.append(met)  # what was said of it may not explain this: it is weighed again at the end
+                self._doubt(known, met)
                 return By(known, bool(self._accounts_for(known, met, finding)))
         explained = replace(self._explain(smallest, finding, met), met=[met])
         with self.timed("simplifying"):
             explained = self.simplify(explained)
         for known in self.explained:
             if known.key == explained.key and self._beside(known, smallest) and known.needs() == explained.needs():
-                known.met.append(met)  # what was said of it does not explain this: it is weighed again at the end
-                self._doubt(known)
+                known.met.append(met)  # and so here
+                self._doubt(known, met)
                 return By(known, False)
         self.explained.append(explained)
         return By(explained, smallest == met or bool(self._accounts_for(explained, met, finding)))
@@ -163,9 +181,14 @@ class Explainer:
         """Whether the time for explanations is used up."""
         return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING) * self.budget
 
-    def _doubt(self, known: Explained) -> None:
-        """A failure that was found again in place of another: what explains it is not all of it, and is asked no more."""
+    def _doubt(self, known: Explained, met: Case) -> None:
+        """A failure that was found again in place of another: what explains it is not all of it, and is asked no more.
+
+        Where nothing explains it, it may be met in more ways than its case shows, and is not reduced again and again.
+        """
         self._doubtful[id(known)] += 1
+        if self._doubtful[id(known)] >= DOUBTS:
+            known.spare(met)
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -192,6 +215,7 @@ class Explainer:
     def _alike(self, case: Case, finding: Finding) -> Iterator[Explained]:
         """Failures explained before that have nothing special that this case has not: it may be the same fault, met again."""
         traits = case.traits()
+        traits |= {factor(trait) for trait in traits}
         for known in self.explained:
             same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
             needs = known.needs()

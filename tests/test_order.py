@@ -70,7 +70,10 @@ def test_nor_is_a_gradient_that_is_wrong_by_itself() -> None:
 
 def test_nor_is_what_is_wrong_at_some_lengths() -> None:
     """With five times the keys its last ones are hidden, and with seven times they are not: that is no memory of a call."""
-    subject, token = subject_of("scale_applied_to_tail_twice"), "heads=6/2,b=2,i=5,j=13,d=128,mask=j,holes=prefix,bias=bh,biases=inf"
+    subject, token = (
+        subject_of("scale_applied_to_tail_twice"),
+        "heads=6/2,b=2,i=5,j=13,d=128,mask=j,holes=prefix,bias=bh,biases=inf",
+    )
     case = Case.parse(f"{token},values=negative,wrt=none,seed=125")
     first = subject.problem(case)
     other = subject.problem(replace(case, seed=case.seed + 1)).replace(scale=0.7)
