@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 from honest import tiled
 from judging import Outcome, judge
 from mutants.base import load
 from mutants.pairs import PAIRS
 
-from attnspec.adapters import Adapter
-from attnspec.conformance.case import Case
-from attnspec.conformance.explain import without
+from attnspec.adapters import Adapter, resolve
+from attnspec.conformance.case import Case, array
+from attnspec.conformance.explain import Explainer, without
+from attnspec.conformance.meeting import meet
 from attnspec.conformance.verdicts import mark, standing, tally, weighed
 from attnspec.spec import index
 
@@ -83,6 +86,21 @@ def test_what_time_leaves_unexplained_is_said_to_be() -> None:
     outcome = judge("mutants.implementations.mask_of_first_query", *options)
     assert outcome.exit == 1
     assert "the time for explanations was used up; --explain-budget=120 gives more" in outcome.screen
+
+
+def test_what_has_no_name_is_not_reduced_again_and_again() -> None:
+    """A bias over heads and keys was reduced to the same bias (b h i j) for each problem, until no time was left for others."""
+    subject = meet(resolve(load()["bias_over_hj_misread"].make())[0], "cpu", {}, None, None)
+    explainer, calls = Explainer(subject), []
+    rows = (row for row in array("triples", subject.adapter, ("float32",)) if row.bias in ("hj", "hij", "rank3"))
+    for case in islice((row for row in rows if row.keys < 300 and subject.judgement(row).of(("o",))), 6):
+        before = subject.calls
+        (by,) = explainer.explain(case, subject.judgement(case).findings[0])
+        calls.append(subject.calls - before)
+    assert len(explainer.explained) == 1
+    assert by.explained is explainer.explained[0]
+    assert not by.certain
+    assert calls[-1] < 10 < min(calls[:3])
 
 
 @pytest.mark.parametrize(
