@@ -139,6 +139,7 @@ def test_a_call_that_a_time_limit_ended_did_not_return() -> None:
 
     result = _limited(hangs_at_17, "PURITY-1")
     (failure,) = result.failures
+    assert failure.names == {"no return": 0.0}, "and not that of the clause, inputs that were changed"
     assert (failure.clause, failure.data["what"], failure.data["repro"]) == ("PURITY-1", "timeout", None)
     assert "the call did not return in 2 s" in failure.text
     assert "q (1, 4, 17, 1)" in failure.text
