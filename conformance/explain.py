@@ -18,7 +18,7 @@ from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.case import Case, fit, simpler
 from attnspec.conformance.clock import EXPLAIN_BUDGET
-from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, look, other_choice, placed, screen
+from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, look, other_choice, placed, screen, shows
 from attnspec.conformance.judge import Finding, judge, with_class
 from attnspec.conformance.order import earlier
 from attnspec.conformance.shrink import as_case
@@ -127,6 +127,13 @@ class Explainer:
                 known.met.append(case)
                 return (By(known, True),)
             unclear = unclear or (known if accounts is None else None)
+        for known in self._alike(case, finding, in_any_form=True) if unclear is None else ():
+            accounts = self._accounts_for(known, case, finding)
+            if accounts:
+                known.met.append(case)
+                return (By(known, True),)
+            if accounts is None and self.compared:
+                unclear = unclear or known
         if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
             return (By(unclear or alike[0], False),)
         if self.exhausted:
@@ -181,6 +188,11 @@ class Explainer:
         """Whether the time for explanations is used up."""
         return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING) * self.budget
 
+    @property
+    def compared(self) -> bool:
+        """Whether the time for comparing what fails with what was explained is used up."""
+        return self.spent["comparing"] >= COMPARING * self.budget
+
     def _doubt(self, known: Explained, met: Case) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more.
 
@@ -212,16 +224,21 @@ class Explainer:
         ]
         return True if any(accounts) else None if None in accounts else False
 
-    def _alike(self, case: Case, finding: Finding) -> Iterator[Explained]:
-        """Failures explained before that have nothing special that this case has not: it may be the same fault, met again."""
+    def _alike(self, case: Case, finding: Finding, *, in_any_form: bool = False) -> Iterator[Explained]:
+        """Failures explained before that have nothing special that this case has not: it may be the same fault, met again.
+
+        in_any_form: those that have a name, by which they can be told again; a mask or a bias may be of another form then.
+        """
         traits = case.traits()
-        traits |= {factor(trait) for trait in traits}
+        factors = {factor(trait) for trait in traits}
         for known in self.explained:
             same = known.finding.likeness[1:] == finding.likeness[1:] or not known.finding.of_gradient
             needs = known.needs()
             if known.finding.hint and traits & LENGTHS:  # another choice shows with fewer keys as it does with more
                 needs -= LENGTHS
-            if same and self._beside(known, case) and needs <= traits:
+            named = known.diagnosis is not None and bool(known.diagnosis.best)
+            has = named and {factor(need) for need in needs} <= factors if in_any_form else needs <= traits | factors
+            if same and has and self._beside(known, case):
                 yield known
 
     def _accounts_for(self, known: Explained, case: Case, finding: Finding, made: Problem | None = None) -> bool | None:
@@ -237,7 +254,7 @@ class Explainer:
         if not compared[0]:
             return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
         key = (id(known), case, id(made))
-        if known.clause.startswith("PURITY") or (key not in self._accounted and self.spent["comparing"] >= COMPARING * self.budget):
+        if known.clause.startswith("PURITY") or (key not in self._accounted and self.compared):
             return None
         if key not in self._accounted:
             self._accounted[key] = None
@@ -306,13 +323,20 @@ class Explainer:
         another = self._told(case, finding) is False
 
         def alike(trial: Case) -> bool:
-            found = self._found_again(case, finding, own, trial)
-            return found is not None and not (another and self._told(trial, found))
+            return self._found_again(case, finding, own, trial) is not None
 
+        def apart(trial: Case) -> bool:
+            found = self._found_again(case, finding, own, trial)
+            return found is not None and not self._told(trial, found)
+
+        smallest = self._descend(case, own, alike)
+        return self._descend(case, own, apart) if another and not apart(smallest) else smallest
+
+    def _descend(self, case: Case, own: Callable[[Case], bool], fails: Callable[[Case], bool]) -> Case:
         for small in small_cases(case, self.subject.adapter, own):
-            if alike(small):
-                return descend(small, self.subject.adapter, alike)
-        return descend(case, self.subject.adapter, alike)
+            if fails(small):
+                return descend(small, self.subject.adapter, fails)
+        return descend(case, self.subject.adapter, fails)
 
     def reduce_apart(self, case: Case, finding: Finding, own: Callable[[Case], bool], known: Explained) -> Case:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
@@ -336,7 +360,12 @@ class Explainer:
         more = [name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name)]
         changes: dict[str, Any] = {name: getattr(Case(), name) for name in more if name not in needs}
         bare = fit(replace(case, **changes), self.subject.adapter)
-        return bool(changes) and bare != case and not self.subject.judgement(bare).findings
+        if not changes or bare == case or self.subject.judgement(bare).findings:
+            return False
+        if known.diagnosis is None or not known.diagnosis.best:
+            return True
+        seen = look(self.subject, self.subject.problem(bare))  # what would not show there may be made there all the same
+        return seen is None or any(shows(name, seen) for name in known.diagnosis.best)
 
     def _explain(self, case: Case, finding: Finding, seen: Case) -> Explained:
         problem = self.subject.problem(case)

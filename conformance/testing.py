@@ -33,6 +33,7 @@ from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, tog
 from attnspec.conformance.made import smallest
 from attnspec.conformance.order import wrong_by_itself
 from attnspec.conformance.run import Run
+from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts import Share, Why
 from attnspec.reference import OUTPUTS, Exact, to_float64
@@ -460,7 +461,7 @@ class Asking:
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
         with self.explainer.timed("explaining"):
             alone = self._wrong_by_itself(broken)
-            broken, left = (broken, None) if spent else self._made_smaller(broken, alone)
+            broken, left = self._made_smaller(broken, alone)
         problem = broken.problem if broken.problem is not None else self.subject.problem(small)
         clause, finding, diagnosis = self.main.id, broken.finding, None
         if broken.exact is not None and finding.kind != "relation" and self.main.binding and alone is not False:
@@ -493,16 +494,19 @@ class Asking:
         """A failing problem that the test made by itself, made smaller, and what is left of it; None where it stays as it is.
 
         One that is wrong by itself (`alone`) owes nothing to the calls before it, in which a test of PURITY looked for the cause.
+        Where nobody can tell and no time is left to explain it, the problem as it is says the clause, unless it is right when it is
+        asked once more.
         """
         problem, finding, exact = broken.problem, broken.finding, broken.exact
         value = broken.margin is None and finding.kind != "relation" and self.main.binding
         if problem is None or exact is None or not value or not (broken.earlier or self.plan.once):
             return broken, None
         if broken.earlier and not alone:
-            return broken, None
-        made = smallest(self.subject, problem, finding, broken.within)
+            untold = alone is None and self.explainer.exhausted and not self.plan.once
+            return broken, as_case(problem) if untold else None
+        made = None if self.explainer.exhausted else smallest(self.subject, problem, finding, broken.within)
         if made is None:
-            return broken, None
+            return broken, as_case(problem) if broken.earlier else None
         return Broken(made.finding, made.problem, made.exact, within=broken.within), made.left
 
     def _wrong_by_itself(self, broken: Broken) -> bool | None:

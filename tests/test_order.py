@@ -81,6 +81,16 @@ def test_nor_is_what_is_wrong_at_some_lengths() -> None:
     assert wrong_by_itself(subject, other, first) is not False
 
 
+def test_nor_is_what_no_time_is_left_to_explain(tmp_path, monkeypatch) -> None:
+    """Where nobody can tell whether a call before it matters, what is left of the problem says the clause."""
+    monkeypatch.chdir(tmp_path)
+    outcome = judge(
+        "mutants.implementations.scale_applied_to_tail_twice", "--explain-budget=0", "--clauses=PURITY-5", "--impl-dtypes=float32"
+    )
+    assert "SCALE-2" in outcome.broken()
+    assert "PURITY-5" not in outcome.broken()
+
+
 # WORDS
 
 
