@@ -30,6 +30,7 @@ SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
+OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
 BESIDE = frozenset({"causal_ignored_with_mask", "mask_ignored_with_causal"})  # mistakes of a mask and causal together
@@ -102,8 +103,9 @@ class Explainer:
     """Explains the failures of one subject in one dtype, each fault once.
 
     What it says of a dtype depends on no other one, so that it does not matter whether one process asks both. Only the time is
-    shared. budget: seconds of this thread that may be spent, COMPARING of them on comparing what fails with what was explained,
-    SIMPLER of them on simpler numbers to show. spent: what was spent so far. explained: the failures so far, the first first.
+    shared. budget: seconds of this thread that may be spent, COMPARING and OTHERS of them on comparing what fails with what was
+    explained, SIMPLER of them on simpler numbers to show. spent: what was spent so far. explained: the failures so far, the
+    first first.
     """
 
     subject: Subject
@@ -132,7 +134,7 @@ class Explainer:
             if accounts:
                 known.met.append(case)
                 return (By(known, True),)
-            if accounts is None and self.compared:
+            if accounts is None and self._compared(known, finding)[1]:
                 unclear = unclear or known
         if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
             return (By(unclear or alike[0], False),)
@@ -186,12 +188,13 @@ class Explainer:
     @property
     def exhausted(self) -> bool:
         """Whether the time for explanations is used up."""
-        return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING) * self.budget
+        return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING - OTHERS) * self.budget
 
-    @property
-    def compared(self) -> bool:
-        """Whether the time for comparing what fails with what was explained is used up."""
-        return self.spent["comparing"] >= COMPARING * self.budget
+    def _compared(self, known: Explained, finding: Finding) -> tuple[str, bool]:
+        """What such a comparison is counted as, and whether the time for these is used up."""
+        same = known.finding.output == finding.output
+        what, share = ("comparing", COMPARING) if same else ("comparing others", OTHERS)
+        return what, self.spent[what] >= share * self.budget
 
     def _doubt(self, known: Explained, met: Case) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more.
@@ -254,11 +257,12 @@ class Explainer:
         if not compared[0]:
             return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
         key = (id(known), case, id(made))
-        if known.clause.startswith("PURITY") or (key not in self._accounted and self.compared):
+        purse, empty = self._compared(known, finding)
+        if known.clause.startswith("PURITY") or (key not in self._accounted and empty):
             return None
         if key not in self._accounted:
             self._accounted[key] = None
-            with self.timed("comparing"), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
+            with self.timed(purse), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 other = made is None and self._right_without(known, case)
                 same = None if other else self._same_mistake(known, self.subject.problem(case) if made is None else made)
                 self._accounted[key] = False if other else same

@@ -103,6 +103,17 @@ def test_what_has_no_name_is_not_reduced_again_and_again() -> None:
     assert calls[-1] < 10 < min(calls[:3])
 
 
+def test_a_wrong_gradient_is_told_where_a_fault_of_the_output_took_the_time_for_comparisons() -> None:
+    """A scale that is wrong in every problem was compared with each of them, and dq = 0 was then put down to it."""
+    subject = meet(resolve("mutants.pairs.scale_one_over_width__query_gradient_zero")[0], "cpu", {}, None, None)
+    explainer, clauses = Explainer(subject), []
+    for case in (Case(i=3, j=5, d=4), Case(i=3, j=5, d=4, scale=0.3)):
+        explainer.explain(case, subject.judgement(case).findings[0])
+        explainer.spent["comparing"] = explainer.budget
+        clauses.append([known.clause for known in explainer.explained])
+    assert clauses == [["SCALE-1"], ["SCALE-1", "GRAD-1"]]
+
+
 @pytest.mark.parametrize(
     ("counts", "unclear", "by", "state", "sign"),
     [
