@@ -73,6 +73,11 @@ class Explained:
             return self.clause, self.finding.hint
         return self.clause, *self.finding.likeness
 
+    @property
+    def named(self) -> bool:
+        """Whether a mistake is known that gives exactly these numbers."""
+        return self.diagnosis is not None and bool(self.diagnosis.best)
+
     def needs(self) -> frozenset[str]:
         """What another case must have to show the same fault, a bias of whatever form being "bias".
 
@@ -84,7 +89,7 @@ class Explained:
 
     def spare(self, met: Case) -> None:
         """Learn from a case that was reduced to this one what the fault does not need, where no name says what it is."""
-        if self.diagnosis is None or not self.diagnosis.best:
+        if not self.named:
             has = met.traits()
             missing = self.case.traits() - has
             self.spared.update(missing, {factor(trait) for trait in missing} - {factor(trait) for trait in has})
@@ -157,7 +162,6 @@ class Explainer:
         """A failure that was reduced to a case: explained, or one that was explained before, if it is that."""
         for known in self.explained:
             if replace(known.case, numbers=smallest.numbers) == smallest and known.finding.likeness == finding.likeness:
-                known.met.append(met)  # what was said of it may not explain this: it is weighed again at the end
                 self._doubt(known, met)
                 return By(known, bool(self._accounts_for(known, met, finding)))
         explained = replace(self._explain(smallest, finding, met), met=[met])
@@ -165,7 +169,6 @@ class Explainer:
             explained = self.simplify(explained)
         for known in self.explained:
             if known.key == explained.key and self._beside(known, smallest) and known.needs() == explained.needs():
-                known.met.append(met)  # and so here
                 self._doubt(known, met)
                 return By(known, False)
         self.explained.append(explained)
@@ -201,6 +204,7 @@ class Explainer:
 
         Where nothing explains it, it may be met in more ways than its case shows, and is not reduced again and again.
         """
+        known.met.append(met)  # what was said of it may not explain this: it is weighed again at the end
         self._doubtful[id(known)] += 1
         if self._doubtful[id(known)] >= DOUBTS:
             known.spare(met)
@@ -223,7 +227,7 @@ class Explainer:
             self._accounts_for(known, case, finding)
             for known in self.explained
             if finding.of_numbers and known.finding.of_numbers and not known.finding.hint and self._beside(known, case)
-            if known.diagnosis is not None and known.diagnosis.best
+            if known.named
         ]
         return True if any(accounts) else None if None in accounts else False
 
@@ -239,8 +243,7 @@ class Explainer:
             needs = known.needs()
             if known.finding.hint and traits & LENGTHS:  # another choice shows with fewer keys as it does with more
                 needs -= LENGTHS
-            named = known.diagnosis is not None and bool(known.diagnosis.best)
-            has = named and {factor(need) for need in needs} <= factors if in_any_form else needs <= traits | factors
+            has = known.named and {factor(need) for need in needs} <= factors if in_any_form else needs <= traits | factors
             if same and has and self._beside(known, case):
                 yield known
 
@@ -360,7 +363,7 @@ class Explainer:
         """Whether a case that fails is right without the options that a known failure does not need; it fails by another then."""
         if known.finding.hint or known.clause.startswith(("PURITY", "ACCURACY")) or not known.by_case:
             return False
-        needs = {trait.partition("=")[0].removesuffix("≤0") for trait in known.needs()}
+        needs = {factor(trait).removesuffix("≤0") for trait in known.needs()}
         more = [name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name)]
         changes: dict[str, Any] = {name: getattr(Case(), name) for name in more if name not in needs}
         bare = fit(replace(case, **changes), self.subject.adapter)
@@ -526,7 +529,7 @@ def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
     """The case without one of the things that a failure needs, each in turn, and without all of them."""
     changes: dict[str, Any] = {}
     for need in sorted(needs):
-        name = FACTOR.get(need, need.partition("=")[0])
+        name = FACTOR.get(need, factor(need))
         plain = getattr(Case(), name)
         if name == "heads" and need != "h>1":
             plain = f"{case.h}/{case.h}"

@@ -32,6 +32,7 @@ from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
 from attnspec.conformance.order import wrong_by_itself
+from attnspec.conformance.record import Cell
 from attnspec.conformance.run import Run
 from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
@@ -424,8 +425,7 @@ class Asking:
         certain = all(one.certain for one in by)
         for id_ in self.ids:
             if id_ not in clauses:
-                cell = (id_, self.dtype, self.subject.label, self.subject.device)
-                self.run.record.fails_by(cell, clauses[0], certain)
+                self.run.record.fails_by(self._cell(id_), clauses[0], certain)
         if set(clauses).isdisjoint(self.ids):
             self.others[clauses[0]] += 1
             if len(self.around) < AROUND and not self.plan.once:
@@ -449,7 +449,7 @@ class Asking:
             self._fails_by(case, (known,))
             return False
         if self._told():
-            self.run.record.count((self.main.id, self.dtype, self.subject.label, self.subject.device), Verdict.FAIL)
+            self.run.record.count(self._cell(self.main.id), Verdict.FAIL)
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
         small, made, spent = case, broken.problem, self.explainer.exhausted
@@ -567,7 +567,7 @@ class Asking:
         if self.main.binding and not index()[explained.clause].binding:
             explained = replace(explained, clause=self.main.id)  # what a MUST asks for is wrong, whatever else could be said of it
         broken, subject = index()[explained.clause], self.subject
-        cell = (broken.id, self.dtype, subject.label, subject.device)
+        cell = self._cell(broken.id)
         issue = self.run.known.excuse(subject, met, explained)
         origin = None if ended or issue is not None else self.run.inherited.origin(subject, met, explained, other)
         if issue is not None or (origin is not None and self.run.inherited.accepted):
@@ -583,7 +583,7 @@ class Asking:
     ) -> None:
         """Count a failure, and show it where it is the first of its kind."""
         broken, subject = index()[explained.clause], self.subject
-        cell = (broken.id, self.dtype, subject.label, subject.device)
+        cell = self._cell(broken.id)
         self.run.record.count(cell, verdict)
         if explained.finding.total and explained.finding.kind != "relation":
             share = Share(explained.finding.ratio, subject.required_class(self.dtype))
@@ -612,9 +612,12 @@ class Asking:
         if self.dtype in self.subject.held:
             self.run.record.hold(strand, self.subject.required_class(self.dtype), self.subject.held[self.dtype])
 
+    def _cell(self, id_: str) -> Cell:
+        return id_, self.dtype, self.subject.label, self.subject.device
+
     def _count(self, verdict: Verdict, n: int, reason: str = "", why: Why | None = None) -> None:
         for id_ in self.ids:
-            self.run.record.count((id_, self.dtype, self.subject.label, self.subject.device), verdict, n, reason, why)
+            self.run.record.count(self._cell(id_), verdict, n, reason, why)
 
     def _end(self) -> None:
         if self.shown:
