@@ -42,6 +42,11 @@ def factor(trait: str) -> str:
     return trait.partition("=")[0]
 
 
+def in_empty_row(finding: Finding, exact: Exact) -> bool:
+    """Whether what was found may be about rows without a visible key: an output that is wrong in such a row, or all the rest."""
+    return bool(exact.empty[finding.index[:3] if finding.output == "o" and len(finding.index) == 4 else ...].any())
+
+
 def anything(case: Case) -> bool:
     """The clause is asked on every case."""
     return True
@@ -182,8 +187,7 @@ class Explainer:
             return By(most, False)
         problem = self.subject.problem(case)
         exact = self.subject.solve(problem)
-        empty = bool(exact.empty.any())
-        clause = blame(case, finding, self.subject.dialect, self.subject.observed, empty)
+        clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         explained = Explained(clause, case, finding, problem, exact, met=[case], reduced=False)
         self.explained.append(explained)
         return By(explained, False)
@@ -259,7 +263,7 @@ class Explainer:
             return False
         if not compared[0]:
             return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
-        key = (id(known), case, id(made))
+        key = (id(known), case, made)
         purse, empty = self._compared(known, finding)
         if known.clause.startswith("PURITY") or (key not in self._accounted and empty):
             return None
@@ -286,18 +290,34 @@ class Explainer:
         fits = screen(seen, known.diagnosis.cost)
         return None if fits is None else bool(fits)
 
-    def relation(self, case: Case, finding: Finding, made: Problem | None) -> By | None:
-        """The failure met before that accounts, or may account, for a relation that does not hold; None: another fault."""
+    def relation(self, case: Case, finding: Finding, made: tuple[Problem, ...], agree: bool) -> By | None:
+        """The failure met before that accounts, or may account, for a relation that does not hold; None: another fault.
+
+        made: the problem that was wrong, or the two whose answers were compared. agree: they have exact answers, so that it can be
+        told which of the two is wrong: what is known must account for all that is.
+        """
         unclear = None
         for known in self._alike(case, finding):
-            accounts = self._accounts_for(known, case, finding, made)
+            accounts = self._accounts_for(known, case, finding, next(iter(made), None))
             if accounts:
                 return By(known, True)
             unclear = unclear or (By(known, False) if accounts is None else None)
         # What the test made may have more than the case has; sizes that do not fit have no words of a case.
-        beyond = self._alike(as_case(made), finding) if made is not None and finding.of_numbers else ()
-        found = next((known for known in beyond if self._accounts_for(known, case, finding, made)), None)
-        return unclear if found is None else By(found, True)
+        wrong = made[:1] if finding.of_numbers else self._wrong_ones(made) if agree else ()
+        alike = {id(known): known for problem in wrong for known in self._alike(as_case(problem), finding, in_any_form=True)}
+        for known in alike.values():
+            all_of_it = [self._accounts_for(known, case, finding, problem) for problem in wrong]
+            if all(all_of_it):
+                return By(known, True)
+            # Two faults may meet there. What would tell them apart is a reduction, for which no time is left.
+            if known.named and (self.exhausted or (None in all_of_it and self._compared(known, finding)[1])):
+                unclear = unclear or By(known, False)
+        return unclear
+
+    def _wrong_ones(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+        """Those that are wrong by themselves."""
+        with self.timed("comparing"):
+            return tuple(problem for problem in problems if self._wrong(problem, self.subject.solve(problem))[1])
 
     def _beside(self, known: Explained, case: Case) -> bool:
         """Whether a failure may explain another by where it was met: the side of the regions of known issues."""
@@ -404,7 +424,7 @@ class Explainer:
             alone = self.diagnose(problem, exact, finding, [case])
             diagnosis = alone if other_choice(alone, self.subject.dialect) else diagnosis
         finding = replace(finding, hint=other_choice(diagnosis, self.subject.dialect))
-        clause = blame(case, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
+        clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
         if finding.output == "o" and diagnosis is not None and diagnosis.best and BESIDE.issuperset(diagnosis.best):
@@ -515,7 +535,7 @@ class Explainer:
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") for known in self.explained)
         if left is not None:
-            clause = blame(left, finding, self.subject.dialect, self.subject.observed, bool(exact.empty.any()))
+            clause = blame(left, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         rounded = rounded_clause(finding, dtype, diagnosis.best if diagnosis is not None else ())
         return rounded or accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
 

@@ -441,10 +441,9 @@ class Asking:
         broken = self._breaks(case)
         if broken is None:
             return True
-        # A relation that asks for no right answer stands by itself: two answers contradict each other.
-        alone = not self.plan.outputs and not self.plan.once and broken.finding.kind == "relation"
-        known = None if alone else self.explainer.relation(case, broken.finding, broken.problem)
-        if known is not None:
+        compared = tuple(problem for problem in (broken.problem, broken.other) if problem is not None)
+        known = self.explainer.relation(case, broken.finding, compared, agree=broken.exact is not None)
+        if known is not None and self._may_be(known, broken):
             self._report(case, known.explained)
             self._fails_by(case, (known,))
             return False
@@ -489,6 +488,17 @@ class Asking:
         if not own:
             self._fails_by(case, (By(explained, True),))
         return False
+
+    def _may_be(self, known: By, broken: Broken) -> bool:
+        """Whether a failure met before may be what breaks a relation.
+
+        One that asks for no right answer stands by itself, for two answers contradict each other: but where the one that is wrong
+        is all explained by a mistake that has nothing to do with what the clause speaks of.
+        """
+        if self.plan.outputs or self.plan.once or broken.finding.kind != "relation":
+            return True
+        other_chapter = index()[known.explained.clause].chapter != self.main.chapter
+        return known.certain and other_chapter and not known.explained.finding.hint
 
     def _made_smaller(self, broken: Broken, alone: bool | None) -> tuple[Broken, Case | None]:
         """A failing problem that the test made by itself, made smaller, and what is left of it; None where it stays as it is.

@@ -143,3 +143,22 @@ def test_problems_beside_a_fault_lack_one_of_the_things_that_it_needs() -> None:
 def test_the_pairs_are_of_mutants_with_other_clauses() -> None:
     assert len(set(PAIRS)) >= 30
     assert all(load()[a].clause != load()[b].clause for a, b in PAIRS)
+
+
+def test_a_relation_between_two_calls_is_compared_with_what_is_known() -> None:
+    """An inverted mask made CAUSAL-4 a fault of its own: causal beside a mask that is True everywhere, and causal alone."""
+    outcome = judge("mutants.implementations.mask_inverted", "--impl-dtypes=float32", "--clauses=MASK-2,CAUSAL-4")
+    assert set(outcome.broken()) == {"MASK-2"}
+
+
+def padding_of_one_and_no_root(q, k, v, mask=None, scale=None):
+    """A mask of the first item serves all, and the default scale has no root."""
+    scale = 1 / q.shape[-1] if scale is None else scale
+    return tiled(q, k, v, None if mask is None else mask[:1].expand(mask.shape), 0.0, False, scale)
+
+
+def test_with_no_time_left_what_a_test_made_is_put_to_a_fault_that_may_be_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item of length zero was called EMPTY-1 where two other faults meet in it."""
+    monkeypatch.setattr(Explainer, "exhausted", property(lambda self: sum(known.named for known in self.explained) > 1))
+    outcome = judge("test_two_faults.padding_of_one_and_no_root", "--impl-dtypes=float32", "--clauses=SCALE-1,MASK-2,EMPTY-1")
+    assert set(outcome.broken()) == {"SCALE-1", "MASK-2"}
