@@ -26,6 +26,7 @@ from attnspec.conformance.dropped import dropped
 from attnspec.conformance.faults import MISTAKES, asked_outputs, combined
 from attnspec.conformance.judge import form, together
 from attnspec.conformance.kernel import reduced
+from attnspec.conformance.shrink import as_case
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import CHOICES, Dialect, Problem
 
@@ -42,6 +43,7 @@ BLIND = 60  # a problem that more mistakes explain than this has bounds too wide
 CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
 # What a name costs beside the problems that it would have shown in, and did not: one that is special, or fits nearly everything.
 SPECIAL, COARSE = 0.4, 0.7
+ENORMOUS = ("lowest", "shift")  # biases, beside which a mistake and rounding are hard to tell apart
 CHOICE = {"causal_corner": "causal_alignment", "head_map": "head_grouping"}  # mistakes that are the other value of a choice
 AXES = {"o": "bhie", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij"}
 AXIS = {"b": "batch item", "h": "head", "g": "key/value head", "i": "query", "j": "key", "d": "channel", "e": "channel"}
@@ -285,25 +287,32 @@ def placed(diagnosis: Diagnosis | None, subject: Subject, problem: Problem, exac
     return replace(diagnosis, only=place(diagnosis.best[0], look(subject, problem, exact)))
 
 
+def _far(wrong: dict[str, Array], seen: Seen, values: dict[str, Array], outputs: Iterable[str]) -> bool:
+    """Whether what a mistake gives is clearly not these values."""
+    for output in outputs:
+        given, value = combined(wrong, seen.exact, output), values[output]
+        far = np.abs(given - value) > 2 * np.maximum(_room(seen, output, given), seen.bound[output])
+        if (far | (~np.isfinite(given) & np.isfinite(value))).any():
+            return True
+    return False
+
+
 def shows(name: str, seen: Seen) -> bool:
     """Whether a mistake would have shown in a problem that was answered rightly, however it was put."""
-
-    def would(wrong: dict[str, Array]) -> bool:
-        for output, got in seen.got.items():
-            given = combined(wrong, seen.exact, output)
-            far = np.abs(given - got) > 2 * np.maximum(_room(seen, output, given), seen.bound[output])
-            if (far | (~np.isfinite(given) & np.isfinite(got))).any():
-                return True
-        return False
-
     with np.errstate(all="ignore"):
         given = seen.given(name)
-        return bool(given) and all(would(wrong) for wrong in given)
+        return bool(given) and all(_far(wrong, seen, seen.got, seen.got) for wrong in given)
+
+
+def touches(name: str, seen: Seen) -> bool:
+    """Whether a mistake changes an output that is wrong in a failing problem, so that it may be part of what is wrong."""
+    with np.errstate(all="ignore"):
+        return any(_far(wrong, seen, seen.right, seen.scope) for wrong in seen.given(name))
 
 
 def calmer(case: Case) -> Case:
-    """Without enormous biases, beside which a mistake and rounding are hard to tell apart."""
-    return replace(case, biases="normal") if case.biases in ("lowest", "shift") else case
+    """Without enormous biases."""
+    return replace(case, biases="normal") if case.biases in ENORMOUS else case
 
 
 def probes(case: Case, subject: Subject) -> Iterator[Case]:
@@ -404,9 +413,11 @@ def diagnose(
         return (seen := seen_in(case)) is not None and not seen.scope
 
     alone = any(right(wide) for case in cases[:1] for wide in finer(case, subject, False)[:-1])
+    calm = as_case(problem).biases not in ENORMOUS  # then what fails there fails without them, too
+    first = (calmer(case) if calm else case for case in cases[:1])
     further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
     evidence: list[Case | Problem | Callable[[], Problem]] = []
-    evidence += [x for case in (*cases[:1], *further) for x in finer(case, subject, alone)]
+    evidence += [x for case in (*first, *further) for x in finer(case, subject, alone)]
     evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
     # Copies are made when they are asked for: most failures need none.
     others = [partial(shuffled, problem, seed) for seed in range(6)]
@@ -436,8 +447,8 @@ def _diagnose(
 ) -> Diagnosis | None:
     """Which of these mistakes explain all of the evidence, the problem itself being the first of it.
 
-    What fails by another fault is no evidence: by one of the mistakes `others`, found already, or in its output where the
-    problem itself is wrong in its gradients alone.
+    What fails by another fault, too, is no evidence: where one of the mistakes `others`, found already, gives what is wrong or
+    is part of it, or in its output where the problem itself is wrong in its gradients alone.
     """
     started, cases = time.thread_time(), any(isinstance(this, Case) for this in evidence)
     alive: dict[str, list[Fit]] | None = None
@@ -460,7 +471,7 @@ def _diagnose(
         if "o" in seen.scope and "o" not in scope:
             continue
         fits = screen(seen, among if alive is None else alive)
-        if fits is None or (alive and not fits and others and screen(seen, others)):
+        if fits is None or (alive and not fits and others and _by_others(seen, others)):
             continue
         alive = {name: [*(alive or {}).get(name, []), fits[name]] for name in fits if alive is None or name in alive}
         asked += 1
@@ -485,6 +496,11 @@ def _diagnose(
     best = (told(cost) or tuple(cost))[0]
     those = alive.get(best, [])
     return Diagnosis(cost, place(best, seen_at(0)), asked, not any(one.spared for one in those))
+
+
+def _by_others(seen: Seen, others: Sequence[str]) -> bool:
+    """Whether mistakes that are known give what is wrong, or may be part of it."""
+    return bool(screen(seen, others)) or any(touches(name, seen) for name in others)
 
 
 def explained_by(subject: Subject, problem: Problem) -> frozenset[str]:
