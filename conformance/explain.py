@@ -31,6 +31,7 @@ REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
 OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
+OFTEN = 2  # times that a failure is compared with problems of the same options before what is kept for others is all that is left
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
 BESIDE = frozenset({"causal_ignored_with_mask", "mask_ignored_with_causal"})  # mistakes of a mask and causal together
@@ -40,6 +41,11 @@ NUMBER = re.compile(r"[\d.]+")
 def factor(trait: str) -> str:
     """The factor of a case that a trait speaks of: "bias" of "bias=hj"; a trait without a value is its own."""
     return trait.partition("=")[0]
+
+
+def options(case: Case) -> frozenset[str]:
+    """Which of the options that clauses speak of the case has."""
+    return frozenset(name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name))
 
 
 def in_empty_row(finding: Finding, exact: Exact) -> bool:
@@ -123,6 +129,7 @@ class Explainer:
     spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     explained: list[Explained] = field(default_factory=list)
     _accounted: dict[tuple, bool | None] = field(default_factory=dict)
+    _compared_with: Counter[tuple[int, frozenset[str]]] = field(default_factory=Counter)  # a failure, by the options of the case
     _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
 
     def explain(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> tuple[By, ...]:
@@ -134,17 +141,17 @@ class Explainer:
         """
         unclear, alike = None, list(self._alike(case, finding))
         for known in alike:
-            accounts = self._accounts_for(known, case, finding)
+            accounts = self._accounts_for(known, case, finding, sparing=True)
             if accounts:
                 known.met.append(case)
                 return (By(known, True),)
             unclear = unclear or (known if accounts is None else None)
         for known in self._alike(case, finding, in_any_form=True) if unclear is None else ():
-            accounts = self._accounts_for(known, case, finding)
+            accounts = self._accounts_for(known, case, finding, sparing=True)
             if accounts:
                 known.met.append(case)
                 return (By(known, True),)
-            if accounts is None and self._compared(known, finding)[1]:
+            if accounts is None and self._spared(known, case, finding):
                 unclear = unclear or known
         if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
             return (By(unclear or alike[0], False),)
@@ -197,11 +204,20 @@ class Explainer:
         """Whether the time for explanations is used up."""
         return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING - OTHERS) * self.budget
 
-    def _compared(self, known: Explained, finding: Finding) -> tuple[str, bool]:
-        """What such a comparison is counted as, and whether the time for these is used up."""
+    def _compared(self, known: Explained, finding: Finding) -> tuple[str, float]:
+        """What such a comparison is counted as, and the share of the time for these that is used up."""
         same = known.finding.output == finding.output
         what, share = ("comparing", COMPARING) if same else ("comparing others", OTHERS)
-        return what, self.spent[what] >= share * self.budget
+        return what, self.spent[what] / (share * self.budget) if self.budget else 1.0
+
+    def _spared(self, known: Explained, case: Case, finding: Finding) -> bool:
+        """Whether a failing problem is not compared with a failure, since it was with others of the same options often.
+
+        Half of the time is kept for other options: the tests of those that come late in the text find time, too, beside a fault
+        that fails everywhere.
+        """
+        used = self._compared(known, finding)[1]
+        return used >= (0.5 if self._compared_with[id(known), options(case)] >= OFTEN else 1.0)
 
     def _doubt(self, known: Explained, met: Case) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more.
@@ -251,7 +267,9 @@ class Explainer:
             if same and has and self._beside(known, case):
                 yield known
 
-    def _accounts_for(self, known: Explained, case: Case, finding: Finding, made: Problem | None = None) -> bool | None:
+    def _accounts_for(
+        self, known: Explained, case: Case, finding: Finding, made: Problem | None = None, *, sparing: bool = False
+    ) -> bool | None:
         """Whether a failure accounts for what is wrong with a problem: the case, or what a test `made` of it. None: not known.
 
         The same words of an exception; the same coarse arithmetic; or the mistake that explains the one gives the numbers of the
@@ -264,11 +282,13 @@ class Explainer:
         if not compared[0]:
             return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
         key = (id(known), case, made)
-        purse, empty = self._compared(known, finding)
-        if known.clause.startswith("PURITY") or (key not in self._accounted and empty):
+        purse, used = self._compared(known, finding)
+        spared = used >= 1.0 or (sparing and self._spared(known, case, finding))
+        if known.clause.startswith("PURITY") or (key not in self._accounted and spared):
             return None
         if key not in self._accounted:
             self._accounted[key] = None
+            self._compared_with[id(known), options(case)] += sparing
             with self.timed(purse), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 other = made is None and self._right_without(known, case)
                 same = None if other else self._same_mistake(known, self.subject.problem(case) if made is None else made)
@@ -310,7 +330,7 @@ class Explainer:
             if all(all_of_it):
                 return By(known, True)
             # Two faults may meet there. What would tell them apart is a reduction, for which no time is left.
-            if known.named and (self.exhausted or (None in all_of_it and self._compared(known, finding)[1])):
+            if known.named and (self.exhausted or (None in all_of_it and self._compared(known, finding)[1] >= 1.0)):
                 unclear = unclear or By(known, False)
         return unclear
 
@@ -384,8 +404,7 @@ class Explainer:
         if known.finding.hint or known.clause.startswith(("PURITY", "ACCURACY")) or not known.by_case:
             return False
         needs = {factor(trait).removesuffix("≤0") for trait in known.needs()}
-        more = [name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name)]
-        changes: dict[str, Any] = {name: getattr(Case(), name) for name in more if name not in needs}
+        changes: dict[str, Any] = {name: getattr(Case(), name) for name in sorted(options(case)) if name not in needs}
         bare = fit(replace(case, **changes), self.subject.adapter)
         if not changes or bare == case or self.subject.judgement(bare).findings:
             return False

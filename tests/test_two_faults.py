@@ -12,10 +12,10 @@ from mutants.pairs import PAIRS
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.case import Case, array
-from attnspec.conformance.explain import Explainer, without
+from attnspec.conformance.explain import Explained, Explainer, without
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.verdicts import mark, standing, tally, weighed
-from attnspec.spec import index
+from attnspec.spec import Problem, index
 
 
 def held(outcome: Outcome) -> tuple[str, ...]:
@@ -112,6 +112,24 @@ def test_a_wrong_gradient_is_told_where_a_fault_of_the_output_took_the_time_for_
         explainer.spent["comparing"] = explainer.budget
         clauses.append([known.clause for known in explainer.explained])
     assert clauses == [["SCALE-1"], ["SCALE-1", "GRAD-1"]]
+
+
+def test_problems_of_the_same_options_leave_time_to_compare_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default scale that is wrong in every problem was compared with each of them, and a wrong triangle was then put down to it."""
+
+    same, plain = Explainer._same_mistake, []
+
+    def counted(self: Explainer, known: Explained, problem: Problem) -> bool | None:
+        plain.extend([problem] if not problem.causal else [])
+        return same(self, known, problem)
+
+    monkeypatch.setattr(Explainer, "_same_mistake", counted)
+    subject = meet(resolve("mutants.pairs.causal_slides_by_block__scale_missing")[0], "cpu", {}, None, None)
+    explainer = Explainer(subject, budget=40.0)
+    for case in (*(Case(i=3, j=5, d=4, seed=seed) for seed in range(14)), Case(i=40, d=4, causal=True)):
+        explainer.spent["comparing"] = float(len(plain))  # as if each took a second
+        explainer.explain(case, subject.judgement(case).findings[0])
+    assert [known.clause for known in explainer.explained] == ["SCALE-1", "CAUSAL-1"]
 
 
 @pytest.mark.parametrize(
