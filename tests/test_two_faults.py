@@ -115,7 +115,7 @@ def test_a_wrong_gradient_is_told_where_a_fault_of_the_output_took_the_time_for_
 
 
 def test_problems_of_the_same_options_leave_time_to_compare_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A default scale that is wrong in every problem was compared with each of them, and a wrong triangle was then put down to it."""
+    """A scale that is wrong in every problem was compared with each of them; a wrong triangle was then put down to it."""
 
     same, plain = Explainer._same_mistake, []
 
