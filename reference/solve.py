@@ -183,6 +183,7 @@ class Exact:
 
 
 @implements("DTYPE-1", "DTYPE-2", "DTYPE-3", "GRAD-7")
+@np.errstate(invalid="ignore")  # a bias of +∞ or NaN makes NaN of its row, of which nothing is promised
 def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, oracle: str = "float64") -> Exact:
     """The exact answer to a problem in a dialect. keep (b h i j) bool is the mask that dropout drew, in training.
 

@@ -201,3 +201,17 @@ def test_dropout_needs_its_keep_mask() -> None:
         solve(Problem(x, x, x, dropout=0.5, training=True), Dialect())
     assert solve(Problem(x, x, x + 1, dropout=0.5), Dialect()).o == 1  # evaluation drops nothing
     assert solve(Problem(x, x, x + 1, dropout=1.0, training=True), Dialect()).o == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rule", CHOICES["empty_row"])
+@pytest.mark.parametrize("number", [inf, -inf, float("nan"), 3e38])
+def test_nothing_that_a_problem_holds_makes_it_warn(number: float, rule: str) -> None:
+    """A user saw "invalid value encountered in subtract" for a bias of +∞, which a diagnosis asks."""
+    for name in ("q", "k", "v", "bias", "do"):
+        tensors = {x: torch.ones(1, 1, 2, 3) for x in ("q", "k", "v", "do")} | {"bias": torch.zeros(2, 2)}
+        tensors["k"], tensors["v"] = tensors["k"][:, :, :2], tensors["v"][:, :, :2]
+        tensors[name].view(-1)[:2] = number
+        exact = solve(Problem(**tensors, wrt=("q", "k", "v", "bias")), Dialect(empty_row=rule))
+        for class_ in ("A", "C"):
+            exact.tolerance(class_)
