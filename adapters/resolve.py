@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.nn import Module
 
@@ -269,43 +269,64 @@ DEFAULTS = {"mask": "None", "bias": "None", "causal": "False", "scale": "None", 
 LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "drop": "dropout", "training": "training"}
 
 
-def stub(found: Any, name: str, transposed: bool = False, pick: str = "", restrictions: tuple[str, ...] = ()) -> str:
+class Reading(NamedTuple):
+    """How a call is to be read: it takes and returns (b i h d), the output is the first of a tuple, its arrays are not torch's."""
+
+    transposed: bool = False
+    first: bool = False
+    arrays: bool = False
+
+
+PLAINLY = Reading()
+
+
+def stub(found: Any, name: str, reading: Reading = PLAINLY, restrictions: tuple[str, ...] = ()) -> str:
     """An adapter for what no convention covers, made from its own parameters; what nobody can guess is left as `...`.
 
-    transposed: it takes and returns (b i h d). pick: what takes the output out of the returned, "[0]". restrictions: those
-    that were found.
+    restrictions: those that were found.
     """
     file, _, inside = name.rpartition(":" if ".py:" in name else ".")
     module = Path(file).stem if file.endswith(".py") else file or getattr(found, "__module__", "mypackage")
     made = f"attend = {inside}({_required(found)})" if inspect.isclass(found) else f"attend = {inside}"
+    imported = inside.split(".")[0] + (f"; {made}" if made != "attend = attend" else "")
     beside = f", beside {Path(file).name}" if file.endswith(".py") else ""
-    turn = ".transpose(1, 2)" if transposed else ""
+    turn, pick = ".transpose(1, 2)" if reading.transposed else "", "[0]" if reading.first else ""
+    there = ".numpy()" if reading.arrays else ""
     arguments, options = [], []
     for parameter, field in _fields(found).items():
         if field == "...":
             arguments.append(f"{parameter}=...")
         elif field in ("q", "k", "v"):
-            arguments.append(f"{parameter}={field}{turn}")
+            arguments.append(f"{parameter}={field}{turn}{there}")
         else:
-            arguments.append(f"{parameter}={field}")
+            tensor = there and field in ("mask", "bias")
+            arguments.append(f"{parameter}=None if {field} is None else {field}{there}" if tensor else f"{parameter}={field}")
             options.append(field)
-    offers = ["mha", "backward", *(("key_padding",) if "mask" in options else ()), *(x for x in options if x not in ("training",))]
+    offers = [
+        "mha",
+        *(() if there else ("backward",)),
+        *(("key_padding",) if "mask" in options else ()),
+        *(x for x in options if x not in ("training",)),
+    ]
     keywords = "".join(f", {option}={DEFAULTS[option]}" for option in options)
     fill = (
         "\n            # fill in what stands as ...: no convention knows it" if any(x.endswith("=...") for x in arguments) else ""
     )
+    answer = f"attend({', '.join(arguments)}){pick}"
+    answer = f"torch.from_numpy(np.array({answer}))" if there else answer
+    imports = "\n    import numpy as np, torch" if there else ""
     limits = f"\n        restrictions = {set(restrictions)}" if restrictions else ""
     return f"""Write an adapter, say attn_adapter.py{beside}, and run pytest --impl=attn_adapter.py:Attention
 
-    from attnspec.adapters import Adapter
-    from {module} import {inside.split(".")[0]}; {made}
+    from attnspec.adapters import Adapter{imports}
+    from {module} import {imported}
 
     class Attention(Adapter):
         offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}{limits}
 
         def attend(self, q, k, v{", *" if options else ""}{keywords}):{fill}
             # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); options that are not offered never arrive
-            return attend({", ".join(arguments)}){pick}{turn}
+            return {answer}{turn}
 """
 
 

@@ -60,6 +60,33 @@ def test_another_layout_and_a_tuple_are_said_with_an_adapter_that_runs(name, wor
     meet(fitting.on("cpu"), "cpu", {}, None, ("float32",))
 
 
+ARRAYS = """
+import numpy as np
+def attend(query, key, value, mask=None):
+    q, k, v = (np.moveaxis(np.asarray(x), 2, 1) for x in (query, key, value))
+    s = q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5
+    s = s if mask is None else np.where(np.asarray(mask), s, -np.inf)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return np.moveaxis(p / p.sum(-1, keepdims=True) @ v, 1, 2)
+"""
+
+
+def test_arrays_of_another_framework_are_carried_there_and_back(tmp_path, monkeypatch):
+    """jax's attention took tensors without gradients, answered in its own arrays, and got no word of either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "contact_arrays.py").write_text(ARRAYS)
+    (adapter,) = resolve("contact_arrays.py:attend")
+    with pytest.raises(ResolveError, match=r"\(b i h d\).* and it returns an array of another framework") as raised:
+        meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
+    lines = [line[4:] for line in str(raised.value).splitlines() if line.startswith("    ") or not line]
+    (tmp_path / "adapter_arrays.py").write_text("\n".join(lines))
+    (fitting,) = resolve("adapter_arrays.py:Attention")
+    assert set(fitting.offers) == {"mha", "key_padding", "mask"}
+    asked = problem()
+    torch.testing.assert_close(fitting.run(asked).o, textbook(asked.q, asked.k, asked.v))
+    assert meet(fitting.on("cpu"), "cpu", {}, None, ("float32",)).dtypes == ("float32",)
+
+
 def test_what_is_wrong_in_every_layout_is_asked_as_it_stands():
     def wrong(q, k, v):
         return eager(q, k, v) * 1.01
