@@ -18,7 +18,18 @@ from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.case import Case, fit, simpler
 from attnspec.conformance.clock import EXPLAIN_BUDGET
-from attnspec.conformance.diagnosis import Diagnosis, diagnose, explained_by, look, other_choice, placed, screen, shows
+from attnspec.conformance.diagnosis import (
+    ENORMOUS,
+    Diagnosis,
+    calmer,
+    diagnose,
+    explained_by,
+    look,
+    other_choice,
+    placed,
+    screen,
+    shows,
+)
 from attnspec.conformance.judge import Finding, judge, with_class
 from attnspec.conformance.order import earlier
 from attnspec.conformance.shrink import as_case
@@ -31,6 +42,7 @@ REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
 OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
+FIRST = 0.1  # the share for the first failure of an output in which nothing was explained yet
 OFTEN = 2  # times that a failure is compared with problems of the same options before what is kept for others is all that is left
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
@@ -120,8 +132,8 @@ class Explainer:
 
     What it says of a dtype depends on no other one, so that it does not matter whether one process asks both. Only the time is
     shared. budget: seconds of this thread that may be spent, COMPARING and OTHERS of them on comparing what fails with what was
-    explained, SIMPLER of them on simpler numbers to show. spent: what was spent so far. explained: the failures so far, the
-    first first.
+    explained, FIRST on the first failure of an output, SIMPLER on simpler numbers to show. spent: what was spent so far.
+    explained: the failures so far, the first first.
     """
 
     subject: Subject
@@ -151,11 +163,11 @@ class Explainer:
             if accounts:
                 known.met.append(case)
                 return (By(known, True),)
-            if accounts is None and self._spared(known, case, finding):
+            if accounts is None and (case.biases in ENORMOUS or self._spared(known, case, finding)):
                 unclear = unclear or known
         if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
             return (By(unclear or alike[0], False),)
-        if self.exhausted:
+        if self._out_of_time(finding):
             return (self.unexplained(case, finding),)
         with self.timed("explaining"):
             smallest = self.reduce(case, finding, own)
@@ -201,14 +213,25 @@ class Explainer:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the time for explanations is used up."""
+        """Whether the time for explanations is used up, but for what is kept for outputs in which nothing was explained yet."""
+        return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING - OTHERS - FIRST) * self.budget
+
+    def _out_of_time(self, finding: Finding) -> bool:
+        """Whether there is no time left to explain a failure of this output."""
+        if not self.exhausted or any(known.reduced and known.finding.output == finding.output for known in self.explained):
+            return self.exhausted
         return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING - OTHERS) * self.budget
 
     def _compared(self, known: Explained, finding: Finding) -> tuple[str, float]:
-        """What such a comparison is counted as, and the share of the time for these that is used up."""
+        """What such a comparison is counted as, and the share of the time for these that is used up.
+
+        Where little is to be explained there is more time for comparing: half of all.
+        """
         same = known.finding.output == finding.output
         what, share = ("comparing", COMPARING) if same else ("comparing others", OTHERS)
-        return what, self.spent[what] / (share * self.budget) if self.budget else 1.0
+        others = sum(self.spent.values()) - self.spent[what]
+        time = max(share * self.budget, 0.5 * self.budget - others if same else 0.0)
+        return what, self.spent[what] / time if time else 1.0
 
     def _spared(self, known: Explained, case: Case, finding: Finding) -> bool:
         """Whether a failing problem is not compared with a failure, since it was with others of the same options often.
@@ -254,7 +277,8 @@ class Explainer:
     def _alike(self, case: Case, finding: Finding, *, in_any_form: bool = False) -> Iterator[Explained]:
         """Failures explained before that have nothing special that this case has not: it may be the same fault, met again.
 
-        in_any_form: those that have a name, by which they can be told again; a mask or a bias may be of another form then.
+        in_any_form: a mask or a bias may be of another form. Of those that have a name, by which they can be told again; of all
+        where no time is left to tell.
         """
         traits = case.traits()
         factors = {factor(trait) for trait in traits}
@@ -263,7 +287,9 @@ class Explainer:
             needs = known.needs()
             if known.finding.hint and traits & LENGTHS:  # another choice shows with fewer keys as it does with more
                 needs -= LENGTHS
-            has = known.named and {factor(need) for need in needs} <= factors if in_any_form else needs <= traits | factors
+            has = needs <= traits | factors
+            if in_any_form:
+                has = (known.named or self.exhausted) and {factor(need) for need in needs} <= factors
             if same and has and self._beside(known, case):
                 yield known
 
@@ -292,6 +318,8 @@ class Explainer:
             with self.timed(purse), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 other = made is None and self._right_without(known, case)
                 same = None if other else self._same_mistake(known, self.subject.problem(case) if made is None else made)
+                if same is False and made is None and case.biases in ENORMOUS:  # it may be there, with rounding beside it
+                    same = None if self._same_mistake(known, self.subject.problem(calmer(case))) else False
                 self._accounted[key] = False if other else same
         accounts = self._accounted[key]
         return None if accounts is False and self._doubtful[id(known)] >= DOUBTS else accounts
@@ -330,7 +358,7 @@ class Explainer:
             if all(all_of_it):
                 return By(known, True)
             # Two faults may meet there. What would tell them apart is a reduction, for which no time is left.
-            if known.named and (self.exhausted or (None in all_of_it and self._compared(known, finding)[1] >= 1.0)):
+            if self.exhausted or (None in all_of_it and self._compared(known, finding)[1] >= 1.0):
                 unclear = unclear or By(known, False)
         return unclear
 
@@ -349,18 +377,39 @@ class Explainer:
         return answer, judge(answer, exact, self.subject.required_class(str(problem.dtype)[6:])).findings
 
     def diagnose(
-        self, problem: Problem, exact: Exact | None, finding: Finding, met: list[Case], made: Problem | None = None
+        self,
+        problem: Problem,
+        exact: Exact | None,
+        finding: Finding,
+        met: list[Case],
+        made: Problem | None = None,
+        *,
+        at_last: bool = False,
     ) -> Diagnosis | None:
-        """The mistake that explains a failure, on the cases in which it was met, or on what a test made of the first of them."""
-        if not (finding.of_numbers or finding.kind == "relation") or self.exhausted:
+        """The mistake that explains a failure, on the cases in which it was met, or on what a test made of the first of them.
+
+        at_last: in time that was kept for comparing, too.
+        """
+        if not (finding.of_numbers or finding.kind == "relation") or (self._out_of_time(finding) and not at_last):
             return None
         try:
-            before = {name for known in self.explained if known.diagnosis is not None for name in known.diagnosis.best}
             with self.timed("explaining"):
-                return diagnose(self.subject, problem, exact, met, before, made)
+                return diagnose(self.subject, problem, exact, met, self._names(), made)
         except Exception as error:  # a verdict is never lost to what would only explain it
             warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
             return None
+
+    def _names(self) -> set[str]:
+        """The mistakes that were found."""
+        return {name for known in self.explained if known.diagnosis is not None for name in known.diagnosis.best}
+
+    def name_at_last(self, explained: Explained) -> Diagnosis | None:
+        """The mistake that explains a failure which had no name when it was met, beside those that have got one since."""
+        finding = explained.finding
+        nameless = finding.of_numbers and not finding.hint and explained.diagnosis is None and explained.by_case
+        if not nameless or not self._names() or sum(self.spent.values()) >= self.budget:
+            return None
+        return self.diagnose(explained.problem, explained.exact, finding, explained.met, at_last=True)
 
     def reduce(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> Case:
         """The simplest case of the clause's own that still fails in the same way, by greedy descent over its factors.
@@ -443,6 +492,8 @@ class Explainer:
             alone = self.diagnose(problem, exact, finding, [case])
             diagnosis = alone if other_choice(alone, self.subject.dialect) else diagnosis
         finding = replace(finding, hint=other_choice(diagnosis, self.subject.dialect))
+        if finding.class_ and case.biases in ENORMOUS and not self._coarse_in(calmer(case), finding, or_right=False):
+            finding = replace(finding, class_="")  # beside enormous biases any small error is coarse arithmetic
         clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
@@ -456,15 +507,19 @@ class Explainer:
 
     def _coarse(self, seen: Case, finding: Finding) -> bool:
         """Whether coarse arithmetic explains what is wrong with the same output elsewhere, too."""
-        for case in (seen, replace(seen, values="peaked"), replace(seen, values="large"), replace(seen, b=1, i=40, j=70)):
-            problem = self.subject.problem(fit(case, self.subject.adapter))
-            exact = self.subject.solve(problem)
-            answer, findings = self._wrong(problem, exact)
-            wrong = [f for f in findings if f.output == finding.output]
-            # What overflows in a coarser dtype is no number there.
-            if wrong and wrong[0].kind == "value" and not with_class(wrong[0], answer, exact).class_:
-                return False
-        return True
+        cases = (seen, replace(seen, values="peaked"), replace(seen, values="large"), replace(seen, b=1, i=40, j=70))
+        return all(self._coarse_in(case, finding) for case in cases)
+
+    def _coarse_in(self, case: Case, finding: Finding, *, or_right: bool = True) -> bool:
+        """Whether coarse arithmetic explains what is wrong with this output in a case."""
+        problem = self.subject.problem(fit(case, self.subject.adapter))
+        exact = self.subject.solve(problem)
+        answer, findings = self._wrong(problem, exact)
+        wrong = [f for f in findings if f.output == finding.output]
+        if not wrong:
+            return or_right
+        # What overflows in a coarser dtype is no number there.
+        return wrong[0].kind != "value" or bool(with_class(wrong[0], answer, exact).class_)
 
     def simplify(self, explained: Explained) -> Explained:
         """The same failure with simpler numbers, as long as no more mistakes explain it than before."""

@@ -217,13 +217,16 @@ class Run:
         return {id_: n for n, id_ in enumerate(index())}
 
     def weigh_again(self) -> None:
-        """What is said of each failure must explain what failed after it, too."""
+        """What is said of each failure must explain what failed after it, too; one without a name may get one now."""
         for n, (explainer, explained, failure) in enumerate(self.explained):
-            if len(explained.met) > 1 and explained.diagnosis is not None and not explainer.exhausted:
+            diagnosis = explainer.name_at_last(explained)
+            if diagnosis is None:
+                if len(explained.met) < 2 or explained.diagnosis is None or explainer.exhausted:
+                    continue
                 diagnosis = explainer.diagnose(explained.problem, explained.exact, explained.finding, explained.met)
-                explained = replace(explained, diagnosis=diagnosis)
-                failure.diagnosis, failure.names = names_of(explained)
-                self.explained[n] = (explainer, replace(explained, met=explained.met[:1]), failure)
+            explained = replace(explained, diagnosis=diagnosis)
+            failure.diagnosis, failure.names = names_of(explained)
+            self.explained[n] = (explainer, replace(explained, met=explained.met[:1]), failure)
 
     def settle(self) -> None:
         """Say of each failure what it is and which fault it belongs to; put them in order, and note the broken SHOULDs.

@@ -490,11 +490,13 @@ class Asking:
         return False
 
     def _may_be(self, known: By, broken: Broken) -> bool:
-        """Whether a failure met before may be what breaks a relation.
+        """Whether a failure met before may be what breaks a relation. What the calls before it bring about is none of it.
 
         One that asks for no right answer stands by itself, for two answers contradict each other: but where the one that is wrong
         is all explained by a mistake that has nothing to do with what the clause speaks of.
         """
+        if broken.earlier and not known.certain and self.explainer.exhausted and self._wrong_by_itself(broken) is False:
+            return False
         if self.plan.outputs or self.plan.once or broken.finding.kind != "relation":
             return True
         other_chapter = index()[known.explained.clause].chapter != self.main.chapter

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
+import torch
 from honest import tiled
 from judging import Outcome, judge
 from mutants.base import load
@@ -88,9 +89,16 @@ def test_what_time_leaves_unexplained_is_said_to_be() -> None:
     assert "the time for explanations was used up; --explain-budget=120 gives more" in outcome.screen
 
 
+def bent(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """A bias over heads and keys alone is bent in a way that has no name."""
+    if attn_mask is not None and attn_mask.is_floating_point() and attn_mask.ndim > 2 and attn_mask.shape[-2] == 1:
+        attn_mask = torch.where(attn_mask.isinf(), attn_mask, (2 * attn_mask).sin() + 0.3)
+    return tiled(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
 def test_what_has_no_name_is_not_reduced_again_and_again() -> None:
     """A bias over heads and keys was reduced to the same bias (b h i j) for each problem, until no time was left for others."""
-    subject = meet(resolve(load()["bias_over_hj_misread"].make())[0], "cpu", {}, None, None)
+    subject = meet(resolve(bent)[0], "cpu", {}, None, None)
     explainer, calls = Explainer(subject), []
     rows = (row for row in array("triples", subject.adapter, ("float32",)) if row.bias in ("hj", "hij", "rank3"))
     for case in islice((row for row in rows if row.keys < 300 and subject.judgement(row).of(("o",))), 6):

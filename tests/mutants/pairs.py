@@ -37,7 +37,7 @@ PAIRS = (
     ("scale_one_over_width", "query_gradient_zero"),
     ("one_head_refused", "no_keys_uninitialised"),
     ("bias_absolute_with_scale", "mask_over_bi_misread"),
-    ("first_head_for_all", "product_in_float16"),
+    ("first_head_for_all", "one_added_to_row_sum"),
     ("scale_of_kv_heads", "query_gradient_needs_keys"),
     ("scale_rounded_to_bfloat16", "causal_strict_with_more_queries"),
     ("loop_ends_a_block_early", "bias_subtracted"),
