@@ -3,7 +3,7 @@
     python benchmarks/whole_process.py [--runs 3] [--impl sdpa-math]
 
 The alternative is what a kernel's own test usually is: torch.autograd.gradcheck (fast mode) in float64, and assert_close of
-output and gradients against an eager formula, once for each problem of the covering array.
+output and gradients against an eager formula, once for each problem of the covering array but those of more than 2^24 scores.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ def eager(q, k, v, mask, bias, causal, scale):
     visible = visible & (s > float("-inf"))
     p = torch.softmax(s.masked_fill(~visible, -1e300), -1) * visible
     return p @ v
-checked = 0
+checked = large = 0
 for case in array({array!r}, adapter, ("float64",)):
+    if case.b * case.h * case.i * case.keys > 1 << 24:  # the graph of each takes several GiB
+        large += 1
+        continue
     p = build(case)
     leaves = [x.detach().clone().requires_grad_() for x in (p.q, p.k, p.v)]
     def ours(q, k, v): return adapter.call(p.replace(q=q, k=k, v=v)).function(**adapter.call(p.replace(q=q, k=k, v=v)).arguments)
@@ -49,7 +52,7 @@ for case in array({array!r}, adapter, ("float64",)):
         checked += 1
     except (AssertionError, RuntimeError):
         pass
-print(checked, "problems agree")
+print(checked, "problems agree,", large, "too large to ask")
 """
 
 
