@@ -31,7 +31,11 @@ def find(subject: Subject) -> None:
     if subject.offers("key_padding", "mask"):
         forms = [replace(case, mask=form) for case, form in zip(sizes, ("padding", "bhij", "ij"), strict=True)]
         _try(subject, "padding_only", forms, given["mask"], origin=False)
-    _try(subject, "equal_lengths", sizes, [replace(case, j=0) for case in sizes])
+    if subject.offers("causal"):
+        _try(subject, "always_causal", sizes, given["causal"])
+    square = [replace(case, j=0) for case in sizes]
+    _try(subject, "equal_lengths", sizes, square)
+    _try(subject, "one_tensor", square, square)
     offered = {"mask": subject.offers("key_padding"), "bias": subject.offers("bias"), "causal": subject.offers("causal")}
     for a, b in (("mask", "bias"), ("mask", "causal"), ("bias", "causal")):
         if offered[a] and offered[b]:

@@ -269,10 +269,29 @@ def mask_beside_bias_refused(q, k, v, mask=None, bias=None):
     return eager(q, k, v, mask if bias is None else bias)
 
 
+def causal_alone(q, k, v, causal=False):
+    if not causal:
+        raise NotImplementedError("only causal attention")
+    return eager(q, k, v, is_causal=True)
+
+
+def one_tensor_alone(q, k, v, causal=False):
+    if not (q is k is v):
+        raise ValueError("self-attention of one tensor")
+    return eager(q, k, v, is_causal=causal)
+
+
+def causal_alone_and_wrong(q, k, v, causal=False):
+    return causal_alone(q, k, v, causal) * 1.5
+
+
 @pytest.mark.parametrize(
     ("function", "names"),
     [
         (lengths_must_agree, {"equal_lengths"}),
+        (causal_alone, {"always_causal"}),
+        (one_tensor_alone, {"one_tensor"}),
+        (causal_alone_and_wrong, set()),
         (lengths_do_not_fit, set()),
         (more_queries_refused, set()),
         (lengths_refused_and_wrong, set()),
@@ -287,7 +306,7 @@ def test_refusals_are_found_and_crashes_are_not(function, names):
     assert found(function).keys() == names
 
 
-@pytest.mark.parametrize("function", [lengths_must_agree, no_backward, checkpointed, padding_alone])
+@pytest.mark.parametrize("function", [lengths_must_agree, no_backward, checkpointed, padding_alone, causal_alone, one_tensor_alone])
 def test_a_function_with_a_restriction_conforms_in_what_it_does(function):
     outcome = asked(function, "--clauses=SHAPE,MASK,GRAD,SOFTMAX")
     assert outcome.exit == 0, outcome.screen
