@@ -43,7 +43,7 @@ SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of 
 COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
 OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
 FIRST = 0.1  # the share for the first failure of an output in which nothing was explained yet
-OFTEN = 2  # times that a failure is compared with problems of the same options before what is kept for others is all that is left
+OFTEN = 3  # times that a failure is compared with problems of one chapter before what is left of the time is kept for the others
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
 BESIDE = frozenset({"causal_ignored_with_mask", "mask_ignored_with_causal"})  # mistakes of a mask and causal together
@@ -53,11 +53,6 @@ NUMBER = re.compile(r"[\d.]+")
 def factor(trait: str) -> str:
     """The factor of a case that a trait speaks of: "bias" of "bias=hj"; a trait without a value is its own."""
     return trait.partition("=")[0]
-
-
-def options(case: Case) -> frozenset[str]:
-    """Which of the options that clauses speak of the case has."""
-    return frozenset(name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name))
 
 
 def in_empty_row(finding: Finding, exact: Exact) -> bool:
@@ -141,29 +136,30 @@ class Explainer:
     spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     explained: list[Explained] = field(default_factory=list)
     _accounted: dict[tuple, bool | None] = field(default_factory=dict)
-    _compared_with: Counter[tuple[int, frozenset[str]]] = field(default_factory=Counter)  # a failure, by the options of the case
+    _compared_in: Counter[tuple[int, str]] = field(default_factory=Counter)  # a failure, by the chapter that asked
     _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
 
-    def explain(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> tuple[By, ...]:
+    def explain(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything, chapter: str = "") -> tuple[By, ...]:
         """The failures that account for a failing problem: one met before, or what it is reduced to.
 
+        chapter: that of the clause that is asked.
         `own` says which problems belong to the clause that is asked. The problem is reduced among those first. Where a simpler
         one, which is none of them, fails as well, it may fail by another fault: both are failures, unless what explains the
         simpler one accounts for the clause's own, too.
         """
         unclear, alike = None, list(self._alike(case, finding))
         for known in alike:
-            accounts = self._accounts_for(known, case, finding, sparing=True)
+            accounts = self._accounts_for(known, case, finding, chapter=chapter)
             if accounts:
                 known.met.append(case)
                 return (By(known, True),)
             unclear = unclear or (known if accounts is None else None)
         for known in self._alike(case, finding, in_any_form=True) if unclear is None else ():
-            accounts = self._accounts_for(known, case, finding, sparing=True)
+            accounts = self._accounts_for(known, case, finding, chapter=chapter)
             if accounts:
                 known.met.append(case)
                 return (By(known, True),)
-            if accounts is None and (case.biases in ENORMOUS or self._spared(known, case, finding)):
+            if accounts is None and (case.biases in ENORMOUS or self._spared(known, chapter, finding)):
                 unclear = unclear or known
         if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
             return (By(unclear or alike[0], False),)
@@ -233,14 +229,12 @@ class Explainer:
         time = max(share * self.budget, 0.5 * self.budget - others if same else 0.0)
         return what, self.spent[what] / time if time else 1.0
 
-    def _spared(self, known: Explained, case: Case, finding: Finding) -> bool:
-        """Whether a failing problem is not compared with a failure, since it was with others of the same options often.
+    def _spared(self, known: Explained, chapter: str, finding: Finding) -> bool:
+        """Whether a failing problem is not compared with a failure, since it was often in this chapter, or no time is left.
 
-        Half of the time is kept for other options: the tests of those that come late in the text find time, too, beside a fault
-        that fails everywhere.
+        Half of the time is kept for what comes late in the text: it finds time, too, beside a fault that fails everywhere.
         """
-        used = self._compared(known, finding)[1]
-        return used >= (0.5 if self._compared_with[id(known), options(case)] >= OFTEN else 1.0)
+        return self._compared(known, finding)[1] >= (0.5 if self._compared_in[id(known), chapter] >= OFTEN else 1.0)
 
     def _doubt(self, known: Explained, met: Case) -> None:
         """A failure that was found again in place of another: what explains it is not all of it, and is asked no more.
@@ -294,9 +288,11 @@ class Explainer:
                 yield known
 
     def _accounts_for(
-        self, known: Explained, case: Case, finding: Finding, made: Problem | None = None, *, sparing: bool = False
+        self, known: Explained, case: Case, finding: Finding, made: Problem | None = None, *, chapter: str | None = None
     ) -> bool | None:
         """Whether a failure accounts for what is wrong with a problem: the case, or what a test `made` of it. None: not known.
+
+        chapter: that of the clause that is asked, where time is to be kept for other chapters.
 
         The same words of an exception; the same coarse arithmetic; or the mistake that explains the one gives the numbers of the
         other. Where nothing is known of a failure nobody can tell.
@@ -309,12 +305,12 @@ class Explainer:
             return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
         key = (id(known), case, made)
         purse, used = self._compared(known, finding)
-        spared = used >= 1.0 or (sparing and self._spared(known, case, finding))
+        spared = used >= 1.0 or (chapter is not None and self._spared(known, chapter, finding))
         if known.clause.startswith("PURITY") or (key not in self._accounted and spared):
             return None
         if key not in self._accounted:
             self._accounted[key] = None
-            self._compared_with[id(known), options(case)] += sparing
+            self._compared_in[id(known), chapter or ""] += 1
             with self.timed(purse), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 other = made is None and self._right_without(known, case)
                 same = None if other else self._same_mistake(known, self.subject.problem(case) if made is None else made)
@@ -453,7 +449,8 @@ class Explainer:
         if known.finding.hint or known.clause.startswith(("PURITY", "ACCURACY")) or not known.by_case:
             return False
         needs = {factor(trait).removesuffix("≤0") for trait in known.needs()}
-        changes: dict[str, Any] = {name: getattr(Case(), name) for name in sorted(options(case)) if name not in needs}
+        more = [name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name)]
+        changes: dict[str, Any] = {name: getattr(Case(), name) for name in more if name not in needs}
         bare = fit(replace(case, **changes), self.subject.adapter)
         if not changes or bare == case or self.subject.judgement(bare).findings:
             return False

@@ -411,7 +411,7 @@ class Asking:
         finding = judgement.findings[0]
         _there_was_memory(finding)
         with self._kept(case, lambda: self.explainer.unexplained(case, finding).explained):
-            by = self.explainer.explain(case, finding, self.plan.own(self.subject))
+            by = self.explainer.explain(case, finding, self.plan.own(self.subject), self.main.chapter)
         for one in by:
             self._report(case, one.explained)
         if self.plan.form and finding.of_numbers:

@@ -122,7 +122,7 @@ def test_a_wrong_gradient_is_told_where_a_fault_of_the_output_took_the_time_for_
     assert clauses == [["SCALE-1"], ["SCALE-1", "GRAD-1"]]
 
 
-def test_problems_of_the_same_options_leave_time_to_compare_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_of_one_chapter_leave_time_to_compare_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale that is wrong in every problem was compared with each of them; a wrong triangle was then put down to it."""
 
     same, plain = Explainer._same_mistake, []
@@ -136,7 +136,7 @@ def test_problems_of_the_same_options_leave_time_to_compare_those_of_others(monk
     explainer = Explainer(subject, budget=40.0)
     for case in (*(Case(i=3, j=5, d=4, seed=seed) for seed in range(14)), Case(i=40, d=4, causal=True)):
         explainer.spent["comparing"] = float(len(plain))  # as if each took a second
-        explainer.explain(case, subject.judgement(case).findings[0])
+        explainer.explain(case, subject.judgement(case).findings[0], chapter="CAUSAL" if case.causal else "SHAPE")
     assert [known.clause for known in explainer.explained] == ["SCALE-1", "CAUSAL-1"]
 
 
