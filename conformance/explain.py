@@ -42,6 +42,7 @@ REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
 OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
+MOST = 0.8  # the share that comparing may take of what is not used for anything else
 FIRST = 0.1  # the share for the first failure of an output in which nothing was explained yet
 OFTEN = 3  # times that a failure is compared with problems of one chapter before what is left of the time is kept for the others
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
@@ -210,23 +211,28 @@ class Explainer:
     @property
     def exhausted(self) -> bool:
         """Whether the time for explanations is used up, but for what is kept for outputs in which nothing was explained yet."""
-        return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING - OTHERS - FIRST) * self.budget
+        return self._used(1 - COMPARING - OTHERS - FIRST)
+
+    def _used(self, share: float) -> bool:
+        """Whether explaining took this share of the time, or everything together all of it."""
+        explaining = self.spent["explaining"] + self.spent["simplifying"]
+        return explaining >= share * self.budget or sum(self.spent.values()) >= self.budget
 
     def _out_of_time(self, finding: Finding) -> bool:
         """Whether there is no time left to explain a failure of this output."""
         if not self.exhausted or any(known.reduced and known.finding.output == finding.output for known in self.explained):
             return self.exhausted
-        return self.spent["explaining"] + self.spent["simplifying"] >= (1 - COMPARING - OTHERS) * self.budget
+        return self._used(1 - COMPARING - OTHERS)
 
     def _compared(self, known: Explained, finding: Finding) -> tuple[str, float]:
         """What such a comparison is counted as, and the share of the time for these that is used up.
 
-        Where little is to be explained there is more time for comparing: half of all.
+        Where little is to be explained there is more time for comparing: MOST of all.
         """
         same = known.finding.output == finding.output
         what, share = ("comparing", COMPARING) if same else ("comparing others", OTHERS)
         others = sum(self.spent.values()) - self.spent[what]
-        time = max(share * self.budget, 0.5 * self.budget - others if same else 0.0)
+        time = max(share, MOST - others / self.budget if same else 0.0) * self.budget if self.budget else 0.0
         return what, self.spent[what] / time if time else 1.0
 
     def _spared(self, known: Explained, chapter: str, finding: Finding) -> bool:

@@ -117,7 +117,7 @@ def test_a_wrong_gradient_is_told_where_a_fault_of_the_output_took_the_time_for_
     explainer, clauses = Explainer(subject), []
     for case in (Case(i=3, j=5, d=4), Case(i=3, j=5, d=4, scale=0.3)):
         explainer.explain(case, subject.judgement(case).findings[0])
-        explainer.spent["comparing"] = explainer.budget
+        explainer.spent["comparing"] = 0.8 * explainer.budget
         clauses.append([known.clause for known in explainer.explained])
     assert clauses == [["SCALE-1"], ["SCALE-1", "GRAD-1"]]
 
