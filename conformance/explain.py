@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 import warnings
@@ -30,7 +31,7 @@ from attnspec.conformance.diagnosis import (
     screen,
     shows,
 )
-from attnspec.conformance.judge import Finding, judge, with_class
+from attnspec.conformance.judge import Finding, coarser, judge, with_class
 from attnspec.conformance.order import earlier
 from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
@@ -42,8 +43,9 @@ REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
 OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
+ONE = 0.15  # the share of one descent: what is slow to make smaller leaves time for others
 MOST = 0.8  # the share that comparing may take of what is not used for anything else
-FIRST = 0.1  # the share for the first failure of an output in which nothing was explained yet
+FIRST = 0.1  # the share for the first failure of a kind and an output of which nothing was explained yet
 OFTEN = 3  # times that a failure is compared with problems of one chapter before what is left of the time is kept for the others
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
@@ -128,7 +130,7 @@ class Explainer:
 
     What it says of a dtype depends on no other one, so that it does not matter whether one process asks both. Only the time is
     shared. budget: seconds of this thread that may be spent, COMPARING and OTHERS of them on comparing what fails with what was
-    explained, FIRST on the first failure of an output, SIMPLER on simpler numbers to show. spent: what was spent so far.
+    explained, FIRST on the first failure of each kind, SIMPLER on simpler numbers to show. spent: what was spent so far.
     explained: the failures so far, the first first.
     """
 
@@ -210,7 +212,7 @@ class Explainer:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the time for explanations is used up, but for what is kept for outputs in which nothing was explained yet."""
+        """Whether the time for explanations is used up, but for what is kept for the first failure of a kind and an output."""
         return self._used(1 - COMPARING - OTHERS - FIRST)
 
     def _used(self, share: float) -> bool:
@@ -219,8 +221,11 @@ class Explainer:
         return explaining >= share * self.budget or sum(self.spent.values()) >= self.budget
 
     def _out_of_time(self, finding: Finding) -> bool:
-        """Whether there is no time left to explain a failure of this output."""
-        if not self.exhausted or any(known.reduced and known.finding.output == finding.output for known in self.explained):
+        """Whether there is no time left to explain a failure of this kind, of this output."""
+        like = (finding.output, finding.kind)
+        if not self.exhausted or any(
+            known.reduced and (known.finding.output, known.finding.kind) == like for known in self.explained
+        ):
             return self.exhausted
         return self._used(1 - COMPARING - OTHERS)
 
@@ -330,8 +335,8 @@ class Explainer:
         if known.finding.class_ and known.clause.startswith("ACCURACY"):
             exact = self.subject.solve(problem)
             answer, findings = self._wrong(problem, exact)
-            coarse = [with_class(one, answer, exact).class_ for one in findings if one.output == known.finding.output]
-            return True if coarse and all(coarse) else None
+            coarse = [coarser(one, answer, exact) for one in findings if one.output == known.finding.output]
+            return False if "" in coarse else True if coarse and all(coarse) else None
         if known.diagnosis is None or not known.diagnosis.best:
             return None
         seen = look(self.subject, problem)
@@ -433,8 +438,8 @@ class Explainer:
     def _descend(self, case: Case, own: Callable[[Case], bool], fails: Callable[[Case], bool]) -> Case:
         for small in small_cases(case, self.subject.adapter, own):
             if fails(small):
-                return descend(small, self.subject.adapter, fails)
-        return descend(case, self.subject.adapter, fails)
+                return descend(small, self.subject.adapter, fails, seconds=ONE * self.budget)
+        return descend(case, self.subject.adapter, fails, seconds=ONE * self.budget)
 
     def reduce_apart(self, case: Case, finding: Finding, own: Callable[[Case], bool], known: Explained) -> Case:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
@@ -442,7 +447,7 @@ class Explainer:
         def apart(trial: Case) -> bool:
             return self._found_again(case, finding, own, trial) is not None and self._right_without(known, trial)
 
-        return descend(case, self.subject.adapter, apart)
+        return descend(case, self.subject.adapter, apart, seconds=ONE * self.budget)
 
     def _found_again(self, case: Case, finding: Finding, own: Callable[[Case], bool], trial: Case) -> Finding | None:
         """What a case has found, in a trial that the clause may be asked, on the same side of what is known."""
@@ -645,16 +650,16 @@ def small_cases(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> It
             yield small
 
 
-def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool], most: int = REDUCTIONS) -> Case:
-    """Greedy descent: take the first simpler case that still fails, until none does or `most` were asked."""
-    asked, tried = 0, {case}
+def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool], most: int = REDUCTIONS, seconds: float = math.inf) -> Case:
+    """Greedy descent: take the first simpler case that still fails, until none does, `most` were asked or the time is up."""
+    asked, tried, began = 0, {case}, time.thread_time()
     while True:
         for trial in (fit(simple, adapter) for simple in simpler(case)):
             if trial in tried:
                 continue
             tried.add(trial)
             asked += 1
-            if asked > most:
+            if asked > most or time.thread_time() - began > seconds:
                 return case
             if fails(trial):
                 case = trial

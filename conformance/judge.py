@@ -258,14 +258,21 @@ COARSER = {
 
 def with_class(finding: Finding, answer: Answer, exact: Exact) -> Finding:
     """The finding, with the finest arithmetic that would have been allowed this error: 'C of bfloat16', or ''."""
+    return replace(finding, class_=coarser(finding, answer, exact) or "") if finding.kind == "value" else finding
+
+
+def coarser(finding: Finding, answer: Answer, exact: Exact) -> str | None:
+    """The finest arithmetic that would have been allowed what was found, '' where none would, None where that is not known."""
     tensor = answer.o if finding.output == "o" else answer.gradients.get(finding.output)
-    if finding.kind != "value" or not isinstance(tensor, torch.Tensor):
-        return finding
+    if not finding.of_numbers or not isinstance(tensor, torch.Tensor):
+        return None
+    nothing: str | None = ""
     for class_, dtype in COARSER[_plain(exact.problem.dtype)]:
         tolerance = exact.tolerance(class_, dtype)
         value, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, finding.output)
         if bound[finding.index] >= np.abs(value).max():
+            nothing = None
             continue  # as large as the answer itself: it allows everything
         if compare(to_float64(tensor), value, bound, exempt, finding.output, beyond(exact, finding.output))[0] is None:
-            return replace(finding, class_=f"{class_} of {dtype}")
-    return finding
+            return f"{class_} of {dtype}"
+    return nothing
