@@ -128,16 +128,19 @@ class By:
 class Explainer:
     """Explains the failures of one subject in one dtype, each fault once.
 
-    What it says of a dtype depends on no other one, so that it does not matter whether one process asks both. Only the time is
-    shared. budget: seconds of this thread that may be spent, COMPARING and OTHERS of them on comparing what fails with what was
-    explained, FIRST on the first failure of each kind, SIMPLER on simpler numbers to show. spent: what was spent so far.
-    explained: the failures so far, the first first.
+    What it says of a dtype depends on no other one, so that it does not matter whether one process asks both, as long as there is
+    time. The time is shared; where it is used up, `everywhere` holds what was explained in other dtypes and variants.
+
+    budget: seconds of this thread that may be spent, COMPARING and OTHERS of them on comparing what fails with what was explained,
+    FIRST on the first failure of each kind, SIMPLER on simpler numbers to show. spent: what was spent so far. explained: the
+    failures so far, the first first.
     """
 
     subject: Subject
     budget: float = EXPLAIN_BUDGET
     spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     explained: list[Explained] = field(default_factory=list)
+    everywhere: list[Explained] = field(default_factory=list)
     _accounted: dict[tuple, bool | None] = field(default_factory=dict)
     _compared_in: Counter[tuple[int, str]] = field(default_factory=Counter)  # a failure, by the chapter that asked
     _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
@@ -195,6 +198,7 @@ class Explainer:
                 self._doubt(known, met)
                 return By(known, False)
         self.explained.append(explained)
+        self.everywhere.append(explained)
         return By(explained, smallest == met or bool(self._accounts_for(explained, met, finding)))
 
     def unexplained(self, case: Case, finding: Finding) -> By:
@@ -205,10 +209,24 @@ class Explainer:
             return By(most, False)
         problem = self.subject.problem(case)
         exact = self.subject.solve(problem)
-        clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+        clause = self.clause_elsewhere(case, finding)
+        clause = clause or blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         explained = Explained(clause, case, finding, problem, exact, met=[case], reduced=False)
         self.explained.append(explained)
         return By(explained, False)
+
+    def clause_elsewhere(self, case: Case, finding: Finding) -> str:
+        """Where the time for explanations is used up: the clause of what was explained in another dtype or variant, and has most of
+        what this case has; '' where nothing is like it."""
+        traits = case.traits()
+        has = traits | {factor(trait) for trait in traits}
+
+        def like(known: Explained) -> bool:
+            same = known.finding.likeness == finding.likeness and not known.finding.hint and known.needs() <= has
+            return same and (finding.of_numbers or NUMBER.sub("#", known.finding.message) == NUMBER.sub("#", finding.message))
+
+        most = max((known for known in self.everywhere if like(known)), key=lambda one: len(one.needs()), default=None)
+        return most.clause if most is not None and self.exhausted else ""
 
     @property
     def exhausted(self) -> bool:

@@ -91,6 +91,7 @@ class Run:
     _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
     _explainers: dict[tuple[int, str], Explainer] = field(default_factory=dict)
+    _everywhere: list[Explained] = field(default_factory=list)
     _spent: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # by explanations
 
     @property
@@ -132,7 +133,7 @@ class Run:
 
     def explainer(self, subject: Subject, dtype: str) -> Explainer:
         """Who explains the failures of a subject in a dtype, and remembers them through the run."""
-        mine = Explainer(subject, self.explain_budget, self._spent[id(subject)])
+        mine = Explainer(subject, self.explain_budget, self._spent[id(subject)], everywhere=self._everywhere)
         return self._explainers.setdefault((id(subject), dtype), mine)
 
     @property

@@ -469,6 +469,8 @@ class Asking:
             clause, finding, diagnosis = self.explainer.attribute(clause, problem, finding, broken.exact, like, made, within, left)
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
             diagnosis = self.explainer.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
+        if clause == self.main.id and spent and alone is not False and finding.of_numbers and broken.exact is not None:
+            clause = self.explainer.clause_elsewhere(as_case(problem), finding) or clause
         own = clause == self.main.id
         explained = Explained(
             clause,
