@@ -219,13 +219,17 @@ class Explainer:
         """Where the time for explanations is used up: the clause of what was explained in another dtype or variant, and has most of
         what this case has; '' where nothing is like it."""
         traits = case.traits()
-        has = traits | {factor(trait) for trait in traits}
+        factors = {factor(trait) for trait in traits}
 
         def like(known: Explained) -> bool:
-            same = known.finding.likeness == finding.likeness and not known.finding.hint and known.needs() <= has
-            return same and (finding.of_numbers or NUMBER.sub("#", known.finding.message) == NUMBER.sub("#", finding.message))
+            same = known.finding.likeness == finding.likeness and not known.finding.hint
+            has = {factor(need) for need in known.needs()} <= factors  # a mask or a bias may be of another form
+            return (
+                same and has and (finding.of_numbers or NUMBER.sub("#", known.finding.message) == NUMBER.sub("#", finding.message))
+            )
 
-        most = max((known for known in self.everywhere if like(known)), key=lambda one: len(one.needs()), default=None)
+        some = (known for known in self.everywhere if like(known))
+        most = max(some, key=lambda one: (one.needs() <= traits | factors, len(one.needs())), default=None)
         return most.clause if most is not None and self.exhausted else ""
 
     @property
