@@ -63,6 +63,11 @@ def in_empty_row(finding: Finding, exact: Exact) -> bool:
     return bool(exact.empty[finding.index[:3] if finding.output == "o" and len(finding.index) == 4 else ...].any())
 
 
+def same_words(one: Finding, other: Finding) -> bool:
+    """Whether two messages differ in their numbers alone."""
+    return NUMBER.sub("#", one.message) == NUMBER.sub("#", other.message)
+
+
 def anything(case: Case) -> bool:
     """The clause is asked on every case."""
     return True
@@ -218,19 +223,19 @@ class Explainer:
     def clause_elsewhere(self, case: Case, finding: Finding) -> str:
         """Where the time for explanations is used up: the clause of what was explained in another dtype or variant, and has most of
         what this case has; '' where nothing is like it."""
+        if not self.exhausted:
+            return ""
         traits = case.traits()
         factors = {factor(trait) for trait in traits}
 
         def like(known: Explained) -> bool:
             same = known.finding.likeness == finding.likeness and not known.finding.hint
             has = {factor(need) for need in known.needs()} <= factors  # a mask or a bias may be of another form
-            return (
-                same and has and (finding.of_numbers or NUMBER.sub("#", known.finding.message) == NUMBER.sub("#", finding.message))
-            )
+            return same and has and (finding.of_numbers or same_words(known.finding, finding))
 
         some = (known for known in self.everywhere if like(known))
         most = max(some, key=lambda one: (one.needs() <= traits | factors, len(one.needs())), default=None)
-        return most.clause if most is not None and self.exhausted else ""
+        return most.clause if most is not None else ""
 
     @property
     def exhausted(self) -> bool:
@@ -335,7 +340,7 @@ class Explainer:
         if compared[0] != compared[1]:
             return False
         if not compared[0]:
-            return mine.kind == other.kind and NUMBER.sub("#", mine.message) == NUMBER.sub("#", other.message)
+            return mine.kind == other.kind and same_words(mine, other)
         key = (id(known), case, made)
         purse, used = self._compared(known, finding)
         spared = used >= 1.0 or (chapter is not None and self._spared(known, chapter, finding))
@@ -458,10 +463,8 @@ class Explainer:
         return self._descend(case, own, apart) if another and not apart(smallest) else smallest
 
     def _descend(self, case: Case, own: Callable[[Case], bool], fails: Callable[[Case], bool]) -> Case:
-        for small in small_cases(case, self.subject.adapter, own):
-            if fails(small):
-                return descend(small, self.subject.adapter, fails, seconds=ONE * self.budget)
-        return descend(case, self.subject.adapter, fails, seconds=ONE * self.budget)
+        begin = next((small for small in small_cases(case, self.subject.adapter, own) if fails(small)), case)
+        return descend(begin, self.subject.adapter, fails, seconds=ONE * self.budget)
 
     def reduce_apart(self, case: Case, finding: Finding, own: Callable[[Case], bool], known: Explained) -> Case:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
