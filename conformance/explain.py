@@ -7,7 +7,7 @@ import math
 import re
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,6 @@ import torch
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.case import Case, fit, simpler
-from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.diagnosis import (
     ENORMOUS,
     Diagnosis,
@@ -33,6 +32,7 @@ from attnspec.conformance.diagnosis import (
 )
 from attnspec.conformance.judge import Finding, coarser, judge, with_class
 from attnspec.conformance.order import earlier
+from attnspec.conformance.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
 from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
@@ -41,11 +41,6 @@ from attnspec.spec import Problem
 SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not seconds, which would show other numbers elsewhere
 REDUCTIONS = 120  # answers that the reduction of one failure may ask for
 SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
-COMPARING, SIMPLER = 0.25, 0.25  # shares of the budget; a fault that has no name yet costs nothing of them
-OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
-ONE = 0.15  # the share of one descent: what is slow to make smaller leaves time for others
-MOST = 0.8  # the share that comparing may take of what is not used for anything else
-FIRST = 0.1  # the share for the first failure of a kind and an output of which nothing was explained yet
 OFTEN = 3  # times that a failure is compared with problems of one chapter before what is left of the time is kept for the others
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
 LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
@@ -134,18 +129,14 @@ class Explainer:
     """Explains the failures of one subject in one dtype, each fault once.
 
     What it says of a dtype depends on no other one, so that it does not matter whether one process asks both, as long as there is
-    time. The time is shared; where it is used up, `everywhere` holds what was explained in other dtypes and variants.
+    time: `purse` has a part for each.
 
-    budget: seconds of this thread that may be spent, COMPARING and OTHERS of them on comparing what fails with what was explained,
-    FIRST on the first failure of each kind, SIMPLER on simpler numbers to show. spent: what was spent so far. explained: the
-    failures so far, the first first.
+    explained: the failures so far, the first first.
     """
 
     subject: Subject
-    budget: float = EXPLAIN_BUDGET
-    spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    purse: Purse = field(default_factory=Purse)
     explained: list[Explained] = field(default_factory=list)
-    everywhere: list[Explained] = field(default_factory=list)
     _accounted: dict[tuple, bool | None] = field(default_factory=dict)
     _compared_in: Counter[tuple[int, str]] = field(default_factory=Counter)  # a failure, by the chapter that asked
     _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
@@ -176,7 +167,7 @@ class Explainer:
             return (By(unclear or alike[0], False),)
         if self._out_of_time(finding):
             return (self.unexplained(case, finding),)
-        with self.timed("explaining"):
+        with self.purse.timed("explaining"):
             smallest = self.reduce(case, finding, own)
             simpler = smallest if own is anything else self.reduce(smallest, finding)
             if simpler == smallest:
@@ -196,14 +187,13 @@ class Explainer:
                 self._doubt(known, met)
                 return By(known, bool(self._accounts_for(known, met, finding)))
         explained = replace(self._explain(smallest, finding, met), met=[met])
-        with self.timed("simplifying"):
+        with self.purse.timed("simplifying"):
             explained = self.simplify(explained)
         for known in self.explained:
             if known.key == explained.key and self._beside(known, smallest) and known.needs() == explained.needs():
                 self._doubt(known, met)
                 return By(known, False)
         self.explained.append(explained)
-        self.everywhere.append(explained)
         return By(explained, smallest == met or bool(self._accounts_for(explained, met, finding)))
 
     def unexplained(self, case: Case, finding: Finding) -> By:
@@ -214,38 +204,15 @@ class Explainer:
             return By(most, False)
         problem = self.subject.problem(case)
         exact = self.subject.solve(problem)
-        clause = self.clause_elsewhere(case, finding)
-        clause = clause or blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+        clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         explained = Explained(clause, case, finding, problem, exact, met=[case], reduced=False)
         self.explained.append(explained)
         return By(explained, False)
 
-    def clause_elsewhere(self, case: Case, finding: Finding) -> str:
-        """Where the time for explanations is used up: the clause of what was explained in another dtype or variant, and has most of
-        what this case has; '' where nothing is like it."""
-        if not self.exhausted:
-            return ""
-        traits = case.traits()
-        factors = {factor(trait) for trait in traits}
-
-        def like(known: Explained) -> bool:
-            same = known.finding.likeness == finding.likeness and not known.finding.hint
-            has = {factor(need) for need in known.needs()} <= factors  # a mask or a bias may be of another form
-            return same and has and (finding.of_numbers or same_words(known.finding, finding))
-
-        some = (known for known in self.everywhere if like(known))
-        most = max(some, key=lambda one: (one.needs() <= traits | factors, len(one.needs())), default=None)
-        return most.clause if most is not None else ""
-
     @property
     def exhausted(self) -> bool:
         """Whether the time for explanations is used up, but for what is kept for the first failure of a kind and an output."""
-        return self._used(1 - COMPARING - OTHERS - FIRST)
-
-    def _used(self, share: float) -> bool:
-        """Whether explaining took this share of the time, or everything together all of it."""
-        explaining = self.spent["explaining"] + self.spent["simplifying"]
-        return explaining >= share * self.budget or sum(self.spent.values()) >= self.budget
+        return self.purse.used(1 - COMPARING - OTHERS - FIRST)
 
     def _out_of_time(self, finding: Finding) -> bool:
         """Whether there is no time left to explain a failure of this kind, of this output."""
@@ -254,18 +221,11 @@ class Explainer:
             known.reduced and (known.finding.output, known.finding.kind) == like for known in self.explained
         ):
             return self.exhausted
-        return self._used(1 - COMPARING - OTHERS)
+        return self.purse.used(1 - COMPARING - OTHERS)
 
     def _compared(self, known: Explained, finding: Finding) -> tuple[str, float]:
-        """What such a comparison is counted as, and the share of the time for these that is used up.
-
-        Where little is to be explained there is more time for comparing: MOST of all.
-        """
-        same = known.finding.output == finding.output
-        what, share = ("comparing", COMPARING) if same else ("comparing others", OTHERS)
-        others = sum(self.spent.values()) - self.spent[what]
-        time = max(share, MOST - others / self.budget if same else 0.0) * self.budget if self.budget else 0.0
-        return what, self.spent[what] / time if time else 1.0
+        """What such a comparison is counted as, and the share of the time for these that is used up."""
+        return self.purse.comparing(known.finding.output == finding.output)
 
     def _spared(self, known: Explained, chapter: str, finding: Finding) -> bool:
         """Whether a failing problem is not compared with a failure, since it was often in this chapter, or no time is left.
@@ -283,15 +243,6 @@ class Explainer:
         self._doubtful[id(known)] += 1
         if self._doubtful[id(known)] >= DOUBTS:
             known.spare(met)
-
-    @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """What is spent on this, in seconds of this thread; what is timed inside counts by itself."""
-        began, inside = time.thread_time(), sum(self.spent.values())
-        try:
-            yield
-        finally:
-            self.spent[what] += time.thread_time() - began - (sum(self.spent.values()) - inside)
 
     def _told(self, case: Case, finding: Finding) -> bool | None:
         """Whether a mistake that explained a failure before gives the numbers of this problem, whatever else the two share.
@@ -342,14 +293,14 @@ class Explainer:
         if not compared[0]:
             return mine.kind == other.kind and same_words(mine, other)
         key = (id(known), case, made)
-        purse, used = self._compared(known, finding)
+        what, used = self._compared(known, finding)
         spared = used >= 1.0 or (chapter is not None and self._spared(known, chapter, finding))
         if known.clause.startswith("PURITY") or (key not in self._accounted and spared):
             return None
         if key not in self._accounted:
             self._accounted[key] = None
             self._compared_in[id(known), chapter or ""] += 1
-            with self.timed(purse), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
+            with self.purse.timed(what), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 other = made is None and self._right_without(known, case)
                 same = None if other else self._same_mistake(known, self.subject.problem(case) if made is None else made)
                 if same is False and made is None and case.biases in ENORMOUS:  # it may be there, with rounding beside it
@@ -398,7 +349,7 @@ class Explainer:
 
     def _wrong_ones(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
         """Those that are wrong by themselves."""
-        with self.timed("comparing"):
+        with self.purse.timed("comparing"):
             return tuple(problem for problem in problems if self._wrong(problem, self.subject.solve(problem))[1])
 
     def _beside(self, known: Explained, case: Case) -> bool:
@@ -427,7 +378,7 @@ class Explainer:
         if not (finding.of_numbers or finding.kind == "relation") or (self._out_of_time(finding) and not at_last):
             return None
         try:
-            with self.timed("explaining"):
+            with self.purse.timed("explaining"):
                 return diagnose(self.subject, problem, exact, met, self._names(), made)
         except Exception as error:  # a verdict is never lost to what would only explain it
             warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
@@ -441,7 +392,7 @@ class Explainer:
         """The mistake that explains a failure which had no name when it was met, beside those that have got one since."""
         finding = explained.finding
         nameless = finding.of_numbers and not finding.hint and explained.diagnosis is None and explained.by_case
-        if not nameless or not self._names() or sum(self.spent.values()) >= self.budget:
+        if not nameless or not self._names() or self.purse.used():
             return None
         return self.diagnose(explained.problem, explained.exact, finding, explained.met, at_last=True)
 
@@ -464,7 +415,7 @@ class Explainer:
 
     def _descend(self, case: Case, own: Callable[[Case], bool], fails: Callable[[Case], bool]) -> Case:
         begin = next((small for small in small_cases(case, self.subject.adapter, own) if fails(small)), case)
-        return descend(begin, self.subject.adapter, fails, seconds=ONE * self.budget)
+        return descend(begin, self.subject.adapter, fails, seconds=self.purse.one)
 
     def reduce_apart(self, case: Case, finding: Finding, own: Callable[[Case], bool], known: Explained) -> Case:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
@@ -472,7 +423,7 @@ class Explainer:
         def apart(trial: Case) -> bool:
             return self._found_again(case, finding, own, trial) is not None and self._right_without(known, trial)
 
-        return descend(case, self.subject.adapter, apart, seconds=ONE * self.budget)
+        return descend(case, self.subject.adapter, apart, seconds=self.purse.one)
 
     def _found_again(self, case: Case, finding: Finding, own: Callable[[Case], bool], trial: Case) -> Finding | None:
         """What a case has found, in a trial that the clause may be asked, on the same side of what is known."""
@@ -560,7 +511,7 @@ class Explainer:
         simple = bool(case.numbers)  # asked for with --case, as a failure has shown it
         if simple or not finding.of_numbers or explained.clause.startswith("PURITY"):
             return explained
-        if self.spent["simplifying"] >= SIMPLER * self.budget:
+        if self.purse.spent["simplifying"] >= SIMPLER * self.purse.budget:
             return explained
         class_, (q, k, v) = self.subject.required_class(case.dtype), (explained.problem.q, explained.problem.k, explained.problem.v)
         trials = SIMPLIFYING // max(1, q.numel() // max(1, q.shape[-1]) * k.shape[-2] * (k.shape[-1] + v.shape[-1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.inherited import Inherited
 from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.lean import LongRows
+from attnspec.conformance.purse import Purse
 from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.shapes import Fallbacks, few, fewer
 from attnspec.conformance.shard import Shard
@@ -75,7 +75,7 @@ class Run:
     inherited: Inherited = field(default_factory=Inherited)
     draft: Draft = field(default_factory=Draft)
     repros: bool = True
-    explain_budget: float = EXPLAIN_BUDGET  # seconds for all explanations of a subject
+    explain_budget: float = EXPLAIN_BUDGET  # seconds for all explanations
     enough: int = 3  # failures that one test shows before it asks no further
     show: str | None = None  # "hex": numbers of failures to the bit
     asked: str = ""  # the full command, as it was given
@@ -91,8 +91,7 @@ class Run:
     _shown: set[tuple] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
     _explainers: dict[tuple[int, str], Explainer] = field(default_factory=dict)
-    _everywhere: list[Explained] = field(default_factory=list)
-    _spent: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # by explanations
+    _purses: list[Purse] = field(default_factory=list)
 
     @property
     def out_of_time(self) -> bool:
@@ -133,13 +132,16 @@ class Run:
 
     def explainer(self, subject: Subject, dtype: str) -> Explainer:
         """Who explains the failures of a subject in a dtype, and remembers them through the run."""
-        mine = Explainer(subject, self.explain_budget, self._spent[id(subject)], everywhere=self._everywhere)
-        return self._explainers.setdefault((id(subject), dtype), mine)
+        key = (id(subject), dtype)
+        if key not in self._explainers:
+            purse = Purse(self.explain_budget, sum(len(s.dtypes) for s in self.subjects), self._purses)
+            self._explainers[key] = Explainer(subject, purse)
+        return self._explainers[key]
 
     @property
     def explaining(self) -> float:
         """Seconds that explanations have taken so far."""
-        return sum(sum(spent.values()) for spent in self._spent.values())
+        return sum(purse.out for purse in self._purses)
 
     def decides(self, clause: str) -> bool:
         """Whether a clause decides the exit code: MUST, or with --enforce-should SHOULD."""

@@ -100,7 +100,7 @@ class Plan:
     def narrow(self, case: Case, subject: Subject) -> Case | None:
         """The case with the levels that this test wants, or None where it can't show the clause."""
         wanted = dict(self.like)
-        case = fit(replace(case, **wanted), subject.adapter)
+        case = fit(replace(case, **wanted) if wanted else case, subject.adapter)
         kept = all(getattr(case, name) == value for name, value in wanted.items())
         if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
             return None
@@ -453,12 +453,12 @@ class Asking:
             return False
         small, made, spent = case, broken.problem, self.explainer.exhausted
         if not self.plan.once and not spent:
-            with self.explainer.timed("explaining"):
+            with self.explainer.purse.timed("explaining"):
                 small = descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
         if small != case:
             again = self._breaks_again(small)
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
-        with self.explainer.timed("explaining"):
+        with self.explainer.purse.timed("explaining"):
             alone = self._wrong_by_itself(broken)
             broken, left = self._made_smaller(broken, alone)
         problem = broken.problem if broken.problem is not None else self.subject.problem(small)
@@ -469,8 +469,6 @@ class Asking:
             clause, finding, diagnosis = self.explainer.attribute(clause, problem, finding, broken.exact, like, made, within, left)
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
             diagnosis = self.explainer.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
-        if clause == self.main.id and spent and alone is not False and finding.of_numbers and broken.exact is not None:
-            clause = self.explainer.clause_elsewhere(as_case(problem), finding) or clause
         own = clause == self.main.id
         explained = Explained(
             clause,

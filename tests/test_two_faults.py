@@ -15,6 +15,7 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.case import Case, array
 from attnspec.conformance.explain import Explained, Explainer, without
 from attnspec.conformance.meeting import meet
+from attnspec.conformance.purse import Purse
 from attnspec.conformance.verdicts import mark, standing, tally, weighed
 from attnspec.spec import Problem, index
 
@@ -83,7 +84,7 @@ def test_what_fails_by_another_clause_is_counted_there_and_not_passed() -> None:
 
 
 def test_what_time_leaves_unexplained_is_said_to_be() -> None:
-    options = ("--impl-dtypes=float32", "--clauses=MASK-1", "--explain-budget=0")
+    options = ("--impl-dtypes=float32", "--clauses=MASK-1", "--explain-budget=400")
     outcome = judge("mutants.implementations.mask_of_first_query", *options)
     assert outcome.exit == 1
     assert "the time for explanations was used up; --explain-budget=120 gives more" in outcome.screen
@@ -117,7 +118,7 @@ def test_a_wrong_gradient_is_told_where_a_fault_of_the_output_took_the_time_for_
     explainer, clauses = Explainer(subject), []
     for case in (Case(i=3, j=5, d=4), Case(i=3, j=5, d=4, scale=0.3)):
         explainer.explain(case, subject.judgement(case).findings[0])
-        explainer.spent["comparing"] = 0.8 * explainer.budget
+        explainer.purse.spent["comparing"] = 0.8 * explainer.purse.budget
         clauses.append([known.clause for known in explainer.explained])
     assert clauses == [["SCALE-1"], ["SCALE-1", "GRAD-1"]]
 
@@ -133,9 +134,9 @@ def test_problems_of_one_chapter_leave_time_to_compare_those_of_others(monkeypat
 
     monkeypatch.setattr(Explainer, "_same_mistake", counted)
     subject = meet(resolve("mutants.pairs.causal_slides_by_block__scale_missing")[0], "cpu", {}, None, None)
-    explainer = Explainer(subject, budget=40.0)
+    explainer = Explainer(subject, Purse(40.0))
     for case in (*(Case(i=3, j=5, d=4, seed=seed) for seed in range(14)), Case(i=40, d=4, causal=True)):
-        explainer.spent["comparing"] = float(len(plain))  # as if each took a second
+        explainer.purse.spent["comparing"] = float(len(plain))  # as if each took a second
         explainer.explain(case, subject.judgement(case).findings[0], chapter="CAUSAL" if case.causal else "SHAPE")
     assert [known.clause for known in explainer.explained] == ["SCALE-1", "CAUSAL-1"]
 
@@ -190,10 +191,30 @@ def test_with_no_time_left_what_a_test_made_is_put_to_a_fault_that_may_be_in_it(
     assert {"SCALE-1", "MASK-2"} <= set(outcome.broken()) <= {"SCALE-1", "MASK-2", "MASK-3"}
 
 
-def test_with_no_time_left_a_dtype_takes_the_clause_from_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask that is ignored was called LAYOUT-1 in float16, GRAD-7 and EMPTY-1, for the other dtypes had taken the time."""
-    monkeypatch.setattr(Explainer, "_used", lambda self, share: bool(self.everywhere))
-    clauses = "--clauses=MASK-2,LAYOUT-1,GRAD-7"
-    outcome = judge("mutants.implementations.mask_inverted", "--impl-dtypes=float32,float64", clauses)
-    assert {failure.dtype for failure in outcome.failures} == {"float32", "float64"}
-    assert all(clause.startswith("MASK") for clause in outcome.broken())
+def test_each_dtype_has_time_of_its_own() -> None:
+    """The first dtype took all the time, and what failed in the others was filed as it was met."""
+    purses: list[Purse] = []
+    first, second = Purse(20.0, 2, purses), Purse(20.0, 2, purses)
+    assert (first.budget, second.budget) == (15.0, 15.0)
+    first.spent["explaining"] = 15.0
+    assert (first.used(), second.budget, second.used()) == (True, 5.0, False)
+    second.spent["comparing"] = 5.0
+    assert second.used()
+    assert first.out + second.out == 20.0
+
+
+def test_a_dtype_that_takes_all_its_time_leaves_the_others_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that is inverted was called LAYOUT-1, GRAD-7 and EMPTY-1 in one dtype, for another had taken the time."""
+
+    def made(self: Purse) -> None:
+        self.purses.append(self)
+        if len(self.purses) == 1:
+            self.spent["explaining"] = self.budget
+
+    monkeypatch.setattr(Purse, "__post_init__", made)
+    options = ("--impl-dtypes=float32,float64", "--clauses=MASK-2,LAYOUT-1,GRAD-7", "--explain-budget=200")
+    outcome = judge("mutants.implementations.mask_inverted", *options)
+    in_time = [failure.clause for failure in outcome.failures if failure.dtype == "float64"]
+    assert in_time
+    assert all(clause.startswith("MASK") for clause in in_time)
+    assert outcome.screen.count("the time for explanations was used up") == len(outcome.failures) - len(in_time)
