@@ -321,20 +321,21 @@ def fit(case: Case, adapter: Adapter) -> Case:
     d = case.d
     if adapter.widths is not None and d not in adapter.widths:
         d = min(adapter.widths, key=lambda width: (abs(width - d), width))
-    return replace(
-        case,
-        mask=mask,
-        bias=bias,
-        wrt=wrt,
-        d=d,
-        layout=layout,
-        holes=case.holes if mask != "none" else "random",
-        biases=case.biases if bias != "none" else "normal",
-        e=case.e if "value_width" in offers and case.e != d else 0,
-        causal=case.causal and "causal" in offers,
-        scale=case.scale if "scale" in offers else None,
-        do=case.do if wrt != "none" else "dense",
-    )
+    fitted = {
+        "mask": mask,
+        "bias": bias,
+        "wrt": wrt,
+        "d": d,
+        "layout": layout,
+        "holes": case.holes if mask != "none" else "random",
+        "biases": case.biases if bias != "none" else "normal",
+        "e": case.e if "value_width" in offers and case.e != d else 0,
+        "causal": case.causal and "causal" in offers,
+        "scale": case.scale if "scale" in offers else None,
+        "do": case.do if wrt != "none" else "dense",
+    }
+    changes: dict[str, Any] = {name: level for name, level in fitted.items() if getattr(case, name) != level}
+    return replace(case, **changes) if changes else case
 
 
 def _restricted(case: Case, restrictions: set[str]) -> Case:

@@ -26,6 +26,7 @@ from attnspec.spec import Clause, Dialect, Problem
 
 ORACLE = "arb" if find_spec("flint") else "float64"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+ASK = compile("ask(problem)", "<attnspec>", "eval")
 
 
 class Within(NamedTuple):
@@ -129,7 +130,7 @@ class Subject:
         Its traceback holds no values, but it does hold the names of files.
         """
         where = f"<attnspec asks {self.asking or 'the first questions'}: {describe_problem(problem)}>"
-        return eval(compile("ask(problem)", where, "eval"), {"ask": ask, "problem": problem})
+        return eval(ASK.replace(co_filename=where), {"ask": ask, "problem": problem})
 
     @contextlib.contextmanager
     def watching(self, problem: Problem) -> Iterator[dict[str, str]]:

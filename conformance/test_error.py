@@ -215,7 +215,7 @@ def test_memory_around_the_inputs_has_no_influence(subject: Subject, case: Case)
 @once()
 def test_no_tail_of_a_block_is_read(subject: Subject, case: Case) -> None:
     """Lengths and widths that fill no block, and nothing hidden."""
-    for j in (1, 5, 17, 33, 65, 129, 257):
+    for j in (5, 17, 65, 257):
         asked = fit(Case(dtype=case.dtype, heads=case.heads, i=min(j, 19), j=j, d=12 if j % 8 == 1 else 7), subject.adapter)
         if not subject.judgement(asked).findings:  # else its own clause says so
             must_read_nothing_else(subject, subject.problem(asked))
