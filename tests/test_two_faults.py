@@ -13,7 +13,7 @@ from mutants.pairs import PAIRS
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.case import Case, array
-from attnspec.conformance.explain import Explained, Explainer, without
+from attnspec.conformance.explain import Explained, Explainer, descend, without
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.purse import Purse
 from attnspec.conformance.verdicts import mark, standing, tally, weighed
@@ -218,3 +218,25 @@ def test_a_dtype_that_takes_all_its_time_leaves_the_others_theirs(monkeypatch: p
     assert in_time
     assert all(clause.startswith("MASK") for clause in in_time)
     assert outcome.screen.count("the time for explanations was used up") == len(outcome.failures) - len(in_time)
+
+
+def test_one_descent_ends_when_its_share_of_the_time_is_up() -> None:
+    """What is slow to make smaller left no time for what came after it."""
+    adapter = resolve("sdpa-math")[0]
+    case = Case(heads="4/2", b=2, i=40, j=70, d=16, mask="bhij")
+    assert descend(case, adapter, lambda trial: True, seconds=0.0) == case
+    assert descend(case, adapter, lambda trial: True) == Case(d=1)
+    assert Purse(40.0).one < 0.2 * 40.0
+
+
+def test_the_first_failure_of_a_kind_finds_time_where_others_took_theirs() -> None:
+    """A gradient that is zero was put down to a wrong scale, which had taken all the time."""
+    subject = meet(resolve("mutants.pairs.scale_one_over_width__query_gradient_zero")[0], "cpu", {}, None, None)
+    explainer, reduced = Explainer(subject), []
+    for case in (Case(i=3, j=5, d=4), Case(i=3, j=5, d=4, scale=0.3), Case(i=3, j=5, d=4, scale=0.3, causal=True)):
+        for finding in subject.judgement(case).findings[:1]:
+            reduced += [by.explained.reduced for by in explainer.explain(case, finding)]
+        explainer.purse.spent["explaining"] = 0.6 * explainer.purse.budget
+        assert explainer.exhausted
+    assert [(known.clause, known.reduced) for known in explainer.explained] == [("SCALE-1", True), ("GRAD-1", True)]
+    assert reduced == [True, True, True]
