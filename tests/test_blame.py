@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from judging import judge
 from mutants.base import load
 
 from attnspec.adapters import resolve
 from attnspec.conformance.blame import rounded_clause
 from attnspec.conformance.case import Case
-from attnspec.conformance.explain import Explainer
+from attnspec.conformance.explain import Explainer, in_empty_row
 from attnspec.conformance.judge import Finding
 from attnspec.conformance.meeting import meet
+from attnspec.conformance.tensors import build
+from attnspec.reference import solve
+from attnspec.spec import Dialect
+
+
+def test_only_a_row_without_a_key_is_about_rows_without_a_key() -> None:
+    """EMPTY-1 was said of a wrong row that had a key, where another row of the problem had none."""
+    problem = build(Case(i=2, j=3, d=4, mask="bhij"), "cpu", ())
+    problem.mask[...] = torch.tensor([[True, False, True], [False, False, False]])
+    exact = solve(problem, Dialect(empty_row="zero"))
+    assert [in_empty_row(Finding("value", "o", "", index=(0, 0, row, 1)), exact) for row in (0, 1)] == [False, True]
+    assert in_empty_row(Finding("value", "dq", "", index=(0, 0, 0, 1)), exact)
 
 
 @pytest.mark.parametrize(
