@@ -169,7 +169,7 @@ def _with_heads(problem: Problem) -> Problem:
     """The problem, its one shared head (b j d) written as (b 1 j d), which is how torch takes it."""
     if not problem.shared:
         return problem
-    from attnspec.conformance.relations import misfit
+    from attnspec.conformance.tensors import misfit
 
     return misfit(problem, k=problem.k[:, None], v=problem.v[:, None])
 

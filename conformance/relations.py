@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from attnspec.conformance.testing import NotApplicable
 from attnspec.reference import Exact, dense
-from attnspec.spec import TENSORS, Problem, memory_of, twin
+from attnspec.spec import Problem, twin
 
 
 def hidden_keys(exact: Exact) -> np.ndarray:
@@ -40,35 +38,6 @@ def _filled(x: Tensor, places: Tensor, number: float) -> Tensor:
     x = twin(x)
     x[places] = number
     return x
-
-
-def surrounded(problem: Problem, number: float, shown: bool) -> Problem:
-    """The problem with its tensors inside larger memory, which holds `number` around and between their elements.
-
-    Masks have `shown` there. Strides stay, and what is one tensor stays one. There is room enough on both sides for a kernel
-    that takes a size of one tensor for that of another.
-    """
-
-    def inside(x: Tensor) -> Tensor:
-        span = len(memory_of(x))
-        room = 4096 + 64 * (span // 16)  # keeps to what kernels want to be aligned
-        fill = shown if x.dtype == torch.bool else number
-        memory = torch.full((room + span + room,), fill, dtype=x.dtype, device=x.device)
-        places = torch.arange(room, room + span, device=x.device).as_strided(x.shape, x.stride(), x.storage_offset())
-        memory[places] = x.detach()
-        return memory.as_strided(x.shape, x.stride(), x.storage_offset() + room)
-
-    names = [name for name in TENSORS if (x := getattr(problem, name)) is not None and x.numel()]
-    moved = {id(getattr(problem, name)): inside(getattr(problem, name)) for name in names}
-    return misfit(problem, **{name: moved[id(getattr(problem, name))] for name in names})
-
-
-def misfit(problem: Problem, **changes: Any) -> Problem:
-    """The problem with some fields changed, whether they fit or not."""
-    other = copy.copy(problem)
-    for name, value in changes.items():
-        object.__setattr__(other, name, value)
-    return other
 
 
 def permuted(problem: Problem, order: Tensor) -> Problem:

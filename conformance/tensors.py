@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from attnspec.conformance.case import Case
-from attnspec.spec import DIFFERENTIABLE, Problem
+from attnspec.spec import DIFFERENTIABLE, TENSORS, Problem, memory_of
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
@@ -259,3 +261,37 @@ def _inside(x: Tensor, margin: int) -> Tensor:
     inner = outer[..., margin:-1, margin:]
     inner.copy_(x)
     return inner
+
+
+def surrounded(problem: Problem, number: float, shown: bool) -> Problem:
+    """The problem with its tensors inside larger memory, which holds `number` around and between their elements.
+
+    Masks have `shown` there. Strides stay, and what is one tensor stays one. There is room enough on both sides for a kernel
+    that takes a size of one tensor for that of another.
+    """
+
+    def inside(x: Tensor) -> Tensor:
+        span = len(memory_of(x))
+        room = 4096 + 64 * (span // 16)  # keeps to what kernels want to be aligned
+        fill = shown if x.dtype == torch.bool else number
+        memory = torch.full((room + span + room,), fill, dtype=x.dtype, device=x.device)
+        places = torch.arange(room, room + span, device=x.device).as_strided(x.shape, x.stride(), x.storage_offset())
+        memory[places] = x.detach()
+        return memory.as_strided(x.shape, x.stride(), x.storage_offset() + room)
+
+    names = [name for name in TENSORS if (x := getattr(problem, name)) is not None and x.numel()]
+    moved = {id(getattr(problem, name)): inside(getattr(problem, name)) for name in names}
+    return misfit(problem, **{name: moved[id(getattr(problem, name))] for name in names})
+
+
+def in_memory(dtype: torch.dtype) -> tuple[tuple[float, bool], ...]:
+    """What may lie around the tensors of a problem: plain numbers, and others that would change an answer which they reach."""
+    return (1.0, False), (float("nan"), True), (GARBAGE[dtype], False)
+
+
+def misfit(problem: Problem, **changes: Any) -> Problem:
+    """The problem with some fields changed, whether they fit or not."""
+    other = copy.copy(problem)
+    for name, value in changes.items():
+        object.__setattr__(other, name, value)
+    return other

@@ -14,9 +14,8 @@ from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.reading import readable
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judge import Finding, no_answer
-from attnspec.conformance.relations import misfit, surrounded
 from attnspec.conformance.subject import Subject, Within
-from attnspec.conformance.tensors import GARBAGE
+from attnspec.conformance.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.testing import (
     Broken,
     NotApplicable,
@@ -199,9 +198,8 @@ def test_a_rate_that_is_no_probability_is_refused(subject: Subject, case: Case) 
 
 def in_other_memory(problem: Problem) -> tuple[Problem, list[tuple[str, Problem]]]:
     """The problem among plain numbers, and among others that would change an answer that they reach."""
-    large = GARBAGE[problem.dtype]
-    others = [(f"{number:g}", surrounded(problem, number, shown)) for number, shown in ((float("nan"), True), (large, False))]
-    return surrounded(problem, 1.0, False), others
+    first, *others = ((f"{number:g}", surrounded(problem, number, shown)) for number, shown in in_memory(problem.dtype))
+    return first[1], others
 
 
 @clause("ERROR-5")

@@ -12,8 +12,7 @@ from test_repro import tells
 
 from attnspec.adapters import same_bits
 from attnspec.conformance.case import LEVELS, Case
-from attnspec.conformance.relations import misfit, surrounded
-from attnspec.conformance.tensors import build
+from attnspec.conformance.tensors import build, misfit, surrounded
 from attnspec.spec import TENSORS, index
 
 FOREIGN = sorted(name for name, one in load().items() if one.clause == "ERROR-5")
