@@ -31,7 +31,7 @@ from attnspec.conformance.diagnosis import (
     shows,
 )
 from attnspec.conformance.judge import Finding, coarser, judge, with_class
-from attnspec.conformance.order import earlier
+from attnspec.conformance.order import BY_ADDRESS, earlier, kept_by_address
 from attnspec.conformance.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
 from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
@@ -98,6 +98,11 @@ class Explained:
     def named(self) -> bool:
         """Whether a mistake is known that gives exactly these numbers."""
         return self.diagnosis is not None and bool(self.diagnosis.best)
+
+    @property
+    def by_address(self) -> bool:
+        """Whether an earlier call's memory explains it, so that any problem may show it which lies there."""
+        return self.finding.message == BY_ADDRESS
 
     def needs(self) -> frozenset[str]:
         """What another case must have to show the same fault, a bias of whatever form being "bias".
@@ -205,6 +210,8 @@ class Explainer:
         problem = self.subject.problem(case)
         exact = self.subject.solve(problem)
         clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+        if self._by_address(finding, problem):
+            clause, finding = "PURITY-5", replace(finding, message=BY_ADDRESS)
         explained = Explained(clause, case, finding, problem, exact, met=[case], reduced=False)
         self.explained.append(explained)
         return By(explained, False)
@@ -273,7 +280,7 @@ class Explainer:
             has = needs <= traits | factors
             if in_any_form:
                 has = (known.named or self.exhausted) and {factor(need) for need in needs} <= factors
-            if same and has and self._beside(known, case):
+            if known.by_address or (same and has and self._beside(known, case)):
                 yield known
 
     def _accounts_for(
@@ -295,7 +302,7 @@ class Explainer:
         key = (id(known), case, made)
         what, used = self._compared(known, finding)
         spared = used >= 1.0 or (chapter is not None and self._spared(known, chapter, finding))
-        if known.clause.startswith("PURITY") or (key not in self._accounted and spared):
+        if (known.clause.startswith("PURITY") and not known.by_address) or (key not in self._accounted and spared):
             return None
         if key not in self._accounted:
             self._accounted[key] = None
@@ -310,6 +317,8 @@ class Explainer:
         return None if accounts is False and self._doubtful[id(known)] >= DOUBTS else accounts
 
     def _same_mistake(self, known: Explained, problem: Problem) -> bool | None:
+        if known.by_address:
+            return kept_by_address(self.subject, problem) or None
         if known.finding.class_ and known.clause.startswith("ACCURACY"):
             exact = self.subject.solve(problem)
             answer, findings = self._wrong(problem, exact)
@@ -471,6 +480,8 @@ class Explainer:
         if kept is not None:
             words = f"right where its shapes are new, wrong after a call in them {kept[1]}: something of that call is kept"
             return Explained("PURITY-5", case, replace(finding, message=words), problem, exact, earlier=before)
+        if self._by_address(finding, problem):
+            return Explained("PURITY-5", case, replace(finding, message=BY_ADDRESS), problem, exact)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
         if seen != case and not (diagnosis is not None and diagnosis.best):  # where it was met there may be another fault
             alone = self.diagnose(problem, exact, finding, [case])
@@ -488,6 +499,10 @@ class Explainer:
         if told if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
         return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
+
+    def _by_address(self, finding: Finding, problem: Problem) -> bool:
+        """Whether an output is wrong by what an earlier call left under the address of its memory."""
+        return finding.output == "o" and finding.of_numbers and kept_by_address(self.subject, problem)
 
     def _coarse(self, seen: Case, finding: Finding) -> bool:
         """Whether coarse arithmetic explains what is wrong with the same output elsewhere, too."""
@@ -586,6 +601,8 @@ class Explainer:
                 return clause, finding, None
             with within.enter():  # right when asked like this: the surroundings of the call matter
                 return clause, finding, self.diagnose(problem, exact, finding, [replace(case, wrt="none") for case in met], made)
+        if within is PLAINLY and self._by_address(finding, problem):
+            return "PURITY-5", replace(finding, message=BY_ADDRESS), None
         diagnosis = self.diagnose(problem, exact, finding, met, made)
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.subject.dialect)), answer, exact)
         if finding.hint:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.case import Case, fit
+from attnspec.conformance.tensors import in_memory, surrounded
 from attnspec.spec import Problem
 
 if TYPE_CHECKING:
     from attnspec.conformance.subject import Subject
 
+BY_ADDRESS = "wrong where an earlier call's memory is in use again, and right elsewhere: something is kept by its address"
 PLAIN: dict[str, Any] = {"mask": "none", "bias": "none", "causal": False, "scale": None}
 
 
@@ -80,6 +82,19 @@ def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs:
         if wrong(one) is not after:
             return None
     return False
+
+
+def kept_by_address(subject: Subject, problem: Problem) -> bool:
+    """Whether the output is wrong where the tensors of a problem lie, and right elsewhere, whatever lies around them there.
+
+    What an earlier call left is then found by the address of its memory, which was freed and is in use again.
+    """
+
+    def wrong(which: Problem) -> bool:
+        return bool(subject.judge(subject.run(which), subject.solve(which)).of(("o",)))
+
+    elsewhere = [surrounded(problem, number, shown) for number, shown in in_memory(problem.dtype)]
+    return wrong(problem) and not any(wrong(other) for other in elsewhere) and wrong(problem)
 
 
 def _alike(problem: Problem, other: Problem) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
+from honest import tiled
 from judging import ended, judge
 from mutants.base import Call, load, with_sdpa_signature
 
@@ -12,7 +14,7 @@ from attnspec.adapters import resolve
 from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explainer
 from attnspec.conformance.meeting import meet
-from attnspec.conformance.order import wrong_by_itself
+from attnspec.conformance.order import BY_ADDRESS, kept_by_address, wrong_by_itself
 from attnspec.conformance.report import problem_in_words
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Subject
@@ -46,6 +48,37 @@ def test_in_a_run_it_is_told_so(tmp_path, monkeypatch) -> None:
 def overflows(call: Call) -> torch.Tensor:
     """Scores beyond 20 are cut."""
     return call.run() if float((call.query @ call.key.mT).abs().max()) < 20 else call.run() * 1.5
+
+
+KEPT: dict[tuple[object, ...], torch.Tensor] = {}
+
+
+def mask_of_an_address(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """A mask or a bias is copied once, and the copy found by the address of its memory."""
+    if attn_mask is not None:
+        attn_mask = KEPT.setdefault((attn_mask.data_ptr(), attn_mask.shape, attn_mask.dtype), attn_mask.detach().clone())
+    return tiled(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def test_what_is_kept_by_the_address_of_memory_is_a_fault_of_state(tmp_path, monkeypatch) -> None:
+    """It was called MASK-2, BIAS-1, CAUSAL-6 or LAYOUT-1: what lay there before had other options."""
+    subject = meet(resolve(mask_of_an_address)[0], "cpu", {}, None, None)
+    problem = subject.problem(Case(i=7, j=61, mask="ij", wrt="none"))
+    subject.run(problem)
+    problem.mask[..., 1:].logical_not_()
+    assert kept_by_address(subject, problem)
+    monkeypatch.chdir(tmp_path)
+    options = ("--impl-dtypes=float32", "--clauses=MASK-1,BIAS-1,LAYOUT-1,PURITY-5", "--explain-budget=200")
+    outcome = judge("test_order.mask_of_an_address", *options, "--without=bias_grad")
+    assert set(outcome.broken()) <= {"PURITY-4", "PURITY-5"}
+    assert BY_ADDRESS in outcome.screen
+
+
+@pytest.mark.parametrize("name", ["mask_inverted", "values_of_the_whole_block", "keys_of_the_whole_block_in_the_maximum"])
+def test_what_reads_the_memory_around_it_is_none(name: str) -> None:
+    subject = subject_of(name)
+    for case in (Case(i=3, j=5, mask="ij"), Case(i=3, j=61, d=7, mask="ij", seed=1)):
+        assert not kept_by_address(subject, subject.problem(case))
 
 
 def test_what_is_wrong_by_itself_is_no_state() -> None:
