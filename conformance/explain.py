@@ -58,6 +58,12 @@ def in_empty_row(finding: Finding, exact: Exact) -> bool:
     return bool(exact.empty[finding.index[:3] if finding.output == "o" and len(finding.index) == 4 else ...].any())
 
 
+def comparable(one: Finding, other: Finding) -> bool:
+    """Whether one fault may show as both: as wrong numbers, or as two answers that differ; or else as the same kind of refusal."""
+    numbers = [finding.of_numbers or finding.kind == "relation" for finding in (one, other)]
+    return all(numbers) or (not any(numbers) and one.kind == other.kind)
+
+
 def same_words(one: Finding, other: Finding) -> bool:
     """Whether two messages differ in their numbers alone."""
     return NUMBER.sub("#", one.message) == NUMBER.sub("#", other.message)
@@ -203,7 +209,7 @@ class Explainer:
 
     def unexplained(self, case: Case, finding: Finding) -> By:
         """Where the time for explanations is used up: the failure that is most like it, or the case as it was met."""
-        known = [known for known in self.explained if self._beside(known, case)]
+        known = [known for known in self.explained if self._beside(known, case) and comparable(known.finding, finding)]
         if known:
             most = max(known, key=lambda one: (one.finding.output == finding.output, len(one.case.traits() & case.traits())))
             return By(most, False)
@@ -293,12 +299,10 @@ class Explainer:
         The same words of an exception; the same coarse arithmetic; or the mistake that explains the one gives the numbers of the
         other. Where nothing is known of a failure nobody can tell.
         """
-        mine, other = known.finding, finding
-        compared = [one.of_numbers or one.kind == "relation" for one in (mine, other)]
-        if compared[0] != compared[1]:
+        if not comparable(known.finding, finding):
             return False
-        if not compared[0]:
-            return mine.kind == other.kind and same_words(mine, other)
+        if not (finding.of_numbers or finding.kind == "relation"):
+            return same_words(known.finding, finding)
         key = (id(known), case, made)
         what, used = self._compared(known, finding)
         spared = used >= 1.0 or (chapter is not None and self._spared(known, chapter, finding))
@@ -346,7 +350,12 @@ class Explainer:
             unclear = unclear or (By(known, False) if accounts is None else None)
         # What the test made may have more than the case has; sizes that do not fit have no words of a case.
         wrong = made[:1] if finding.of_numbers else self._wrong_ones(made) if agree else ()
-        alike = {id(known): known for problem in wrong for known in self._alike(as_case(problem), finding, in_any_form=True)}
+        alike = {
+            id(known): known
+            for problem in wrong
+            for known in self._alike(as_case(problem), finding, in_any_form=True)
+            if comparable(known.finding, finding)
+        }
         for known in alike.values():
             all_of_it = [self._accounts_for(known, case, finding, problem) for problem in wrong]
             if all(all_of_it):

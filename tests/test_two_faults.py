@@ -240,3 +240,20 @@ def test_the_first_failure_of_a_kind_finds_time_where_others_took_theirs() -> No
         assert explainer.exhausted
     assert [(known.clause, known.reduced) for known in explainer.explained] == [("SCALE-1", True), ("GRAD-1", True)]
     assert reduced == [True, True, True]
+
+
+def no_bias_and_no_mask(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """A bias raises, and a mask is ignored."""
+    if attn_mask is not None and attn_mask.is_floating_point():
+        raise IndexError("tuple index out of range")
+    return tiled(q, k, v, None, dropout_p, is_causal, scale, enable_gqa)
+
+
+def test_with_no_time_left_wrong_numbers_are_not_put_to_an_exception() -> None:
+    """A dropout that is wrong stood as explained by BIAS-2, which raises: time was used up."""
+    subject = meet(resolve(no_bias_and_no_mask)[0], "cpu", {}, None, None)
+    explainer = Explainer(subject)
+    for case in (Case(i=3, j=5, bias="bhij"), Case(i=3, j=5, mask="bhij")):
+        (by,) = explainer.explain(case, subject.judgement(case).findings[0])
+        explainer.purse.spent["explaining"] = explainer.purse.budget
+    assert (by.explained.clause, by.explained.reduced) == ("MASK-1", False)
