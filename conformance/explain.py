@@ -511,7 +511,11 @@ class Explainer:
 
     def _by_address(self, finding: Finding, problem: Problem) -> bool:
         """Whether an output is wrong by what an earlier call left under the address of its memory."""
-        return finding.output == "o" and finding.of_numbers and kept_by_address(self.subject, problem)
+        if finding.output != "o" or not finding.of_numbers or (problem.dropout and problem.training):
+            return False
+        with contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
+            return kept_by_address(self.subject, problem)
+        return False
 
     def _coarse(self, seen: Case, finding: Finding) -> bool:
         """Whether coarse arithmetic explains what is wrong with the same output elsewhere, too."""
