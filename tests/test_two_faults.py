@@ -84,7 +84,7 @@ def test_what_fails_by_another_clause_is_counted_there_and_not_passed() -> None:
 
 
 def test_what_time_leaves_unexplained_is_said_to_be() -> None:
-    options = ("--impl-dtypes=float32", "--clauses=MASK-1", "--explain-budget=400")
+    options = ("--impl-dtypes=float32", "--clauses=MASK-1", "--explain-budget=0")
     outcome = judge("mutants.implementations.mask_of_first_query", *options)
     assert outcome.exit == 1
     assert "the time for explanations was used up; --explain-budget=120 gives more" in outcome.screen
