@@ -133,9 +133,10 @@ def test_a_second_derivative_is_right_or_refused(subject: Subject, case: Case) -
     exact = [attend(problem.replace(q=problem.q.cpu() + sign * step * r), subject.dialect)["dq"] for sign in (1, -1)]
     expected = (exact[0] - exact[1]) / (2 * step)
     size = float(expected.abs().max())
+    off = (got.cpu() - expected).abs().masked_fill(torch.from_numpy(subject.solve(problem).undefined["dq"]), 0.0)
     # A derivative that is silently cut is wrong in its leading digits; the central difference has half of float64's.
-    if size > 0 and float((got.cpu() - expected).abs().max()) > 2.0**-12 * size:
-        at = tuple(int(n) for n in torch.unravel_index((got.cpu() - expected).abs().argmax(), expected.shape))
+    if size > 0 and float(off.max()) > 2.0**-12 * size:
+        at = tuple(int(n) for n in torch.unravel_index(off.argmax(), expected.shape))
         raise Broken(
             Finding(
                 "relation", "dq", f"the second derivative at {list(at)} is {float(got[at]):.6g}, expected {float(expected[at]):.6g}"

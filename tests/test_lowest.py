@@ -123,3 +123,11 @@ def test_relations_leave_rows_out_that_may_reach_what_is_hidden(rule: str) -> No
     mask = torch.tensor([[True, True, False]])
     exact = solve(problem.replace(mask=mask, bias=torch.full((2, 3), LOW)), Dialect(empty_row=rule))
     assert exact.reaches_hidden == (rule == "uniform")
+
+
+def test_an_open_row_has_no_second_derivative_either() -> None:
+    """GRAD-9 was said to be broken by a row whose visible keys have the lowest number, beside hidden ones."""
+    case = "--case=dtype=float64,heads=2/2,b=2,i=3,j=4,d=1,mask=padding,bias=bhij,biases=lowest"
+    outcome = judge("test_lowest.filled", "--clauses=GRAD-9", case, "--dialect=empty_row=uniform")
+    assert not outcome.failures
+    assert outcome.record.counts["GRAD-9", "float64", "only", "cpu"]["PASS"] > 0
