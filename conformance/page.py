@@ -95,14 +95,18 @@ def prose(text: str) -> str:
 
 # WHAT THE TEMPLATES SHOW
 
-VIEWS = ("outcome", "entries", "groups", "rows", "counted", "silences", "further", "problem_and_found")
+VIEWS = ("outcome", "decided", "entries", "groups", "rows", "counted", "silences", "further", "problem_and_found")
+
+
+def decided(v: Verdicts) -> list[str]:
+    """The broken clauses that decide."""
+    return [*v.tally.broken, *(v.tally.should_broken if v.header.get("enforce_should") else ())]
 
 
 def outcome(v: Verdicts) -> tuple[str, str]:
     """What the run comes to, as a word for colours (good, bad, open) and as words for people."""
     tally = v.tally
-    decided = [*tally.broken, *(tally.should_broken if v.header.get("enforce_should") else ())]
-    if decided:
+    if decided(v):
         return "bad", "does not conform" + (", and the run is INCOMPLETE" if v.incomplete else "")
     if v.incomplete:
         return "open", "INCOMPLETE: this says nothing yet"
