@@ -614,7 +614,7 @@ class Explainer:
                 return clause, finding, None
             with within.enter():  # right when asked like this: the surroundings of the call matter
                 return clause, finding, self.diagnose(problem, exact, finding, [replace(case, wrt="none") for case in met], made)
-        if within is PLAINLY and self._by_address(finding, problem):
+        if within is PLAINLY and clause != "PURITY-5" and self._by_address(finding, problem):
             return "PURITY-5", replace(finding, message=BY_ADDRESS), None
         diagnosis = self.diagnose(problem, exact, finding, met, made)
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.subject.dialect)), answer, exact)
