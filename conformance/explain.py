@@ -60,8 +60,7 @@ def in_empty_row(finding: Finding, exact: Exact) -> bool:
 
 def comparable(one: Finding, other: Finding) -> bool:
     """Whether one fault may show as both: as wrong numbers, or as two answers that differ; or else as the same kind of refusal."""
-    numbers = [finding.of_numbers or finding.kind == "relation" for finding in (one, other)]
-    return all(numbers) or (not any(numbers) and one.kind == other.kind)
+    return one.of_answers == other.of_answers and (one.of_answers or one.kind == other.kind)
 
 
 def same_words(one: Finding, other: Finding) -> bool:
@@ -301,7 +300,7 @@ class Explainer:
         """
         if not comparable(known.finding, finding):
             return False
-        if not (finding.of_numbers or finding.kind == "relation"):
+        if not finding.of_answers:
             return same_words(known.finding, finding)
         key = (id(known), case, made)
         what, used = self._compared(known, finding)
@@ -393,7 +392,7 @@ class Explainer:
 
         at_last: in time that was kept for comparing, too.
         """
-        if not (finding.of_numbers or finding.kind == "relation") or (self._out_of_time(finding) and not at_last):
+        if not finding.of_answers or (self._out_of_time(finding) and not at_last):
             return None
         try:
             with self.purse.timed("explaining"):

@@ -76,6 +76,11 @@ class Finding:
         return self.kind in ("value", "zero", "nonfinite")
 
     @property
+    def of_answers(self) -> bool:
+        """Whether it is about what an answer holds: its numbers, or another answer to which it does not fit."""
+        return self.of_numbers or self.kind == "relation"
+
+    @property
     def likeness(self) -> tuple[str, str, str]:
         """What makes two findings the same fault, for reduction: the kind, the output, and the stage."""
         kind = "value" if self.of_numbers else self.kind

@@ -139,9 +139,6 @@ def test_the_headline_never_says_more_than_was_seen(run, word, monkeypatch):
     assert page.markdown(run).splitlines()[0] == f"### `mine.attend`: {word}"
 
 
-# FOREIGN TEXT
-
-
 def test_what_should_be_and_is_not_is_not_called_broken():
     should = cell("MASK-5", "float32", {"PASS": 1, "FAIL": 1}), failure("MASK-5", "float32")
     must = cell("CAUSAL-1", "float32", {"PASS": 2, "FAIL": 3}), failure("CAUSAL-1", "float32")
@@ -149,6 +146,9 @@ def test_what_should_be_and_is_not_is_not_called_broken():
     assert ["What it should do and does not" in text for text in texts] == [True, False]
     assert ["What is broken" in text for text in texts] == [False, True]
     assert all("tier standard, torch 2.5.0, any" in text[: text.index("Accuracy")] for text in texts)
+
+
+# FOREIGN TEXT
 
 
 def test_foreign_text_is_text_wherever_it_stands():
