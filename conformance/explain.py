@@ -182,7 +182,8 @@ class Explainer:
             simpler = smallest if own is anything else self.reduce(smallest, finding)
             if simpler == smallest:
                 return (self._new(smallest, finding, case),)
-            basic = self._new(simpler, finding, smallest)
+            shown = self._found_again(case, finding, anything, smallest)
+            basic = self._new(simpler, finding, case) if shown is None else self._new(simpler, shown, smallest)
             known = basic.explained
             if self._right_without(known, case):  # another fault, which meets that one where the problem became small
                 return (self._new(self.reduce_apart(case, finding, own, known), finding, case),)
@@ -510,10 +511,10 @@ class Explainer:
 
     def _by_address(self, finding: Finding, problem: Problem) -> bool:
         """Whether an output is wrong by what an earlier call left under the address of its memory."""
-        if finding.output != "o" or not finding.of_numbers or (problem.dropout and problem.training):
+        if not finding.of_numbers or (problem.dropout and problem.training):
             return False
         with contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
-            return kept_by_address(self.subject, problem)
+            return kept_by_address(self.subject, problem, (finding.output,))
         return False
 
     def _coarse(self, seen: Case, finding: Finding) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.tensors import in_memory, surrounded
+from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem
 
 if TYPE_CHECKING:
@@ -84,18 +87,30 @@ def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs:
     return False
 
 
-def kept_by_address(subject: Subject, problem: Problem) -> bool:
-    """Whether the output is wrong where the tensors of a problem lie, and right elsewhere, whatever lies around them there.
+def kept_by_address(subject: Subject, problem: Problem, outputs: tuple[str, ...] = OUTPUTS) -> bool:
+    """Whether one of the outputs is wrong where the tensors of a problem lie, and right elsewhere, whatever lies around them there.
 
     What an earlier call left is then found by the address of its memory, which was freed and is in use again.
     """
 
     def wrong(which: Problem) -> bool:
-        return bool(subject.judge(subject.run(which), subject.solve(which)).of(("o",)))
+        return bool(subject.judge(subject.run(which), subject.solve(which)).of(outputs))
 
+    if not wrong(problem):
+        return False
     elsewhere = [surrounded(problem, number, shown) for number, shown in in_memory(problem.dtype)]
+    held = _memory_of_scores(problem)  # an adapter that joins a mask and a bias finds no room where it did before
+    right = not any(wrong(other) for other in elsewhere)
+    del held
     # Three times more, so that what is wrong now and then is hardly taken for it.
-    return wrong(problem) and not any(wrong(other) for other in elsewhere) and all(wrong(problem) for _ in range(3))
+    return right and all(wrong(problem) for _ in range(3))
+
+
+def _memory_of_scores(problem: Problem) -> list[Tensor]:
+    """Tensors as large as the scores of a problem and as what is broadcast to them: hardly a place that was free stays free."""
+    shapes = itertools.product({1, problem.b}, {1, problem.h}, {1, problem.i}, {problem.j})
+    make = [(shape, dtype) for shape in shapes if math.prod(shape) <= 1 << 20 for dtype in (problem.dtype, torch.bool)]
+    return [torch.empty(shape, dtype=dtype, device=problem.q.device) for shape, dtype in make for _ in range(16)]
 
 
 def _alike(problem: Problem, other: Problem) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -263,16 +264,21 @@ def _inside(x: Tensor, margin: int) -> Tensor:
     return inner
 
 
+SHIFTS = itertools.cycle(range(251))
+
+
 def surrounded(problem: Problem, number: float, shown: bool) -> Problem:
     """The problem with its tensors inside larger memory, which holds `number` around and between their elements.
 
     Masks have `shown` there. Strides stay, and what is one tensor stays one. There is room enough on both sides for a kernel
-    that takes a size of one tensor for that of another.
+    that takes a size of one tensor for that of another. Each time there is more of it, so that hardly any address comes again: a
+    kernel may know a tensor by it.
     """
+    more = 64 * next(SHIFTS)
 
     def inside(x: Tensor) -> Tensor:
         span = len(memory_of(x))
-        room = 4096 + 64 * (span // 16)  # keeps to what kernels want to be aligned
+        room = 4096 + 64 * (span // 16) + more  # keeps to what kernels want to be aligned
         fill = shown if x.dtype == torch.bool else number
         memory = torch.full((room + span + room,), fill, dtype=x.dtype, device=x.device)
         places = torch.arange(room, room + span, device=x.device).as_strided(x.shape, x.stride(), x.storage_offset())

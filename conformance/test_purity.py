@@ -119,11 +119,11 @@ def test_another_mask_in_the_same_memory(subject: Subject, case: Case) -> None:
         memory = np.empty(first.nbytes + ALIGNED, np.uint8)
         free = sys.getrefcount(memory)
         problem = plain.replace(**{name: _laid(first, subject.device, memory)})
-        elsewhere = plain.replace(**{name: second.to(subject.device, copy=True)})
-        if any(subject.judge(subject.run(x), subject.solve(x)).findings for x in (problem, elsewhere)):
+        elsewhere = [plain.replace(**{name: x.to(subject.device, copy=True)}) for x in (second, third)]
+        if any(subject.judge(subject.run(x), subject.solve(x)).findings for x in (problem, *elsewhere)):
             raise NotApplicable  # wrong the first time, or kept by its shape: others say so
         getattr(problem, name).copy_(second)
-        must_be_right(subject, problem, f"with another {name}, written to the memory of the one before")
+        must_be_right(subject, problem, f"with another {name}, written to the memory of the one before", alone=False)
         address = getattr(problem, name).data_ptr()
         del problem
         if sys.getrefcount(memory) > free:
@@ -131,7 +131,8 @@ def test_another_mask_in_the_same_memory(subject: Subject, case: Case) -> None:
         tried = [_laid(third, subject.device, memory)]
         while tried[-1].data_ptr() != address and len(tried) < 20:  # on a device, whose allocator decides
             tried.append(third.to(subject.device, copy=True))
-        must_be_right(subject, plain.replace(**{name: tried[-1]}), f"with a new {name}, in memory of an earlier one")
+        there = plain.replace(**{name: tried[-1]})
+        must_be_right(subject, there, f"with a new {name}, in memory of an earlier one", alone=False)
 
 
 def _laid(x: Tensor, device: str, memory: np.ndarray) -> Tensor:

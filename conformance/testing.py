@@ -49,7 +49,7 @@ class Broken(Exception):
     """A clause does not hold: what was found, and the problems that show it.
 
     other: the second one where two are compared. earlier: those that were asked before, and within: what surrounds the call,
-    where that must not matter.
+    where that must not matter. alone: whether the problem is wrong also by itself, where the test has seen that.
     """
 
     def __init__(
@@ -61,10 +61,11 @@ class Broken(Exception):
         margin: np.ndarray | None = None,
         earlier: tuple[Problem, ...] = (),
         within: Within = PLAINLY,
+        alone: bool | None = None,
     ) -> None:
         super().__init__(finding.message)
         self.finding, self.problem, self.exact, self.other, self.margin = finding, problem, exact, other, margin
-        self.earlier, self.within = earlier, within
+        self.earlier, self.within, self.alone = earlier, within, alone
 
 
 class NotOffered(Exception):
@@ -513,7 +514,7 @@ class Asking:
         value = broken.margin is None and finding.kind != "relation" and self.main.binding
         if problem is None or exact is None or not value or not (broken.earlier or self.plan.once):
             return broken, None
-        if broken.earlier and not alone:
+        if alone is False or (broken.earlier and not alone):
             untold = alone is None and self.explainer.exhausted and not self.plan.once
             return broken, as_case(problem) if untold else None
         made = None if self.explainer.exhausted else smallest(self.subject, problem, finding, broken.within)
@@ -522,9 +523,9 @@ class Asking:
         return Broken(made.finding, made.problem, made.exact, within=broken.within), made.left
 
     def _wrong_by_itself(self, broken: Broken) -> bool | None:
-        """What :func:`wrong_by_itself` says of the output that was wrong after earlier calls; None where there were none."""
+        """What the test or :func:`wrong_by_itself` says of the output that was wrong after earlier calls; None: not known."""
         if broken.problem is None or not broken.earlier:
-            return None
+            return broken.alone
         outputs = (broken.finding.output,) if broken.finding.of_gradient else ("o",)
         return wrong_by_itself(self.subject, broken.problem, broken.earlier[-1], outputs)
 
@@ -683,10 +684,12 @@ def must_be_right(
     exact: Exact | None = None,
     earlier: tuple[Problem, ...] = (),
     within: Within = PLAINLY,
+    alone: bool | None = None,
 ) -> Answer:
     """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`.
 
-    earlier: the problems that the test asked before. within: what the call is put into.
+    earlier: the problems that the test asked before. within: what the call is put into. alone: False where the test has seen a
+    right answer to the same numbers in other memory.
     """
     with within.enter():
         answer = answer_of(subject, problem)
@@ -696,7 +699,7 @@ def must_be_right(
         first = findings[0]
         _there_was_memory(first)
         said = replace(first, message=f"{what}: {first.message}" if first.message else what)
-        raise Broken(said, problem, exact, earlier=earlier, within=within)
+        raise Broken(said, problem, exact, earlier=earlier, within=within, alone=alone)
     return answer
 
 

@@ -187,7 +187,8 @@ def padding_of_one_and_no_root(q, k, v, mask=None, scale=None):
 def test_with_no_time_left_what_a_test_made_is_put_to_a_fault_that_may_be_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """An item of length zero was called EMPTY-1 where two other faults meet in it."""
     monkeypatch.setattr(Explainer, "exhausted", property(lambda self: sum(known.named for known in self.explained) > 1))
-    outcome = judge("test_two_faults.padding_of_one_and_no_root", "--impl-dtypes=float32", "--clauses=SCALE-1,MASK-2,EMPTY-1")
+    options = ("--impl-dtypes=float32", "--explain-budget=200")
+    outcome = judge("test_two_faults.padding_of_one_and_no_root", *options, "--clauses=SCALE-1,MASK-2,EMPTY-1")
     assert {"SCALE-1", "MASK-2"} <= set(outcome.broken()) <= {"SCALE-1", "MASK-2", "MASK-3"}
 
 
