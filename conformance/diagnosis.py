@@ -211,23 +211,31 @@ def _away(given: Array, seen: Seen, name: str) -> Array:
         return ~((np.abs(given - right) <= room) | (given == right) | (np.isnan(given) & np.isnan(right)))
 
 
+def _agrees(given: Array, seen: Seen, name: str) -> Array:
+    """Where an answer is what a mistake gives."""
+    got, room = seen.got[name], _room(seen, name, given)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return (np.abs(got - given) <= room) | (got == given) | (~np.isfinite(got) & ~np.isfinite(given))
+
+
 def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
     """How an answer with a mistake fits what came, None where it does not: some element outside is something else."""
     near, changed, spared, only = [np.zeros(0)], 0, 0, []  # type: list[Array], int, int, list[str]
-    for name in seen.got:
-        if "o" in seen.scope and name != "o":
-            continue  # gradients of a wrong output
+    names = [name for name in seen.got if name == "o" or "o" not in seen.scope]  # else gradients of a wrong output
+
+    def gives(name: str) -> bool:
+        given = combined(wrong, seen.exact, name)
+        return given.shape == seen.got[name].shape and bool(_agrees(given, seen, name)[seen.outside[name]].all())
+
+    if not all(map(gives, seen.scope)):  # so it is with most mistakes: nothing else is asked of them
+        return None
+    for name in names:
         given = combined(wrong, seen.exact, name)
         got, right, outside = seen.got[name], seen.right[name], seen.outside[name]
         if given.shape != got.shape:
             return None
-        room = _room(seen, name, given)
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            agree = (np.abs(got - given) <= room) | (got == given) | (~np.isfinite(got) & ~np.isfinite(given))
-        shows = _away(given, seen, name)
+        agree, shows = _agrees(given, seen, name), _away(given, seen, name)
         if name in seen.scope:
-            if not agree[outside].all():
-                return None
             error, eps = np.abs(got - right)[outside], float(torch.finfo(seen.problem.dtype).eps)
             with np.errstate(invalid="ignore", divide="ignore"):
                 left = np.maximum(np.abs(got - given)[outside], eps * np.abs(given)[outside])
