@@ -337,7 +337,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     That is the sweep over the array, which the first clause asks for, in every dtype: it costs what one test costs, and a kernel
     may be wrong in half types only. Then everything in one dtype: of the mutants in docs/kill-matrix.md most fail in all of them.
-    What a kernel may not survive, such as no heads, comes last.
+    So for each variant, the first before the others but for their sweep in one dtype. What a kernel may not survive, such as no
+    heads, comes last.
     """
     run = config.stash.get(_RUN, None)
     if run is None:
@@ -360,10 +361,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     sweep = min(map(rank, ours), default=-1)
 
-    def place(item: Any) -> tuple[bool, bool, int]:
-        asked = item.callspec.params if item in ours else {}
-        later = bool(asked) and rank(item) > sweep and asked["dtype"] != asked["subject"].dtypes[0]
-        return bool(asked) and item.function.dangerous, later, rank(item)
+    def place(item: Any) -> tuple[bool, bool, int, int]:
+        if item not in ours:
+            return False, False, -1, rank(item)
+        subject, dtype = (item.callspec.params[name] for name in ("subject", "dtype"))
+        first, sweeps = dtype == subject.dtypes[0], rank(item) == sweep
+        variant = -1 if first and sweeps else run.subjects.index(subject)
+        return item.function.dangerous, not (first or sweeps), variant, rank(item)
 
     items.sort(key=place)
     if run.clauses:

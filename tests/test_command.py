@@ -431,6 +431,17 @@ def test_the_sweep_is_asked_in_every_dtype_before_anything_else(here):
     assert {dtype for _, dtype in names[3:60]} == {"float32"}
 
 
+def test_a_variant_waits_for_no_half_type_of_another_but_for_the_sweep(here):
+    """Dropout that is wrong in every variant was asked after the sweep of all of them, in every dtype."""
+    said = say(f"--impl={HERE / 'honest.py'}:Attend", "--tier=smoke", "--impl-dtypes=float32,float16", "--collect-only", "-q")
+    names = re.findall(r"::(\w+)\[(.+)-(\w+)\]$", said.screen, re.M)
+    first, second = dict.fromkeys(variant for _, variant, _ in names)
+    sweep, asked = names[0][0], [(variant, dtype) for _, variant, dtype in names]
+    assert asked[:3] == [(first, "float32"), (second, "float32"), (first, "float16")]
+    assert asked.index((second, "float16")) == names.index((sweep, second, "float16"))
+    assert set(asked[3 : asked.index((second, "float16"))]) == {(first, "float32")}
+
+
 # TIME
 
 
