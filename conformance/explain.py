@@ -551,6 +551,7 @@ class Explainer:
             coarse = with_class(alike[0], answer, exact).class_ if alike else ""
             return bool(alike) and coarse == finding.class_ and alike[0].ratio >= min(finding.ratio, 4.0)
 
+        until = time.thread_time() + self.purse.one
         for known in self.explained:
             same = known.key == explained.key and replace(known.case, numbers="") == case
             trial = replace(case, numbers=known.case.numbers)
@@ -565,7 +566,9 @@ class Explainer:
             for how in ("zeros", "ones", *(["hot"] if name == "v" and tensor.shape[-1] > 1 else []), *places, "rounded"):
                 trial = replace(case, numbers="+".join(f"{n}:{x}" for n, x in {**made, name: how}.items()))
                 problem = self.subject.problem(trial)
-                if trials < 1 or torch.equal(getattr(problem, name), getattr(self.subject.problem(case), name)):
+                if trials < 1 or time.thread_time() > until:
+                    continue
+                if torch.equal(getattr(problem, name), getattr(self.subject.problem(case), name)):
                     continue
                 trials -= 1
                 if not fails(problem) or not explained_by(self.subject, problem) <= before:

@@ -13,7 +13,7 @@ from attnspec.conformance.clock import EXPLAIN_BUDGET
 KEPT = 0.5  # the share of all time that is kept, in equal parts, for each variant in each dtype, whenever its turn comes
 COMPARING, SIMPLER = 0.25, 0.25  # shares of a purse; a fault that has no name yet costs nothing of them
 OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched
-ONE = 0.15  # the share of one descent: what is slow to make smaller leaves time for others
+ONE = 0.15  # the share of one descent, and of simpler numbers for one failure: what is slow leaves time for others
 MOST = 0.8  # the share that comparing may take of what is not used for anything else
 FIRST = 0.1  # the share for the first failure of a kind and an output of which nothing was explained yet
 
@@ -47,7 +47,7 @@ class Purse:
 
     @property
     def one(self) -> float:
-        """Seconds that one descent may take."""
+        """Seconds that one descent may take, or the search for simpler numbers of one failure."""
         return ONE * self.budget
 
     @contextlib.contextmanager
