@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 class Made(NamedTuple):
-    """A failing problem without a case, made as small as it gets, and what is wrong there."""
+    """A failing problem without a case, made as small as it gets, and what is wrong there; `met` as the test made it."""
 
+    met: Problem
     problem: Problem
     finding: Finding
     exact: Exact
@@ -26,7 +27,7 @@ class Made(NamedTuple):
     def left(self) -> Case | None:
         """What is left of it, in the words of a case; None for sizes of zero, for which a case has no words."""
         sizes = [getattr(self.problem, name) for name in ("b", "h", "g", "i", "j", "d", "e")]
-        return as_case(self.problem) if all(sizes) else None
+        return as_case(self.problem, self.met) if all(sizes) else None
 
 
 def smallest(subject: Subject, problem: Problem, finding: Finding, within: Within) -> Made | None:
@@ -59,4 +60,4 @@ def smallest(subject: Subject, problem: Problem, finding: Finding, within: Withi
     if left is None:  # not repeatable
         return None
     told = f"first seen: {finding.message}" if finding.message and small is not problem else finding.message
-    return Made(small, replace(left[0], message=told), left[1])
+    return Made(problem, small, replace(left[0], message=told), left[1])

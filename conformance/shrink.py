@@ -203,10 +203,11 @@ def _same_tensors(before: Problem, after: Problem) -> bool:
 # IN THE WORDS OF A CASE
 
 
-def as_case(problem: Problem) -> Case:
+def as_case(problem: Problem, larger: Problem | None = None) -> Case:
     """The levels of a problem, as far as they can be seen in it: a case that is like it, with other numbers.
 
-    Sizes of zero have no level: an empty problem comes back with the sizes that a case gives it.
+    Sizes of zero have no level: an empty problem comes back with the sizes that a case gives it. larger: what the problem was made
+    smaller from, which says what of an axis of one is a mask's or a bias's own.
     """
     dtype = str(problem.dtype)[6:]
     case = Case(
@@ -226,20 +227,23 @@ def as_case(problem: Problem) -> Case:
     )
     if problem.mask is not None:
         every = bool(problem.mask.all())
-        mask = {2: "padding", 3: "rank3"}.get(problem.mask.ndim) or _letters(problem.mask, problem)
+        mask = {2: "padding", 3: "rank3"}.get(problem.mask.ndim) or _letters("mask", problem, larger)
         case = replace(case, mask=mask, holes="all" if every else "random")
     if problem.bias is not None:
         rank = {2: "rank2", 3: "rank3"}.get(problem.bias.ndim)
-        case = replace(case, bias=rank or _letters(problem.bias, problem), biases=_biases(problem.bias))
+        case = replace(case, bias=rank or _letters("bias", problem, larger), biases=_biases(problem.bias))
     return case
 
 
-def _letters(x: Tensor, problem: Problem) -> str:
-    sizes = {"b": problem.b, "h": problem.h, "i": problem.i, "j": problem.j}
-    letters = "".join(
-        letter for letter, size in list(sizes.items())[4 - x.ndim :] if x.shape[list(sizes).index(letter) - 4] == size
-    )
-    return letters or "one"
+def _letters(name: str, problem: Problem, larger: Problem | None = None) -> str:
+    """The axes over which a mask or a bias varies; of those that are as long as one, what it had when they were longer."""
+
+    def own(problem: Problem) -> list[str]:
+        x = getattr(problem, name)
+        return [letter for n, letter in enumerate("bhij"[4 - x.ndim :]) if x.shape[n] == getattr(problem, letter)]
+
+    before = "bhij" if larger is None or getattr(larger, name).ndim != getattr(problem, name).ndim else own(larger)
+    return "".join(letter for letter in own(problem) if letter in before or getattr(problem, letter) > 1) or "one"
 
 
 def _biases(bias: Tensor) -> str:

@@ -121,6 +121,15 @@ def test_what_is_left_is_said_in_the_words_of_a_case(token: str) -> None:
     assert read.traits() == case.traits()
 
 
+@pytest.mark.parametrize(("bias", "mask"), [("h", "hj"), ("bhi", "ij"), ("one", "bhij")])
+def test_an_axis_of_one_is_a_masks_own_where_it_was_when_it_was_longer(bias: str, mask: str) -> None:
+    """A bias over heads, made smaller to one item and one query, was called one over items, heads and queries."""
+    larger = build(Case(heads="2/2", b=3, i=4, j=5, bias=bias, mask=mask))
+    small = build(Case(heads="2/2", b=1, i=1, j=2, bias=bias, mask=mask))
+    left = as_case(small, larger)
+    assert (left.bias, left.mask) == (bias, mask)
+
+
 # IN A RUN
 
 
