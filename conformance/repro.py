@@ -162,7 +162,8 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         lines += ["# an earlier call, which must not matter", *mode, *_call(subject, earlier, f"_before{n}", "o"), ""]
     lines += [f"attend.train({explained.problem.training})"] if modes else []
     with explained.within.enter():
-        lines += _ending(_call(subject, explained.problem, "", _asks_for(finding), explained.within), ends)
+        call = _call(subject, explained.problem, "", _asks_for(finding), explained.within, missing=finding.kind == "missing")
+        lines += _ending(call, ends)
     if other is not None:
         second = _ending(_call(subject, other, "_2", _asks_for(finding)), ends)
         lines += ["", "# the second call, whose answer must be the same", *second]
@@ -179,7 +180,10 @@ def _asks_for(finding: Finding) -> str:
     return "o" if ends_forward else finding.output
 
 
-def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: Within = PLAINLY) -> list[str]:
+def _call(
+    subject: Subject, problem: Problem, suffix: str, output: str, within: Within = PLAINLY, *, missing: bool = False
+) -> list[str]:
+    """The tensors, the call and, where one is asked for, the gradient; that may be `missing`. Raises Unsupported."""
     call = subject.adapter.call(problem)
     lines, names = [], {}
     by_id: dict[int, str] = {}
@@ -192,7 +196,13 @@ def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: 
         else:
             names[parameter] = repr(value)
     leaves = {name: by_id.get(id(getattr(problem, name))) for name in problem.wrt}
-    # A merged mask has no leaf of its own; the gradient of a bias is then not asked for in the script.
+    joined = problem.bias is not None and "bias" in leaves and leaves["bias"] is None
+    if joined:  # with a mask, into an argument that has the gradient of the bias, repeated
+        own = {id(x) for x in problem.inputs().values()}
+        floating = {p for p, x in call.arguments.items() if isinstance(x, Tensor) and x.is_floating_point() and id(x) not in own}
+        if INPUT_OF.get(output) == "bias" and len(floating) != 1:
+            raise Unsupported("a script can't tell which argument the bias became a part of")
+        leaves["bias"] = floating.pop() + suffix if len(floating) == 1 else None
     wanted = [x for x in leaves.values() if x]
     needs = output != "o" and problem.do is not None and wanted
     if needs:
@@ -204,7 +214,12 @@ def _call(subject: Subject, problem: Problem, suffix: str, output: str, within: 
         lines.append(f"do{suffix} = {literal(problem.do)}")
         target = leaves.get(INPUT_OF.get(output, "")) or (wanted[0] if output != "call" else ", ".join(dict.fromkeys(wanted)))
         result = f"{output}{suffix}," if output != "call" else f"gradients{suffix}"
-        lines.append(f"{result} = torch.autograd.grad(o{suffix}, [{target}], do{suffix}, allow_unused=True)")
+        instead = f" if o{suffix}.requires_grad else (None,)" if missing else ""
+        lines.append(f"{result} = torch.autograd.grad(o{suffix}, [{target}], do{suffix}, allow_unused=True){instead}")
+        if joined and INPUT_OF.get(output) == "bias":
+            assert problem.bias is not None
+            name, shape = output + suffix, tuple(problem.bias.shape)
+            lines.append(f"{name} = {name} if {name} is None else {name}.sum_to_size({shape})")
     return lines
 
 

@@ -84,6 +84,25 @@ def test_it_asks_first_what_must_come_first(name: str, first: Case, case: Case, 
     tells(script(subject, explained, None), name, tmp_path / "repro.py")
 
 
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("gradients_lost_with_frozen_query", Case(bias="bhij", wrt="bias")),
+        ("bias_gradient_scaled", Case(heads="2/2", i=3, j=5, bias="hj", causal=True)),
+        ("bias_gradient_zero", Case(heads="2/2", i=3, j=5, bias="bhij", mask="padding", wrt="bias")),
+    ],
+)
+def test_it_asks_for_the_gradient_of_a_bias(name: str, case: Case, tmp_path: Path) -> None:
+    """Of one that an adapter joined with a mask it asked for that of another tensor, and an output without a graph ended it."""
+    load()
+    (adapter,) = resolve(f"mutants.implementations.{name}")
+    subject = meet(adapter, "cpu", {}, None, None)
+    exact, problem = subject.solve(subject.problem(case)), subject.problem(case)
+    finding = subject.judge(subject.run(problem), exact).findings[0]
+    assert finding.output == "dbias"
+    tells(script(subject, Explained("GRAD-4", case, finding, problem, exact), None), name, tmp_path / "repro.py")
+
+
 def test_what_no_script_can_tell_has_none() -> None:
     (adapter,) = resolve("honest.tiled")
     subject, case = meet(adapter, "cpu", {}, None, None), Case()
