@@ -31,7 +31,7 @@ from attnspec.conformance.diagnosis import (
     shows,
 )
 from attnspec.conformance.judge import Finding, coarser, judge, with_class
-from attnspec.conformance.order import BY_ADDRESS, earlier, kept_by_address
+from attnspec.conformance.order import BY_ADDRESS, KEPT, earlier, kept_by_address
 from attnspec.conformance.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
 from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
@@ -487,8 +487,7 @@ class Explainer:
             finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")
             return Explained("PURITY-5", case, finding, problem, exact, earlier=before)
         if kept is not None:
-            words = f"right where its shapes are new, wrong after a call in them {kept[1]}: something of that call is kept"
-            return Explained("PURITY-5", case, replace(finding, message=words), problem, exact, earlier=before)
+            return Explained("PURITY-5", case, replace(finding, message=KEPT.format(kept[1])), problem, exact, earlier=before)
         if self._by_address(finding, problem):
             return Explained("PURITY-5", case, replace(finding, message=BY_ADDRESS), problem, exact)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
@@ -619,6 +618,11 @@ class Explainer:
                 return clause, finding, self.diagnose(problem, exact, finding, [replace(case, wrt="none") for case in met], made)
         if within is PLAINLY and clause != "PURITY-5" and self._by_address(finding, problem):
             return "PURITY-5", replace(finding, message=BY_ADDRESS), None
+        if within is PLAINLY and finding.output == "o" and finding.of_numbers and not self.exhausted:
+            with self.purse.timed("explaining"):
+                kept = earlier(self.subject, left or as_case(problem))
+            if kept is not None:
+                return "PURITY-5", replace(finding, message=KEPT.format(kept[1])), None
         diagnosis = self.diagnose(problem, exact, finding, met, made)
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.subject.dialect)), answer, exact)
         if finding.hint:

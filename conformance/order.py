@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from attnspec.conformance.subject import Subject
 
 BY_ADDRESS = "wrong where an earlier call's memory is in use again, and right elsewhere: something is kept by its address"
+KEPT = "right where its shapes are new, wrong after a call in them {}: something of that call is kept"
 PLAIN: dict[str, Any] = {"mask": "none", "bias": "none", "causal": False, "scale": None}
 
 
@@ -28,6 +29,8 @@ def others(case: Case, subject: Subject) -> dict[str, dict[str, Any]]:
     found["with another scale"] = {"scale": 0.3 if case.scale is None else None}
     found["causal" if not case.causal else "without causal"] = {"causal": not case.causal}
     found["with a mask" if case.mask == "none" else "without its mask"] = {"mask": "padding" if case.mask == "none" else "none"}
+    if case.mask != "none":
+        found["with another mask"] = {"holes": "random" if case.holes != "random" else "prefix", "seed": case.seed + 1}
     found["with a bias" if case.bias == "none" else "without its bias"] = {"bias": "bhij" if case.bias == "none" else "none"}
     return {words: changes for words, changes in found.items() if fit(replace(case, **changes), subject.adapter) != case}
 

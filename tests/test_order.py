@@ -165,3 +165,10 @@ def test_the_problem_says_that_nothing_requires_grad_where_that_is_needed() -> N
     case = Case(i=3, j=5, mask="bhij", wrt="none")
     found = Explainer(plain).explain(case, plain.judgement(case).findings[0])[0].explained
     assert "requires grad" not in report.problem_in_words(plain, found)
+
+
+def test_what_a_test_made_by_itself_is_put_to_an_earlier_call_where_that_is_kept(tmp_path, monkeypatch) -> None:
+    """A mask of then, for each shape, was called MASK-2 in one test and MASK-1 in another."""
+    monkeypatch.chdir(tmp_path)
+    outcome = judge("mutants.implementations.MaskCachedByShape", "--impl-dtypes=float32", "--clauses=MASK-1")
+    assert set(outcome.broken()) == {"PURITY-5"}
