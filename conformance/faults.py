@@ -245,7 +245,12 @@ enter("last_row_zero", "the last row of the output is zero", lambda x: x.zeroed(
 enter(
     "row_tail_zero", "rows behind the last full 16 are zero", lambda x: x.zeroed(np.s_[:, :, x.i - x.i % 16 or x.i :]), coarse=True
 )
-enter("value_tail_zero", "channels behind d are zero in the output", lambda x: x.zeroed(np.s_[..., x.problem.d :]), coarse=True)
+enter(
+    "value_tail_zero",
+    "channels behind d are zero in the output",
+    lambda x: x.zeroed(np.s_[..., x.problem.d :]) if 0 < x.problem.d < x.problem.e else None,
+    coarse=True,
+)
 enter("width_tail_of_8", "scores leave out channels behind the last full 8", lambda x: narrow(x, x.problem.d // 8 * 8))
 enter("width_tail_of_16", "scores leave out channels behind the last full 16", lambda x: narrow(x, x.problem.d // 16 * 16))
 

@@ -239,6 +239,14 @@ for n in (32, 64, 128):
         lambda x, n=n: x.zeroed(np.s_[:, :, x.i - x.i % n or x.i :]),
         coarse=True,
     )
+for n in (16, 32, 64):
+    special(
+        f"value_tail_zero_{n}",
+        f"channels behind the last full {n} are zero in the output",
+        lambda x, n=n: x.zeroed(np.s_[..., x.problem.e - x.problem.e % n :]) if x.problem.e % n < x.problem.e else None,
+        coarse=True,
+        of="value_tail_zero_64",
+    )
 special(
     "output_of_query_before",
     "a row of the output is that of the query before",

@@ -15,7 +15,7 @@ from mutants.base import load, with_sdpa_signature
 from attnspec.adapters import resolve
 from attnspec.conformance import folding, report
 from attnspec.conformance.case import Case
-from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, look, other_choice, screen, sentence, shuffled, told
+from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, look, other_choice, probes, screen, sentence, shuffled, told
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.faults import MISTAKES
@@ -71,6 +71,7 @@ NAMED = [
     ("MaskForgottenInBackward", "i=5,j=7,mask=bhij", "mask_forgotten_in_backward"),
     ("key_read_without_strides", "heads=2/2,i=5,j=7,layout=bihd", "strides_of_k"),
     ("control_mean", "i=5,j=7", "scores_ignored"),
+    ("tail_of_64_value_channels_dropped", "i=3,j=5,d=8,e=160", "value_tail_zero_64"),
 ]
 
 
@@ -122,6 +123,14 @@ def test_what_has_no_name_gets_none(dtype: str, like: str) -> None:
     problem = subject.problem(case)
     assert subject.judgement(case).findings
     assert diagnose(subject, problem, None, [case]) is None
+
+
+def test_beside_enormous_biases_others_that_are_as_large_are_asked() -> None:
+    """A bias of the lowest number that hides was called a maximum that is not subtracted: nothing else far from zero was asked."""
+    subject = subject_of("honest.tiled")
+    asked = {case.biases for case in probes(Case(i=3, j=5, bias="bhij", biases="lowest"), subject)}
+    assert "shift" in asked
+    assert "lowest" not in asked
 
 
 def with_hidden_before_scale(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
