@@ -619,7 +619,8 @@ class Explainer:
         if within is PLAINLY and clause != "PURITY-5" and self._by_address(finding, problem):
             return "PURITY-5", replace(finding, message=BY_ADDRESS), None
         if within is PLAINLY and finding.output == "o" and finding.of_numbers and not self.exhausted:
-            with self.purse.timed("explaining"):
+            kept = None
+            with self.purse.timed("explaining"), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 kept = earlier(self.subject, left or as_case(problem))
             if kept is not None:
                 return "PURITY-5", replace(finding, message=KEPT.format(kept[1])), None
