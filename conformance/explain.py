@@ -563,10 +563,10 @@ class Explainer:
                 continue
             places = [f"at{n}" for n in range(min(tensor.numel(), 4))] if tensor.numel() > 1 else []
             for how in ("zeros", "ones", *(["hot"] if name == "v" and tensor.shape[-1] > 1 else []), *places, "rounded"):
+                if trials < 1 or time.thread_time() > until:
+                    break
                 trial = replace(case, numbers="+".join(f"{n}:{x}" for n, x in {**made, name: how}.items()))
                 problem = self.subject.problem(trial)
-                if trials < 1 or time.thread_time() > until:
-                    continue
                 if torch.equal(getattr(problem, name), getattr(self.subject.problem(case), name)):
                     continue
                 trials -= 1
