@@ -207,20 +207,40 @@ class Explainer:
         self.explained.append(explained)
         return By(explained, smallest == met or bool(self._accounts_for(explained, met, finding)))
 
-    def unexplained(self, case: Case, finding: Finding) -> By:
-        """Where the time for explanations is used up: the failure that is most like it, or the case as it was met."""
+    def unexplained(self, case: Case, finding: Finding, *, ask: bool = True) -> By:
+        """Where the time for explanations is used up: the failure that is most like it, or the case with what it needs to fail.
+
+        ask: whether the implementation may still be called; else the case stays as it was met.
+        """
         known = [known for known in self.explained if self._beside(known, case) and comparable(known.finding, finding)]
         if known:
             most = max(known, key=lambda one: (one.finding.output == finding.output, len(one.case.traits() & case.traits())))
             return By(most, False)
-        problem = self.subject.problem(case)
+        left, finding = self._bare(case, finding) if ask else (case, finding)
+        problem = self.subject.problem(left)
         exact = self.subject.solve(problem)
-        clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
-        if self._by_address(finding, problem):
+        clause = blame(left, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+        if ask and self._by_address(finding, problem):
             clause, finding = "PURITY-5", replace(finding, message=BY_ADDRESS)
-        explained = Explained(clause, case, finding, problem, exact, met=[case], reduced=False)
+        explained = Explained(clause, left, finding, problem, exact, met=[case], reduced=False)
         self.explained.append(explained)
         return By(explained, False)
+
+    def _bare(self, case: Case, finding: Finding) -> tuple[Case, Finding]:
+        """A case without each thing that it has and need not have to fail alike, and what is found there.
+
+        Each is asked once: no reduction, but nothing is blamed that has no part in it.
+        """
+        for trait in sorted(case.traits()):
+            for trial in (fit(other, self.subject.adapter) for other in without(case, frozenset({trait}))):
+                found = None if trial == case else self._found_again(case, finding, anything, trial)
+                case, finding = (case, finding) if found is None else (trial, found)
+        for i, j in SMALL:
+            trial = fit(replace(case, i=i, j=0 if i == j else j), self.subject.adapter)
+            found = self._found_again(case, finding, anything, trial)
+            if found is not None:
+                return trial, found
+        return case, finding
 
     @property
     def exhausted(self) -> bool:

@@ -411,7 +411,7 @@ class Asking:
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
         finding = judgement.findings[0]
         _there_was_memory(finding)
-        with self._kept(case, lambda: self.explainer.unexplained(case, finding).explained):
+        with self._kept(case, lambda: self.explainer.unexplained(case, finding, ask=False).explained):
             by = self.explainer.explain(case, finding, self.plan.own(self.subject), self.main.chapter)
         for one in by:
             self._report(case, one.explained)

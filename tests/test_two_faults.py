@@ -258,3 +258,20 @@ def test_with_no_time_left_wrong_numbers_are_not_put_to_an_exception() -> None:
         (by,) = explainer.explain(case, subject.judgement(case).findings[0])
         explainer.purse.spent["explaining"] = explainer.purse.budget
     assert (by.explained.clause, by.explained.reduced) == ("MASK-1", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "clause", "case"),
+    [
+        ("mask_of_first_query", "MASK-1", "heads=2/2,b=2,i=7,j=9,d=4,mask=bhij,layout=fused,values=ties"),
+        ("mask_of_first_query", "MASK-1", "i=7,j=9,d=4,mask=bhij,causal=True,layout=strided,scale=0.3"),
+        ("query_strides_ignored", "LAYOUT-1", "heads=2/2,b=2,i=7,j=9,d=4,mask=bhij,bias=ij,layout=strided,values=ties"),
+    ],
+)
+def test_with_no_time_left_nothing_is_blamed_that_has_no_part_in_it(name: str, clause: str, case: str) -> None:
+    """A mask that is ignored stood as LAYOUT-2, for its problem was fused, too."""
+    subject = meet(resolve(f"mutants.implementations.{name}")[0], "cpu", {}, None, None)
+    explainer, met = Explainer(subject), Case.parse(case)
+    explainer.purse.spent["explaining"] = explainer.purse.budget
+    (by,) = explainer.explain(met, subject.judgement(met).findings[0])
+    assert (by.explained.clause, by.explained.reduced, by.explained.met) == (clause, False, [met])
