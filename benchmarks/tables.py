@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from attnspec.conformance.verdicts import VerdictError, Verdicts, judged, read, standing
+from attnspec.conformance.verdicts.lines import VerdictError, Verdicts, judged, read, standing
 
 
 def verdicts(name: str, tier: str, folder: Path) -> Verdicts:

@@ -32,7 +32,7 @@ from mutants.base import load  # noqa: E402
 from mutants.pairs import PAIRS  # noqa: E402
 
 from attnspec.conformance.folding import fold  # noqa: E402
-from attnspec.conformance.verdicts import tally  # noqa: E402
+from attnspec.conformance.verdicts.lines import tally  # noqa: E402
 from attnspec.spec import index  # noqa: E402
 
 LIMIT = 1800  # seconds for one kernel

@@ -2,6 +2,6 @@
 
 import sys
 
-from attnspec.conformance.cli import main
+from attnspec.conformance.verdicts.cli import main
 
 sys.exit(main())

@@ -28,9 +28,9 @@ from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.judge import Verdict
 from attnspec.conformance.plugin import OPTIONS, loaded, make_run
-from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.run import Run
 from attnspec.conformance.testing import tests_of
+from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.spec import index
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnspec.conformance import verdicts
 from attnspec.conformance.judge import Verdict
-from attnspec.conformance.record import Record
 from attnspec.conformance.run import Run
-from attnspec.conformance.verdicts import BROKEN, Why, unreached
+from attnspec.conformance.verdicts import lines as verdicts
+from attnspec.conformance.verdicts.lines import BROKEN, Why, unreached
+from attnspec.conformance.verdicts.record import Record
 from attnspec.spec import index
 
 CONFORMS, BROKE, INTERRUPTED, NOTHING = 0, 1, 2, 5

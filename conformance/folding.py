@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attnspec.conformance.diagnosis import sentence, told
 from attnspec.conformance.faults import MISTAKES
-from attnspec.conformance.record import Failure
+from attnspec.conformance.verdicts.record import Failure
 from attnspec.spec import index
 
 if TYPE_CHECKING:

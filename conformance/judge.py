@@ -16,7 +16,7 @@ from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
 from attnspec.adapters.reading import Unreadable, text
-from attnspec.conformance import verdicts
+from attnspec.conformance.verdicts import lines as verdicts
 from attnspec.reference import INPUT_OF, Exact, to_float64
 from attnspec.spec import Problem
 

@@ -80,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
         with streams_kept():
             config.stash[_RUN] = _make_run(config)
     except (ResolveError, SpecError, ValueError) as error:
-        from attnspec.conformance.text import visible
+        from attnspec.conformance.verdicts.text import visible
 
         signals.leave()
         raise pytest.UsageError("\n".join(map(visible, str(error).split("\n")))) from None
@@ -110,7 +110,7 @@ _ASKED: pytest.StashKey[float] = pytest.StashKey()  # when the last test had end
 
 def _make_run(config: pytest.Config) -> Any:
     from attnspec.adapters import ResolveError, parse_kwargs, resolve
-    from attnspec.conformance.record import Record
+    from attnspec.conformance.verdicts.record import Record
 
     option, command = config.getoption, shlex.join(["pytest", *map(str, config.invocation_params.args)])
     path = Path(option("--verdicts")).absolute() if option("--verdicts") and not hasattr(config, "workerinput") else None
@@ -118,7 +118,7 @@ def _make_run(config: pytest.Config) -> Any:
         if path is not None and path.parent.is_dir():
             path.write_text("", encoding="utf-8")
         if option("--verdict-report"):
-            from attnspec.conformance import page
+            from attnspec.conformance.verdicts import page
 
             page.check_target(Path(option("--verdict-report")))
             if not hasattr(config, "workerinput") and not option("collectonly"):
@@ -180,7 +180,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.meeting import meet
     from attnspec.conformance.run import TIERS, Run
     from attnspec.conformance.shapes import Fallbacks, slow_on_new
-    from attnspec.conformance.shard import Shard
+    from attnspec.conformance.verdicts.merge import Shard
     from attnspec.reference.accuracy import UNIT
     from attnspec.spec import CHOICES
 
@@ -456,7 +456,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         else:
             from attnspec.adapters.reading import words
             from attnspec.conformance.judge import Verdict
-            from attnspec.conformance.text import visible
+            from attnspec.conformance.verdicts.text import visible
 
             params = item.callspec.params  # type: ignore[attr-defined]
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
@@ -470,7 +470,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
                 + f"\n{visible(words(call.excinfo.value))}"
             )
     if clauses and result.skipped and isinstance(result.longrepr, tuple):
-        from attnspec.conformance.text import visible
+        from attnspec.conformance.verdicts.text import visible
 
         result.longrepr = (*result.longrepr[:2], visible(result.longrepr[2]))
     return result
@@ -478,7 +478,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 def _cut(said: str, most: int = 4000) -> str:
     """The end of what a kernel printed: a thousand calls print the same."""
-    from attnspec.conformance.text import visible
+    from attnspec.conformance.verdicts.text import visible
 
     left = f"({len(said) - most} characters before are left out)\n" if len(said) > most else ""
     return left + visible(said[-most:], keep="\n\t")
@@ -536,10 +536,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if run is None:
         return
     config.stash[_ASKED] = time.monotonic()
-    from attnspec.conformance import page
     from attnspec.conformance.ending import NOTHING, exit_code, nothing_judged
     from attnspec.conformance.testing import tests_of
-    from attnspec.conformance.verdicts import collect
+    from attnspec.conformance.verdicts import page
+    from attnspec.conformance.verdicts.lines import collect
 
     config.stash[_SURROUNDINGS].put_back()
     if hasattr(config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw

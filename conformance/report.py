@@ -26,12 +26,12 @@ from attnspec.conformance.explain import Explained
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judge import Verdict
-from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.repro import FOLDER, write
 from attnspec.conformance.run import TIERS, Run
 from attnspec.conformance.subject import ORACLE, Subject
-from attnspec.conformance.text import visible
-from attnspec.conformance.verdicts import finite, judged, mark, tally
+from attnspec.conformance.verdicts.lines import finite, judged, mark, tally
+from attnspec.conformance.verdicts.record import Failure, Record
+from attnspec.conformance.verdicts.text import visible
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
 FEW = 16  # numbers of operands up to which they are shown

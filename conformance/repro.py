@@ -16,7 +16,7 @@ from attnspec.adapters import Unsupported
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.judge import Finding, beyond, together
 from attnspec.conformance.subject import PLAINLY, Subject, Within
-from attnspec.conformance.text import quoted
+from attnspec.conformance.verdicts.text import quoted
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index
 

@@ -19,10 +19,10 @@ from attnspec.conformance.inherited import Inherited
 from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.lean import LongRows
 from attnspec.conformance.purse import Purse
-from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.shapes import Fallbacks, few, fewer
-from attnspec.conformance.shard import Shard
 from attnspec.conformance.subject import Subject
+from attnspec.conformance.verdicts.merge import Shard
+from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.reference import stricter
 from attnspec.spec import index
 

@@ -20,7 +20,7 @@ from attnspec.conformance.case import Case, describe_problem
 from attnspec.conformance.judge import Judgement, judge
 from attnspec.conformance.lean import LONG, LongRows, long_rows
 from attnspec.conformance.tensors import build, restricted
-from attnspec.conformance.verdicts import Share, worse
+from attnspec.conformance.verdicts.lines import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import Clause, Dialect, Problem
 

@@ -32,11 +32,11 @@ from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
 from attnspec.conformance.order import wrong_by_itself
-from attnspec.conformance.record import Cell
 from attnspec.conformance.run import Run
 from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
-from attnspec.conformance.verdicts import Share, Why
+from attnspec.conformance.verdicts.lines import Share, Why
+from attnspec.conformance.verdicts.record import Cell
 from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from attnspec.conformance import plugin
-from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.run import Run
+from attnspec.conformance.verdicts.record import Failure, Record
 
 HERE = Path(__file__).parent
 

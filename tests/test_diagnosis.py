@@ -22,10 +22,10 @@ from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judge import judge
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.mistakes import kernel_at
-from attnspec.conformance.record import Failure
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.test_dropout import readable
+from attnspec.conformance.verdicts.record import Failure
 from attnspec.spec import Dialect
 
 EXPECTED = json.loads((Path(__file__).parent / "mutants" / "diagnoses.json").read_text(encoding="utf-8"))

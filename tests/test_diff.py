@@ -10,9 +10,9 @@ import sys
 import pytest
 from verdict_lines import CLAUSES, cell, failure, header, lines, verdicts
 
-from attnspec.conformance import diff, matrix
-from attnspec.conformance.cli import main
-from attnspec.conformance.verdicts import VerdictError
+from attnspec.conformance.verdicts import diff, matrix
+from attnspec.conformance.verdicts.cli import main
+from attnspec.conformance.verdicts.lines import VerdictError
 
 
 def subject(**changes):
@@ -199,8 +199,7 @@ def test_a_column_counts_its_own_variant():
 
 def test_reading_needs_no_torch(files):
     for words in (("diff", "old.jsonl", "old.jsonl"), ("matrix", "old.jsonl")):
-        code = (
-            f"import sys; sys.modules['torch'] = None; from attnspec.conformance.cli import main; sys.exit(main({list(words)!r}))"
-        )
+        command = f"from attnspec.conformance.verdicts.cli import main; sys.exit(main({list(words)!r}))"
+        code = f"import sys; sys.modules['torch'] = None; {command}"
         done = subprocess.run([sys.executable, "-c", code], cwd=files, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -18,10 +18,10 @@ from judging import judge
 from attnspec.adapters import resolve
 from attnspec.conformance import check, testing
 from attnspec.conformance.case import array
-from attnspec.conformance.cli import main
 from attnspec.conformance.shapes import Fallbacks, fewer, slow_on_new
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.verdicts import Lines, Why, read
+from attnspec.conformance.verdicts.cli import main
+from attnspec.conformance.verdicts.lines import Lines, Why, read
 
 HERE = Path(__file__).parent
 KERNEL = """

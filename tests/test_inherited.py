@@ -11,11 +11,12 @@ from test_known import counted
 
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.trace import wholly
-from attnspec.conformance import check, inherited, verdicts
+from attnspec.conformance import check, inherited
 from attnspec.conformance.judge import Verdict
-from attnspec.conformance.record import Failure, Record
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject import Subject
+from attnspec.conformance.verdicts import lines as verdicts
+from attnspec.conformance.verdicts.record import Failure, Record
 
 QUICK = {"clauses": "SCALE-3,ERROR-5", "dtypes": "float32", "device": "cpu"}
 SCALE = {**QUICK, "clauses": "SCALE-3"}

@@ -12,7 +12,7 @@ from numpy.random import default_rng
 
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.judge import JUDGED, Finding, Judgement, Verdict, compare, judge, with_class
-from attnspec.conformance.verdicts import judged
+from attnspec.conformance.verdicts.lines import judged
 from attnspec.reference import OUTPUTS, Exact, solve
 from attnspec.spec import Dialect, Problem
 

@@ -14,9 +14,10 @@ import pytest
 from judging import judge
 from verdict_lines import CLAUSES, DTYPES, cell, failure, header, verdicts
 
-from attnspec.conformance import check, matrix, page
-from attnspec.conformance.cli import main
-from attnspec.conformance.verdicts import VerdictError, counts_of, read
+from attnspec.conformance import check
+from attnspec.conformance.verdicts import matrix, page
+from attnspec.conformance.verdicts.cli import main
+from attnspec.conformance.verdicts.lines import VerdictError, counts_of, read
 
 EVIL = (
     "</pre></dd><script>alert(1)</script><img src=x onerror=alert(2)> ```\n</details> @everyone **b** | "
@@ -134,7 +135,7 @@ def test_the_page_says_what_broke_and_how_to_ask_again():
     ],
 )
 def test_the_headline_never_says_more_than_was_seen(run, word, monkeypatch):
-    monkeypatch.setattr("attnspec.conformance.plots.accuracy_plot", lambda *_: "")
+    monkeypatch.setattr("attnspec.conformance.verdicts.plots.accuracy_plot", lambda *_: "")
     assert f"<strong>{word}</strong>" in page.html(run)
     assert page.markdown(run).splitlines()[0] == f"### `mine.attend`: {word}"
 
@@ -323,7 +324,7 @@ def test_without_matplotlib_nothing_but_the_page_is_lost(tmp_path):
     """Verdicts, diff and the terminal's matrix are there where the extra is not."""
     blocked = (
         "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; "
-        "import attnspec.conformance.cli, attnspec.conformance.plugin"
+        "import attnspec.conformance.verdicts.cli, attnspec.conformance.plugin"
     )
     assert subprocess.run([sys.executable, "-c", blocked], capture_output=True, cwd=tmp_path).returncode == 0
 

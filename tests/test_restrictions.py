@@ -19,7 +19,7 @@ from torch import Tensor
 from attnspec.adapters import FEATURES, RESTRICTIONS, Adapter, ResolveError, Unsupported, resolve
 from attnspec.adapters.restrictions import needs, undeclared
 from attnspec.conformance.meeting import meet
-from attnspec.conformance.verdicts import mark, standing
+from attnspec.conformance.verdicts.lines import mark, standing
 from attnspec.spec import Problem
 
 

@@ -11,8 +11,8 @@ from test_known import write
 from verdict_lines import cell, verdicts
 
 from attnspec.conformance import check
-from attnspec.conformance.shard import MergeError, Shard, merge, together
-from attnspec.conformance.verdicts import collect
+from attnspec.conformance.verdicts.lines import collect
+from attnspec.conformance.verdicts.merge import MergeError, Shard, merge, together
 from attnspec.spec import index
 
 HERE = Path(__file__).parent

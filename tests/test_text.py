@@ -12,14 +12,14 @@ from attnspec.adapters import ResolveError, parse_kwargs, resolve
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance import report
 from attnspec.conformance.case import Case
-from attnspec.conformance.cli import main
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.judge import Finding
-from attnspec.conformance.page import code, fence, plain
-from attnspec.conformance.record import Record
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.text import quoted, visible
+from attnspec.conformance.verdicts.cli import main
+from attnspec.conformance.verdicts.page import code, fence, plain
+from attnspec.conformance.verdicts.record import Record
+from attnspec.conformance.verdicts.text import quoted, visible
 
 HOSTILE = 'a\x1b[2J\x07\x00\u202e\u2028\udcff\r\n::error::C:\\Users\\new """; import os; os.system("touch PWNED"); """'
 OBEYED = "\x1b\x07\x00\u202e\u2028\udcff\r\n"

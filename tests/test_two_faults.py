@@ -16,7 +16,7 @@ from attnspec.conformance.case import Case, array
 from attnspec.conformance.explain import Explained, Explainer, descend, without
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.purse import Purse
-from attnspec.conformance.verdicts import mark, standing, tally, weighed
+from attnspec.conformance.verdicts.lines import mark, standing, tally, weighed
 from attnspec.spec import Problem, index
 
 

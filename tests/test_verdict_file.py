@@ -14,8 +14,8 @@ from judging import judge
 from verdict_lines import cell, failure, lines, verdicts
 
 from attnspec.conformance import check
-from attnspec.conformance.cli import main
-from attnspec.conformance.verdicts import (
+from attnspec.conformance.verdicts.cli import main
+from attnspec.conformance.verdicts.lines import (
     KEY,
     LADDER,
     SCHEMA,

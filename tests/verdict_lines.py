@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from typing import Any
 
-from attnspec.conformance.verdicts import FORMAT, KEY, Verdicts, collect
+from attnspec.conformance.verdicts.lines import FORMAT, KEY, Verdicts, collect
 
 CLAUSES = {
     "SHAPE-1": {"title": "Rows", "level": "MUST"},

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance import diff, matrix, page
-from attnspec.conformance.text import visible
-from attnspec.conformance.verdicts import VerdictError, read
+from attnspec.conformance.verdicts import diff, matrix, page
+from attnspec.conformance.verdicts.lines import VerdictError, read
+from attnspec.conformance.verdicts.text import visible
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -81,7 +81,7 @@ def _matrix(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from attnspec.conformance.shard import merge  # needs the spec
+    from attnspec.conformance.verdicts.merge import merge  # needs the spec
 
     merge(options.files, options.output)
     print(options.output)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.verdicts import KEY, LADDER, Key, VerdictError, Verdicts, counts_of, judged, standing, worst_of
+from attnspec.conformance.verdicts.lines import KEY, LADDER, Key, VerdictError, Verdicts, counts_of, judged, standing, worst_of
 
 GROWTH = 1.5
 """By which factor the largest error of a tensor may grow; docs/verdicts.md has the measurements behind it."""

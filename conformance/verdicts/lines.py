@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attnspec.conformance.text import visible
+from attnspec.conformance.verdicts.text import visible
 
 FORMAT = 1
 SCHEMA = Path(__file__).parent / "verdicts.schema.json"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.judge import Verdict
-from attnspec.conformance.text import visible
-from attnspec.conformance.verdicts import FORMAT, Lines, Share, Why, finite, weighed, worse
+from attnspec.conformance.verdicts.lines import FORMAT, Lines, Share, Why, finite, weighed, worse
+from attnspec.conformance.verdicts.text import visible
 
 FLUSHED = 1.0  # seconds after which what was counted is written, in the middle of a test too
 Cell = tuple[str, str, str, str]  # clause, dtype, variant, device

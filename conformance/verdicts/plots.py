@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 
-from attnspec.conformance.verdicts import LADDER, Verdicts
+from attnspec.conformance.verdicts.lines import LADDER, Verdicts
 
 # Colours that no plot has, to be replaced by the page's own, which follow light, dark and paper.
 TEXT, INSIDE, OUTSIDE, FAINT = "#010101", "#010102", "#010103", "#010104"

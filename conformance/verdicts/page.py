@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance.text import visible
-from attnspec.conformance.verdicts import SIGNS, VerdictError, Verdicts, counts_of, judged, mark, standing, worst_of
+from attnspec.conformance.verdicts.lines import SIGNS, VerdictError, Verdicts, counts_of, judged, mark, standing, worst_of
+from attnspec.conformance.verdicts.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 NEEDS = ("jinja2", "matplotlib")
@@ -51,7 +51,7 @@ def announce(path: Path, command: str) -> None:
 
 def html(verdicts: Verdicts) -> str:
     """The page."""
-    from attnspec.conformance.plots import accuracy_plot
+    from attnspec.conformance.verdicts.plots import accuracy_plot
 
     plots = {group["key"]: accuracy_plot(verdicts, *group["key"]) for group in groups(verdicts)}
     return render("verdicts.html", v=verdicts, plots=plots)

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance.page import render
-from attnspec.conformance.verdicts import SIGNS, Verdicts, counts_of, mark, standing, tally
+from attnspec.conformance.verdicts.lines import SIGNS, Verdicts, counts_of, mark, standing, tally
+from attnspec.conformance.verdicts.page import render
 
 WORST_FIRST = ("broken", "explained", "known issue", "inherited", "holds", "unsupported", "not run")
 

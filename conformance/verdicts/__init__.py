@@ -1,0 +1,5 @@
+"""What a run has found: the verdict file, its reader, its gates and its pages. Nothing here imports torch."""
+
+from attnspec.conformance.verdicts.lines import VerdictError, Verdicts, read
+
+__all__ = ["VerdictError", "Verdicts", "read"]
