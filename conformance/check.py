@@ -26,7 +26,7 @@ from attnspec.adapters.state import STATE, current_accelerator
 from attnspec.conformance import report
 from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.ending import exit_code, incomplete, judged, nothing_judged
-from attnspec.conformance.judge import Verdict
+from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.plugin import OPTIONS, loaded, make_run
 from attnspec.conformance.run import Run
 from attnspec.conformance.testing import tests_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnspec.conformance.judge import Finding, judge
+from attnspec.conformance.judging.judge import Finding, judge
 from attnspec.conformance.meeting import NEEDS, answered, followed, questions
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, NotOffered

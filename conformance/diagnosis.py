@@ -24,7 +24,7 @@ from attnspec.conformance.blame import ROUNDED
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.faults import MISTAKES, asked_outputs, combined
-from attnspec.conformance.judge import form, together
+from attnspec.conformance.judging.judge import form, together
 from attnspec.conformance.kernel import reduced
 from attnspec.conformance.shrink import as_case
 from attnspec.reference import Exact, to_float64

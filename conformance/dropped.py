@@ -14,7 +14,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
-from attnspec.conformance.judge import no_answer
+from attnspec.conformance.judging.judge import no_answer
 from attnspec.conformance.kernel import Kernel
 from attnspec.conformance.mistakes import special
 from attnspec.reference import Exact, to_float64

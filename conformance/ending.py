@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnspec.conformance.judge import Verdict
+from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.run import Run
 from attnspec.conformance.verdicts import lines as verdicts
 from attnspec.conformance.verdicts.lines import BROKEN, Why, unreached

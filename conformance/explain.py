@@ -30,7 +30,7 @@ from attnspec.conformance.diagnosis import (
     screen,
     shows,
 )
-from attnspec.conformance.judge import Finding, coarser, judge, with_class
+from attnspec.conformance.judging.judge import Finding, coarser, judge, with_class
 from attnspec.conformance.order import BY_ADDRESS, KEPT, earlier, kept_by_address
 from attnspec.conformance.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
 from attnspec.conformance.shrink import as_case

@@ -16,7 +16,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.conformance import special_arithmetic, special_gradients, special_reading  # noqa: F401  they enter their own
-from attnspec.conformance.judge import compare, together
+from attnspec.conformance.judging.judge import compare, together
 from attnspec.conformance.kernel import Kernel, Wrong, first_alone, of_first, reduced, swapped
 from attnspec.conformance.mistakes import MISTAKES, enter, filled, special, without
 from attnspec.reference import INPUT_OF, Exact

@@ -26,7 +26,7 @@ from attnspec.adapters.sdpa import OPERATORS, pinned
 from attnspec.adapters.trace import wholly
 from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explained
-from attnspec.conformance.judge import compare, judge, together
+from attnspec.conformance.judging.judge import compare, judge, together
 from attnspec.conformance.known import Issue, read
 from attnspec.conformance.subject import PLAINLY, Subject
 from attnspec.reference import Exact, solve, to_float64

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from attnspec.conformance.case import Case
-from attnspec.conformance.judge import Finding
+from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.shrink import as_case, shrink
 from attnspec.reference import Exact
 from attnspec.spec import Problem

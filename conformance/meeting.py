@@ -12,7 +12,7 @@ from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import CONSISTENCY
 from attnspec.conformance.case import Case, fit
 from attnspec.conformance.contact import look
-from attnspec.conformance.judge import COARSER, compare, form
+from attnspec.conformance.judging.judge import COARSER, compare, form
 from attnspec.conformance.refusals import find
 from attnspec.conformance.subject import DTYPES, Subject
 from attnspec.reference import solve, to_float64

@@ -455,7 +455,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             result.sections = [(name, _cut(said)) for name, said in result.sections if not name.startswith("Captured log")]
         else:
             from attnspec.adapters.reading import words
-            from attnspec.conformance.judge import Verdict
+            from attnspec.conformance.judging.judge import Verdict
             from attnspec.conformance.verdicts.text import visible
 
             params = item.callspec.params  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from attnspec.conformance.environment import device_data, device_name, versions
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.inherited import Origin
-from attnspec.conformance.judge import Verdict
+from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.repro import FOLDER, write
 from attnspec.conformance.run import TIERS, Run
 from attnspec.conformance.subject import ORACLE, Subject

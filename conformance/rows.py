@@ -16,8 +16,8 @@ import torch
 
 from attnspec.adapters import Answer
 from attnspec.conformance.case import Case, fit
-from attnspec.conformance.judge import Finding, compare, ending, form
-from attnspec.conformance.lean import LONG, long_rows
+from attnspec.conformance.judging.judge import Finding, compare, ending, form
+from attnspec.conformance.judging.lean import LONG, long_rows
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import Broken, TooLarge, answer_of
 from attnspec.reference import SampledRows, to_float64

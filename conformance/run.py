@@ -16,8 +16,8 @@ from attnspec.conformance.draft import Draft
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.inherited import Inherited
+from attnspec.conformance.judging.lean import LongRows
 from attnspec.conformance.known import KnownIssues
-from attnspec.conformance.lean import LongRows
 from attnspec.conformance.purse import Purse
 from attnspec.conformance.shapes import Fallbacks, few, fewer
 from attnspec.conformance.subject import Subject

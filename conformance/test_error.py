@@ -13,7 +13,7 @@ from attnspec.adapters import FEATURES
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.reading import readable
 from attnspec.conformance.case import Case, fit
-from attnspec.conformance.judge import Finding, no_answer
+from attnspec.conformance.judging.judge import Finding, no_answer
 from attnspec.conformance.subject import Subject, Within
 from attnspec.conformance.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.testing import (

@@ -11,7 +11,7 @@ from attnspec.adapters import Answer
 from attnspec.adapters.contract import quiet
 from attnspec.adapters.reading import plain
 from attnspec.conformance.case import Case, fit
-from attnspec.conformance.judge import Finding, compare, no_answer
+from attnspec.conformance.judging.judge import Finding, compare, no_answer
 from attnspec.conformance.subject import Subject, Within
 from attnspec.conformance.tensors import build
 from attnspec.conformance.testing import (

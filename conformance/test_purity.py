@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.case import Case, fit
-from attnspec.conformance.judge import Finding
+from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import (
     Broken,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from attnspec.conformance.case import Case, fit
-from attnspec.conformance.judge import compare, form
+from attnspec.conformance.judging.judge import compare, form
 from attnspec.conformance.meeting import WIDTHS
 from attnspec.conformance.relations import one_item
 from attnspec.conformance.rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows

@@ -29,7 +29,7 @@ from attnspec.conformance import report
 from attnspec.conformance.case import Case, array, fit
 from attnspec.conformance.explain import By, Explained, anything, descend, without
 from attnspec.conformance.inherited import Origin
-from attnspec.conformance.judge import Finding, Verdict, compare, no_answer, together
+from attnspec.conformance.judging.judge import Finding, Verdict, compare, no_answer, together
 from attnspec.conformance.made import smallest
 from attnspec.conformance.order import wrong_by_itself
 from attnspec.conformance.run import Run

@@ -11,7 +11,7 @@ from attnspec.adapters import resolve
 from attnspec.conformance.blame import blame, rounded_clause
 from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explainer, in_empty_row
-from attnspec.conformance.judge import Finding
+from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.tensors import build
 from attnspec.reference import solve

@@ -19,7 +19,7 @@ from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, look, ot
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.faults import MISTAKES
-from attnspec.conformance.judge import judge
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.mistakes import kernel_at
 from attnspec.conformance.repro import script

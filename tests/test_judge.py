@@ -11,7 +11,7 @@ import torch
 from numpy.random import default_rng
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.judge import JUDGED, Finding, Judgement, Verdict, compare, judge, with_class
+from attnspec.conformance.judging.judge import JUDGED, Finding, Judgement, Verdict, compare, judge, with_class
 from attnspec.conformance.verdicts.lines import judged
 from attnspec.reference import OUTPUTS, Exact, solve
 from attnspec.spec import Dialect, Problem

@@ -14,7 +14,7 @@ import attnspec.conformance.known as known
 import attnspec.conformance.testing as testing
 from attnspec.adapters import ResolveError, resolve
 from attnspec.conformance import check
-from attnspec.conformance.judge import Verdict
+from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.meeting import meet
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ import torch
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance import check
-from attnspec.conformance.judge import Verdict
+from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.meeting import meet
 
 README = Path(__file__).parent.parent / "README.md"

@@ -13,7 +13,7 @@ from mutants.base import load
 from attnspec.adapters import resolve
 from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explained, Explainer
-from attnspec.conformance.judge import Finding
+from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.order import earlier
 from attnspec.conformance.repro import script

@@ -19,7 +19,7 @@ from attnspec.adapters import FEATURES, Adapter, resolve
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance.case import LEVELS, Case, array, fit
 from attnspec.conformance.faults import MISTAKES, asked_outputs, multiple, power
-from attnspec.conformance.judge import judge
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.kernel import Kernel
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve, to_float64

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnspec.adapters import Answer, resolve
 from attnspec.conformance.case import LEVELS, Case, fit
-from attnspec.conformance.judge import out_of_memory
+from attnspec.conformance.judging.judge import out_of_memory
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.rows import judge_rows, long_problem, needles
 from attnspec.conformance.subject import Subject

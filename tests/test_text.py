@@ -13,7 +13,7 @@ from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance import report
 from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explained
-from attnspec.conformance.judge import Finding
+from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.verdicts.cli import main

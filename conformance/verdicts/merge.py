@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance.judge import JUDGED
+from attnspec.conformance.judging.judge import JUDGED
 from attnspec.conformance.verdicts.lines import LADDER, Key, Lines, VerdictError, Verdicts, finite, read, worst_of
 from attnspec.spec import index
 

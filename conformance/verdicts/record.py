@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance.judge import Verdict
+from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.verdicts.lines import FORMAT, Lines, Share, Why, finite, weighed, worse
 from attnspec.conformance.verdicts.text import visible
 

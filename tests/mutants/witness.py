@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.case import LEVELS, Case, array, fit
-from attnspec.conformance.judge import judge
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.tensors import build
 from attnspec.reference import Exact, default_class, solve
 from attnspec.spec import Dialect, Problem
