@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from random_problems import draw
 
 from attnspec.adapters import resolve
-from attnspec.conformance.case import LEVELS, Case, fit
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import LEVELS, Case, fit
+from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve
 from attnspec.reference.autograd import attend
 from attnspec.reference.enclosure import Enclosure, enclose

@@ -35,9 +35,9 @@ from numpy.random import Generator, default_rng
 
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.convention import FunctionAdapter
-from attnspec.conformance.case import LEVELS, NOT_DENSE, Case, fit
 from attnspec.conformance.judging.judge import form, judge, together
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import LEVELS, NOT_DENSE, Case, fit
+from attnspec.conformance.problems.tensors import build
 from attnspec.reference import CLASSES, INPUT_OF, OUTPUTS, Exact, solve, to_float64
 from attnspec.spec import Dialect, Problem
 
@@ -447,7 +447,7 @@ def work(seed: int, first: int, last: int) -> dict[str, Any]:
 def fingerprint() -> str:
     """Changes where the bounds, the problems or the kernels do."""
     files = [*ROOT.glob("reference/*.py"), *ROOT.glob("adapters/*.py"), Path(__file__)]
-    files += [ROOT / "conformance" / f"{name}.py" for name in ("case", "tensors", "judging/judge")]
+    files += [ROOT / "conformance" / f"{name}.py" for name in ("problems/case", "problems/tensors", "judging/judge")]
     files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 

@@ -23,8 +23,8 @@ from situations import SITUATIONS, Drawn, Everything, searches
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance import plugin
-from attnspec.conformance.case import LEVELS, alike, array
-from attnspec.conformance.coverage import Space, said
+from attnspec.conformance.problems.case import LEVELS, alike, array
+from attnspec.conformance.problems.coverage import Space, said
 from attnspec.conformance.run import TIERS
 
 DTYPES = LEVELS["dtype"]

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from attnspec.adapters import FEATURES, Adapter, resolve
-from attnspec.conformance.case import LEVELS, Case, array
 from attnspec.conformance.faults import MISTAKES, asked_outputs, power
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import LEVELS, Case, array
+from attnspec.conformance.problems.tensors import build
 from attnspec.reference import default_class, solve
 from attnspec.spec import Dialect
 

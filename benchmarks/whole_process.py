@@ -18,8 +18,8 @@ import time
 ALTERNATIVE = """
 import torch
 from attnspec.adapters import resolve
-from attnspec.conformance.case import array
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import array
+from attnspec.conformance.problems.tensors import build
 from attnspec.reference.autograd import attend  # noqa: F401  the import that the suite pays for, too
 from attnspec.spec import Dialect
 adapter, = resolve({impl!r})

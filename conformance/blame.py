@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from attnspec.conformance.case import Case
 from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.problems.case import Case
 from attnspec.spec import Dialect
 
 # For each choice, the clause that states it and the one that demands one answer throughout, by whether it was promised.

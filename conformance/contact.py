@@ -11,8 +11,8 @@ import torch
 
 from attnspec.adapters import Adapter, Call, ResolveError
 from attnspec.adapters.resolve import PLAINLY, Reading, stub
-from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject import Subject
 from attnspec.reference import solve
 from attnspec.spec import Problem

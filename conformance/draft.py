@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters import ResolveError
-from attnspec.conformance.case import Case, simpler
 from attnspec.conformance.explain import Explained
+from attnspec.conformance.problems.case import Case, simpler
 from attnspec.conformance.region import WORDS, Region
 from attnspec.conformance.subject import Subject
 from attnspec.spec import index

@@ -17,7 +17,6 @@ import torch
 
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
-from attnspec.conformance.case import Case, fit, simpler
 from attnspec.conformance.diagnosis import (
     ENORMOUS,
     Diagnosis,
@@ -32,8 +31,9 @@ from attnspec.conformance.diagnosis import (
 )
 from attnspec.conformance.judging.judge import Finding, coarser, judge, with_class
 from attnspec.conformance.order import BY_ADDRESS, KEPT, earlier, kept_by_address
+from attnspec.conformance.problems.case import Case, fit, simpler
+from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
-from attnspec.conformance.shrink import as_case
 from attnspec.conformance.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem

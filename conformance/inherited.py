@@ -24,10 +24,10 @@ from attnspec.adapters.contract import leaves_of, quiet
 from attnspec.adapters.reading import readable
 from attnspec.adapters.sdpa import OPERATORS, pinned
 from attnspec.adapters.trace import wholly
-from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
 from attnspec.conformance.known import Issue, read
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject import PLAINLY, Subject
 from attnspec.reference import Exact, solve, to_float64
 from attnspec.spec import Dialect, Problem
@@ -169,7 +169,7 @@ def _with_heads(problem: Problem) -> Problem:
     """The problem, its one shared head (b j d) written as (b 1 j d), which is how torch takes it."""
     if not problem.shared:
         return problem
-    from attnspec.conformance.tensors import misfit
+    from attnspec.conformance.problems.tensors import misfit
 
     return misfit(problem, k=problem.k[:, None], v=problem.v[:, None])
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from attnspec.adapters import ResolveError
-from attnspec.conformance.case import Case, array, fit
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.judging.judge import JUDGED, Verdict
+from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.region import Region, RegionError
 from attnspec.conformance.subject import DTYPES, Subject
 from attnspec.spec import index

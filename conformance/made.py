@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from attnspec.conformance.case import Case
 from attnspec.conformance.judging.judge import Finding
-from attnspec.conformance.shrink import as_case, shrink
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.shrink import as_case, shrink
 from attnspec.reference import Exact
 from attnspec.spec import Problem
 

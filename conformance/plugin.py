@@ -173,11 +173,11 @@ def _with_pyproject(config: pytest.Config, adapters: list[Any]) -> Callable[[str
 def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> Any:
     """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
     from attnspec.adapters import FEATURES, ResolveError
-    from attnspec.conformance.case import Case
     from attnspec.conformance.draft import Draft, new_file
     from attnspec.conformance.inherited import Inherited
     from attnspec.conformance.known import KnownIssues, read
     from attnspec.conformance.meeting import meet
+    from attnspec.conformance.problems.case import Case
     from attnspec.conformance.run import TIERS, Run
     from attnspec.conformance.shapes import Fallbacks, slow_on_new
     from attnspec.conformance.verdicts.merge import Shard

@@ -15,7 +15,7 @@ from typing import Any
 
 from attnspec.adapters import Answer
 from attnspec.adapters.restrictions import NO_BACKWARD
-from attnspec.conformance.case import Case, fit
+from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject import Subject
 
 SIZES = ((2, 3, 7), (1, 8, 4), (3, 5, 33))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.case import LEVELS, Case
+from attnspec.conformance.problems.case import LEVELS, Case
 
 WORDS: dict[str, tuple[str, ...]] = {
     **{name: LEVELS[name] for name in ("dtype", "mask", "holes", "bias", "biases", "layout", "values", "wrt", "do")},

@@ -18,14 +18,14 @@ import torch
 from attnspec.adapters import FEATURES, RESTRICTIONS
 from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
-from attnspec.conformance.case import describe, describe_problem, summary
-from attnspec.conformance.coverage import Space, said
 from attnspec.conformance.ending import incomplete
 from attnspec.conformance.environment import device_data, device_name, versions
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judging.judge import Verdict
+from attnspec.conformance.problems.case import describe, describe_problem, summary
+from attnspec.conformance.problems.coverage import Space, said
 from attnspec.conformance.repro import FOLDER, write
 from attnspec.conformance.run import TIERS, Run
 from attnspec.conformance.subject import ORACLE, Subject

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from attnspec.conformance.case import Case, array
 from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.draft import Draft
 from attnspec.conformance.explain import Explained, Explainer
@@ -18,6 +17,7 @@ from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.inherited import Inherited
 from attnspec.conformance.judging.lean import LongRows
 from attnspec.conformance.known import KnownIssues
+from attnspec.conformance.problems.case import Case, array
 from attnspec.conformance.purse import Purse
 from attnspec.conformance.shapes import Fallbacks, few, fewer
 from attnspec.conformance.subject import Subject
@@ -197,7 +197,7 @@ class Run:
         if self.case is not None or self.pinned_only or wanted == 0:
             return
         # Hypothesis is a quarter of what is imported, and smoke draws nothing.
-        from attnspec.conformance.search import cases, search
+        from attnspec.conformance.problems.search import cases, search
 
         def look(case: Case) -> bool:
             if self.out_of_time:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attnspec.conformance.case import Case, fit
+from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject import Subject
 
 # heads, batch items, queries, keys (0: as many), width of q and k, width of v (0: the same), by the way heads are shared.

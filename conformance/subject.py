@@ -16,10 +16,10 @@ import torch
 from attnspec.adapters import FEATURES, Adapter, Answer
 from attnspec.adapters.state import RANDOM, watched
 from attnspec.adapters.trace import Trace
-from attnspec.conformance.case import Case, describe_problem
 from attnspec.conformance.judging.judge import Judgement, judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
-from attnspec.conformance.tensors import build, restricted
+from attnspec.conformance.problems.case import Case, describe_problem
+from attnspec.conformance.problems.tensors import build, restricted
 from attnspec.conformance.verdicts.lines import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import Clause, Dialect, Problem

@@ -5,7 +5,7 @@ from math import inf
 
 import torch
 
-from attnspec.conformance.case import Case, fit
+from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.relations import every_form
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import agrees, clause, must_be_right, on_cases, once

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from attnspec.conformance.case import Case, fit
 from attnspec.conformance.choosing import must_follow_a_choice
+from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import (
     NotApplicable,

@@ -12,10 +12,10 @@ import torch
 from attnspec.adapters import FEATURES
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.reading import readable
-from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judging.judge import Finding, no_answer
+from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.subject import Subject, Within
-from attnspec.conformance.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.testing import (
     Broken,
     NotApplicable,

@@ -2,7 +2,7 @@
 
 import torch
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import NotApplicable, agrees, clause, must_be_right, on_cases
 from attnspec.reference import OUTPUTS

@@ -10,10 +10,10 @@ import torch
 from attnspec.adapters import Answer
 from attnspec.adapters.contract import quiet
 from attnspec.adapters.reading import plain
-from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judging.judge import Finding, compare, no_answer
+from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject import Subject, Within
-from attnspec.conformance.tensors import build
 from attnspec.conformance.testing import (
     Broken,
     NotApplicable,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnspec.conformance.case import Case, fit
 from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import (
     Broken,

@@ -1,6 +1,6 @@
 """SCALE: one factor stands before the product of query and key."""
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import agrees, clause
 from attnspec.reference import OUTPUTS

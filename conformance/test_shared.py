@@ -1,7 +1,7 @@
 """SHARED: several query heads use one head of keys and values."""
 
-from attnspec.conformance.case import Case
 from attnspec.conformance.choosing import must_follow_a_choice
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.relations import written_out
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import agrees, clause, may_answer, must_agree, must_be_right, on_cases, once

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.relations import permuted, with_more_keys
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.testing import NotApplicable, agrees, clause, may_answer, must_agree, must_be_right, on_cases, once

@@ -11,10 +11,10 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.adapters import FEATURES, Adapter
-from attnspec.conformance.case import Case, decodes
+from attnspec.conformance.problems.case import Case, decodes
+from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.run import Run, Tier
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.tensors import build
 from attnspec.reference import solve
 from attnspec.reference.dense import Forward
 from attnspec.spec import CANONICAL, Problem

@@ -15,9 +15,9 @@ from situations import Everything
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance import check
-from attnspec.conformance.case import ALIKE, LEVELS, NOT_DENSE, Case, _rows, alike, array, decodes, fit, level_of, simpler
-from attnspec.conformance.coverage import Space, said
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import ALIKE, LEVELS, NOT_DENSE, Case, _rows, alike, array, decodes, fit, level_of, simpler
+from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem
 
 DTYPES = LEVELS["dtype"]

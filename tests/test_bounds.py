@@ -19,9 +19,9 @@ from variants import HONEST, tf32
 
 from attnspec.adapters import Answer, resolve
 from attnspec.adapters.convention import FunctionAdapter
-from attnspec.conformance.case import LEVELS, Case, fit
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import LEVELS, Case, fit
+from attnspec.conformance.problems.tensors import build
 from attnspec.reference import CLASSES, default_class, dense, solve, to_float64
 from attnspec.reference.autograd import attend
 from attnspec.reference.bounds import NEGLIGIBLE

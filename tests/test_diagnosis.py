@@ -14,7 +14,6 @@ from mutants.base import load, with_sdpa_signature
 
 from attnspec.adapters import resolve
 from attnspec.conformance import folding, report
-from attnspec.conformance.case import Case
 from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, look, other_choice, probes, screen, sentence, shuffled, told
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.explain import Explained, Explainer
@@ -22,6 +21,7 @@ from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.meeting import meet
 from attnspec.conformance.mistakes import kernel_at
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.test_dropout import readable

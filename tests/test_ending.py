@@ -17,7 +17,7 @@ from judging import judge
 
 from attnspec.adapters import resolve
 from attnspec.conformance import check, testing
-from attnspec.conformance.case import array
+from attnspec.conformance.problems.case import array
 from attnspec.conformance.shapes import Fallbacks, fewer, slow_on_new
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.verdicts.cli import main

@@ -11,8 +11,8 @@ from mutants.base import load
 from test_repro import tells
 
 from attnspec.adapters import same_bits
-from attnspec.conformance.case import LEVELS, Case
-from attnspec.conformance.tensors import build, misfit, surrounded
+from attnspec.conformance.problems.case import LEVELS, Case
+from attnspec.conformance.problems.tensors import build, misfit, surrounded
 from attnspec.spec import TENSORS, index
 
 FOREIGN = sorted(name for name, one in load().items() if one.clause == "ERROR-5")

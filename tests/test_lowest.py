@@ -10,8 +10,8 @@ from judging import judge
 from mutants.base import load
 from torch import Tensor
 
-from attnspec.conformance.case import Case
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.tensors import build
 from attnspec.reference import solve
 from attnspec.spec import Dialect
 

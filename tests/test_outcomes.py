@@ -93,7 +93,7 @@ def eager_half(q, k, v):
 
 
 def test_a_class_that_exempts_an_overflow_is_the_class_that_was_held():
-    from attnspec.conformance.case import Case
+    from attnspec.conformance.problems.case import Case
     from attnspec.spec import Problem
 
     (adapter,) = resolve(eager_half, {})
@@ -246,8 +246,8 @@ def test_what_is_wrong_without_the_option_is_no_matter_of_choice():
 
 
 def test_under_autocast_class_c_is_what_the_text_says():
-    from attnspec.conformance.case import Case
-    from attnspec.conformance.tensors import build
+    from attnspec.conformance.problems.case import Case
+    from attnspec.conformance.problems.tensors import build
     from attnspec.conformance.test_mode import test_autocast_is_only_a_dtype as ask
     from attnspec.conformance.testing import Broken
     from attnspec.reference import solve
@@ -269,7 +269,7 @@ def test_under_autocast_class_c_is_what_the_text_says():
 
 
 def test_paths_that_can_be_compared_are_though_another_refuses():
-    from attnspec.conformance.case import Case
+    from attnspec.conformance.problems.case import Case
     from attnspec.conformance.test_mode import test_all_paths_agree as ask
     from attnspec.conformance.testing import Broken, NotApplicable
 

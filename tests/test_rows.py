@@ -15,12 +15,12 @@ from numpy.random import default_rng
 from torch import Tensor
 
 from attnspec.adapters import Answer, resolve
-from attnspec.conformance.case import LEVELS, Case, fit
 from attnspec.conformance.judging.judge import out_of_memory
 from attnspec.conformance.meeting import meet
+from attnspec.conformance.problems.case import LEVELS, Case, fit
+from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.rows import judge_rows, long_problem, needles
 from attnspec.conformance.subject import Subject
-from attnspec.conformance.tensors import build
 from attnspec.reference import SampledRows, rows, solve
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 

@@ -11,9 +11,9 @@ from judging import ended, judge
 from mutants.base import Call, with_sdpa_signature
 
 from attnspec.adapters import FEATURES, Adapter
-from attnspec.conformance.case import Case
-from attnspec.conformance.shrink import as_case, shrink
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.shrink import as_case, shrink
+from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem
 
 EVERYTHING = frozenset(set(FEATURES) - {"dropout", "module"})

@@ -11,9 +11,9 @@ from judging import ended
 from attnspec.adapters import ResolveError, parse_kwargs, resolve
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance import report
-from attnspec.conformance.case import Case
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject import Subject
 from attnspec.conformance.verdicts.cli import main

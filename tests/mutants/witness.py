@@ -22,9 +22,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from attnspec.adapters import Adapter, resolve
-from attnspec.conformance.case import LEVELS, Case, array, fit
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.tensors import build
+from attnspec.conformance.problems.case import LEVELS, Case, array, fit
+from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve
 from attnspec.spec import Dialect, Problem
 from mutants.base import Mutant, load

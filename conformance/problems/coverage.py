@@ -17,7 +17,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.case import LEVELS, Case, alike, fit, level_of
+from attnspec.conformance.problems.case import LEVELS, Case, alike, fit, level_of
 
 
 @dataclass(frozen=True)

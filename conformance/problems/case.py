@@ -1,7 +1,7 @@
 """A case is the recipe of a problem: a level for each factor, and a seed. It is short, readable and shrinks.
 
 Cases come from covering arrays (every pair or triple of levels) and from a search, for which Hypothesis draws and does nothing
-else; :func:`attnspec.conformance.tensors.build` makes the tensors.
+else; :func:`attnspec.conformance.problems.tensors.build` makes the tensors.
 """
 
 from __future__ import annotations
@@ -249,11 +249,13 @@ def level_of(factor: str, value: Any) -> Any:
 @cache
 def _rows(name: str) -> tuple[Case, ...]:
     """The rows as they stand in the file, each with its number as the seed."""
-    text = (resources.files("attnspec.conformance") / "arrays" / f"{name}.csv").read_text(encoding="utf-8")
+    text = (resources.files("attnspec.conformance.problems") / "arrays" / f"{name}.csv").read_text(encoding="utf-8")
     table = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
     header = next(table)
     if header != list(LEVELS):
-        raise ValueError(f"arrays/{name}.csv has the factors {header}, case.py has {list(LEVELS)}; run conformance/arrays/make.py")
+        raise ValueError(
+            f"arrays/{name}.csv has the factors {header}, case.py has {list(LEVELS)}; run conformance/problems/arrays/make.py"
+        )
     known = {factor: {str(value): value for value in _level_of(factor)} for factor in LEVELS}
     try:
         return tuple(
@@ -261,7 +263,9 @@ def _rows(name: str) -> tuple[Case, ...]:
             for n, row in enumerate(table)
         )
     except KeyError as unknown:
-        raise ValueError(f"arrays/{name}.csv has {unknown}, which no level stands for; run conformance/arrays/make.py") from None
+        raise ValueError(
+            f"arrays/{name}.csv has {unknown}, which no level stands for; run conformance/problems/arrays/make.py"
+        ) from None
 
 
 def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:

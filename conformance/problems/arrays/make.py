@@ -1,4 +1,4 @@
-"""Make the covering arrays anew: python conformance/arrays/make.py [pairs] [triples]
+"""Make the covering arrays anew: python conformance/problems/arrays/make.py [pairs] [triples]
 
 They are kept as data because making all triples takes longer than testing them; tests/test_arrays.py checks that they
 cover what they claim.
@@ -19,8 +19,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.adapters import FEATURES, Adapter
-from attnspec.conformance.case import ALIKE, COST, LEVELS, Case, alike, decodes
-from attnspec.conformance.coverage import Space
+from attnspec.conformance.problems.case import ALIKE, COST, LEVELS, Case, alike, decodes
+from attnspec.conformance.problems.coverage import Space
 
 ROOM = COST // 4  # what a row may cost where its levels leave a choice: what is drawn by the search is rarer than a row
 CANDIDATES = 12  # rows that are tried for each one that is taken

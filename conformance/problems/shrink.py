@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.case import Case
+from attnspec.conformance.problems.case import Case
 from attnspec.spec import Problem
 
 TRIALS = 120  # answers that the reduction of one problem may ask for

@@ -12,7 +12,7 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
-from attnspec.conformance.case import Case
+from attnspec.conformance.problems.case import Case
 from attnspec.spec import DIFFERENTIABLE, TENSORS, Problem, memory_of
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
