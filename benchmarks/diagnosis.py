@@ -34,10 +34,11 @@ from judging import ended, judge  # noqa: E402  tests/ is no package
 from kill_matrix import read, remember  # noqa: E402
 from mutants.base import FAMILIES, load  # noqa: E402
 
-from attnspec.conformance import explain, subject  # noqa: E402
+from attnspec.conformance import explain  # noqa: E402
 from attnspec.conformance.diagnosis import told  # noqa: E402
 from attnspec.conformance.faults import MISTAKES  # noqa: E402
 from attnspec.conformance.folding import PLAIN, Fault, fold  # noqa: E402
+from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.spec import index  # noqa: E402
 
 EXPECTED = ROOT / "tests" / "mutants" / "diagnoses.json"

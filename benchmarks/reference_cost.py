@@ -63,7 +63,7 @@ def rows(exponent: int, class_: str) -> None:
 
     from attnspec.adapters import resolve
     from attnspec.conformance.rows import ROWS, long_problem
-    from attnspec.conformance.subject import Subject
+    from attnspec.conformance.subject.subject import Subject
     from attnspec.reference import SampledRows
     from attnspec.spec import CANONICAL
 

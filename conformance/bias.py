@@ -23,7 +23,7 @@ from numpy.random import default_rng
 
 from attnspec.adapters import Answer
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, arithmetic, to_float64
 
 FALSE_ALARM = 1e-7  # probability that errors without a preferred sign are called biased, in one direction

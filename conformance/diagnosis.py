@@ -31,7 +31,7 @@ from attnspec.reference import Exact, to_float64
 from attnspec.spec import CHOICES, Dialect, Problem
 
 if TYPE_CHECKING:
-    from attnspec.conformance.subject import Subject
+    from attnspec.conformance.subject.subject import Subject
 
 SECONDS = 4.0  # of this thread, for one failure: what a busy machine may not change
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes

@@ -13,7 +13,7 @@ from attnspec.adapters import ResolveError
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.problems.case import Case, simpler
 from attnspec.conformance.region import WORDS, Region
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import index
 
 if TYPE_CHECKING:

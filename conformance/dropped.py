@@ -21,7 +21,7 @@ from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 
 if TYPE_CHECKING:
-    from attnspec.conformance.subject import Subject
+    from attnspec.conformance.subject.subject import Subject
 
 # A count this many standard deviations off has a chance below 10⁻¹⁰; the seeds are fixed, so it is drawn once for all.
 SIGMAS = 6.5

@@ -34,7 +34,7 @@ from attnspec.conformance.order import BY_ADDRESS, KEPT, earlier, kept_by_addres
 from attnspec.conformance.problems.case import Case, fit, simpler
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
-from attnspec.conformance.subject import PLAINLY, Subject, Within
+from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 

@@ -28,7 +28,7 @@ from attnspec.conformance.explain import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
 from attnspec.conformance.known import Issue, read
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.subject import PLAINLY, Subject
+from attnspec.conformance.subject.subject import PLAINLY, Subject
 from attnspec.reference import Exact, solve, to_float64
 from attnspec.spec import Dialect, Problem
 

@@ -23,7 +23,7 @@ from attnspec.conformance.explain import Explained
 from attnspec.conformance.judging.judge import JUDGED, Verdict
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.region import Region, RegionError
-from attnspec.conformance.subject import DTYPES, Subject
+from attnspec.conformance.subject.subject import DTYPES, Subject
 from attnspec.spec import index
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from attnspec.reference import Exact
 from attnspec.spec import Problem
 
 if TYPE_CHECKING:
-    from attnspec.conformance.subject import Subject, Within
+    from attnspec.conformance.subject.subject import Subject, Within
 
 
 class Made(NamedTuple):

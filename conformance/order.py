@@ -16,7 +16,7 @@ from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem
 
 if TYPE_CHECKING:
-    from attnspec.conformance.subject import Subject
+    from attnspec.conformance.subject.subject import Subject
 
 BY_ADDRESS = "wrong where an earlier call's memory is in use again, and right elsewhere: something is kept by its address"
 KEPT = "right where its shapes are new, wrong after a call in them {}: something of that call is kept"

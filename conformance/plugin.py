@@ -176,10 +176,10 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.draft import Draft, new_file
     from attnspec.conformance.inherited import Inherited
     from attnspec.conformance.known import KnownIssues, read
-    from attnspec.conformance.meeting import meet
     from attnspec.conformance.problems.case import Case
     from attnspec.conformance.run import TIERS, Run
     from attnspec.conformance.shapes import Fallbacks, slow_on_new
+    from attnspec.conformance.subject.meeting import meet
     from attnspec.conformance.verdicts.merge import Shard
     from attnspec.reference.accuracy import UNIT
     from attnspec.spec import CHOICES
@@ -305,7 +305,7 @@ def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
 
 
 def _refuses_everything(subject: Any) -> str:
-    from attnspec.conformance.meeting import widths
+    from attnspec.conformance.subject.meeting import widths
 
     reasons = sorted(set(subject.refused_dtypes.values()))
     return (

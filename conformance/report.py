@@ -28,7 +28,7 @@ from attnspec.conformance.problems.case import describe, describe_problem, summa
 from attnspec.conformance.problems.coverage import Space, said
 from attnspec.conformance.repro import FOLDER, write
 from attnspec.conformance.run import TIERS, Run
-from attnspec.conformance.subject import ORACLE, Subject
+from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.lines import finite, judged, mark, tally
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.conformance.verdicts.text import visible

@@ -15,7 +15,7 @@ from torch import Tensor
 from attnspec.adapters import Unsupported
 from attnspec.conformance.explain import Explained
 from attnspec.conformance.judging.judge import Finding, beyond, together
-from attnspec.conformance.subject import PLAINLY, Subject, Within
+from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.text import quoted
 from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index

@@ -20,7 +20,7 @@ from attnspec.conformance.known import KnownIssues
 from attnspec.conformance.problems.case import Case, array
 from attnspec.conformance.purse import Purse
 from attnspec.conformance.shapes import Fallbacks, few, fewer
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.reference import stricter

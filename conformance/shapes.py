@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 
 # heads, batch items, queries, keys (0: as many), width of q and k, width of v (0: the same), by the way heads are shared.
 SHAPES: dict[str, tuple[tuple[str, int, int, int, int, int], ...]] = {

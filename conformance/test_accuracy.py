@@ -3,7 +3,7 @@
 from attnspec.conformance.bias import DTYPES, Meter, generic
 from attnspec.conformance.judging.judge import Finding, judge
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, once
 from attnspec.reference import OUTPUTS
 

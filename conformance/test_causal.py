@@ -7,7 +7,7 @@ import torch
 
 from attnspec.conformance.choosing import must_follow_a_choice
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import (
     NotApplicable,
     agrees,

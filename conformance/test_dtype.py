@@ -1,7 +1,7 @@
 """DTYPE: the dtype says how the numbers are stored, and nothing else about the answer."""
 
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import agrees, clause
 
 

@@ -15,7 +15,7 @@ from attnspec.adapters.reading import readable
 from attnspec.conformance.judging.judge import Finding, no_answer
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
-from attnspec.conformance.subject import Subject, Within
+from attnspec.conformance.subject.subject import Subject, Within
 from attnspec.conformance.testing import (
     Broken,
     NotApplicable,

@@ -13,7 +13,7 @@ from attnspec.adapters.reading import plain
 from attnspec.conformance.judging.judge import Finding, compare, no_answer
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.problems.tensors import build
-from attnspec.conformance.subject import Subject, Within
+from attnspec.conformance.subject.subject import Subject, Within
 from attnspec.conformance.testing import (
     Broken,
     NotApplicable,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import (
     Broken,
     NotApplicable,

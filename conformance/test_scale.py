@@ -1,7 +1,7 @@
 """SCALE: one factor stands before the product of query and key."""
 
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import agrees, clause
 from attnspec.reference import OUTPUTS
 

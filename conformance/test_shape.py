@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 
 from attnspec.conformance.judging.judge import compare, form
-from attnspec.conformance.meeting import WIDTHS
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.relations import one_item
 from attnspec.conformance.rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.meeting import WIDTHS
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import (
     Broken,
     NotApplicable,

@@ -34,7 +34,7 @@ from attnspec.conformance.order import wrong_by_itself
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.run import Run
-from attnspec.conformance.subject import PLAINLY, Subject, Within
+from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.lines import Share, Why
 from attnspec.conformance.verdicts.record import Cell
 from attnspec.reference import OUTPUTS, Exact, to_float64

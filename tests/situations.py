@@ -14,7 +14,7 @@ from attnspec.adapters import FEATURES, Adapter
 from attnspec.conformance.problems.case import Case, decodes
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.run import Run, Tier
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve
 from attnspec.reference.dense import Forward
 from attnspec.spec import CANONICAL, Problem

@@ -19,8 +19,8 @@ from variants import kernel
 
 from attnspec.adapters import resolve
 from attnspec.conformance.bias import LIMIT, Meter, generic
-from attnspec.conformance.meeting import meet
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.subject.subject import Subject
 
 HONEST = str(Path(__file__).with_name("honest.py:tiled"))
 PROBLEMS = 200  # of tier standard

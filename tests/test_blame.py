@@ -11,9 +11,9 @@ from attnspec.adapters import resolve
 from attnspec.conformance.blame import blame, rounded_clause
 from attnspec.conformance.explain import Explainer, in_empty_row
 from attnspec.conformance.judging.judge import Finding
-from attnspec.conformance.meeting import meet
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.tensors import build
+from attnspec.conformance.subject.meeting import meet
 from attnspec.reference import solve
 from attnspec.spec import Dialect
 

@@ -8,7 +8,7 @@ from calling import problem, textbook
 from honest import eager
 
 from attnspec.adapters import ResolveError, resolve
-from attnspec.conformance.meeting import meet
+from attnspec.conformance.subject.meeting import meet
 
 KERNEL = """
 import torch

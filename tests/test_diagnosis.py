@@ -19,11 +19,11 @@ from attnspec.conformance.dropped import dropped
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.meeting import meet
 from attnspec.conformance.mistakes import kernel_at
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.test_dropout import readable
 from attnspec.conformance.verdicts.record import Failure
 from attnspec.spec import Dialect

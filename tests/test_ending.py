@@ -19,7 +19,7 @@ from attnspec.adapters import resolve
 from attnspec.conformance import check, testing
 from attnspec.conformance.problems.case import array
 from attnspec.conformance.shapes import Fallbacks, fewer, slow_on_new
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.lines import Lines, Why, read
 
@@ -112,7 +112,7 @@ def test_a_broken_clause_is_exit_1_whatever_pytest_counted(here, monkeypatch):
 
 def test_passes_that_nobody_judged_are_an_error(here, monkeypatch, capsys):
     from attnspec.conformance.judging.judge import Judgement
-    from attnspec.conformance.subject import Subject
+    from attnspec.conformance.subject.subject import Subject
 
     monkeypatch.setattr(Subject, "judgement", lambda self, case: Judgement((), {}))
     outcome = judge("kernel.py:wrong", "--impl-dtypes=float32", "--clauses=SHAPE-1")

@@ -15,7 +15,7 @@ import attnspec.conformance.testing as testing
 from attnspec.adapters import ResolveError, resolve
 from attnspec.conformance import check
 from attnspec.conformance.judging.judge import Verdict
-from attnspec.conformance.meeting import meet
+from attnspec.conformance.subject.meeting import meet
 
 HERE = Path(__file__).parent
 TORCH = HERE.parent / "conformance" / "known-issues-torch.toml"

@@ -13,11 +13,11 @@ from mutants.base import Call, load, with_sdpa_signature
 from attnspec.adapters import resolve
 from attnspec.conformance import report
 from attnspec.conformance.explain import Explainer
-from attnspec.conformance.meeting import meet
 from attnspec.conformance.order import BY_ADDRESS, kept_by_address, wrong_by_itself
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.subject.subject import Subject
 
 
 def subject_of(name: str) -> Subject:

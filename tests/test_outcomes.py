@@ -10,7 +10,7 @@ import torch
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance import check
 from attnspec.conformance.judging.judge import Verdict
-from attnspec.conformance.meeting import meet
+from attnspec.conformance.subject.meeting import meet
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -13,10 +13,10 @@ from mutants.base import load
 from attnspec.adapters import resolve
 from attnspec.conformance.explain import Explained, Explainer
 from attnspec.conformance.judging.judge import Finding
-from attnspec.conformance.meeting import meet
 from attnspec.conformance.order import earlier
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
+from attnspec.conformance.subject.meeting import meet
 from attnspec.spec import Problem
 
 

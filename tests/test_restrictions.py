@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnspec.adapters import FEATURES, RESTRICTIONS, Adapter, ResolveError, Unsupported, resolve
 from attnspec.adapters.restrictions import needs, undeclared
-from attnspec.conformance.meeting import meet
+from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.verdicts.lines import mark, standing
 from attnspec.spec import Problem
 
@@ -193,7 +193,7 @@ def test_a_method_that_stands_for_its_own_is_taken():
 
 def found(thing: Any) -> dict[str, str]:
     """The restrictions that the first questions find."""
-    from attnspec.conformance.meeting import meet
+    from attnspec.conformance.subject.meeting import meet
 
     (adapter,) = resolve(thing)
     return meet(adapter.on("cpu"), "cpu", {}, None, ("float32",)).found

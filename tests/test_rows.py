@@ -16,11 +16,11 @@ from torch import Tensor
 
 from attnspec.adapters import Answer, resolve
 from attnspec.conformance.judging.judge import out_of_memory
-from attnspec.conformance.meeting import meet
 from attnspec.conformance.problems.case import LEVELS, Case, fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.rows import judge_rows, long_problem, needles
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import SampledRows, rows, solve
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 

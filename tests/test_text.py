@@ -15,7 +15,7 @@ from attnspec.conformance.explain import Explained
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.page import code, fence, plain
 from attnspec.conformance.verdicts.record import Record

@@ -13,9 +13,9 @@ from mutants.pairs import PAIRS
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.explain import Explained, Explainer, descend, without
-from attnspec.conformance.meeting import meet
 from attnspec.conformance.problems.case import Case, array
 from attnspec.conformance.purse import Purse
+from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.verdicts.lines import mark, standing, tally, weighed
 from attnspec.spec import Problem, index
 

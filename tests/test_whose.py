@@ -23,7 +23,7 @@ from attnspec.adapters.reading import Unreadable, handlers, interrupted, plain, 
 from attnspec.adapters.state import STATE, watched
 from attnspec.conformance.check import Result, check
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 
 
 @pytest.mark.parametrize("name", [name for name in STRANGE if name != "pair"])  # a right tuple gets an adapter: see test_contact

@@ -13,7 +13,7 @@ from attnspec.adapters import Adapter, Call, ResolveError
 from attnspec.adapters.resolve import PLAINLY, Reading, stub
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve
 from attnspec.spec import Problem
 

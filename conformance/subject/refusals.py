@@ -16,7 +16,7 @@ from typing import Any
 from attnspec.adapters import Answer
 from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.subject import Subject
+from attnspec.conformance.subject.subject import Subject
 
 SIZES = ((2, 3, 7), (1, 8, 4), (3, 5, 33))
 RAISE = dis.opmap["RAISE_VARARGS"]

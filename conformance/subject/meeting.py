@@ -10,11 +10,11 @@ import torch
 
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.blame import CONSISTENCY
-from attnspec.conformance.contact import look
 from attnspec.conformance.judging.judge import COARSER, compare, form
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.refusals import find
-from attnspec.conformance.subject import DTYPES, Subject
+from attnspec.conformance.subject.contact import look
+from attnspec.conformance.subject.refusals import find
+from attnspec.conformance.subject.subject import DTYPES, Subject
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
 

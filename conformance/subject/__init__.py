@@ -1,0 +1,1 @@
+"""The implementation under test, on one device: met, asked, solved and judged."""
