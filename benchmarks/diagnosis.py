@@ -36,8 +36,8 @@ from mutants.base import FAMILIES, load  # noqa: E402
 
 from attnspec.conformance import explain  # noqa: E402
 from attnspec.conformance.diagnosis import told  # noqa: E402
-from attnspec.conformance.faults import MISTAKES  # noqa: E402
 from attnspec.conformance.folding import PLAIN, Fault, fold  # noqa: E402
+from attnspec.conformance.mistakes.canonical import MISTAKES  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.spec import index  # noqa: E402
 

@@ -2,8 +2,8 @@
 
     python benchmarks/resolving.py [--array triples] [--every 1] [--markdown docs/resolving.md]
 
-For each problem of a covering array and each mistake of conformance/faults.py: how far the answer that the mistake gives is
-from the exact one, as a multiple of the bound of an accuracy class. More than 1 is red.
+For each problem of a covering array and each mistake of conformance/mistakes/canonical.py: how far the answer that the mistake
+gives is from the exact one, as a multiple of the bound of an accuracy class. More than 1 is red.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from attnspec.adapters import FEATURES, Adapter, resolve
-from attnspec.conformance.faults import MISTAKES, asked_outputs, power
+from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, power
 from attnspec.conformance.problems.case import LEVELS, Case, array
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import default_class, solve
@@ -188,7 +188,7 @@ def where(some: list[Case]) -> str:
     return f"one key: {one_key}, scale 0: {zero}, other: {len(some) - one_key - zero}"
 
 
-PROSE = """{mistakes} canonical mistakes (conformance/faults.py) on the {problems} problems of the array `{array}`,
+PROSE = """{mistakes} canonical mistakes (conformance/mistakes/canonical.py) on the {problems} problems of the array `{array}`,
 fitted to `sdpa-math`. The answer that a mistake gives is computed exactly, in float64, so that nothing else is wrong with it.
 Then the judge's question is asked: how many times its bound is the worst element off?
 

@@ -22,9 +22,9 @@ from numpy import ndarray as Array
 
 from attnspec.conformance.blame import ROUNDED
 from attnspec.conformance.dropped import dropped
-from attnspec.conformance.faults import MISTAKES, asked_outputs, combined
 from attnspec.conformance.judging.judge import form, together
-from attnspec.conformance.kernel import reduced
+from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, combined
+from attnspec.conformance.mistakes.kernel import reduced
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.reference import Exact, to_float64

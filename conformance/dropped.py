@@ -15,8 +15,8 @@ from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
 from attnspec.conformance.judging.judge import no_answer
-from attnspec.conformance.kernel import Kernel
-from attnspec.conformance.mistakes import special
+from attnspec.conformance.mistakes.kernel import Kernel
+from attnspec.conformance.mistakes.table import special
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 

@@ -17,9 +17,9 @@ from attnspec.conformance import folding, report
 from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, look, other_choice, probes, screen, sentence, shuffled, told
 from attnspec.conformance.dropped import dropped
 from attnspec.conformance.explain import Explained, Explainer
-from attnspec.conformance.faults import MISTAKES
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.mistakes import kernel_at
+from attnspec.conformance.mistakes.canonical import MISTAKES
+from attnspec.conformance.mistakes.table import kernel_at
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject.meeting import meet

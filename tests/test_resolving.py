@@ -17,9 +17,9 @@ from random_problems import draw
 
 from attnspec.adapters import FEATURES, Adapter, resolve
 from attnspec.adapters.convention import FunctionAdapter
-from attnspec.conformance.faults import MISTAKES, asked_outputs, multiple, power
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.kernel import Kernel
+from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, multiple, power
+from attnspec.conformance.mistakes.kernel import Kernel
 from attnspec.conformance.problems.case import LEVELS, Case, array, fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve, to_float64

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.conformance.kernel import Kernel, Wrong, first_alone, of_first
-from attnspec.conformance.mistakes import special
-from attnspec.conformance.special_arithmetic import weights
+from attnspec.conformance.mistakes.arithmetic import weights
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong, first_alone, of_first
+from attnspec.conformance.mistakes.table import special
 
 LETTERS = "bhij"
 OVER = {"b": "batch items", "h": "heads", "i": "queries", "j": "keys"}

@@ -9,8 +9,8 @@ from math import inf
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.conformance.kernel import Kernel, Wrong, reduced
-from attnspec.conformance.mistakes import special
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong, reduced
+from attnspec.conformance.mistakes.table import special
 
 # ALL GRADIENTS
 

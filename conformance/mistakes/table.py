@@ -1,8 +1,7 @@
 """The table of mistakes: each by name, in words, and as the answer that an otherwise exact kernel would give that makes it.
 
-:mod:`attnspec.conformance.faults` holds the canonical ones, of which every problem of the suite is asked whether it shows them;
-the modules special_reading, special_arithmetic and special_gradients those that are special cases of them, or rarer:
-a diagnosis knows all.
+:mod:`canonical` holds those of which every problem of the suite is asked whether it shows them; :mod:`reading`, :mod:`arithmetic`
+and :mod:`gradients` those that are special cases of them, or rarer: a diagnosis knows all.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.conformance.kernel import Kernel, Wrong
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.reference import Exact
 from attnspec.spec import Dialect, Problem
 

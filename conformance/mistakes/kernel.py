@@ -1,4 +1,4 @@
-"""An exact kernel taken apart, so that one thing in it can be done otherwise: for :mod:`attnspec.conformance.faults`."""
+"""An exact kernel taken apart, so that one thing in it can be done otherwise: for the mistakes beside it."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.conformance.kernel import Kernel, Wrong
-from attnspec.conformance.mistakes import MISTAKES, enter, special
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
+from attnspec.conformance.mistakes.table import MISTAKES, enter, special
 
 
 def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Array], Array] = lambda e: e) -> Array:

@@ -1,0 +1,1 @@
+"""The known mistakes, and the kernel that makes them."""
