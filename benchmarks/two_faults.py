@@ -31,7 +31,7 @@ from kill_matrix import read  # noqa: E402
 from mutants.base import load  # noqa: E402
 from mutants.pairs import PAIRS  # noqa: E402
 
-from attnspec.conformance.folding import fold  # noqa: E402
+from attnspec.conformance.diagnosis.folding import fold  # noqa: E402
 from attnspec.conformance.verdicts.lines import tally  # noqa: E402
 from attnspec.spec import index  # noqa: E402
 

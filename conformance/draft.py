@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters import ResolveError
-from attnspec.conformance.explain import Explained
+from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.problems.case import Case, simpler
 from attnspec.conformance.region import WORDS, Region
 from attnspec.conformance.subject.subject import Subject

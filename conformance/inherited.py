@@ -24,7 +24,7 @@ from attnspec.adapters.contract import leaves_of, quiet
 from attnspec.adapters.reading import readable
 from attnspec.adapters.sdpa import OPERATORS, pinned
 from attnspec.adapters.trace import wholly
-from attnspec.conformance.explain import Explained
+from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
 from attnspec.conformance.known import Issue, read
 from attnspec.conformance.problems.case import Case

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from attnspec.adapters import ResolveError
-from attnspec.conformance.explain import Explained
+from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import JUDGED, Verdict
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.region import Region, RegionError

@@ -18,10 +18,10 @@ import torch
 from attnspec.adapters import FEATURES, RESTRICTIONS
 from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
+from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.diagnosis.folding import fold, names_of
 from attnspec.conformance.ending import incomplete
 from attnspec.conformance.environment import device_data, device_name, versions
-from attnspec.conformance.explain import Explained
-from attnspec.conformance.folding import fold, names_of
 from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.problems.case import describe, describe_problem, summary

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
-from attnspec.conformance.explain import Explained
+from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import Finding, beyond, together
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.text import quoted

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from attnspec.conformance.dropped import SIGMAS
+from attnspec.conformance.diagnosis.dropped import SIGMAS
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject

@@ -13,10 +13,22 @@ import torch
 from mutants.base import load, with_sdpa_signature
 
 from attnspec.adapters import resolve
-from attnspec.conformance import folding, report
-from attnspec.conformance.diagnosis import COARSE, Diagnosis, diagnose, look, other_choice, probes, screen, sentence, shuffled, told
-from attnspec.conformance.dropped import dropped
-from attnspec.conformance.explain import Explained, Explainer
+from attnspec.conformance import report
+from attnspec.conformance.diagnosis import folding
+from attnspec.conformance.diagnosis.diagnose import (
+    COARSE,
+    Diagnosis,
+    diagnose,
+    look,
+    other_choice,
+    probes,
+    screen,
+    sentence,
+    shuffled,
+    told,
+)
+from attnspec.conformance.diagnosis.dropped import dropped
+from attnspec.conformance.diagnosis.explain import Explained, Explainer
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.canonical import MISTAKES
 from attnspec.conformance.mistakes.table import kernel_at

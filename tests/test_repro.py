@@ -11,9 +11,9 @@ from judging import ended, judge
 from mutants.base import load
 
 from attnspec.adapters import resolve
-from attnspec.conformance.explain import Explained, Explainer
+from attnspec.conformance.diagnosis.explain import Explained, Explainer
+from attnspec.conformance.diagnosis.order import earlier
 from attnspec.conformance.judging.judge import Finding
-from attnspec.conformance.order import earlier
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script
 from attnspec.conformance.subject.meeting import meet

@@ -11,7 +11,7 @@ from judging import ended
 from attnspec.adapters import ResolveError, parse_kwargs, resolve
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.conformance import report
-from attnspec.conformance.explain import Explained
+from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.repro import script

@@ -3,7 +3,7 @@
 A mistake that is a call on another problem is the reference's answer to that one, with its gradients put where the caller's
 tensors are; one inside the arithmetic changes a step of :class:`Kernel`. All values are float64 and not rounded, so that
 what differs from the exact answer is the mistake alone. :func:`power` says by how many bounds it does;
-:mod:`attnspec.conformance.diagnosis` compares a failing answer with each of them.
+:mod:`attnspec.conformance.diagnosis.diagnose` compares a failing answer with each of them.
 """
 
 from __future__ import annotations

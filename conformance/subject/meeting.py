@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.blame import CONSISTENCY
+from attnspec.conformance.diagnosis.blame import CONSISTENCY
 from attnspec.conformance.judging.judge import COARSER, compare, form
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.contact import look

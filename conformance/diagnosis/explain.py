@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
-from attnspec.conformance.diagnosis import (
+from attnspec.conformance.diagnosis.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
+from attnspec.conformance.diagnosis.diagnose import (
     ENORMOUS,
     Diagnosis,
     calmer,
@@ -29,11 +29,11 @@ from attnspec.conformance.diagnosis import (
     screen,
     shows,
 )
+from attnspec.conformance.diagnosis.order import BY_ADDRESS, KEPT, earlier, kept_by_address
+from attnspec.conformance.diagnosis.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
 from attnspec.conformance.judging.judge import Finding, coarser, judge, with_class
-from attnspec.conformance.order import BY_ADDRESS, KEPT, earlier, kept_by_address
 from attnspec.conformance.problems.case import Case, fit, simpler
 from attnspec.conformance.problems.shrink import as_case
-from attnspec.conformance.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.conformance.blame import ROUNDED
-from attnspec.conformance.dropped import dropped
+from attnspec.conformance.diagnosis.blame import ROUNDED
+from attnspec.conformance.diagnosis.dropped import dropped
 from attnspec.conformance.judging.judge import form, together
 from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, combined
 from attnspec.conformance.mistakes.kernel import reduced
