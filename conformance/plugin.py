@@ -152,7 +152,7 @@ def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
 def _with_pyproject(config: pytest.Config, adapters: list[Any]) -> Callable[[str], Any]:
     """The options, with the known issues that the pyproject.toml of pytest's rootdir names, if they are this implementation's."""
     from attnspec.adapters import ResolveError
-    from attnspec.conformance.known import OtherImplementation, read
+    from attnspec.conformance.known.issues import OtherImplementation, read
 
     path = config.rootpath / "pyproject.toml"
     if config.getoption("--known-issues") is not None or not path.is_file():
@@ -173,9 +173,9 @@ def _with_pyproject(config: pytest.Config, adapters: list[Any]) -> Callable[[str
 def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> Any:
     """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
     from attnspec.adapters import FEATURES, ResolveError
-    from attnspec.conformance.draft import Draft, new_file
-    from attnspec.conformance.inherited import Inherited
-    from attnspec.conformance.known import KnownIssues, read
+    from attnspec.conformance.known.draft import Draft, new_file
+    from attnspec.conformance.known.inherited import Inherited
+    from attnspec.conformance.known.issues import KnownIssues, read
     from attnspec.conformance.problems.case import Case
     from attnspec.conformance.run import TIERS, Run
     from attnspec.conformance.shapes import Fallbacks, slow_on_new

@@ -22,8 +22,8 @@ from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.diagnosis.folding import fold, names_of
 from attnspec.conformance.ending import incomplete
 from attnspec.conformance.environment import device_data, device_name, versions
-from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judging.judge import Verdict
+from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.case import describe, describe_problem, summary
 from attnspec.conformance.problems.coverage import Space, said
 from attnspec.conformance.repro import FOLDER, write

@@ -14,10 +14,10 @@ from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.diagnosis.explain import Explained, Explainer
 from attnspec.conformance.diagnosis.folding import fold, names_of
 from attnspec.conformance.diagnosis.purse import Purse
-from attnspec.conformance.draft import Draft
-from attnspec.conformance.inherited import Inherited
 from attnspec.conformance.judging.lean import LongRows
-from attnspec.conformance.known import KnownIssues
+from attnspec.conformance.known.draft import Draft
+from attnspec.conformance.known.inherited import Inherited
+from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.case import Case, array
 from attnspec.conformance.shapes import Fallbacks, few, fewer
 from attnspec.conformance.subject.subject import Subject

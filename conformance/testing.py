@@ -29,8 +29,8 @@ from attnspec.conformance import report
 from attnspec.conformance.diagnosis.explain import By, Explained, anything, descend, without
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
-from attnspec.conformance.inherited import Origin
 from attnspec.conformance.judging.judge import Finding, Verdict, compare, no_answer, together
+from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.run import Run

@@ -11,8 +11,9 @@ from test_known import counted
 
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.trace import wholly
-from attnspec.conformance import check, inherited
+from attnspec.conformance import check
 from attnspec.conformance.judging.judge import Verdict
+from attnspec.conformance.known import inherited
 from attnspec.conformance.run import Run
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts import lines as verdicts

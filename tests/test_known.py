@@ -10,7 +10,7 @@ import pytest
 import torch
 from judging import judge
 
-import attnspec.conformance.known as known
+import attnspec.conformance.known.issues as known
 import attnspec.conformance.testing as testing
 from attnspec.adapters import ResolveError, resolve
 from attnspec.conformance import check
@@ -307,7 +307,7 @@ def test_pyproject_names_the_file_of_its_own_implementation_only(tmp_path, monke
 def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
     from types import SimpleNamespace
 
-    from attnspec.conformance.draft import Draft, Failed
+    from attnspec.conformance.known.draft import Draft, Failed
 
     found = "raised \x1b[31mError\x1b[0m: \"it's\" 'so'\t\x7f \\ \ud800 \U0001f600"
     draft = Draft(tmp_path / "draft.toml")
@@ -322,7 +322,7 @@ def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
 
 def test_what_is_asked_again_leaves_nothing_in_the_run(tmp_path):
     """A pinned problem that fails otherwise: its failure is no failure of the run, is not drafted and not diagnosed at the end."""
-    from attnspec.conformance.draft import Draft
+    from attnspec.conformance.known.draft import Draft
     from attnspec.conformance.run import TIERS, Run
 
     (adapter,) = resolve(fails_at_equal_lengths, {})

@@ -2,9 +2,9 @@
 
 import pytest
 
-from attnspec.conformance.draft import guess
+from attnspec.conformance.known.draft import guess
+from attnspec.conformance.known.region import Region, RegionError
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.region import Region, RegionError
 
 CASE = Case(dtype="bfloat16", heads="4/2", i=5, j=3, d=16, e=24, causal=True, mask="bj")
 

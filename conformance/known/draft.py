@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters import ResolveError
 from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.known.region import WORDS, Region
 from attnspec.conformance.problems.case import Case, simpler
-from attnspec.conformance.region import WORDS, Region
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import index
 

@@ -26,13 +26,13 @@ from attnspec.adapters.sdpa import OPERATORS, pinned
 from attnspec.adapters.trace import wholly
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
-from attnspec.conformance.known import Issue, read
+from attnspec.conformance.known.issues import Issue, read
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import PLAINLY, Subject
 from attnspec.reference import Exact, solve, to_float64
 from attnspec.spec import Dialect, Problem
 
-SHIPPED = Path(__file__).parent / "known-issues-torch.toml"
+SHIPPED = Path(__file__).parent.parent / "known-issues-torch.toml"
 VERSION = ".".join(torch.__version__.split(".")[:2])
 COUNT = re.compile(r"\d+ of \d+ elements")
 

@@ -21,8 +21,8 @@ import torch
 from attnspec.adapters import ResolveError
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import JUDGED, Verdict
+from attnspec.conformance.known.region import Region, RegionError
 from attnspec.conformance.problems.case import Case, array, fit
-from attnspec.conformance.region import Region, RegionError
 from attnspec.conformance.subject.subject import DTYPES, Subject
 from attnspec.spec import index
 

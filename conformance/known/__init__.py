@@ -1,0 +1,1 @@
+"""Known and inherited issues: what a failure is excused by, and where."""
