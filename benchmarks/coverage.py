@@ -25,7 +25,7 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.conformance import plugin
 from attnspec.conformance.problems.case import LEVELS, alike, array
 from attnspec.conformance.problems.coverage import Space, said
-from attnspec.conformance.run import TIERS
+from attnspec.conformance.run.run import TIERS
 
 DTYPES = LEVELS["dtype"]
 EXAMPLES = TIERS["standard"].searched

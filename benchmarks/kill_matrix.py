@@ -48,7 +48,7 @@ from variants import HONEST  # noqa: E402
 from attnspec.conformance import testing  # noqa: E402
 from attnspec.conformance.diagnosis import diagnose as diagnosis  # noqa: E402
 from attnspec.conformance.diagnosis import explain  # noqa: E402
-from attnspec.conformance.run import TIERS  # noqa: E402
+from attnspec.conformance.run.run import TIERS  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.conformance.verdicts import record  # noqa: E402
 from attnspec.reference import solve  # noqa: E402

@@ -24,11 +24,11 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.state import STATE, current_accelerator
 from attnspec.conformance import report
-from attnspec.conformance.clock import EXPLAIN_BUDGET
-from attnspec.conformance.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.plugin import OPTIONS, loaded, make_run
-from attnspec.conformance.run import Run
+from attnspec.conformance.run.clock import EXPLAIN_BUDGET
+from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
+from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing import tests_of
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.spec import index

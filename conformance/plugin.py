@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from attnspec.conformance import clock
+from attnspec.conformance.run import clock
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl", {"help": "what to test: a dotted path, file.py:name, or a shipped name such as sdpa-math"}),
@@ -177,8 +177,8 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.known.inherited import Inherited
     from attnspec.conformance.known.issues import KnownIssues, read
     from attnspec.conformance.problems.case import Case
-    from attnspec.conformance.run import TIERS, Run
-    from attnspec.conformance.shapes import Fallbacks, slow_on_new
+    from attnspec.conformance.run.run import TIERS, Run
+    from attnspec.conformance.run.shapes import Fallbacks, slow_on_new
     from attnspec.conformance.subject.meeting import meet
     from attnspec.conformance.verdicts.merge import Shard
     from attnspec.reference.accuracy import UNIT
@@ -536,7 +536,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if run is None:
         return
     config.stash[_ASKED] = time.monotonic()
-    from attnspec.conformance.ending import NOTHING, exit_code, nothing_judged
+    from attnspec.conformance.run.ending import NOTHING, exit_code, nothing_judged
     from attnspec.conformance.testing import tests_of
     from attnspec.conformance.verdicts import page
     from attnspec.conformance.verdicts.lines import collect

@@ -33,7 +33,7 @@ from attnspec.conformance.judging.judge import Finding, Verdict, compare, no_ans
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.problems.shrink import as_case
-from attnspec.conformance.run import Run
+from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.lines import Share, Why
 from attnspec.conformance.verdicts.record import Cell

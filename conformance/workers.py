@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from attnspec.conformance.run import Run
+from attnspec.conformance.run.run import Run
 
 
 def strand(nodeid: str) -> str:

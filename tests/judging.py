@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attnspec.conformance import plugin
-from attnspec.conformance.run import Run
+from attnspec.conformance.run.run import Run
 from attnspec.conformance.verdicts.record import Failure, Record
 
 HERE = Path(__file__).parent

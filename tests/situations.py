@@ -13,7 +13,7 @@ from numpy import ndarray as Array
 from attnspec.adapters import FEATURES, Adapter
 from attnspec.conformance.problems.case import Case, decodes
 from attnspec.conformance.problems.tensors import build
-from attnspec.conformance.run import Run, Tier
+from attnspec.conformance.run.run import Run, Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve
 from attnspec.reference.dense import Forward

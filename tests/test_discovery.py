@@ -15,7 +15,7 @@ from situations import BUILT, PLAIN, SITUATIONS, Drawn, Everything, searches, ta
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import LEVELS, OPEN_SIZES, array, fit, level_of
-from attnspec.conformance.run import TIERS
+from attnspec.conformance.run.run import TIERS
 
 FALSE_ALARM = 1e-6  # of one test, where the stated probability is the true one; a higher one makes it rarer
 SEARCHES = 120

@@ -18,7 +18,7 @@ from judging import judge
 from attnspec.adapters import resolve
 from attnspec.conformance import check, testing
 from attnspec.conformance.problems.case import array
-from attnspec.conformance.shapes import Fallbacks, fewer, slow_on_new
+from attnspec.conformance.run.shapes import Fallbacks, fewer, slow_on_new
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.lines import Lines, Why, read
@@ -135,7 +135,7 @@ def test_what_was_not_reached_does_not_conform(here):
 
 @pytest.mark.parametrize("tier", ["smoke", "soak"])
 def test_the_time_of_soak_is_its_normal_end(here, monkeypatch, tier):
-    from attnspec.conformance.run import Run
+    from attnspec.conformance.run.run import Run
 
     asked = []
 

@@ -14,7 +14,7 @@ from attnspec.adapters.trace import wholly
 from attnspec.conformance import check
 from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.known import inherited
-from attnspec.conformance.run import Run
+from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts import lines as verdicts
 from attnspec.conformance.verdicts.record import Failure, Record

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from attnspec.conformance.clock import EXPLAIN_BUDGET
+from attnspec.conformance.run.clock import EXPLAIN_BUDGET
 
 KEPT = 0.5  # the share of all time that is kept, in equal parts, for each variant in each dtype, whenever its turn comes
 COMPARING, SIMPLER = 0.25, 0.25  # shares of a purse; a fault that has no name yet costs nothing of them

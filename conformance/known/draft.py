@@ -17,7 +17,7 @@ from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import index
 
 if TYPE_CHECKING:
-    from attnspec.conformance.run import Run
+    from attnspec.conformance.run.run import Run
 
 VALID = datetime.timedelta(days=90)
 

@@ -27,7 +27,7 @@ from attnspec.conformance.subject.subject import DTYPES, Subject
 from attnspec.spec import index
 
 if TYPE_CHECKING:
-    from attnspec.conformance.run import Run
+    from attnspec.conformance.run.run import Run
 
 LOUD = 0.10  # share of the problems that a test of its clause asks from which a region is called wide
 MOST = 0.50  # share from which it is an error: that is no issue, it is a promise to withdraw

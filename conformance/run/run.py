@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from attnspec.conformance.clock import EXPLAIN_BUDGET
 from attnspec.conformance.diagnosis.explain import Explained, Explainer
 from attnspec.conformance.diagnosis.folding import fold, names_of
 from attnspec.conformance.diagnosis.purse import Purse
@@ -19,7 +18,8 @@ from attnspec.conformance.known.draft import Draft
 from attnspec.conformance.known.inherited import Inherited
 from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.case import Case, array
-from attnspec.conformance.shapes import Fallbacks, few, fewer
+from attnspec.conformance.run.clock import EXPLAIN_BUDGET
+from attnspec.conformance.run.shapes import Fallbacks, few, fewer
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard
 from attnspec.conformance.verdicts.record import Failure, Record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnspec.conformance.judging.judge import Verdict
-from attnspec.conformance.run import Run
+from attnspec.conformance.run.run import Run
 from attnspec.conformance.verdicts import lines as verdicts
 from attnspec.conformance.verdicts.lines import BROKEN, Why, unreached
 from attnspec.conformance.verdicts.record import Record
