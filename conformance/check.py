@@ -23,9 +23,9 @@ import torch
 
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.state import STATE, current_accelerator
-from attnspec.conformance import report
 from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.plugin import OPTIONS, loaded, make_run
+from attnspec.conformance.report import table as report
 from attnspec.conformance.run.clock import EXPLAIN_BUDGET
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.run.run import Run

@@ -422,7 +422,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Begin the verdict file, whatever the terminal shows."""
     run = session.config.stash.get(_RUN, None)
     if run is not None:
-        from attnspec.conformance import report
+        from attnspec.conformance.report import table as report
 
         run.record.open(report.header_data(run))
 
@@ -432,7 +432,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     run = config.stash.get(_RUN, None)
     if run is None:
         return []
-    from attnspec.conformance import report
+    from attnspec.conformance.report import table as report
 
     return report.header(run) + [f"  {advice}" for advice in (config.stash[_ADVICE],) if advice]
 
@@ -499,7 +499,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     run = config.stash.get(_RUN, None)
     if run is None:
         return
-    from attnspec.conformance import report
+    from attnspec.conformance.report import table as report
 
     sections = {"notes": lambda: run.record.notes, "faults": lambda: report.faults(run)}
     for title, say in {**sections, "attention conformance": lambda: report.table(run)}.items():

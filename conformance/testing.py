@@ -25,7 +25,6 @@ import pytest
 
 from attnspec.adapters import Answer, same_bits
 from attnspec.adapters.reading import handlers, interrupted
-from attnspec.conformance import report
 from attnspec.conformance.diagnosis.explain import By, Explained, anything, descend, without
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
@@ -33,6 +32,7 @@ from attnspec.conformance.judging.judge import Finding, Verdict, compare, no_ans
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.problems.shrink import as_case
+from attnspec.conformance.report import table as report
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.lines import Share, Why

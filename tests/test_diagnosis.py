@@ -13,7 +13,6 @@ import torch
 from mutants.base import load, with_sdpa_signature
 
 from attnspec.adapters import resolve
-from attnspec.conformance import report
 from attnspec.conformance.diagnosis import folding
 from attnspec.conformance.diagnosis.diagnose import (
     COARSE,
@@ -33,7 +32,8 @@ from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.canonical import MISTAKES
 from attnspec.conformance.mistakes.table import kernel_at
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.repro import script
+from attnspec.conformance.report import table as report
+from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.test_dropout import readable

@@ -11,11 +11,11 @@ from judging import ended, judge
 from mutants.base import Call, load, with_sdpa_signature
 
 from attnspec.adapters import resolve
-from attnspec.conformance import report
 from attnspec.conformance.diagnosis.explain import Explainer
 from attnspec.conformance.diagnosis.order import BY_ADDRESS, kept_by_address, wrong_by_itself
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.repro import script
+from attnspec.conformance.report import table as report
+from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject
 

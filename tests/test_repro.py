@@ -15,7 +15,7 @@ from attnspec.conformance.diagnosis.explain import Explained, Explainer
 from attnspec.conformance.diagnosis.order import earlier
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.repro import script
+from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet
 from attnspec.spec import Problem
 

@@ -10,11 +10,11 @@ from judging import ended
 
 from attnspec.adapters import ResolveError, parse_kwargs, resolve
 from attnspec.adapters.convention import FunctionAdapter
-from attnspec.conformance import report
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.repro import script
+from attnspec.conformance.report import table as report
+from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.page import code, fence, plain
