@@ -45,11 +45,11 @@ from mutants.base import FAMILIES, Mutant, load  # noqa: E402
 from mutants.not_emulated import EQUIVALENT, NOT_EMULATED  # noqa: E402
 from variants import HONEST  # noqa: E402
 
-from attnspec.conformance import testing  # noqa: E402
 from attnspec.conformance.diagnosis import diagnose as diagnosis  # noqa: E402
 from attnspec.conformance.diagnosis import explain  # noqa: E402
 from attnspec.conformance.run.run import TIERS  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
+from attnspec.conformance.testing import engine as testing  # noqa: E402
 from attnspec.conformance.verdicts import record  # noqa: E402
 from attnspec.reference import solve  # noqa: E402
 from attnspec.spec import Problem, index  # noqa: E402

@@ -62,8 +62,8 @@ def rows(exponent: int, class_: str) -> None:
     import torch
 
     from attnspec.adapters import resolve
-    from attnspec.conformance.rows import ROWS, long_problem
     from attnspec.conformance.subject.subject import Subject
+    from attnspec.conformance.testing.long_rows import ROWS, long_problem
     from attnspec.reference import SampledRows
     from attnspec.spec import CANONICAL
 

@@ -29,7 +29,7 @@ from attnspec.conformance.report import table as report
 from attnspec.conformance.run.clock import EXPLAIN_BUDGET
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.run.run import Run
-from attnspec.conformance.testing import tests_of
+from attnspec.conformance.testing.engine import tests_of
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.spec import index
 

@@ -343,7 +343,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     run = config.stash.get(_RUN, None)
     if run is None:
         return
-    from attnspec.conformance.audit import audit
+    from attnspec.conformance.testing.audit import audit
     from attnspec.spec import index
 
     ours = [item for item in items if hasattr(getattr(item, "function", None), "clauses")]
@@ -537,7 +537,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     config.stash[_ASKED] = time.monotonic()
     from attnspec.conformance.run.ending import NOTHING, exit_code, nothing_judged
-    from attnspec.conformance.testing import tests_of
+    from attnspec.conformance.testing.engine import tests_of
     from attnspec.conformance.verdicts import page
     from attnspec.conformance.verdicts.lines import collect
 

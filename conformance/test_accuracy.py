@@ -1,10 +1,10 @@
 """ACCURACY: each element within the bound that its class of arithmetic has for these operands."""
 
-from attnspec.conformance.bias import DTYPES, Meter, generic
 from attnspec.conformance.judging.judge import Finding, judge
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import Broken, NotApplicable, agrees, clause, once
+from attnspec.conformance.testing.engine import Broken, NotApplicable, agrees, clause, once
+from attnspec.conformance.testing.systematic import DTYPES, Meter, generic
 from attnspec.reference import OUTPUTS
 
 GRADIENTS = ("dq", "dk", "dv", "dbias")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from attnspec.conformance.choosing import must_follow_a_choice
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import (
+from attnspec.conformance.testing.choosing import must_follow_a_choice
+from attnspec.conformance.testing.engine import (
     NotApplicable,
     agrees,
     clause,

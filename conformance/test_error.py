@@ -16,7 +16,7 @@ from attnspec.conformance.judging.judge import Finding, no_answer
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.subject.subject import Subject, Within
-from attnspec.conformance.testing import (
+from attnspec.conformance.testing.engine import (
     Broken,
     NotApplicable,
     NotOffered,

@@ -8,7 +8,17 @@ from attnspec.adapters.reading import plain
 from attnspec.conformance.judging.judge import Finding, no_answer
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import Broken, NotApplicable, NotOffered, agrees, clause, is_right, must_be_right, on_cases, once
+from attnspec.conformance.testing.engine import (
+    Broken,
+    NotApplicable,
+    NotOffered,
+    agrees,
+    clause,
+    is_right,
+    must_be_right,
+    on_cases,
+    once,
+)
 from attnspec.reference.autograd import attend
 from attnspec.spec import Problem
 

@@ -4,7 +4,7 @@ import torch
 
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import NotApplicable, agrees, clause, must_be_right, on_cases
+from attnspec.conformance.testing.engine import NotApplicable, agrees, clause, must_be_right, on_cases
 from attnspec.reference import OUTPUTS
 
 

@@ -6,9 +6,18 @@ import torch
 
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.problems.tensors import GARBAGE
-from attnspec.conformance.relations import every_form, hidden_keys, with_hidden
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import NotApplicable, agrees, clause, must_answer, must_be_right, must_keep_bits, on_cases, once
+from attnspec.conformance.testing.engine import (
+    NotApplicable,
+    agrees,
+    clause,
+    must_answer,
+    must_be_right,
+    must_keep_bits,
+    on_cases,
+    once,
+)
+from attnspec.conformance.testing.relations import every_form, hidden_keys, with_hidden
 from attnspec.reference import OUTPUTS, dense
 from attnspec.spec import Problem
 

@@ -14,7 +14,7 @@ from attnspec.conformance.judging.judge import Finding, compare, no_answer
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.subject import Subject, Within
-from attnspec.conformance.testing import (
+from attnspec.conformance.testing.engine import (
     Broken,
     NotApplicable,
     NotOffered,

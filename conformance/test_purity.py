@@ -14,7 +14,7 @@ from torch import Tensor
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import (
+from attnspec.conformance.testing.engine import (
     Broken,
     NotApplicable,
     agrees,

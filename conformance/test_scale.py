@@ -2,7 +2,7 @@
 
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import agrees, clause
+from attnspec.conformance.testing.engine import agrees, clause
 from attnspec.reference import OUTPUTS
 
 

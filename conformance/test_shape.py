@@ -6,11 +6,9 @@ import torch
 
 from attnspec.conformance.judging.judge import compare, form
 from attnspec.conformance.problems.case import Case, fit
-from attnspec.conformance.relations import one_item
-from attnspec.conformance.rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
 from attnspec.conformance.subject.meeting import WIDTHS
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import (
+from attnspec.conformance.testing.engine import (
     Broken,
     NotApplicable,
     NotOffered,
@@ -23,6 +21,8 @@ from attnspec.conformance.testing import (
     on_cases,
     once,
 )
+from attnspec.conformance.testing.long_rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
+from attnspec.conformance.testing.relations import one_item
 from attnspec.reference import OUTPUTS, to_float64
 from attnspec.spec import Problem, twin
 

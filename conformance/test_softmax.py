@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.relations import permuted, with_more_keys
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import NotApplicable, agrees, clause, may_answer, must_agree, must_be_right, on_cases, once
+from attnspec.conformance.testing.engine import NotApplicable, agrees, clause, may_answer, must_agree, must_be_right, on_cases, once
+from attnspec.conformance.testing.relations import permuted, with_more_keys
 from attnspec.reference import OUTPUTS, solve
 from attnspec.spec import Problem, twin
 

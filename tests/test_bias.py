@@ -18,9 +18,9 @@ from torch import Tensor
 from variants import kernel
 
 from attnspec.adapters import resolve
-from attnspec.conformance.bias import LIMIT, Meter, generic
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject
+from attnspec.conformance.testing.systematic import LIMIT, Meter, generic
 
 HONEST = str(Path(__file__).with_name("honest.py:tiled"))
 PROBLEMS = 200  # of tier standard

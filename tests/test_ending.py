@@ -16,10 +16,11 @@ import torch
 from judging import judge
 
 from attnspec.adapters import resolve
-from attnspec.conformance import check, testing
+from attnspec.conformance import check
 from attnspec.conformance.problems.case import array
 from attnspec.conformance.run.shapes import Fallbacks, fewer, slow_on_new
 from attnspec.conformance.subject.subject import Subject
+from attnspec.conformance.testing import engine as testing
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.lines import Lines, Why, read
 

@@ -11,7 +11,7 @@ import torch
 from judging import judge
 
 import attnspec.conformance.known.issues as known
-import attnspec.conformance.testing as testing
+import attnspec.conformance.testing.engine as testing
 from attnspec.adapters import ResolveError, resolve
 from attnspec.conformance import check
 from attnspec.conformance.judging.judge import Verdict

@@ -18,9 +18,9 @@ from attnspec.adapters import Answer, resolve
 from attnspec.conformance.judging.judge import out_of_memory
 from attnspec.conformance.problems.case import LEVELS, Case, fit
 from attnspec.conformance.problems.tensors import build
-from attnspec.conformance.rows import judge_rows, long_problem, needles
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject
+from attnspec.conformance.testing.long_rows import judge_rows, long_problem, needles
 from attnspec.reference import SampledRows, rows, solve
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 

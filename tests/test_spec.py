@@ -12,9 +12,9 @@ import torch
 
 from attnspec import conformance
 from attnspec.adapters import same_bits
-from attnspec.conformance import audit
 from attnspec.conformance.problems.case import LEVELS, Case
 from attnspec.conformance.problems.tensors import build
+from attnspec.conformance.testing import audit
 from attnspec.spec import (
     CANONICAL,
     CHOICES,

@@ -196,7 +196,7 @@ def test_a_failure_of_the_suite_itself_makes_a_run_incomplete(here, schema, monk
     def fails(*_):
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("attnspec.conformance.testing.Asking._comparison", fails)
+    monkeypatch.setattr("attnspec.conformance.testing.engine.Asking._comparison", fails)
     judge("kernels.py:attend", *OPTIONS, "--clauses=SHAPE-1", "--verdicts=v.jsonl", "--verdict-report=v.html")
     assert "HARNESS_ERROR" in json.dumps(valid(here / "v.jsonl", schema))
     assert read(here / "v.jsonl").incomplete == ["attnspec itself failed in 1 test, which asked no further"]

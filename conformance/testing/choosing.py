@@ -7,7 +7,7 @@ import numpy as np
 from attnspec.conformance.judging.judge import Finding, judge
 from attnspec.conformance.subject.meeting import NEEDS, answered, followed, questions
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing import Broken, NotApplicable, NotOffered
+from attnspec.conformance.testing.engine import Broken, NotApplicable, NotOffered
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES
 
