@@ -156,7 +156,7 @@ def main() -> None:
 
 def comparisons() -> int:
     """Tests that compare with the reference and search."""
-    modules = (import_module(f"attnspec.conformance.{path.stem}") for path in sorted(plugin.TESTS.glob("test_*.py")))
+    modules = (import_module(f"attnspec.conformance.clauses.{path.stem}") for path in sorted(plugin.TESTS.glob("test_*.py")))
     return sum(x.plan.comparison for module in modules for x in vars(module).values() if hasattr(x, "plan"))
 
 

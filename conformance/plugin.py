@@ -42,7 +42,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
     ("--verdict-report", {"help": "write a page for people to this file, out.html, and out.md beside it for a pull request"}),
 ]
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent / "clauses"
 _HEADING = re.compile(r"[A-Z]+-\d+ · ")
 
 

@@ -188,7 +188,7 @@ def test_a_wrong_option_is_said_and_ends_with_4(option, message, here):
 
 
 def test_conformance_tests_without_impl_ask_for_it(here):
-    said = say(str(HERE.parent / "conformance" / "test_shape.py"))
+    said = say(str(HERE.parent / "conformance" / "clauses" / "test_shape.py"))
     assert said.exit != 0
     assert "say what to test with --impl=package.module.name" in said.screen
 

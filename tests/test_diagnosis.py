@@ -13,6 +13,7 @@ import torch
 from mutants.base import load, with_sdpa_signature
 
 from attnspec.adapters import resolve
+from attnspec.conformance.clauses.test_dropout import readable
 from attnspec.conformance.diagnosis import folding
 from attnspec.conformance.diagnosis.diagnose import (
     COARSE,
@@ -36,7 +37,6 @@ from attnspec.conformance.report import table as report
 from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.test_dropout import readable
 from attnspec.conformance.verdicts.record import Failure
 from attnspec.spec import Dialect
 

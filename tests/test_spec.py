@@ -146,8 +146,8 @@ def test_code_can_only_claim_clauses_that_exist() -> None:
 @pytest.fixture
 def all_tests() -> None:
     """Every test module of the suite, imported."""
-    for path in sorted(Path(conformance.__file__).parent.glob("test_*.py")):
-        importlib.import_module(f"attnspec.conformance.{path.stem}")
+    for path in sorted((Path(conformance.__file__).parent / "clauses").glob("test_*.py")):
+        importlib.import_module(f"attnspec.conformance.clauses.{path.stem}")
 
 
 @pytest.mark.usefixtures("all_tests")

@@ -181,9 +181,8 @@ def clause(*ids: str) -> Callable[[Callable], Callable]:
 
 def tests_of(clauses: tuple[str, ...]) -> list[Any]:
     """The tests of these clauses or chapters, or all, in the order of the text."""
-    modules = [
-        import_module(f"attnspec.conformance.{path.stem}") for path in sorted(Path(__file__).parent.parent.glob("test_*.py"))
-    ]
+    files = (Path(__file__).parent.parent / "clauses").glob("test_*.py")
+    modules = [import_module(f"attnspec.conformance.clauses.{path.stem}") for path in sorted(files)]
     tests = [x for module in modules for x in vars(module).values() if inspect.isfunction(x) and hasattr(x, "clauses")]
     order = {id_: n for n, id_ in enumerate(index())}
     wanted = set(clauses)
