@@ -22,7 +22,7 @@ from judging import judge
 from situations import SITUATIONS, Drawn, Everything, searches
 
 from attnspec.adapters import Adapter, resolve
-from attnspec.conformance import plugin
+from attnspec.conformance.plugin import hooks as plugin
 from attnspec.conformance.problems.case import LEVELS, alike, array
 from attnspec.conformance.problems.coverage import Space, said
 from attnspec.conformance.run.run import TIERS

@@ -9,7 +9,7 @@ def __getattr__(name: str) -> Any:
     """`check`, imported when it is asked for: it needs the whole suite."""
     if name != "check":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from attnspec.conformance.check import check
+    from attnspec.conformance.plugin.check import check
 
-    globals()["check"] = check  # over the module of the same name
+    globals()["check"] = check
     return check

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from attnspec.conformance import plugin
+from attnspec.conformance.plugin import hooks as plugin
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.verdicts.record import Failure, Record
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from attnspec.adapters import Adapter, ResolveError
 from attnspec.conformance import check
-from attnspec.conformance.check import Result
+from attnspec.conformance.plugin.check import Result
 
 QUICK = {"clauses": "CAUSAL-1", "dtypes": "float32"}
 
@@ -277,7 +277,7 @@ assert callable(check) and check.__name__ == "check"
 assert attnspec.conformance.check is check
 """
     other = """
-import attnspec.conformance.check
+import attnspec.conformance.plugin.check
 from attnspec.conformance import check
 assert check(lambda q, k, v: (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v, clauses="SHAPE-1", dtypes="float32").ok
 """

@@ -324,7 +324,7 @@ def test_without_matplotlib_nothing_but_the_page_is_lost(tmp_path):
     """Verdicts, diff and the terminal's matrix are there where the extra is not."""
     blocked = (
         "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; "
-        "import attnspec.conformance.verdicts.cli, attnspec.conformance.plugin"
+        "import attnspec.conformance.verdicts.cli, attnspec.conformance.plugin.hooks"
     )
     assert subprocess.run([sys.executable, "-c", blocked], capture_output=True, cwd=tmp_path).returncode == 0
 

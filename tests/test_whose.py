@@ -21,7 +21,7 @@ from attnspec.adapters.contract import Answer
 from attnspec.adapters.convention import FunctionAdapter
 from attnspec.adapters.reading import Unreadable, handlers, interrupted, plain, words
 from attnspec.adapters.state import STATE, watched
-from attnspec.conformance.check import Result, check
+from attnspec.conformance.plugin.check import Result, check
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 

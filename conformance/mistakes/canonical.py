@@ -16,9 +16,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.conformance.judging.judge import compare, together
-from attnspec.conformance.mistakes import arithmetic as special_arithmetic  # noqa: F401  they enter their own
-from attnspec.conformance.mistakes import gradients as special_gradients  # noqa: F401  they enter their own
-from attnspec.conformance.mistakes import reading as special_reading  # noqa: F401  they enter their own
+from attnspec.conformance.mistakes import arithmetic, gradients, reading  # noqa: F401  they enter their own
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong, first_alone, of_first, reduced, swapped
 from attnspec.conformance.mistakes.table import MISTAKES, enter, filled, special, without
 from attnspec.reference import INPUT_OF, Exact

@@ -42,7 +42,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
     ("--verdict-report", {"help": "write a page for people to this file, out.html, and out.md beside it for a pull request"}),
 ]
-TESTS = Path(__file__).parent / "clauses"
+TESTS = Path(__file__).parent.parent / "clauses"
 _HEADING = re.compile(r"[A-Z]+-\d+ · ")
 
 
@@ -71,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config._inicache["python_functions"] = ["test_*"]  # type: ignore[attr-defined]
         config._inicache["python_files"] = ["test_*.py"]  # type: ignore[attr-defined]
     from attnspec.adapters import ResolveError
-    from attnspec.conformance.process import Signals, Surroundings, streams_kept
+    from attnspec.conformance.plugin.process import Signals, Surroundings, streams_kept
     from attnspec.spec import SpecError
 
     config.stash[_SIGNALS], config.stash[_SURROUNDINGS] = signals, _ = Signals(), Surroundings()
@@ -89,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
         who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised, and no signal had come,"
         print(f"\nattnspec: {who} while {config.getoption('--impl')} was imported and asked the first questions", file=sys.stderr)
         raise
-    from attnspec.conformance.workers import Controller, Worker
+    from attnspec.conformance.plugin.workers import Controller, Worker
 
     worker = getattr(config, "workerinput", None)
     own = Controller(config.stash[_RUN]) if worker is None else Worker(config.stash[_RUN], worker["workercount"])
@@ -573,7 +573,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Signals are pytest's own again; a thread that the implementation left does not keep the process from ending."""
     if config.stash.get(_RUN, None) is None:
         return
-    from attnspec.conformance.process import end_despite
+    from attnspec.conformance.plugin.process import end_despite
 
     config.stash[_SIGNALS].leave()
     config.stash[_RUN].fallbacks.leave()

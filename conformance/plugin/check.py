@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.state import STATE, current_accelerator
 from attnspec.conformance.judging.judge import Verdict
-from attnspec.conformance.plugin import OPTIONS, loaded, make_run
+from attnspec.conformance.plugin.hooks import OPTIONS, loaded, make_run
 from attnspec.conformance.report import table as report
 from attnspec.conformance.run.clock import EXPLAIN_BUDGET
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
@@ -310,12 +309,3 @@ def _as_it_was(impl: Any) -> Iterator[None]:
             sys.modules[stem] = namesake
         elif stem:
             sys.modules.pop(stem, None)
-
-
-class _Module(ModuleType):
-    """`attnspec.conformance.check(…)` is the function, even where this module was imported first."""
-
-    __call__ = staticmethod(check)
-
-
-sys.modules[__name__].__class__ = _Module

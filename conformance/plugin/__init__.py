@@ -1,0 +1,1 @@
+"""The front: the pytest plugin, and check() for notebooks."""
