@@ -3,7 +3,7 @@
     python benchmarks/certificate.py [--problems 4000] [--seed 0] [--first 0] [--markdown docs/certificate.md]
 
 Every second problem is a random one of tests/random_problems.py, in all twelve dialects; the others are cases of the suite, in
-every regime of values and biases, with operands of all four dtypes. Each is enclosed in balls (reference/enclosure.py), and
+every regime of values and biases, with operands of all four dtypes. Each is enclosed in balls (reference/witnesses/enclosure.py), and
 the errors of the NumPy form and of the torch form are divided by the bound of class A in float64, once. Where that bound is
 zero the balls must be the number zero. Exit code 1, with the problem, where an error exceeds its bound.
 """
@@ -32,8 +32,8 @@ from attnspec.adapters import resolve
 from attnspec.conformance.problems.case import LEVELS, Case, fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve
-from attnspec.reference.autograd import attend
-from attnspec.reference.enclosure import Enclosure, enclose
+from attnspec.reference.witnesses.autograd import attend
+from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
 
 OUTPUTS = ("o", "lse", "dq", "dk", "dv", "dbias")
@@ -211,8 +211,8 @@ class Report:
             "",
             f"    {command}",
             "",
-            "The float64 reference is computed twice more: by torch and autograd (reference/autograd.py), and in balls",
-            "(reference/enclosure.py), which hold the exact answer whatever was rounded. A cell is the worst error of the NumPy",
+            "The float64 reference is computed twice more: by torch and autograd (reference/witnesses/autograd.py), and in balls",
+            "(reference/witnesses/enclosure.py), which hold the exact answer whatever was rounded. A cell is the worst error of the NumPy",
             "form / of the torch form, as a share of the bound of class A in float64. The bound counts once here: what a verdict",
             "adds for the reference is left away. 1 is the most that rounding can do; more would be an error of the reference, or",
             "of the bound. The error is an upper bound itself: the distance of the number from the far end of the ball.",

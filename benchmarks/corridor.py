@@ -446,7 +446,7 @@ def work(seed: int, first: int, last: int) -> dict[str, Any]:
 
 def fingerprint() -> str:
     """Changes where the bounds, the problems or the kernels do."""
-    files = [*ROOT.glob("reference/*.py"), *ROOT.glob("adapters/*.py"), Path(__file__)]
+    files = [*ROOT.glob("reference/**/*.py"), *ROOT.glob("adapters/**/*.py"), Path(__file__)]
     files += [ROOT / "conformance" / f"{name}.py" for name in ("problems/case", "problems/tensors", "judging/judge")]
     files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]

@@ -20,7 +20,7 @@ import torch
 from attnspec.adapters import resolve
 from attnspec.conformance.problems.case import array
 from attnspec.conformance.problems.tensors import build
-from attnspec.reference.autograd import attend  # noqa: F401  the import that the suite pays for, too
+from attnspec.reference.witnesses.autograd import attend  # noqa: F401  the import that the suite pays for, too
 from attnspec.spec import Dialect
 adapter, = resolve({impl!r})
 def eager(q, k, v, mask, bias, causal, scale):

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.reference import bounds, dense, gradient_bounds
-from attnspec.reference.accuracy import LARGEST, arithmetic
+from attnspec.reference import dense
+from attnspec.reference.bounds import output as bounds
+from attnspec.reference.bounds import gradients as gradient_bounds
+from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
 from attnspec.reference.solve import REFERENCE_SHARE, bound_of_keys, limits, to_float64
 from attnspec.spec import Dialect, Problem
 

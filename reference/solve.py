@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.reference import bounds, dense, gradient_bounds
-from attnspec.reference.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
-from attnspec.reference.enclosure import enclose
+from attnspec.reference import dense
+from attnspec.reference.bounds import output as bounds
+from attnspec.reference.bounds import gradients as gradient_bounds
+from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
+from attnspec.reference.witnesses.enclosure import enclose
 from attnspec.spec import Dialect, Problem, implements
 
 OUTPUTS = ("o", "dq", "dk", "dv", "dbias")

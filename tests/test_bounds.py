@@ -23,8 +23,8 @@ from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import LEVELS, Case, fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import CLASSES, default_class, dense, solve, to_float64
-from attnspec.reference.autograd import attend
-from attnspec.reference.bounds import NEGLIGIBLE
+from attnspec.reference.witnesses.autograd import attend
+from attnspec.reference.bounds.output import NEGLIGIBLE
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 
 DTYPES = LEVELS["dtype"]

@@ -16,8 +16,10 @@ import torch
 from numpy.random import default_rng
 from random_problems import draw
 
-from attnspec.reference import arithmetic, bounds, dense, enclosure, solve
-from attnspec.reference.enclosure import Enclosure, enclose
+from attnspec.reference import arithmetic, dense, solve
+from attnspec.reference.witnesses import enclosure
+from attnspec.reference.bounds import output as bounds
+from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))

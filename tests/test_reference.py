@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from random_problems import BIASES, HEADS, MASKS, RATES, SCALES, Drawn, draw, share
 
 from attnspec.reference import INPUT_OF, solve
-from attnspec.reference.autograd import attend
+from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CHOICES, DIFFERENTIABLE, Dialect, Problem
 
 DIALECTS = [Dialect(*values) for values in product(*CHOICES.values())]

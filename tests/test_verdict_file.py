@@ -29,7 +29,7 @@ from attnspec.conformance.verdicts.lines import (
     worse,
     worst_of,
 )
-from attnspec.reference.accuracy import CLASSES
+from attnspec.reference.bounds.accuracy import CLASSES
 
 OPTIONS = ("--impl-dtypes=float32", "--without=backward", "-p", "no:cacheprovider")
 KERNELS = """

@@ -19,7 +19,7 @@ from attnspec.conformance.testing.engine import (
     on_cases,
     once,
 )
-from attnspec.reference.autograd import attend
+from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import Problem
 
 GRADIENTS = ("dq", "dk", "dv", "dbias")

@@ -181,7 +181,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.run.shapes import Fallbacks, slow_on_new
     from attnspec.conformance.subject.meeting import meet
     from attnspec.conformance.verdicts.merge import Shard
-    from attnspec.reference.accuracy import UNIT
+    from attnspec.reference.bounds.accuracy import UNIT
     from attnspec.spec import CHOICES
 
     without = {x for x in option("--without").split(",") if x}

@@ -1,6 +1,6 @@
 """How far from the exact gradients an honest kernel may be: element by element, for a class of arithmetic.
 
-The same analysis as in :mod:`bounds`, whose notation and tiles it uses. D = Σ P dP is the sum that dS = P∘(dP − D) subtracts.
+The same analysis as in :mod:`output`, whose notation and tiles it uses. D = Σ P dP is the sum that dS = P∘(dP − D) subtracts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.reference.accuracy import Arithmetic
-from attnspec.reference.bounds import ForwardBound, Tile, Tiles, kappa, kappas, once, operand_lost, quotient, raised
+from attnspec.reference.bounds.accuracy import Arithmetic
+from attnspec.reference.bounds.output import ForwardBound, Tile, Tiles, kappa, kappas, once, operand_lost, quotient, raised
 from attnspec.spec import implements
 
 

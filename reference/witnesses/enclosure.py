@@ -1,7 +1,7 @@
 """Attention in ball arithmetic: every number with a radius in which the exact answer lies, whatever was rounded.
 
 The third form of the reference, and what shows that the other two are inside their bounds. It shares no helper with
-:mod:`attnspec.reference.dense` or :mod:`attnspec.reference.autograd`. A ball is an `arb` of python-flint, midpoint ±
+:mod:`attnspec.reference.dense` or :mod:`attnspec.reference.witnesses.autograd`. A ball is an `arb` of python-flint, midpoint ±
 radius; every operation encloses what it does exactly (Johansson, Arb: efficient arbitrary-precision midpoint-radius
 interval arithmetic, IEEE Trans. Comput. 66(8), 2017). Arrays of balls have dtype object, so NumPy's operators work on
 them; products of matrices are Arb's own. Operands are taken for the numbers that they are, without an error.

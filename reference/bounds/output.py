@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.reference.accuracy import LARGEST, Arithmetic
+from attnspec.reference.bounds.accuracy import LARGEST, Arithmetic
 from attnspec.reference.dense import Backward, Forward
 from attnspec.spec import implements
 

@@ -1,0 +1,1 @@
+"""How far from the exact answer an honest kernel may be."""
