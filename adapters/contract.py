@@ -18,8 +18,8 @@ from torch import Tensor
 
 from attnspec.adapters.reading import handlers, interrupted, plain, text, words
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
-from attnspec.adapters.state import no_second_run
-from attnspec.adapters.trace import Trace, operators
+from attnspec.adapters.watch.state import no_second_run
+from attnspec.adapters.watch.trace import Trace, operators
 from attnspec.spec import CHOICES, Problem
 
 FEATURES: dict[str, str] = {

@@ -17,14 +17,16 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
-from attnspec.adapters.attend import variants
 from attnspec.adapters.contract import FEATURES, Adapter, check, quiet
-from attnspec.adapters.convention import FIELD_OF, FunctionAdapter, ResolveError, UnknownSignature, signature_of
+from attnspec.adapters.conventions.attend import variants
+from attnspec.adapters.conventions.function import FIELD_OF, FunctionAdapter, ResolveError, UnknownSignature, signature_of
 from attnspec.adapters.reading import words
 
 # Shipped names, and the module and function that make their adapters; imported when asked for.
 SHIPPED = {
-    **dict.fromkeys(("sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"), ("attnspec.adapters.sdpa", "pinned")),
+    **dict.fromkeys(
+        ("sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"), ("attnspec.adapters.shipped.sdpa", "pinned")
+    ),
     **dict.fromkeys(
         (
             "mixture-of-attention",
@@ -33,7 +35,7 @@ SHIPPED = {
             "simple-hierarchical-transformer",
             "bs-roformer",
         ),
-        ("attnspec.adapters.seeds", "published"),
+        ("attnspec.adapters.shipped.seeds", "published"),
     ),
 }
 

@@ -3,9 +3,9 @@
     python benchmarks/certificate.py [--problems 4000] [--seed 0] [--first 0] [--markdown docs/certificate.md]
 
 Every second problem is a random one of tests/random_problems.py, in all twelve dialects; the others are cases of the suite, in
-every regime of values and biases, with operands of all four dtypes. Each is enclosed in balls (reference/witnesses/enclosure.py), and
-the errors of the NumPy form and of the torch form are divided by the bound of class A in float64, once. Where that bound is
-zero the balls must be the number zero. Exit code 1, with the problem, where an error exceeds its bound.
+every regime of values and biases, with operands of all four dtypes. Each is enclosed in balls
+(reference/witnesses/enclosure.py), and the errors of the NumPy form and of the torch form are divided by the bound of class A in
+float64, once. Where that bound is zero the balls must be the number zero. Exit code 1, with the problem, where an error exceeds it.
 """
 
 from __future__ import annotations
@@ -211,11 +211,12 @@ class Report:
             "",
             f"    {command}",
             "",
-            "The float64 reference is computed twice more: by torch and autograd (reference/witnesses/autograd.py), and in balls",
-            "(reference/witnesses/enclosure.py), which hold the exact answer whatever was rounded. A cell is the worst error of the NumPy",
-            "form / of the torch form, as a share of the bound of class A in float64. The bound counts once here: what a verdict",
-            "adds for the reference is left away. 1 is the most that rounding can do; more would be an error of the reference, or",
-            "of the bound. The error is an upper bound itself: the distance of the number from the far end of the ball.",
+            "The float64 reference is computed twice more: by torch and autograd (reference/witnesses/autograd.py), and in",
+            "balls (reference/witnesses/enclosure.py), which hold the exact answer whatever was rounded. A cell is the worst error",
+            "of the NumPy form / of the torch form, as a share of the bound of class A in float64. The bound counts once here:",
+            "what a verdict adds for the reference is left away. 1 is the most that rounding can do; more would be an error of the",
+            "reference, or of the bound. The error is an upper bound itself: the distance of the number from the far end of the",
+            "ball.",
             "",
             f"{sum(self.bits.values())} problems. Worst share: NumPy {overall['NumPy']:.2g}, torch {overall['torch']:.2g}.",
             "",

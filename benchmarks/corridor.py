@@ -34,7 +34,7 @@ import torch
 from numpy.random import Generator, default_rng
 
 from attnspec.adapters import Adapter, Answer, resolve
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import form, judge, together
 from attnspec.conformance.problems.case import LEVELS, NOT_DENSE, Case, fit
 from attnspec.conformance.problems.tensors import build

@@ -15,8 +15,8 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense
-from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds import gradients as gradient_bounds
+from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
 from attnspec.reference.solve import REFERENCE_SHARE, bound_of_keys, limits, to_float64
 from attnspec.spec import Dialect, Problem

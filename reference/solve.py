@@ -13,8 +13,8 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense
-from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds import gradients as gradient_bounds
+from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
 from attnspec.reference.witnesses.enclosure import enclose
 from attnspec.spec import Dialect, Problem, implements

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as torch_sdpa
 
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.spec import Problem
 
 OPTIONS = {"mask", "key_padding", "bias", "causal", "scale", "dropout", "gqa", "mqa", "rank3", "value_width", "bias_grad"}

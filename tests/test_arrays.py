@@ -13,7 +13,7 @@ from judging import judge
 from situations import Everything
 
 from attnspec.adapters import Adapter, Answer, resolve
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance import check
 from attnspec.conformance.problems.case import ALIKE, LEVELS, NOT_DENSE, Case, _rows, alike, array, decodes, fit, level_of, simpler
 from attnspec.conformance.problems.coverage import Space, said

@@ -18,13 +18,13 @@ from torch import Tensor
 from variants import HONEST, tf32
 
 from attnspec.adapters import Answer, resolve
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import LEVELS, Case, fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import CLASSES, default_class, dense, solve, to_float64
-from attnspec.reference.witnesses.autograd import attend
 from attnspec.reference.bounds.output import NEGLIGIBLE
+from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 
 DTYPES = LEVELS["dtype"]

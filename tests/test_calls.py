@@ -12,7 +12,7 @@ from honest import Attend as HonestAttend
 from torch import nn
 
 from attnspec.adapters import Adapter, Unsupported, resolve, same_bits
-from attnspec.adapters.convention import FunctionAdapter, Signature
+from attnspec.adapters.conventions.function import FunctionAdapter, Signature
 from attnspec.spec import Problem
 
 # WHAT IS PASSED ON

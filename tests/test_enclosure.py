@@ -17,8 +17,8 @@ from numpy.random import default_rng
 from random_problems import draw
 
 from attnspec.reference import arithmetic, dense, solve
-from attnspec.reference.witnesses import enclosure
 from attnspec.reference.bounds import output as bounds
+from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from test_known import counted
 
-from attnspec.adapters.convention import FunctionAdapter
-from attnspec.adapters.trace import wholly
+from attnspec.adapters.conventions.function import FunctionAdapter
+from attnspec.adapters.watch.trace import wholly
 from attnspec.conformance import check
 from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.known import inherited

@@ -14,9 +14,9 @@ from judging import Outcome, judge
 from mutants.base import MUTANTS
 from mutants.liars import ASKED, WORDS
 
-from attnspec.adapters.sdpa import PinnedSDPA
-from attnspec.adapters.state import watched
-from attnspec.adapters.trace import Trace
+from attnspec.adapters.shipped.sdpa import PinnedSDPA
+from attnspec.adapters.watch.state import watched
+from attnspec.adapters.watch.trace import Trace
 from attnspec.conformance import check
 
 UNSEEN = {"FallsBackSilently"}  # has a test of its own that says why

@@ -16,7 +16,7 @@ from mutants.base import load
 from random_problems import draw
 
 from attnspec.adapters import FEATURES, Adapter, resolve
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, multiple, power
 from attnspec.conformance.mistakes.kernel import Kernel

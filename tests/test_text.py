@@ -9,7 +9,7 @@ from honest import tiled
 from judging import ended
 
 from attnspec.adapters import ResolveError, parse_kwargs, resolve
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case

@@ -18,9 +18,9 @@ from judging import judge
 from mutants.strange import STRANGE, NoText, right
 
 from attnspec.adapters.contract import Answer
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.reading import Unreadable, handlers, interrupted, plain, words
-from attnspec.adapters.state import STATE, watched
+from attnspec.adapters.watch.state import STATE, watched
 from attnspec.conformance.plugin.check import Result, check
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
@@ -243,7 +243,7 @@ def test_what_a_package_adds_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_old_torch_has_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnspec.adapters.state import current_accelerator
+    from attnspec.adapters.watch.state import current_accelerator
 
     monkeypatch.delattr(torch, "accelerator")
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: False))

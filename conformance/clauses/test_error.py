@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from attnspec.adapters import FEATURES
-from attnspec.adapters.convention import FunctionAdapter
+from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.reading import readable
 from attnspec.conformance.judging.judge import Finding, no_answer
 from attnspec.conformance.problems.case import Case, fit

@@ -22,8 +22,8 @@ import torch
 from attnspec.adapters import Adapter, Answer
 from attnspec.adapters.contract import leaves_of, quiet
 from attnspec.adapters.reading import readable
-from attnspec.adapters.sdpa import OPERATORS, pinned
-from attnspec.adapters.trace import wholly
+from attnspec.adapters.shipped.sdpa import OPERATORS, pinned
+from attnspec.adapters.watch.trace import wholly
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
 from attnspec.conformance.known.issues import Issue, read

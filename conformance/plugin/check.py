@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from attnspec.adapters import Adapter, ResolveError, resolve
-from attnspec.adapters.state import STATE, current_accelerator
+from attnspec.adapters.watch.state import STATE, current_accelerator
 from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.plugin.hooks import OPTIONS, loaded, make_run
 from attnspec.conformance.report import table as report

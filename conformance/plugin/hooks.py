@@ -140,7 +140,7 @@ def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
     How many threads there are, how products are rounded and which of torch's kernels are on is for a package to choose, and
     it is judged as its users have it; the rest is set back.
     """
-    from attnspec.adapters.state import SETUP, no_second_run, watched
+    from attnspec.adapters.watch.state import SETUP, no_second_run, watched
 
     with no_second_run(), watched(leave=SETUP) as changes:
         adapters = load()
@@ -286,7 +286,7 @@ def _check_clauses(clauses: tuple[str, ...]) -> None:
 
 def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
     from attnspec.adapters import ResolveError
-    from attnspec.adapters.state import current_accelerator
+    from attnspec.adapters.watch.state import current_accelerator
 
     present = ["cpu"]
     accelerator = current_accelerator()

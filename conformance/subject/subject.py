@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from attnspec.adapters import FEATURES, Adapter, Answer
-from attnspec.adapters.state import RANDOM, watched
-from attnspec.adapters.trace import Trace
+from attnspec.adapters.watch.state import RANDOM, watched
+from attnspec.adapters.watch.trace import Trace
 from attnspec.conformance.judging.judge import Judgement, judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
 from attnspec.conformance.problems.case import Case, describe_problem

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from attnspec.adapters.contract import Adapter, Call, Unsupported, quiet
-from attnspec.adapters.convention import ResolveError, Signature, UnknownSignature, ready
-from attnspec.adapters.state import current_accelerator, watched
+from attnspec.adapters.conventions.function import ResolveError, Signature, UnknownSignature, ready
+from attnspec.adapters.watch.state import current_accelerator, watched
 from attnspec.spec import Problem
 
 # Options that a constructor or a forward may carry.

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnspec.adapters.contract import Adapter, Call
-from attnspec.adapters.convention import FunctionAdapter, ResolveError
-from attnspec.adapters.trace import Trace
+from attnspec.adapters.conventions.function import FunctionAdapter, ResolveError
+from attnspec.adapters.watch.trace import Trace
 from attnspec.spec import Problem
 
 BACKENDS = {

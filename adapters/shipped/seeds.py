@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from attnspec.adapters.attend import variants
 from attnspec.adapters.contract import Adapter
+from attnspec.adapters.conventions.attend import variants
 from attnspec.adapters.resolve import ResolveError, load_file
 
 # Distribution, and the file in it that defines Attend.

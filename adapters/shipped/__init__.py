@@ -1,0 +1,1 @@
+"""Implementations that are known by a short name."""
