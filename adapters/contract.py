@@ -278,10 +278,10 @@ def check(adapter: Adapter) -> None:
     if adapter.accuracy not in (None, *ACCURACY_CLASSES):
         raise ValueError(f"{name}.accuracy is {adapter.accuracy!r}; there are {', '.join(ACCURACY_CLASSES)}")
     for key, value in adapter.dialect.items():
-        if value not in CHOICES.get(key, ()):
+        if key not in CHOICES or value not in CHOICES[key].values:
             raise ValueError(
                 f"{name}.dialect has {key}={value}; there are "
-                + "; ".join(f"{choice} = {' | '.join(values)}" for choice, values in CHOICES.items())
+                + "; ".join(f"{choice.name} = {' | '.join(choice.values)}" for choice in CHOICES.values())
             )
 
 

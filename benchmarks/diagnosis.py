@@ -39,12 +39,11 @@ from attnspec.conformance.diagnosis.diagnose import told  # noqa: E402
 from attnspec.conformance.diagnosis.folding import PLAIN, Fault, fold  # noqa: E402
 from attnspec.conformance.mistakes.canonical import MISTAKES  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
-from attnspec.spec import index  # noqa: E402
+from attnspec.spec import CHOICES, index  # noqa: E402
 
 EXPECTED = ROOT / "tests" / "mutants" / "diagnoses.json"
 LIMIT = 240  # seconds for one mutant
 OBSERVED = {*PLAIN, "coarse arithmetic"}  # facts that stand under "found": no mistake is named
-CHOICES = {"causal_alignment": "causal_corner", "head_grouping": "head_map"}
 
 
 def said(fault: Fault) -> list[str]:
@@ -56,7 +55,7 @@ def said(fault: Fault) -> list[str]:
     kind, _, rest = first.partition(" ")
     if kind == "choice":
         choice, _, value = rest.partition("=")
-        return [CHOICES.get(choice, f"{choice}_{value}")]
+        return [CHOICES[choice].mistake_of(value)]
     own = {"inputs", "memory", "global", "answer", "earlier", "misfits", "rate", "coarse"}
     return (
         [first] if kind in own else [kind] if kind in ("raised", "type", "shape", "dtype", "device", "missing", "changed") else []

@@ -4,7 +4,7 @@ The text in ``clauses/*.md`` is the one source of truth; :func:`index` parses it
 :func:`implements` (reference functions) or ``attnspec.conformance.clause`` (tests).
 """
 
-from attnspec.spec.dialect import CANONICAL, CHOICES, Dialect
+from attnspec.spec.dialect import CANONICAL, CHOICES, Choice, Dialect
 from attnspec.spec.index import SPEC_VERSION, Clause, SpecError, implementations, implements, index
 from attnspec.spec.problem import DIFFERENTIABLE, TENSORS, Problem, memory_of, twin
 
@@ -14,6 +14,7 @@ __all__ = [
     "DIFFERENTIABLE",
     "SPEC_VERSION",
     "TENSORS",
+    "Choice",
     "Clause",
     "Dialect",
     "Problem",

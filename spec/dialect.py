@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "causal_alignment": ("bottom_right", "top_left"),
-    "empty_row": ("zero", "uniform", "nan"),
-    "head_grouping": ("blocked", "strided"),
+
+@dataclass(frozen=True)
+class Choice:
+    """An open choice.
+
+    stated: its values, the canonical one first, each with the clause that states it. consistent: the clause that demands one value
+    for every call. needs: the feature without which no call shows it. mistake: the known mistake that gives another value, where
+    one does; else there is one for each value, called after both.
+    """
+
+    name: str
+    stated: Mapping[str, str]
+    consistent: str
+    needs: str
+    mistake: str = ""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Its values, the canonical one first."""
+        return tuple(self.stated)
+
+    def mistake_of(self, value: str) -> str:
+        """The name of the known mistake that gives this value in the place of another."""
+        return self.mistake or f"{self.name}_{value}"
+
+
+CHOICES = {
+    choice.name: choice
+    for choice in (
+        Choice(
+            "causal_alignment",
+            {"bottom_right": "CAUSAL-2", "top_left": "CAUSAL-3"},
+            consistent="CAUSAL-4",
+            needs="causal",
+            mistake="causal_corner",
+        ),
+        Choice("empty_row", dict.fromkeys(("zero", "uniform", "nan"), "EMPTY-1"), consistent="EMPTY-2", needs="key_padding"),
+        Choice(
+            "head_grouping",
+            dict.fromkeys(("blocked", "strided"), "SHARED-2"),
+            consistent="SHARED-2",
+            needs="gqa",
+            mistake="head_map",
+        ),
+    )
 }
 
 
@@ -26,7 +68,7 @@ class Dialect:
 
     def __post_init__(self) -> None:
         for choice in fields(self):
-            value, allowed = getattr(self, choice.name), CHOICES[choice.name]
+            value, allowed = getattr(self, choice.name), CHOICES[choice.name].values
             if value not in allowed:
                 raise ValueError(f"{choice.name} is {value!r}; it can be {' | '.join(allowed)}")
 

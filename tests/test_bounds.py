@@ -57,7 +57,7 @@ def test_a_milder_class_allows_everything_that_a_stricter_one_does(name: str) ->
     dtype = "float32" if name == "tf32" else name.removesuffix("*")
     for n in range(120):
         x = draw(rng, getattr(torch, dtype), longest=20, widest=9, least=1)
-        dialect = Dialect(*(options[n % len(options)] for options in CHOICES.values()))
+        dialect = Dialect(*(choice.values[n % len(choice.values)] for choice in CHOICES.values()))
         exact = solve(x.problem, dialect, x.keep.numpy())
         bounds = [exact.tolerance(class_).bound for class_ in LADDERS[name]]
         for output in exact.values:

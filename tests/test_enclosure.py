@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import certificate
 
 flint = pytest.importorskip("flint", reason="python-flint is not installed: pip install attnspec[exact]")
-DIALECTS = [Dialect(*values) for values in product(*CHOICES.values())]
+DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values()))]
 E = Fraction("2.71828182845904523536028747135266249775724709369995957496696763")
 LOG_OF_1_AND_E = Fraction("1.3132616875182228340489954949678556419152800856703483")
 LOWEST = float(np.finfo(np.float64).min)

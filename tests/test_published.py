@@ -483,7 +483,7 @@ def test_the_texts_align_causal_differently() -> None:
     for text, dialect in STATED.items():
         expected = {"bottom_right": bottom_right, "top_left": top_left}[dialect.causal_alignment]
         np.testing.assert_allclose(seen_keys(text, 2, 3, causal=True), expected, rtol=1e-15)
-    assert {dialect.causal_alignment for dialect in STATED.values()} == set(CHOICES["causal_alignment"])
+    assert {dialect.causal_alignment for dialect in STATED.values()} == set(CHOICES["causal_alignment"].values)
 
 
 def test_the_texts_fill_empty_rows_differently() -> None:

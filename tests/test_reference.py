@@ -16,7 +16,7 @@ from attnspec.reference import INPUT_OF, solve
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CHOICES, DIFFERENTIABLE, Dialect, Problem
 
-DIALECTS = [Dialect(*values) for values in product(*CHOICES.values())]
+DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values()))]
 EACH = 260  # problems per dialect, of which there are twelve
 UNIT = 2.0**-53
 
@@ -84,7 +84,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
 # EMPTY ROWS
 
 
-@pytest.mark.parametrize("rule", CHOICES["empty_row"])
+@pytest.mark.parametrize("rule", CHOICES["empty_row"].values)
 def test_a_row_without_a_key_follows_the_rule(rule: str) -> None:
     """Zero, the mean of all values, or NaN; the gradients that a NaN row reaches are marked undefined, no others."""
     rng = default_rng(2)
@@ -204,7 +204,7 @@ def test_dropout_needs_its_keep_mask() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("rule", CHOICES["empty_row"])
+@pytest.mark.parametrize("rule", CHOICES["empty_row"].values)
 @pytest.mark.parametrize("number", [inf, -inf, float("nan"), 3e38])
 def test_nothing_that_a_problem_holds_makes_it_warn(number: float, rule: str) -> None:
     """A user saw "invalid value encountered in subtract" for a bias of +∞, which a diagnosis asks."""

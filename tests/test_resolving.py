@@ -186,7 +186,7 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     masked = Problem(x, x.clone(), x.clone(), mask=(torch.arange(601 * 601).reshape(601, 601) % 3 > 0)[None, 1:, 1:])
     applied = set()
     for n, problem in enumerate([*drawn, *cases, twice, long, masked]):
-        dialect = Dialect(*(options[n % len(options)] for options in CHOICES.values()))
+        dialect = Dialect(*(choice.values[n % len(choice.values)] for choice in CHOICES.values()))
         exact = solve(problem, dialect)
         for mistake in MISTAKES.values():
             wrong = mistake.wrong(problem, dialect, exact)

@@ -45,7 +45,9 @@ def drawn(n: int) -> tuple[Problem, Dialect, list[int]]:
     chosen = sorted({int(x) for x in rng.integers(0, problem.i, 3)})
     do = torch.zeros_like(problem.do)
     do[:, :, chosen] = problem.do[:, :, chosen]
-    dialect = Dialect(*(options[n // 3**place % len(options)] for place, options in enumerate(CHOICES.values())))
+    dialect = Dialect(
+        *(options[n // 3**place % len(options)] for place, options in enumerate(choice.values for choice in CHOICES.values()))
+    )
     return problem.replace(do=do), dialect, chosen
 
 

@@ -84,7 +84,7 @@ def test_a_clause_that_names_a_choice_names_one_that_exists() -> None:
     for clause in index().values():
         if clause.dialect is not None:
             key, _, value = clause.dialect.partition(" = ")
-            assert value in CHOICES[key], clause.id
+            assert value in CHOICES[key].values, clause.id
 
 
 def test_the_parser_reads_every_field() -> None:
@@ -178,7 +178,8 @@ def test_the_audit_reports_each_kind_of_problem(monkeypatch: pytest.MonkeyPatch)
 def test_a_dialect_knows_its_choices() -> None:
     assert Dialect("bottom_right", "zero", "blocked") == CANONICAL
     assert CANONICAL.with_choice("empty_row", "nan") == Dialect(empty_row="nan")
-    for key, values in CHOICES.items():
+    for key, choice in CHOICES.items():
+        values = choice.values
         assert getattr(CANONICAL, key) == values[0]
         with pytest.raises(ValueError, match=rf"{key} is 'sideways'; it can be {re.escape(' | '.join(values))}"):
             Dialect(**{key: "sideways"})

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from attnspec.conformance.judging.judge import Finding
 from attnspec.conformance.problems.case import Case
-from attnspec.spec import Dialect
+from attnspec.spec import CHOICES, Dialect
 
-# For each choice, the clause that states it and the one that demands one answer throughout, by whether it was promised.
-CHOICE_CLAUSE = {
-    "causal_alignment": {"bottom_right": "CAUSAL-2", "top_left": "CAUSAL-3"},
-    "empty_row": {"zero": "EMPTY-1", "uniform": "EMPTY-1", "nan": "EMPTY-1"},
-    "head_grouping": {"blocked": "SHARED-2", "strided": "SHARED-2"},
-}
-CONSISTENCY = {"causal_alignment": "CAUSAL-4", "empty_row": "EMPTY-2", "head_grouping": "SHARED-2"}
 # A backward that raises gives no gradient; the first speaks for all.
 GRADIENT = {"call": "GRAD-1", "dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4"}
 MASK_FORMS = {"padding": "MASK-2", "bhij": "MASK-1"}
@@ -23,8 +16,8 @@ LAYOUT_CLAUSE = {"fused": "LAYOUT-2", "offset": "LAYOUT-2", "expanded": "LAYOUT-
 
 def choice_clause(finding: Finding, dialect: Dialect, observed: frozenset[str]) -> str:
     """The clause of the choice that explains an answer: the promise, or where there was none that it be one choice always."""
-    choice = finding.hint.partition("=")[0]
-    return CONSISTENCY[choice] if choice in observed else CHOICE_CLAUSE[choice][getattr(dialect, choice)]
+    choice = CHOICES[finding.hint.partition("=")[0]]
+    return choice.consistent if choice.name in observed else choice.stated[getattr(dialect, choice.name)]
 
 
 def accuracy_clause(finding: Finding, dtype: str, plain: bool) -> str:

@@ -44,7 +44,6 @@ CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which the
 # What a name costs beside the problems that it would have shown in, and did not: one that is special, or fits nearly everything.
 SPECIAL, COARSE = 0.4, 0.7
 ENORMOUS = ("lowest", "shift")  # biases, beside which a mistake and rounding are hard to tell apart
-CHOICE = {"causal_corner": "causal_alignment", "head_map": "head_grouping"}  # mistakes that are the other value of a choice
 AXES = {"o": "bhie", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij"}
 AXIS = {"b": "batch item", "h": "head", "g": "key/value head", "i": "query", "j": "key", "d": "channel", "e": "channel"}
 
@@ -160,7 +159,8 @@ def told(cost: dict[str, float]) -> tuple[str, ...]:
     families: dict[str, list[str]] = {}
     for name in tied:
         families.setdefault(MISTAKES[name].of or name, []).append(name)
-    choice = any(name in CHOICE or name.startswith("empty_row_") for name in tied)  # whatever else would look the same
+    choices = CHOICES.values()  # whatever else would look the same
+    choice = any(name == open_.mistake or name.startswith(f"{open_.name}_") for name in tied for open_ in choices)
     if len(families) > 2 or (choice and len(tied) > 2):
         families = {family: names for family, names in families.items() if not all(MISTAKES[name].special for name in names)}
     if len(families) > 2:
@@ -529,12 +529,10 @@ def other_choice(diagnosis: Diagnosis | None, dialect: Dialect) -> str:
     if len(names) != 1:
         return ""
     name = names.pop()
-    for choice, values in CHOICES.items():
-        for value in values:
-            if CHOICE.get(name) == choice and value != getattr(dialect, choice):
-                return f"{choice}={value}"
-            if name == f"{choice}_{value}" and value != getattr(dialect, choice):
-                return f"{choice}={value}"
+    for choice in CHOICES.values():
+        for value in choice.values:
+            if name == choice.mistake_of(value) and value != getattr(dialect, choice.name):
+                return f"{choice.name}={value}"
     return ""
 
 

@@ -192,13 +192,13 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     dialect: dict[str, str] = {}
     for choice in option("--dialect"):
         if choice == "canonical":
-            dialect |= {name: values[0] for name, values in CHOICES.items()}
+            dialect |= {name: open_.values[0] for name, open_ in CHOICES.items()}
             continue
         key, _, value = choice.partition("=")
-        if value not in CHOICES.get(key, ()):
+        if key not in CHOICES or value not in CHOICES[key].values:
             raise ResolveError(
                 f"--dialect {choice!r}: there are canonical; "
-                + "; ".join(f"{name}={'|'.join(values)}" for name, values in CHOICES.items())
+                + "; ".join(f"{open_.name}={'|'.join(open_.values)}" for open_ in CHOICES.values())
             )
         dialect[key] = value
     dtypes = tuple(x for x in (option("--impl-dtypes") or "").split(",") if x) or None

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.diagnosis.blame import CONSISTENCY
 from attnspec.conformance.judging.judge import COARSER, compare, form
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.contact import look
@@ -18,7 +17,6 @@ from attnspec.conformance.subject.subject import DTYPES, Subject
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
 
-NEEDS = {"causal_alignment": "causal", "empty_row": "key_padding", "head_grouping": "gqa"}
 UNSEEN = "canonical, for it could not be observed"
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 192, 256, 512)
 
@@ -124,13 +122,13 @@ def _observe(subject: Subject, choice: str, most: int | None = None) -> str:
     """Settle an open choice by one small problem, and say where it came from."""
     asked = questions(subject, choice, subject.dtypes[0] if subject.dtypes else "float32")[:most]
     if not asked:
-        return f"canonical, for {NEEDS[choice]} is not offered"
+        return f"canonical, for {CHOICES[choice].needs} is not offered"
     question, answer = answered(subject, asked)
     if answer.refusal:
         return f"{UNSEEN} ({answer.refusal})"
     value = followed(subject, choice, question.problem, answer)
     if value is None:
-        return f"canonical, for the answer followed no choice: {CONSISTENCY[choice]} says more"
+        return f"canonical, for the answer followed no choice: {CHOICES[choice].consistent} says more"
     subject.dialect = subject.dialect.with_choice(choice, value)
     return "observed on a small problem"
 
@@ -143,7 +141,7 @@ class Question(NamedTuple):
 
 
 def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
-    """What shows which value of a choice is followed, in each way that is offered; none where NEEDS is not."""
+    """What shows which value of a choice is followed, in each way that is offered; none where what it needs is not."""
     case = Case(dtype=dtype, heads=_heads(subject), d=8 if subject.adapter.widths is None else subject.width, wrt="none")
     if choice == "head_grouping":
         if not subject.offers("gqa"):
@@ -186,7 +184,7 @@ def followed(subject: Subject, choice: str, problem: Problem, answer: Answer) ->
     dtype = str(problem.dtype).removeprefix("torch.")
     if form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call") is not None:
         return None
-    exacts = {value: solve(problem, subject.dialect.with_choice(choice, value)) for value in CHOICES[choice]}
+    exacts = {value: solve(problem, subject.dialect.with_choice(choice, value)) for value in CHOICES[choice].values}
     for class_, inside in ((subject.required_class(dtype), dtype), *COARSER[dtype]):
         fits = {}
         for value, exact in exacts.items():

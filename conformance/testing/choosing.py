@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attnspec.conformance.judging.judge import Finding, judge
-from attnspec.conformance.subject.meeting import NEEDS, answered, followed, questions
+from attnspec.conformance.subject.meeting import answered, followed, questions
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import Broken, NotApplicable, NotOffered
 from attnspec.reference import solve, to_float64
@@ -17,7 +17,7 @@ def must_follow_a_choice(subject: Subject, choice: str, dtype: str) -> None:
     source = subject.sources.get(choice, "")
     every = questions(subject, choice, dtype)
     if not every:
-        raise NotOffered(f"{NEEDS[choice]} is not offered")
+        raise NotOffered(f"{CHOICES[choice].needs} is not offered")
     if not source.startswith(("observed", "canonical")):
         raise NotApplicable  # promised: what a promise is worth other clauses say
     asked, answer = answered(subject, every)
@@ -28,7 +28,9 @@ def must_follow_a_choice(subject: Subject, choice: str, dtype: str) -> None:
     plain = subject.run(asked.plain)
     if plain.refusal or judge(plain, subject.solve(asked.plain), subject.required_class(dtype)).findings:
         raise NotApplicable  # wrong whatever the choice
-    exacts = {value: solve(asked.problem, subject.dialect.with_choice(choice, value)).values["o"] for value in CHOICES[choice]}
+    exacts = {
+        value: solve(asked.problem, subject.dialect.with_choice(choice, value)).values["o"] for value in CHOICES[choice].values
+    }
     got = to_float64(answer.o)
     with np.errstate(invalid="ignore"):
         far = np.min([np.where(np.isfinite(got - x), np.abs(got - x), 1e300) for x in exacts.values()], axis=0)
