@@ -12,12 +12,12 @@ from test_known import counted
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.watch.trace import wholly
 from attnspec.conformance import check
-from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.known import inherited
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts import lines as verdicts
 from attnspec.conformance.verdicts.record import Failure, Record
+from attnspec.conformance.verdicts.verdict import Verdict
 
 QUICK = {"clauses": "SCALE-3,ERROR-5", "dtypes": "float32", "device": "cpu"}
 SCALE = {**QUICK, "clauses": "SCALE-3"}

@@ -11,8 +11,9 @@ import torch
 from numpy.random import default_rng
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.judging.judge import JUDGED, Finding, Judgement, Verdict, compare, judge, with_class
+from attnspec.conformance.judging.judge import Finding, Judgement, compare, judge, with_class
 from attnspec.conformance.verdicts.lines import judged
+from attnspec.conformance.verdicts.verdict import JUDGED, Verdict
 from attnspec.reference import OUTPUTS, Exact, solve
 from attnspec.spec import Dialect, Problem
 

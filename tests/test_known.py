@@ -1,6 +1,7 @@
 """Known issues: what is excused and what is not, and that a file that is out of date is an error."""
 
 import contextlib
+import datetime
 import io
 import re
 import tomllib
@@ -10,12 +11,16 @@ import pytest
 import torch
 from judging import judge
 
-import attnspec.conformance.known.issues as known
-import attnspec.conformance.testing.engine as testing
 from attnspec.adapters import ResolveError, resolve
 from attnspec.conformance import check
-from attnspec.conformance.judging.judge import Verdict
+from attnspec.conformance.known.file import read
+from attnspec.conformance.known.issues import Issue
+from attnspec.conformance.known.region import Region
+from attnspec.conformance.problems.case import Case, array
 from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.subject.subject import DTYPES
+from attnspec.conformance.testing import pinned
+from attnspec.conformance.verdicts.verdict import Verdict
 
 HERE = Path(__file__).parent
 TORCH = HERE.parent / "conformance" / "known-issues-torch.toml"
@@ -106,13 +111,13 @@ def test_a_second_fault_outside_of_the_region_is_found_and_shown_outside(tmp_pat
     assert {failure.dtype for failure in result.failures} == {"bfloat16"}
     assert result.broken == ("CAUSAL-1",)
     for failure in result.failures:
-        assert known.Case.parse(failure.case).i == 2, failure.text
+        assert Case.parse(failure.case).i == 2, failure.text
 
 
 def test_a_region_that_is_too_narrow_does_not_excuse_what_lies_beside_it(tmp_path):
     result = check(fails_at_equal_lengths, known_issues=write(tmp_path, region='"causal and i == j and i in (3, 5)"'), **QUICK)
     assert result.broken == ("CAUSAL-1",)
-    assert all(known.Case.parse(failure.case).i not in (3, 5) for failure in result.failures)
+    assert all(Case.parse(failure.case).i not in (3, 5) for failure in result.failures)
 
 
 def test_another_clause_is_not_excused(tmp_path):
@@ -179,18 +184,18 @@ def test_a_region_is_measured_on_the_problems_of_its_clause(tmp_path):
 
     (adapter,) = resolve(attend, {})
     subject = meet(adapter.on("cpu"), "cpu", {}, None, None)
-    issue = known.Issue(1, "MASK-2", (), "", "", "", known.datetime.date.max, known.Region.parse('mask == "padding"'))
-    assert known.share([issue], [subject], testing.tests_of) == (2267, 2267)
-    of_the_array = sum(case.mask == "padding" for case in known.array("triples", subject.adapter, known.DTYPES))
+    issue = Issue(1, "MASK-2", (), "", "", "", datetime.date.max, Region.parse('mask == "padding"'))
+    assert pinned.share([issue], [subject]) == (2267, 2267)
+    of_the_array = sum(case.mask == "padding" for case in array("triples", subject.adapter, DTYPES))
     assert of_the_array < 0.2 * 2267
 
 
 def test_the_issues_of_torch_are_narrow_among_what_their_clauses_ask():
     (adapter,) = resolve("sdpa-flash", {})
     subject = meet(adapter.on("cpu"), "cpu", {}, None, None)
-    for issue in known.read(TORCH, {"sdpa-flash"}).issues:
+    for issue in read(TORCH, {"sdpa-flash"}).issues:
         if issue.region is not None:
-            hidden, asked = known.share([issue], [subject], testing.tests_of)
+            hidden, asked = pinned.share([issue], [subject])
             assert 0 < hidden < 0.1 * asked, (issue.name, hidden, asked)
 
 
@@ -313,8 +318,7 @@ def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
     draft = Draft(tmp_path / "draft.toml")
     draft.bad.append(Failed("test", "only", "cpu", "dtype=float32", "ERROR-1", "dtype=float32", ("ERROR-1",), found))
     adapter = SimpleNamespace(name='C:\\kernels\\new "fast".py:attend')
-    subjects = [SimpleNamespace(adapter=adapter)]
-    draft.write(SimpleNamespace(command="pytest \x1b\n x", decides=lambda clause: True, subjects=subjects))
+    draft.write("pytest \x1b\n x", adapter.name, decides=lambda clause: True, several=False)
     read = tomllib.loads((tmp_path / "draft.toml").read_text(encoding="utf-8"))
     assert read["implementation"] == adapter.name
     assert read["issue"][0]["found"] == found.replace("\ud800", "\ufffd")
@@ -327,9 +331,9 @@ def test_what_is_asked_again_leaves_nothing_in_the_run(tmp_path):
 
     (adapter,) = resolve(fails_at_equal_lengths, {})
     subject = meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
-    issues = known.read(write(tmp_path, clause='"CAUSAL-2"'), {adapter.name})
+    issues = read(write(tmp_path, clause='"CAUSAL-2"'), {adapter.name})
     run = Run("pytest", [subject], TIERS["smoke"], known=issues, draft=Draft(tmp_path / "draft.toml"), repros=False)
-    issues.settle(run, testing.tests_of)
+    pinned.settle(run)
     assert any("fails otherwise" in error for error in issues.errors), issues.errors
     assert not run.explained
     assert not run.draft.bad

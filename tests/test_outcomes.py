@@ -9,8 +9,8 @@ import torch
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance import check
-from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.verdicts.verdict import Verdict
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -8,8 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from attnspec.conformance.run.clock import EXPLAIN_BUDGET
-
+EXPLAIN_BUDGET = 20.0  # seconds, the default of --explain-budget
 KEPT = 0.5  # the share of all time that is kept, in equal parts, for each variant in each dtype, whenever its turn comes
 COMPARING, SIMPLER = 0.25, 0.25  # shares of a purse; a fault that has no name yet costs nothing of them
 OTHERS = 0.1  # the share for comparing with a failure of another output: a fault that fails everywhere leaves it untouched

@@ -7,7 +7,6 @@ must be; within the bound. Each is asked of every element, and nothing is averag
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,29 +15,11 @@ from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
 from attnspec.adapters.reading import Unreadable, text
-from attnspec.conformance.verdicts import lines as verdicts
 from attnspec.reference import INPUT_OF, Exact, to_float64
 from attnspec.spec import Problem
 
-
-class Verdict(StrEnum):
-    """What is said of a clause for one implementation, dtype and device."""
-
-    PASS = "PASS"
-    FAIL = "FAIL"
-    UNSUPPORTED = "UNSUPPORTED"
-    KNOWN_ISSUE = "KNOWN_ISSUE"
-    XPASS = "XPASS"
-    CRASH = "CRASH"
-    TIMEOUT = "TIMEOUT"
-    RESOURCE = "RESOURCE"
-    HARNESS_ERROR = "HARNESS_ERROR"
-    NOT_RUN = "NOT_RUN"
-
-
 # How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")
-JUDGED = tuple(map(Verdict, verdicts.JUDGED))
 
 
 @dataclass(frozen=True)

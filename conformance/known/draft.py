@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attnspec.adapters import ResolveError
 from attnspec.conformance.diagnosis.explain import Explained
@@ -15,9 +15,6 @@ from attnspec.conformance.known.region import WORDS, Region
 from attnspec.conformance.problems.case import Case, simpler
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import index
-
-if TYPE_CHECKING:
-    from attnspec.conformance.run.run import Run
 
 VALID = datetime.timedelta(days=90)
 
@@ -71,17 +68,19 @@ class Draft:
         self.good |= {tuple(x) for x in taken["good"]}
         self.bad += [Failed(**{**x, "key": tuple(x["key"])}) for x in taken["bad"]]
 
-    def write(self, run: Run) -> None:
-        """Write the draft: an entry for each fault that decides the exit code. Reason, url and owner are left to be written."""
+    def write(self, command: str, implementation: str, decides: Callable[[str], bool], several: bool) -> None:
+        """Write the draft: an entry for each fault that decides the exit code. Reason, url and owner are left to be written.
+
+        several: whether there is more than one variant or device, so that an entry must say which it speaks of.
+        """
         if self.path is None:
             return
         faults: dict[tuple[Any, ...], list[Failed]] = defaultdict(list)
         for x in self.bad:
-            if run.decides(x.clause):
+            if decides(x.clause):
                 faults[x.clause, x.key, x.found, x.variant, x.device].append(x)
-        text = [f"# A draft, from {_on_a_line(run.command)}. It is refused until each TODO is written.", ""]
-        text += [f"implementation = {_quoted(run.subjects[0].adapter.name)}", ""]
-        several = len(run.subjects) > 1
+        text = [f"# A draft, from {_on_a_line(command)}. It is refused until each TODO is written.", ""]
+        text += [f"implementation = {_quoted(implementation)}", ""]
         for (clause, _, found, variant, device), failures in faults.items():
             lines = ["[[issue]]", f'clause = "{clause}"  # {index()[clause].title}']
             if found:

@@ -26,7 +26,8 @@ from attnspec.adapters.shipped.sdpa import OPERATORS, pinned
 from attnspec.adapters.watch.trace import wholly
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
-from attnspec.conformance.known.issues import Issue, read
+from attnspec.conformance.known.file import read
+from attnspec.conformance.known.issues import Issue
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import PLAINLY, Subject
 from attnspec.reference import Exact, solve, to_float64

@@ -22,14 +22,15 @@ import torch
 
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.watch.state import STATE, current_accelerator
-from attnspec.conformance.judging.judge import Verdict
+from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.plugin.hooks import OPTIONS, loaded, make_run
 from attnspec.conformance.report import table as report
-from attnspec.conformance.run.clock import EXPLAIN_BUDGET
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing.engine import tests_of
+from attnspec.conformance.testing.pinned import settle
 from attnspec.conformance.verdicts.record import Failure, Record
+from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import index
 
 
@@ -190,7 +191,7 @@ def _asked(run: Run) -> Result:
     if run.fallbacks is not None:
         run.fallbacks.leave()
     run.note_at_the_end()
-    run.known.settle(run, tests_of)
+    settle(run)
     errors += run.known.errors
     run.settle()
     deciding = tuple(f for f in record.failures if run.decides(f.clause))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.run import clock
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -26,7 +27,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
     ("--allow-incomplete", {"action": "store_true", "help": "what was not reached does not decide the exit code"}),
     ("--few-shapes", {"action": "store_true", "help": "ask in a few shapes only, for what compiles for each"}),
-    ("--explain-budget", {"type": float, "default": clock.EXPLAIN_BUDGET, "help": "seconds for explaining what fails, in all"}),
+    ("--explain-budget", {"type": float, "default": EXPLAIN_BUDGET, "help": "seconds for explaining what fails, in all"}),
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
     ("--accuracy", {"choices": ("A", "T", "B", "B*", "C", "C*", "D"), "help": "the accuracy class claimed for every dtype"}),
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
@@ -152,7 +153,7 @@ def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
 def _with_pyproject(config: pytest.Config, adapters: list[Any]) -> Callable[[str], Any]:
     """The options, with the known issues that the pyproject.toml of pytest's rootdir names, if they are this implementation's."""
     from attnspec.adapters import ResolveError
-    from attnspec.conformance.known.issues import OtherImplementation, read
+    from attnspec.conformance.known.file import OtherImplementation, read
 
     path = config.rootpath / "pyproject.toml"
     if config.getoption("--known-issues") is not None or not path.is_file():
@@ -174,8 +175,9 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
     from attnspec.adapters import FEATURES, ResolveError
     from attnspec.conformance.known.draft import Draft, new_file
+    from attnspec.conformance.known.file import read
     from attnspec.conformance.known.inherited import Inherited
-    from attnspec.conformance.known.issues import KnownIssues, read
+    from attnspec.conformance.known.issues import KnownIssues
     from attnspec.conformance.problems.case import Case
     from attnspec.conformance.run.run import TIERS, Run
     from attnspec.conformance.run.shapes import Fallbacks, slow_on_new
@@ -455,8 +457,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             result.sections = [(name, _cut(said)) for name, said in result.sections if not name.startswith("Captured log")]
         else:
             from attnspec.adapters.reading import words
-            from attnspec.conformance.judging.judge import Verdict
             from attnspec.conformance.verdicts.text import visible
+            from attnspec.conformance.verdicts.verdict import Verdict
 
             params = item.callspec.params  # type: ignore[attr-defined]
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
@@ -537,7 +539,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     config.stash[_ASKED] = time.monotonic()
     from attnspec.conformance.run.ending import NOTHING, exit_code, nothing_judged
-    from attnspec.conformance.testing.engine import tests_of
+    from attnspec.conformance.testing.pinned import settle
     from attnspec.conformance.verdicts import page
     from attnspec.conformance.verdicts.lines import collect
 
@@ -548,9 +550,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if config.getoption("collectonly"):
         return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        if not _attempt(config, "what is known of the known issues", lambda: run.known.settle(run, tests_of)):
+        if not _attempt(config, "what is known of the known issues", lambda: settle(run)):
             exitstatus = pytest.ExitCode.TESTS_FAILED
-        _attempt(config, "the draft of known issues", lambda: run.draft.write(run))
+        _attempt(config, "the draft of known issues", run.write_draft)
     stopped = session.shouldfail or session.shouldstop or _STOPPED.get(int(exitstatus), "")
     if exitstatus == pytest.ExitCode.INTERRUPTED and not (session.shouldfail or session.shouldstop):
         stopped = _who_stopped(run, config.stash[_SIGNALS].caught)

@@ -20,7 +20,6 @@ from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.diagnosis.folding import fold, names_of
-from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.case import describe, describe_problem, summary
 from attnspec.conformance.problems.coverage import Space, said
@@ -32,6 +31,7 @@ from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.lines import finite, judged, mark, tally
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.conformance.verdicts.text import visible
+from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import SPEC_VERSION, Clause, Problem, index
 
 FEW = 16  # numbers of operands up to which they are shown

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 BEGAN = time.monotonic()  # when the plugin was imported
-EXPLAIN_BUDGET = 20.0  # seconds, the default of --explain-budget
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.verdicts import lines as verdicts
-from attnspec.conformance.verdicts.lines import BROKEN, Why, unreached
+from attnspec.conformance.verdicts.lines import Why, unreached
 from attnspec.conformance.verdicts.record import Record
+from attnspec.conformance.verdicts.verdict import BROKEN, Verdict
 from attnspec.spec import index
 
 CONFORMS, BROKE, INTERRUPTED, NOTHING = 0, 1, 2, 5
@@ -28,7 +28,7 @@ def exit_code(run: Run, said: int = CONFORMS) -> int:
     if said not in (CONFORMS, BROKE, NOTHING):
         return said
     for (clause, *_), counts in run.record.counts.items():
-        if counts[Verdict.HARNESS_ERROR] or (run.decides(clause) and any(counts[Verdict(name)] for name in BROKEN)):
+        if counts[Verdict.HARNESS_ERROR] or (run.decides(clause) and any(counts[verdict] for verdict in BROKEN)):
             return BROKE
     if said == BROKE or run.known.errors:
         return BROKE

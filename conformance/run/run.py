@@ -12,13 +12,12 @@ from zlib import crc32
 
 from attnspec.conformance.diagnosis.explain import Explained, Explainer
 from attnspec.conformance.diagnosis.folding import fold, names_of
-from attnspec.conformance.diagnosis.purse import Purse
+from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET, Purse
 from attnspec.conformance.judging.lean import LongRows
 from attnspec.conformance.known.draft import Draft
 from attnspec.conformance.known.inherited import Inherited
 from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.case import Case, array
-from attnspec.conformance.run.clock import EXPLAIN_BUDGET
 from attnspec.conformance.run.shapes import Fallbacks, few, fewer
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard
@@ -263,6 +262,10 @@ class Run:
         """Say where compiled code became code that is not compiled."""
         if self.fallbacks is not None and self.fallbacks.note:
             self.record.note(self.fallbacks.note)
+
+    def write_draft(self) -> None:
+        """Write a draft of known issues from what failed here, where one is wanted."""
+        self.draft.write(self.command, self.subjects[0].adapter.name, self.decides, several=len(self.subjects) > 1)
 
     def close(self, exit_status: int) -> None:
         """Say of each failure what it is, and end the verdict file."""

@@ -28,7 +28,7 @@ from attnspec.adapters.reading import handlers, interrupted
 from attnspec.conformance.diagnosis.explain import By, Explained, anything, descend, without
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
-from attnspec.conformance.judging.judge import Finding, Verdict, compare, no_answer, together
+from attnspec.conformance.judging.judge import Finding, compare, no_answer, together
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.problems.shrink import as_case
@@ -37,6 +37,7 @@ from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.lines import Share, Why
 from attnspec.conformance.verdicts.record import Cell
+from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
 

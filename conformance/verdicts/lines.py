@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attnspec.conformance.verdicts.text import visible
+from attnspec.conformance.verdicts.verdict import BROKEN, JUDGED, Verdict
 
 FORMAT = 1
 SCHEMA = Path(__file__).parent / "verdicts.schema.json"
@@ -278,9 +279,9 @@ def _counted(cell: dict[str, Any], where: str) -> dict[str, Any]:
         for name, n in [*counts.items(), ("unclear", cell.get("unclear", 0)), ("inherited", cell.get("inherited", 0))]:
             if type(n) is not int or n < 0:
                 raise VerdictError(f"{where}: {name} is {str(n)[:40]!r}; expected a number of problems, 0 or more")
-    strange = sorted(cell["problems"].keys() - VERDICTS)
+    strange = sorted(cell["problems"].keys() - set(Verdict))
     if strange:
-        raise VerdictError(f"{where}: there is no verdict {visible(strange[0])!r}; there are {', '.join(sorted(VERDICTS))}")
+        raise VerdictError(f"{where}: there is no verdict {visible(strange[0])!r}; there are {', '.join(sorted(Verdict))}")
     return cell
 
 
@@ -302,11 +303,6 @@ def _sums_agree(verdicts: Verdicts) -> None:
 # COUNTING
 
 SIGNS = {"holds": "✓", "broken": "✗", "explained": "e", "known issue": "k", "inherited": "i", "unsupported": "–", "not run": "·"}
-VERDICTS = frozenset(
-    {"PASS", "FAIL", "XPASS", "CRASH", "TIMEOUT", "KNOWN_ISSUE", "UNSUPPORTED", "NOT_RUN", "RESOURCE", "HARNESS_ERROR"}
-)
-BROKEN = ("FAIL", "XPASS", "CRASH", "TIMEOUT")
-JUDGED = ("PASS", "KNOWN_ISSUE", *BROKEN)  # an answer was looked at, or its lack was
 
 
 def weighed(problems: Counts, unclear: int = 0, by: Mapping[str, int] | None = None, inherited: int = 0) -> dict[str, int]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance.judging.judge import JUDGED
 from attnspec.conformance.verdicts.lines import LADDER, Key, Lines, VerdictError, Verdicts, finite, read, worst_of
+from attnspec.conformance.verdicts.verdict import JUDGED
 from attnspec.spec import index
 
 # What may differ between the headers of shards: which it is, how it was called, and when.

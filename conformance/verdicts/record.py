@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance.judging.judge import Verdict
 from attnspec.conformance.verdicts.lines import FORMAT, Lines, Share, Why, finite, weighed, worse
 from attnspec.conformance.verdicts.text import visible
+from attnspec.conformance.verdicts.verdict import Verdict
 
 FLUSHED = 1.0  # seconds after which what was counted is written, in the middle of a test too
 Cell = tuple[str, str, str, str]  # clause, dtype, variant, device
