@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention as torch_sdpa
 
 from attnspec.adapters import Adapter, ResolveError, parse_kwargs, resolve, same_bits
 from attnspec.adapters.conventions.attend import AttendAdapter
-from attnspec.adapters.conventions.function import UnknownSignature, signature_of
+from attnspec.adapters.conventions.signature import UnknownSignature, signature_of
 
 
 @pytest.fixture

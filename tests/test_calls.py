@@ -12,7 +12,8 @@ from honest import Attend as HonestAttend
 from torch import nn
 
 from attnspec.adapters import Adapter, Unsupported, resolve, same_bits
-from attnspec.adapters.conventions.function import FunctionAdapter, Signature
+from attnspec.adapters.conventions.function import FunctionAdapter
+from attnspec.adapters.conventions.signature import Signature
 from attnspec.spec import Problem
 
 # WHAT IS PASSED ON

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from attnspec.adapters.contract import Adapter, Call, Unsupported, quiet
-from attnspec.adapters.conventions.function import ResolveError, Signature, UnknownSignature, ready
+from attnspec.adapters.conventions.function import ready
+from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.watch.state import current_accelerator, watched
 from attnspec.spec import Problem
 

@@ -2,111 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Call, Unsupported
+from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.spec import Problem
-
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "q": ("q", "query", "queries"),
-    "k": ("k", "key", "keys"),
-    "v": ("v", "value", "values"),
-    "mask": ("mask", "attn_mask", "attention_mask"),
-    "bias": ("attn_bias", "bias", "attention_bias"),
-    "causal": ("causal", "is_causal"),
-    "scale": ("scale", "sm_scale", "softmax_scale"),
-    "dropout": ("dropout", "dropout_p"),
-    "training": ("training", "is_training"),
-    "flash": ("flash", "use_flash", "use_flash_attn"),
-    "enable_gqa": ("enable_gqa",),
-}
-FIELD_OF = {name: field for field, names in PARAMETERS.items() for name in names}
-OFF = {"causal": False, "dropout": 0.0}  # what turns an option off, where leaving it out would not
-
-
-class ResolveError(Exception):
-    """--impl names nothing that can be tested. The message says what was found and what to do."""
-
-
-class UnknownSignature(ResolveError):
-    """A signature that no convention covers; an adapter of ten lines does."""
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The parameters of a callable by the field that they carry, and those that carry none.
-
-    off: of the fields whose parameter is on where it is left out (`causal=True`, `dropout=0.1`), the value that turns them off.
-    """
-
-    fields: dict[str, str]
-    unknown_required: tuple[str, ...]
-    unknown_optional: tuple[str, ...]
-    off: dict[str, Any]
-
-    @classmethod
-    def of(cls, function: Callable[..., Any]) -> Signature:
-        """Read a signature. Raises UnknownSignature where Python can't show one."""
-        parameters = signature_of(function).parameters.values()
-        fields: dict[str, str] = {}
-        required, optional, off = [], [], {}
-        for p in parameters:
-            if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-                optional.append(str(p))
-            elif p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
-                raise UnknownSignature(f"its parameter {p.name} is positional-only, and conventions go by name")
-            elif p.name in FIELD_OF and FIELD_OF[p.name] not in fields and p.kind is not p.POSITIONAL_ONLY:
-                fields[FIELD_OF[p.name]] = p.name
-                if FIELD_OF[p.name] in OFF and isinstance(p.default, bool | int | float) and p.default:
-                    off[FIELD_OF[p.name]] = OFF[FIELD_OF[p.name]]
-            elif p.default is p.empty:
-                required.append(p.name)
-            else:
-                optional.append(p.name)
-        return cls(fields, tuple(required), tuple(optional), off)
-
-
-def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """A callable's signature; of an operator from its schema, of a compiled function from its docstring's first line.
-
-    Raises UnknownSignature where none of them shows one.
-    """
-    if isinstance(function, torch.nn.Module):
-        function = function.forward
-    # An operator of torch.library, or of torch.ops, or neither.
-    operator = getattr(function, "_opoverload", getattr(function, "default", function))
-    schema = getattr(operator, "_schema", None)
-    try:
-        if schema is not None and hasattr(schema, "arguments"):
-            return inspect.Signature(
-                [
-                    inspect.Parameter(
-                        a.name,
-                        inspect.Parameter.POSITIONAL_OR_KEYWORD if not a.kwarg_only else inspect.Parameter.KEYWORD_ONLY,
-                        default=a.default_value if a.has_default_value() else inspect.Parameter.empty,
-                    )
-                    for a in schema.arguments
-                ]
-            )
-        return inspect.signature(function)
-    except (TypeError, ValueError) as error:
-        name = getattr(function, "__name__", "")
-        written = re.search(rf"^\s*{re.escape(name)}\((.*?)\)\s*(->|:|\n\n|$)", function.__doc__ or "", re.DOTALL)
-        if not name or written is None:
-            raise UnknownSignature(f"Python can't show its signature ({error})") from None
-    scope: dict[str, Any] = {}
-    try:
-        exec(f"from __future__ import annotations\ndef f({written[1]}): ...", scope)
-    except Exception:
-        raise UnknownSignature(f"its docstring begins with {name}({written[1]}), which Python can't read") from None
-    return inspect.signature(scope["f"])
 
 
 def is_torch_convention(signature: Signature) -> bool:

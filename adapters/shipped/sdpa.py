@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnspec.adapters.contract import Adapter, Call
-from attnspec.adapters.conventions.function import FunctionAdapter, ResolveError
+from attnspec.adapters.conventions.function import FunctionAdapter
+from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.watch.trace import Trace
 from attnspec.spec import Problem
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, Call, ResolveError
-from attnspec.adapters.resolve import PLAINLY, Reading, stub
+from attnspec.adapters.stub import PLAINLY, Reading, stub
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.subject import Subject

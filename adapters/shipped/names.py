@@ -1,0 +1,20 @@
+"""Implementations that are known by a short name, and what makes their adapters; imported when they are asked for."""
+
+from __future__ import annotations
+
+# Shipped names, and the module and function that make their adapters; imported when asked for.
+SHIPPED = {
+    **dict.fromkeys(
+        ("sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn"), ("attnspec.adapters.shipped.sdpa", "pinned")
+    ),
+    **dict.fromkeys(
+        (
+            "mixture-of-attention",
+            "audiolm-pytorch",
+            "recurrent-memory-transformer-pytorch",
+            "simple-hierarchical-transformer",
+            "bs-roformer",
+        ),
+        ("attnspec.adapters.shipped.seeds", "published"),
+    ),
+}
