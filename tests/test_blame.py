@@ -10,7 +10,7 @@ from mutants.base import load
 from attnspec.adapters import resolve
 from attnspec.conformance.diagnosis.blame import blame, rounded_clause
 from attnspec.conformance.diagnosis.explain import Explainer, in_empty_row
-from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.meeting import meet

@@ -112,7 +112,7 @@ def test_a_broken_clause_is_exit_1_whatever_pytest_counted(here, monkeypatch):
 
 
 def test_passes_that_nobody_judged_are_an_error(here, monkeypatch, capsys):
-    from attnspec.conformance.judging.judge import Judgement
+    from attnspec.conformance.judging.finding import Judgement
     from attnspec.conformance.subject.subject import Subject
 
     monkeypatch.setattr(Subject, "judgement", lambda self, case: Judgement((), {}))

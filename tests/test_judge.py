@@ -11,7 +11,9 @@ import torch
 from numpy.random import default_rng
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.judging.judge import Finding, Judgement, compare, judge, with_class
+from attnspec.conformance.judging.coarser import with_class
+from attnspec.conformance.judging.finding import Finding, Judgement
+from attnspec.conformance.judging.judge import compare, judge
 from attnspec.conformance.verdicts.lines import judged
 from attnspec.conformance.verdicts.verdict import JUDGED, Verdict
 from attnspec.reference import OUTPUTS, Exact, solve

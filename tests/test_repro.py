@@ -13,7 +13,7 @@ from mutants.base import load
 from attnspec.adapters import resolve
 from attnspec.conformance.diagnosis.explain import Explained, Explainer
 from attnspec.conformance.diagnosis.order import earlier
-from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet

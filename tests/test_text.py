@@ -11,7 +11,7 @@ from judging import ended
 from attnspec.adapters import ResolveError, parse_kwargs, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.diagnosis.explain import Explained
-from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.report import table as report
 from attnspec.conformance.report.repro import script

@@ -1,6 +1,7 @@
 """ACCURACY: each element within the bound that its class of arithmetic has for these operands."""
 
-from attnspec.conformance.judging.judge import Finding, judge
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import Broken, NotApplicable, agrees, clause, once

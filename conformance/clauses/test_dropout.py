@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from attnspec.conformance.diagnosis.dropped import SIGMAS
-from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import (

@@ -5,7 +5,8 @@ import torch
 from attnspec.adapters import Answer
 from attnspec.adapters.contract import quiet
 from attnspec.adapters.reading import plain
-from attnspec.conformance.judging.judge import Finding, no_answer
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import no_answer
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import (

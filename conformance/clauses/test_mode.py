@@ -10,7 +10,8 @@ import torch
 from attnspec.adapters import Answer
 from attnspec.adapters.contract import quiet
 from attnspec.adapters.reading import plain
-from attnspec.conformance.judging.judge import Finding, compare, no_answer
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import compare, no_answer
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.subject import Subject, Within

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import (

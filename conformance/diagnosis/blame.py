@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnspec.conformance.judging.judge import Finding
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.spec import CHOICES, Dialect
 

@@ -31,7 +31,9 @@ from attnspec.conformance.diagnosis.diagnose import (
 )
 from attnspec.conformance.diagnosis.order import BY_ADDRESS, KEPT, earlier, kept_by_address
 from attnspec.conformance.diagnosis.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
-from attnspec.conformance.judging.judge import Finding, coarser, judge, with_class
+from attnspec.conformance.judging.coarser import coarser, with_class
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case, fit, simpler
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within

@@ -6,7 +6,6 @@ must be; within the bound. Each is asked of every element, and nothing is averag
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,72 +14,12 @@ from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
 from attnspec.adapters.reading import Unreadable, text
+from attnspec.conformance.judging.finding import Finding, Judgement
 from attnspec.reference import INPUT_OF, Exact, to_float64
 from attnspec.spec import Problem
 
 # How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong with an answer.
-
-    kind is one of raised, memory (there was none for an answer), type, shape, dtype, device, missing, changed, nonfinite, zero,
-    value, relation, biased (errors lean); or unsupported, which is no fault: it was not asked. output is o, a gradient, or call:
-    what ended the call, so that it concerns every output. For a value: index of the worst element, what was got and expected
-    there, its bound, the error as a multiple of the bound, and how many of how many elements are outside.
-    """
-
-    kind: str
-    output: str
-    message: str
-    index: tuple[int, ...] = ()
-    got: float = float("nan")
-    expected: float = float("nan")
-    bound: float = float("nan")
-    ratio: float = float("inf")
-    outside: int = 0
-    total: int = 0
-    hint: str = ""
-    class_: str = ""  # the finest arithmetic in which a value would be right, "C of bfloat16"; "" if none
-    stage: str = "forward"  # or backward: where the call ended
-
-    @property
-    def of_gradient(self) -> bool:
-        """Whether the fault is one of the backward."""
-        return self.stage == "backward" or self.output not in ("o", "call")
-
-    @property
-    def of_numbers(self) -> bool:
-        """Whether it is about the numbers of an answer, and not about its form, its lack or another answer."""
-        return self.kind in ("value", "zero", "nonfinite")
-
-    @property
-    def of_answers(self) -> bool:
-        """Whether it is about what an answer holds: its numbers, or another answer to which it does not fit."""
-        return self.of_numbers or self.kind == "relation"
-
-    @property
-    def likeness(self) -> tuple[str, str, str]:
-        """What makes two findings the same fault, for reduction: the kind, the output, and the stage."""
-        kind = "value" if self.of_numbers else self.kind
-        return kind, self.output, self.stage
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Everything found wrong with one answer, the worst share of the class's bound for each output, and what was exempt."""
-
-    findings: tuple[Finding, ...]
-    worst: dict[str, float]
-    exempt: int = 0
-    elements: int = 0
-    class_: str = ""
-
-    def of(self, outputs: tuple[str, ...]) -> tuple[Finding, ...]:
-        """The findings about some outputs; those about the call as a whole concern all of them."""
-        return tuple(f for f in self.findings if f.output in outputs or f.output == "call")
 
 
 def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) -> Judgement:
@@ -161,18 +100,18 @@ def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: st
         kind = f"a tuple of {tuple.__len__(x)}" if isinstance(x, tuple) else kind
         return Finding("type", output, f"returned {kind}, expected one tensor {shape}; an adapter's attend() can pick it out")
     if x.layout != torch.strided:
-        return Finding("type", output, f"the {what} is a {_plain(x.layout)} tensor, expected a dense one")
+        return Finding("type", output, f"the {what} is a {dtype_name(x.layout)} tensor, expected a dense one")
     if tuple(x.shape) != shape:
         return Finding("shape", output, f"the {what} has shape {tuple(x.shape)}, expected {shape}")
     dtype = getattr(problem, INPUT_OF.get(output, "q")).dtype  # DTYPE-1 and DTYPE-2: a bias may have one of its own
     if x.dtype != dtype:
-        return Finding("dtype", output, f"the {what} has dtype {_plain(x.dtype)}, expected {_plain(dtype)}")
+        return Finding("dtype", output, f"the {what} has dtype {dtype_name(x.dtype)}, expected {dtype_name(dtype)}")
     if x.device.type != problem.q.device.type:
         return Finding("device", output, f"the {what} is on {x.device}, the inputs are on {problem.q.device}")
     return None
 
 
-def _plain(dtype: object) -> str:
+def dtype_name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -231,34 +170,3 @@ def compare(
     return Finding(
         kind, name, "", at, float(got[at]), float(expected[at]), float(bound[at]), float(ranked[at]), int(outside.sum()), got.size
     ), float(ranked[at])
-
-
-# What a computation that is right but too coarse may have been done in, the finest first.
-COARSER = {
-    "float64": (("A", "float32"), ("C", "bfloat16")),
-    "float32": (("T", "float32"), ("C", "float16"), ("C", "bfloat16")),
-    "float16": (*((class_, "float16") for class_ in ("A", "B", "B*", "C", "C*", "D")), ("C", "bfloat16")),
-    "bfloat16": tuple((class_, "bfloat16") for class_ in ("A", "B", "B*", "C", "C*", "D")),
-}
-
-
-def with_class(finding: Finding, answer: Answer, exact: Exact) -> Finding:
-    """The finding, with the finest arithmetic that would have been allowed this error: 'C of bfloat16', or ''."""
-    return replace(finding, class_=coarser(finding, answer, exact) or "") if finding.kind == "value" else finding
-
-
-def coarser(finding: Finding, answer: Answer, exact: Exact) -> str | None:
-    """The finest arithmetic that would have been allowed what was found, '' where none would, None where that is not known."""
-    tensor = answer.o if finding.output == "o" else answer.gradients.get(finding.output)
-    if not finding.of_numbers or not isinstance(tensor, torch.Tensor):
-        return None
-    nothing: str | None = ""
-    for class_, dtype in COARSER[_plain(exact.problem.dtype)]:
-        tolerance = exact.tolerance(class_, dtype)
-        value, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, finding.output)
-        if bound[finding.index] >= np.abs(value).max():
-            nothing = None
-            continue  # as large as the answer itself: it allows everything
-        if compare(to_float64(tensor), value, bound, exempt, finding.output, beyond(exact, finding.output))[0] is None:
-            return f"{class_} of {dtype}"
-    return nothing

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from attnspec.adapters import Unsupported
 from attnspec.conformance.diagnosis.explain import Explained
-from attnspec.conformance.judging.judge import Finding, beyond, together
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import beyond, together
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.text import quoted
 from attnspec.reference import INPUT_OF

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.conformance.judging.judge import COARSER, compare, form
+from attnspec.conformance.judging.coarser import COARSER
+from attnspec.conformance.judging.judge import compare, form
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.contact import look
 from attnspec.conformance.subject.refusals import find

@@ -16,7 +16,8 @@ import torch
 from attnspec.adapters import FEATURES, Adapter, Answer
 from attnspec.adapters.watch.state import RANDOM, watched
 from attnspec.adapters.watch.trace import Trace
-from attnspec.conformance.judging.judge import Judgement, judge
+from attnspec.conformance.judging.finding import Judgement
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
 from attnspec.conformance.problems.case import Case, describe_problem
 from attnspec.conformance.problems.tensors import build, restricted

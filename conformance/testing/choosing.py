@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnspec.conformance.judging.judge import Finding, judge
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.subject.meeting import answered, followed, questions
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import Broken, NotApplicable, NotOffered

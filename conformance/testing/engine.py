@@ -28,7 +28,8 @@ from attnspec.adapters.reading import handlers, interrupted
 from attnspec.conformance.diagnosis.explain import By, Explained, anything, descend, without
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
-from attnspec.conformance.judging.judge import Finding, compare, no_answer, together
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import compare, no_answer, together
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.case import Case, array, fit
 from attnspec.conformance.problems.shrink import as_case

@@ -15,7 +15,8 @@ from math import log
 import torch
 
 from attnspec.adapters import Answer
-from attnspec.conformance.judging.judge import Finding, compare, ending, form
+from attnspec.conformance.judging.finding import Finding
+from attnspec.conformance.judging.judge import compare, ending, form
 from attnspec.conformance.judging.lean import LONG, long_rows
 from attnspec.conformance.problems.case import Case, fit
 from attnspec.conformance.subject.subject import Subject

@@ -1,0 +1,66 @@
+"""What is wrong with an answer: one thing, or all that was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with an answer.
+
+    kind is one of raised, memory (there was none for an answer), type, shape, dtype, device, missing, changed, nonfinite, zero,
+    value, relation, biased (errors lean); or unsupported, which is no fault: it was not asked. output is o, a gradient, or call:
+    what ended the call, so that it concerns every output. For a value: index of the worst element, what was got and expected
+    there, its bound, the error as a multiple of the bound, and how many of how many elements are outside.
+    """
+
+    kind: str
+    output: str
+    message: str
+    index: tuple[int, ...] = ()
+    got: float = float("nan")
+    expected: float = float("nan")
+    bound: float = float("nan")
+    ratio: float = float("inf")
+    outside: int = 0
+    total: int = 0
+    hint: str = ""
+    class_: str = ""  # the finest arithmetic in which a value would be right, "C of bfloat16"; "" if none
+    stage: str = "forward"  # or backward: where the call ended
+
+    @property
+    def of_gradient(self) -> bool:
+        """Whether the fault is one of the backward."""
+        return self.stage == "backward" or self.output not in ("o", "call")
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether it is about the numbers of an answer, and not about its form, its lack or another answer."""
+        return self.kind in ("value", "zero", "nonfinite")
+
+    @property
+    def of_answers(self) -> bool:
+        """Whether it is about what an answer holds: its numbers, or another answer to which it does not fit."""
+        return self.of_numbers or self.kind == "relation"
+
+    @property
+    def likeness(self) -> tuple[str, str, str]:
+        """What makes two findings the same fault, for reduction: the kind, the output, and the stage."""
+        kind = "value" if self.of_numbers else self.kind
+        return kind, self.output, self.stage
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Everything found wrong with one answer, the worst share of the class's bound for each output, and what was exempt."""
+
+    findings: tuple[Finding, ...]
+    worst: dict[str, float]
+    exempt: int = 0
+    elements: int = 0
+    class_: str = ""
+
+    def of(self, outputs: tuple[str, ...]) -> tuple[Finding, ...]:
+        """The findings about some outputs; those about the call as a whole concern all of them."""
+        return tuple(f for f in self.findings if f.output in outputs or f.output == "call")
