@@ -29,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from random_problems import draw
 
 from attnspec.adapters import resolve
-from attnspec.conformance.problems.case import LEVELS, Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve
 from attnspec.reference.witnesses.autograd import attend

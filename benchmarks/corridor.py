@@ -36,7 +36,9 @@ from numpy.random import Generator, default_rng
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import form, judge, together
-from attnspec.conformance.problems.case import LEVELS, NOT_DENSE, Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS, NOT_DENSE
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import CLASSES, INPUT_OF, OUTPUTS, Exact, solve, to_float64
 from attnspec.spec import Dialect, Problem

@@ -23,8 +23,9 @@ from situations import SITUATIONS, Drawn, Everything, searches
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.plugin import hooks as plugin
-from attnspec.conformance.problems.case import LEVELS, alike, array
+from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.factors import LEVELS, alike
 from attnspec.conformance.run.run import TIERS
 
 DTYPES = LEVELS["dtype"]

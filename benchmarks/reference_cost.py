@@ -22,7 +22,7 @@ CLASSES = ("A", "B", "C", "D")
 def bounds_cost() -> list[str]:
     """A row a class: seconds for all problems, and as a ratio of the reference's."""
     from attnspec.adapters import resolve
-    from attnspec.conformance.problems.case import array
+    from attnspec.conformance.problems.array import array
     from attnspec.conformance.problems.tensors import build
     from attnspec.reference import solve
     from attnspec.spec import Dialect

@@ -19,7 +19,9 @@ import torch
 
 from attnspec.adapters import FEATURES, Adapter, resolve
 from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, power
-from attnspec.conformance.problems.case import LEVELS, Case, array
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import default_class, solve
 from attnspec.spec import Dialect

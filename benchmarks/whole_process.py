@@ -18,7 +18,7 @@ import time
 ALTERNATIVE = """
 import torch
 from attnspec.adapters import resolve
-from attnspec.conformance.problems.case import array
+from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference.witnesses.autograd import attend  # noqa: F401  the import that the suite pays for, too
 from attnspec.spec import Dialect

@@ -11,7 +11,8 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.adapters import FEATURES, Adapter
-from attnspec.conformance.problems.case import Case, decodes
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import decodes
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.run.run import Run, Tier
 from attnspec.conformance.subject.subject import Subject

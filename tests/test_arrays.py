@@ -15,8 +15,12 @@ from situations import Everything
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance import check
-from attnspec.conformance.problems.case import ALIKE, LEVELS, NOT_DENSE, Case, _rows, alike, array, decodes, fit, level_of, simpler
+from attnspec.conformance.problems.array import _rows, array
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.factors import ALIKE, LEVELS, NOT_DENSE, alike, level_of
+from attnspec.conformance.problems.fit import decodes, fit
+from attnspec.conformance.problems.reduce import simpler
 from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem
 

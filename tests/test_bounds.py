@@ -20,7 +20,9 @@ from variants import HONEST, tf32
 from attnspec.adapters import Answer, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.problems.case import LEVELS, Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import CLASSES, default_class, dense, solve, to_float64
 from attnspec.reference.bounds.output import NEGLIGIBLE

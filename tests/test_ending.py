@@ -17,7 +17,7 @@ from judging import judge
 
 from attnspec.adapters import resolve
 from attnspec.conformance import check
-from attnspec.conformance.problems.case import array
+from attnspec.conformance.problems.array import array
 from attnspec.conformance.run.shapes import Fallbacks, fewer, slow_on_new
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import engine as testing

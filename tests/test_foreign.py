@@ -11,7 +11,8 @@ from mutants.base import load
 from test_repro import tells
 
 from attnspec.adapters import same_bits
-from attnspec.conformance.problems.case import LEVELS, Case
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.tensors import build, misfit, surrounded
 from attnspec.spec import TENSORS, index
 

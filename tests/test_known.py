@@ -16,7 +16,8 @@ from attnspec.conformance import check
 from attnspec.conformance.known.file import read
 from attnspec.conformance.known.issues import Issue
 from attnspec.conformance.known.region import Region
-from attnspec.conformance.problems.case import Case, array
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import DTYPES
 from attnspec.conformance.testing import pinned

@@ -20,7 +20,10 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, multiple, power
 from attnspec.conformance.mistakes.kernel import Kernel
-from attnspec.conformance.problems.case import LEVELS, Case, array, fit
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve, to_float64
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from attnspec.adapters import Answer, resolve
 from attnspec.conformance.judging.judge import out_of_memory
-from attnspec.conformance.problems.case import LEVELS, Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject

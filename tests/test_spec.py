@@ -12,7 +12,8 @@ import torch
 
 from attnspec import conformance
 from attnspec.adapters import same_bits
-from attnspec.conformance.problems.case import LEVELS, Case
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.testing import audit
 from attnspec.spec import (

@@ -5,7 +5,8 @@ from math import inf
 
 import torch
 
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import agrees, clause, must_be_right, on_cases, once
 from attnspec.conformance.testing.relations import every_form

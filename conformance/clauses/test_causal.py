@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.choosing import must_follow_a_choice
 from attnspec.conformance.testing.engine import (

@@ -14,7 +14,8 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.reading import readable
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import no_answer
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.subject.subject import Subject, Within
 from attnspec.conformance.testing.engine import (

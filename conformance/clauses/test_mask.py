@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import GARBAGE
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import (

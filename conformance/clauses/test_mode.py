@@ -12,7 +12,8 @@ from attnspec.adapters.contract import quiet
 from attnspec.adapters.reading import plain
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, no_answer
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.subject import Subject, Within
 from attnspec.conformance.testing.engine import (

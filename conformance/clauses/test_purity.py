@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import (
     Broken,

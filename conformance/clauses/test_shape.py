@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from attnspec.conformance.judging.judge import compare, form
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.meeting import WIDTHS
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import (

@@ -25,7 +25,8 @@ from attnspec.conformance.diagnosis.dropped import dropped
 from attnspec.conformance.judging.judge import form, together
 from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, combined
 from attnspec.conformance.mistakes.kernel import reduced
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import CHOICES, Dialect, Problem

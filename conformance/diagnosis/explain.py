@@ -34,7 +34,9 @@ from attnspec.conformance.diagnosis.purse import COMPARING, FIRST, OTHERS, SIMPL
 from attnspec.conformance.judging.coarser import coarser, with_class
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.problems.case import Case, fit, simpler
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.reduce import simpler
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, surrounded
 from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem

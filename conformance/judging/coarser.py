@@ -9,7 +9,7 @@ import torch
 
 from attnspec.adapters import Answer
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.judging.judge import dtype_name, beyond, compare, together
+from attnspec.conformance.judging.judge import beyond, compare, dtype_name, together
 from attnspec.reference import Exact, to_float64
 
 # What a computation that is right but too coarse may have been done in, the finest first.

@@ -112,6 +112,7 @@ def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: st
 
 
 def dtype_name(dtype: object) -> str:
+    """A dtype of torch as the spec calls it: float32."""
     return str(dtype).removeprefix("torch.")
 
 

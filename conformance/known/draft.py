@@ -12,7 +12,8 @@ from typing import Any
 from attnspec.adapters import ResolveError
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.known.region import WORDS, Region
-from attnspec.conformance.problems.case import Case, simpler
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.reduce import simpler
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import index
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.problems.case import LEVELS, Case
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
 
 WORDS: dict[str, tuple[str, ...]] = {
     **{name: LEVELS[name] for name in ("dtype", "mask", "holes", "bias", "biases", "layout", "values", "wrt", "do")},

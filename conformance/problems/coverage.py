@@ -17,7 +17,9 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.problems.case import LEVELS, Case, alike, fit, level_of
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS, alike, level_of
+from attnspec.conformance.problems.fit import fit
 
 
 @dataclass(frozen=True)

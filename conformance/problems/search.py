@@ -11,7 +11,9 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.problems.case import COST, LEVELS, OPEN_SIZES, Case, alike, decodes, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import COST, LEVELS, OPEN_SIZES, alike
+from attnspec.conformance.problems.fit import decodes, fit
 
 SHORT = (1, 1, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)
 LONG = (63, 64, 65, 127, 128, 129, 255, 256, 257, 513, 1024, 2049, 4096)

@@ -21,8 +21,8 @@ from attnspec.conformance import __version__
 from attnspec.conformance.diagnosis.explain import Explained
 from attnspec.conformance.diagnosis.folding import fold, names_of
 from attnspec.conformance.known.inherited import Origin
-from attnspec.conformance.problems.case import describe, describe_problem, summary
 from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.words import describe, describe_problem, summary
 from attnspec.conformance.report.environment import device_data, device_name, versions
 from attnspec.conformance.report.repro import FOLDER, write
 from attnspec.conformance.run.ending import incomplete

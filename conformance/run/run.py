@@ -17,7 +17,8 @@ from attnspec.conformance.judging.lean import LongRows
 from attnspec.conformance.known.draft import Draft
 from attnspec.conformance.known.inherited import Inherited
 from attnspec.conformance.known.issues import KnownIssues
-from attnspec.conformance.problems.case import Case, array
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.run.shapes import Fallbacks, few, fewer
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard

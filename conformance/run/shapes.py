@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 
 # heads, batch items, queries, keys (0: as many), width of q and k, width of v (0: the same), by the way heads are shared.

@@ -12,7 +12,8 @@ import torch
 from attnspec.adapters import Adapter, Call, ResolveError
 from attnspec.adapters.stub import PLAINLY, Reading, stub
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve
 from attnspec.spec import Problem

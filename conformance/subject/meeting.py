@@ -11,7 +11,8 @@ import torch
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.judging.coarser import COARSER
 from attnspec.conformance.judging.judge import compare, form
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.contact import look
 from attnspec.conformance.subject.refusals import find
 from attnspec.conformance.subject.subject import DTYPES, Subject

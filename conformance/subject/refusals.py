@@ -15,7 +15,8 @@ from typing import Any
 
 from attnspec.adapters import Answer
 from attnspec.adapters.restrictions import NO_BACKWARD
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 
 SIZES = ((2, 3, 7), (1, 8, 4), (3, 5, 33))

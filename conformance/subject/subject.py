@@ -19,8 +19,9 @@ from attnspec.adapters.watch.trace import Trace
 from attnspec.conformance.judging.finding import Judgement
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
-from attnspec.conformance.problems.case import Case, describe_problem
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.tensors import build, restricted
+from attnspec.conformance.problems.words import describe_problem
 from attnspec.conformance.verdicts.lines import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import Clause, Dialect, Problem

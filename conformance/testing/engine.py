@@ -31,7 +31,9 @@ from attnspec.conformance.diagnosis.order import wrong_by_itself
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, no_answer, together
 from attnspec.conformance.known.inherited import Origin
-from attnspec.conformance.problems.case import Case, array, fit
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.report import table as report
 from attnspec.conformance.run.run import Run

@@ -18,7 +18,8 @@ from attnspec.adapters import Answer
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, ending, form
 from attnspec.conformance.judging.lean import LONG, long_rows
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import Broken, TooLarge, answer_of
 from attnspec.reference import SampledRows, to_float64

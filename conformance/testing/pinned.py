@@ -9,7 +9,9 @@ from dataclasses import fields
 import pytest
 
 from attnspec.conformance.known.issues import Issue, KnownIssues
-from attnspec.conformance.problems.case import Case, array, fit
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import DTYPES, Subject
 from attnspec.conformance.testing.engine import tests_of

@@ -22,7 +22,8 @@ from numpy import ndarray as Array
 from numpy.random import default_rng
 
 from attnspec.adapters import Answer
-from attnspec.conformance.problems.case import Case, fit
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, arithmetic, to_float64
 

@@ -23,7 +23,10 @@ if __name__ == "__main__":
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.problems.case import LEVELS, Case, array, fit
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve
 from attnspec.spec import Dialect, Problem
