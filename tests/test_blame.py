@@ -9,7 +9,8 @@ from mutants.base import load
 
 from attnspec.adapters import resolve
 from attnspec.conformance.diagnosis.blame import blame, rounded_clause
-from attnspec.conformance.diagnosis.explain import Explainer, in_empty_row
+from attnspec.conformance.diagnosis.explain import Explainer
+from attnspec.conformance.diagnosis.explained import in_empty_row
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.tensors import build

@@ -15,20 +15,13 @@ from mutants.base import load, with_sdpa_signature
 from attnspec.adapters import resolve
 from attnspec.conformance.clauses.test_dropout import readable
 from attnspec.conformance.diagnosis import folding
-from attnspec.conformance.diagnosis.diagnose import (
-    COARSE,
-    Diagnosis,
-    diagnose,
-    look,
-    other_choice,
-    probes,
-    screen,
-    sentence,
-    shuffled,
-    told,
-)
+from attnspec.conformance.diagnosis.diagnose import diagnose
 from attnspec.conformance.diagnosis.dropped import dropped
-from attnspec.conformance.diagnosis.explain import Explained, Explainer
+from attnspec.conformance.diagnosis.evidence import probes, shuffled
+from attnspec.conformance.diagnosis.explain import Explainer
+from attnspec.conformance.diagnosis.explained import Explained
+from attnspec.conformance.diagnosis.match import look, screen
+from attnspec.conformance.diagnosis.names import COARSE, Diagnosis, other_choice, sentence, told
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.canonical import MISTAKES
 from attnspec.conformance.mistakes.table import kernel_at

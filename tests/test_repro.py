@@ -11,7 +11,8 @@ from judging import ended, judge
 from mutants.base import load
 
 from attnspec.adapters import resolve
-from attnspec.conformance.diagnosis.explain import Explained, Explainer
+from attnspec.conformance.diagnosis.explain import Explainer
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.order import earlier
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case

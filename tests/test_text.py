@@ -10,7 +10,7 @@ from judging import ended
 
 from attnspec.adapters import ResolveError, parse_kwargs, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
-from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.report import table as report

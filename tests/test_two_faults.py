@@ -12,10 +12,12 @@ from mutants.base import load
 from mutants.pairs import PAIRS
 
 from attnspec.adapters import Adapter, resolve
-from attnspec.conformance.diagnosis.explain import Explained, Explainer, descend, without
+from attnspec.conformance.diagnosis.explain import Explainer
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.purse import Purse
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.verdicts.lines import mark, standing, tally, weighed
 from attnspec.spec import Problem, index

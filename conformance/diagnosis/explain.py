@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import re
 import time
 import warnings
 from collections import Counter
@@ -15,20 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnspec.adapters import Adapter, Answer
+from attnspec.adapters import Answer
 from attnspec.conformance.diagnosis.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
-from attnspec.conformance.diagnosis.diagnose import (
-    ENORMOUS,
-    Diagnosis,
-    calmer,
-    diagnose,
-    explained_by,
-    look,
-    other_choice,
-    placed,
-    screen,
-    shows,
-)
+from attnspec.conformance.diagnosis.diagnose import diagnose
+from attnspec.conformance.diagnosis.evidence import ENORMOUS, calmer
+from attnspec.conformance.diagnosis.explained import LENGTHS, By, Explained, comparable, in_empty_row, same_words
+from attnspec.conformance.diagnosis.match import explained_by, look, placed, screen, shows
+from attnspec.conformance.diagnosis.names import Diagnosis, other_choice
 from attnspec.conformance.diagnosis.order import BY_ADDRESS, KEPT, earlier, kept_by_address
 from attnspec.conformance.diagnosis.purse import COMPARING, FIRST, OTHERS, SIMPLER, Purse
 from attnspec.conformance.judging.coarser import coarser, with_class
@@ -36,106 +27,21 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
-from attnspec.conformance.problems.reduce import simpler
+from attnspec.conformance.problems.reduce import SMALL, descend, factor, small_cases, without
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 
 SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not seconds, which would show other numbers elsewhere
-REDUCTIONS = 120  # answers that the reduction of one failure may ask for
-SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
 OFTEN = 3  # times that a failure is compared with problems of one chapter before what is left of the time is kept for the others
 DOUBTS = 3  # times that a failure may be found in place of another before nobody believes what explains it
-LENGTHS = frozenset({"i<j", "i>j"})  # traits of lengths that differ
 BESIDE = frozenset({"causal_ignored_with_mask", "mask_ignored_with_causal"})  # mistakes of a mask and causal together
-NUMBER = re.compile(r"[\d.]+")
-
-
-def factor(trait: str) -> str:
-    """The factor of a case that a trait speaks of: "bias" of "bias=hj"; a trait without a value is its own."""
-    return trait.partition("=")[0]
-
-
-def in_empty_row(finding: Finding, exact: Exact) -> bool:
-    """Whether what was found may be about rows without a visible key: an output that is wrong in such a row, or all the rest."""
-    return bool(exact.empty[finding.index[:3] if finding.output == "o" and len(finding.index) == 4 else ...].any())
-
-
-def comparable(one: Finding, other: Finding) -> bool:
-    """Whether one fault may show as both: as wrong numbers, or as two answers that differ; or else as the same kind of refusal."""
-    return one.of_answers == other.of_answers and (one.of_answers or one.kind == other.kind)
-
-
-def same_words(one: Finding, other: Finding) -> bool:
-    """Whether two messages differ in their numbers alone."""
-    return NUMBER.sub("#", one.message) == NUMBER.sub("#", other.message)
 
 
 def anything(case: Case) -> bool:
     """The clause is asked on every case."""
     return True
-
-
-@dataclass(frozen=True)
-class Explained:
-    """A failure, reduced: the clause it breaks, the smallest case that still fails, and what is wrong there."""
-
-    clause: str
-    case: Case
-    finding: Finding
-    problem: Problem
-    exact: Exact | None  # None where the problem is none that the reference would take
-    by_case: bool = True  # False where the test made the problem itself
-    margin: np.ndarray | None = None  # where two calls are compared: by how much they may differ, inf where they may at all
-    met: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
-    spared: set[str] = field(default_factory=set)  # traits of the case, and factors, that cases had not which were reduced to it
-    diagnosis: Diagnosis | None = None
-    earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
-    within: Within = PLAINLY  # what surrounds the call, and must not matter
-    asked_by: str = ""  # the clause whose test asks for it, where a test of another one made the problem
-    reduced: bool = True  # False where the time for explanations was used up
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What makes two failures the same fault, whatever the dtype."""
-        if self.finding.hint:
-            return self.clause, self.finding.hint
-        return self.clause, *self.finding.likeness
-
-    @property
-    def named(self) -> bool:
-        """Whether a mistake is known that gives exactly these numbers."""
-        return self.diagnosis is not None and bool(self.diagnosis.best)
-
-    @property
-    def by_address(self) -> bool:
-        """Whether an earlier call's memory explains it, so that any problem may show it which lies there."""
-        return self.finding.message == BY_ADDRESS
-
-    def needs(self) -> frozenset[str]:
-        """What another case must have to show the same fault, a bias of whatever form being "bias".
-
-        Lengths that differ matter where a choice explains it.
-        """
-        traits = self.case.traits()
-        needs = traits - self.spared | {factor(trait) for trait in traits & self.spared} - self.spared
-        return needs if self.finding.hint else needs - LENGTHS
-
-    def spare(self, met: Case) -> None:
-        """Learn from a case that was reduced to this one what the fault does not need, where no name says what it is."""
-        if not self.named:
-            has = met.traits()
-            missing = self.case.traits() - has
-            self.spared.update(missing, {factor(trait) for trait in missing} - {factor(trait) for trait in has})
-
-
-@dataclass(frozen=True)
-class By:
-    """A failure that accounts for a failing problem; `certain` where it is known to, and there is nothing else wrong with it."""
-
-    explained: Explained
-    certain: bool
 
 
 @dataclass
@@ -658,49 +564,3 @@ class Explainer:
             clause = blame(left, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         rounded = rounded_clause(finding, dtype, diagnosis.best if diagnosis is not None else ())
         return rounded or accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
-
-
-FACTOR = {"scale≤0": "scale", "e≠d": "e", "b>1": "b", "h>1": "heads", "i<j": "j", "i>j": "j"} | dict.fromkeys(
-    ("mqa", "gqa", "shared_kv"), "heads"
-)  # of a trait, where it is not called as the trait is
-
-
-def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
-    """The case without one of the things that a failure needs, each in turn, and without all of them."""
-    changes: dict[str, Any] = {}
-    for need in sorted(needs):
-        name = FACTOR.get(need, factor(need))
-        plain = getattr(Case(), name)
-        if name == "heads" and need != "h>1":
-            plain = f"{case.h}/{case.h}"
-        changes[name] = plain
-        yield replace(case, **{name: plain})
-    if len(changes) > 1:
-        yield replace(case, **changes)
-
-
-def small_cases(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> Iterator[Case]:
-    """Small cases that have of a case only what `own` asks for."""
-    bare = descend(case, adapter, own, 1 << 20)
-    for i, j in SMALL:
-        small = fit(replace(bare, i=i, j=0 if i == j else j), adapter)
-        if own(small):
-            yield small
-
-
-def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool], most: int = REDUCTIONS, seconds: float = math.inf) -> Case:
-    """Greedy descent: take the first simpler case that still fails, until none does, `most` were asked or the time is up."""
-    asked, tried, began = 0, {case}, time.thread_time()
-    while True:
-        for trial in (fit(simple, adapter) for simple in simpler(case)):
-            if trial in tried:
-                continue
-            tried.add(trial)
-            asked += 1
-            if asked > most or time.thread_time() - began > seconds:
-                return case
-            if fails(trial):
-                case = trial
-                break
-        else:
-            return case

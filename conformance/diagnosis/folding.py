@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from attnspec.conformance.diagnosis.diagnose import sentence, told
+from attnspec.conformance.diagnosis.names import sentence, told
 from attnspec.conformance.mistakes.canonical import MISTAKES
 from attnspec.conformance.verdicts.record import Failure
 from attnspec.spec import index
 
 if TYPE_CHECKING:
-    from attnspec.conformance.diagnosis.explain import Explained
+    from attnspec.conformance.diagnosis.explained import Explained
 
 
 # Clauses whose failure is its own explanation.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.adapters import ResolveError
-from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.known.region import WORDS, Region
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.reduce import simpler

@@ -24,7 +24,7 @@ from attnspec.adapters.contract import leaves_of, quiet
 from attnspec.adapters.reading import readable
 from attnspec.adapters.shipped.sdpa import OPERATORS, pinned
 from attnspec.adapters.watch.trace import wholly
-from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
 from attnspec.conformance.known.file import read
 from attnspec.conformance.known.issues import Issue

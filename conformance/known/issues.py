@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.known.region import Region
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS, OPEN_SIZES, SIMPLER_FIRST, level_of
+from attnspec.conformance.problems.fit import fit
 
 
 def simpler(case: Case) -> Iterator[Case]:
@@ -46,3 +50,58 @@ def _simpler_heads(case: Case) -> list[str]:
     if case.sharing == "mqa":
         return ["1/1", "2/2", *(f"{n}/1" for n in fewer if n > 1)]
     return [f"{n}/{n}" for n in fewer]
+
+
+REDUCTIONS = 120  # answers that the reduction of one failure may ask for
+SMALL = ((1, 2), (2, 2), (2, 3), (3, 2), (4, 5), (5, 9))  # queries and keys of the problems that a reduction tries first
+
+
+def factor(trait: str) -> str:
+    """The factor of a case that a trait speaks of: "bias" of "bias=hj"; a trait without a value is its own."""
+    return trait.partition("=")[0]
+
+
+FACTOR = {"scale≤0": "scale", "e≠d": "e", "b>1": "b", "h>1": "heads", "i<j": "j", "i>j": "j"} | dict.fromkeys(
+    ("mqa", "gqa", "shared_kv"), "heads"
+)  # of a trait, where it is not called as the trait is
+
+
+def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
+    """The case without one of the things that a failure needs, each in turn, and without all of them."""
+    changes: dict[str, Any] = {}
+    for need in sorted(needs):
+        name = FACTOR.get(need, factor(need))
+        plain = getattr(Case(), name)
+        if name == "heads" and need != "h>1":
+            plain = f"{case.h}/{case.h}"
+        changes[name] = plain
+        yield replace(case, **{name: plain})
+    if len(changes) > 1:
+        yield replace(case, **changes)
+
+
+def small_cases(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> Iterator[Case]:
+    """Small cases that have of a case only what `own` asks for."""
+    bare = descend(case, adapter, own, 1 << 20)
+    for i, j in SMALL:
+        small = fit(replace(bare, i=i, j=0 if i == j else j), adapter)
+        if own(small):
+            yield small
+
+
+def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool], most: int = REDUCTIONS, seconds: float = math.inf) -> Case:
+    """Greedy descent: take the first simpler case that still fails, until none does, `most` were asked or the time is up."""
+    asked, tried, began = 0, {case}, time.thread_time()
+    while True:
+        for trial in (fit(simple, adapter) for simple in simpler(case)):
+            if trial in tried:
+                continue
+            tried.add(trial)
+            asked += 1
+            if asked > most or time.thread_time() - began > seconds:
+                return case
+            if fails(trial):
+                case = trial
+                break
+        else:
+            return case

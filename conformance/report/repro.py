@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
-from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import beyond, together
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within

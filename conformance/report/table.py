@@ -18,7 +18,7 @@ import torch
 from attnspec.adapters import FEATURES, RESTRICTIONS
 from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
-from attnspec.conformance.diagnosis.explain import Explained
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.folding import fold, names_of
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.coverage import Space, said

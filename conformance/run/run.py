@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from attnspec.conformance.diagnosis.explain import Explained, Explainer
+from attnspec.conformance.diagnosis.explain import Explainer
+from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.folding import fold, names_of
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET, Purse
 from attnspec.conformance.judging.lean import LongRows

@@ -25,7 +25,8 @@ import pytest
 
 from attnspec.adapters import Answer, same_bits
 from attnspec.adapters.reading import handlers, interrupted
-from attnspec.conformance.diagnosis.explain import By, Explained, anything, descend, without
+from attnspec.conformance.diagnosis.explain import anything
+from attnspec.conformance.diagnosis.explained import By, Explained
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
 from attnspec.conformance.judging.finding import Finding
@@ -34,6 +35,7 @@ from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.report import table as report
 from attnspec.conformance.run.run import Run
