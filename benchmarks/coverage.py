@@ -26,7 +26,7 @@ from attnspec.conformance.plugin import hooks as plugin
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.coverage import Space, said
 from attnspec.conformance.problems.factors import LEVELS, alike
-from attnspec.conformance.run.run import TIERS
+from attnspec.conformance.run.tier import TIERS
 
 DTYPES = LEVELS["dtype"]
 EXAMPLES = TIERS["standard"].searched

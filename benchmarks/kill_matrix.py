@@ -47,7 +47,7 @@ from variants import HONEST  # noqa: E402
 
 from attnspec.conformance.diagnosis import diagnose as diagnosis  # noqa: E402
 from attnspec.conformance.diagnosis import explain  # noqa: E402
-from attnspec.conformance.run.run import TIERS  # noqa: E402
+from attnspec.conformance.run.tier import TIERS  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.conformance.testing import engine as testing  # noqa: E402
 from attnspec.conformance.verdicts import record  # noqa: E402

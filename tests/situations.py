@@ -14,7 +14,8 @@ from attnspec.adapters import FEATURES, Adapter
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import decodes
 from attnspec.conformance.problems.tensors import build
-from attnspec.conformance.run.run import Run, Tier
+from attnspec.conformance.run.run import Run
+from attnspec.conformance.run.tier import Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve
 from attnspec.reference.dense import Forward

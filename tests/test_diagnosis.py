@@ -26,7 +26,8 @@ from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.canonical import MISTAKES
 from attnspec.conformance.mistakes.table import kernel_at
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.report import table as report
+from attnspec.conformance.problems.words import describe
+from attnspec.conformance.report import failure as report
 from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject
@@ -265,7 +266,7 @@ def test_numbers_become_simple_and_fail_still() -> None:
     again = judge(subject.run(problem), subject.solve(problem), "A").findings[0]
     assert (again.got, again.kind) == (found.finding.got, found.finding.kind)
     assert "bias 1 0" in report.numbers(found)
-    assert "numbers: bias one at 0" in report.describe(case)
+    assert "numbers: bias one at 0" in describe(case)
     compile(script(subject, found, None), "repro", "exec")
 
 

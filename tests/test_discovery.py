@@ -17,7 +17,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.factors import LEVELS, OPEN_SIZES, level_of
 from attnspec.conformance.problems.fit import fit
-from attnspec.conformance.run.run import TIERS
+from attnspec.conformance.run.tier import TIERS
 
 FALSE_ALARM = 1e-6  # of one test, where the stated probability is the true one; a higher one makes it rarer
 SEARCHES = 120

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from attnspec.conformance.plugin.hooks import OPTIONS
+from attnspec.conformance.plugin.options import OPTIONS
 from attnspec.spec import CHOICES, index
 
 DOCS = Path(__file__).parent.parent / "docs"

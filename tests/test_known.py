@@ -328,7 +328,8 @@ def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
 def test_what_is_asked_again_leaves_nothing_in_the_run(tmp_path):
     """A pinned problem that fails otherwise: its failure is no failure of the run, is not drafted and not diagnosed at the end."""
     from attnspec.conformance.known.draft import Draft
-    from attnspec.conformance.run.run import TIERS, Run
+    from attnspec.conformance.run.run import Run
+    from attnspec.conformance.run.tier import TIERS
 
     (adapter,) = resolve(fails_at_equal_lengths, {})
     subject = meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))

@@ -14,7 +14,7 @@ from attnspec.adapters import resolve
 from attnspec.conformance.diagnosis.explain import Explainer
 from attnspec.conformance.diagnosis.order import BY_ADDRESS, kept_by_address, wrong_by_itself
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.report import table as report
+from attnspec.conformance.report import failure as report
 from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject

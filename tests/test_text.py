@@ -13,7 +13,7 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.report import table as report
+from attnspec.conformance.report import failure as report
 from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.cli import main

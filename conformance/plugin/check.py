@@ -23,8 +23,9 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.watch.state import STATE, current_accelerator
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
-from attnspec.conformance.plugin.hooks import OPTIONS, loaded, make_run
-from attnspec.conformance.report import table as report
+from attnspec.conformance.plugin.options import OPTIONS, loaded, make_run
+from attnspec.conformance.report import header as head
+from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing.engine import tests_of
@@ -168,8 +169,8 @@ def check(
 
 def _asked(run: Run) -> Result:
     """Every test of every subject in every dtype, and what came of it."""
-    header = report.header(run)
-    run.record.open(report.header_data(run))
+    header = head.header(run)
+    run.record.open(head.header_data(run))
     errors: list[str] = []
     tests = tests_of(run.clauses)
     run.begin(test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes)
@@ -209,13 +210,13 @@ def _asked(run: Run) -> Result:
         notes=tuple(record.notes),
         errors=tuple(errors),
         held=tuple(
-            {"variant": s.label, "device": s.device, "dtype": dtype, "class": report.held(run, s, dtype)}
+            {"variant": s.label, "device": s.device, "dtype": dtype, "class": held(run, s, dtype)}
             for s in run.subjects
             for dtype in s.dtypes
-            if report.held(run, s, dtype) != "–"
+            if held(run, s, dtype) != "–"
         ),
         header=tuple(header),
-        summary=tuple(report.table(run)),
+        summary=tuple(table(run)),
         judged=judged(record),
         exit=exit_code(run),
         incomplete=tuple(incomplete(run)),

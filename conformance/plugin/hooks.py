@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import faulthandler
 import re
-import shlex
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
+from attnspec.conformance.plugin.options import OPTIONS, run_of
 from attnspec.conformance.run import clock
 
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    ("--impl", {"help": "what to test: a dotted path, file.py:name, or a shipped name such as sdpa-math"}),
-    ("--impl-kwargs", {"default": "", "help": "constructor arguments: heads=8,dim=64 or a JSON object"}),
-    ("--impl-device", {"action": "append", "help": "cpu, cuda, … (default: cpu and whatever accelerator torch reports)"}),
-    ("--impl-dtypes", {"help": "float32,bfloat16,… that are promised (default: those that a plain call accepts)"}),
-    ("--without", {"default": "", "help": "features that are not promised after all, such as backward,gqa"}),
-    ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much is asked"}),
-    ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
-    ("--allow-incomplete", {"action": "store_true", "help": "what was not reached does not decide the exit code"}),
-    ("--few-shapes", {"action": "store_true", "help": "ask in a few shapes only, for what compiles for each"}),
-    ("--explain-budget", {"type": float, "default": EXPLAIN_BUDGET, "help": "seconds for explaining what fails, in all"}),
-    ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
-    ("--accuracy", {"choices": ("A", "T", "B", "B*", "C", "C*", "D"), "help": "the accuracy class claimed for every dtype"}),
-    ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
-    ("--case", {"help": "only this case, as a failure prints it"}),
-    ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),
-    ("--no-search", {"action": "store_true", "help": "ask the pinned problems only: the same ones whatever the seed; for gates"}),
-    ("--shard", {"help": "1/4: of four machines this is the first; each takes the tests of some clauses"}),
-    ("--known-issues", {"help": "TOML file of what is known to fail; '' for none (default: that of pyproject.toml)"}),
-    ("--inherited", {"choices": ("fail", "note"), "default": "fail", "help": "note: what torch breaks in it does not decide"}),
-    ("--write-known-issues", {"help": "draft such a file from what fails here"}),
-    ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
-    ("--show", {"choices": ("hex",), "help": "hex: the numbers of a failure to the bit, and how many ulp they are apart"}),
-    ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
-    ("--verdict-report", {"help": "write a page for people to this file, out.html, and out.md beside it for a pull request"}),
-]
 TESTS = Path(__file__).parent.parent / "clauses"
 _HEADING = re.compile(r"[A-Z]+-\d+ · ")
 
@@ -79,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signals.watch()
     try:
         with streams_kept():
-            config.stash[_RUN] = _make_run(config)
+            config.stash[_RUN] = run_of(config)
     except (ResolveError, SpecError, ValueError) as error:
         from attnspec.conformance.verdicts.text import visible
 
@@ -107,215 +79,6 @@ _TROUBLE: pytest.StashKey[list[str]] = pytest.StashKey()
 _EXIT: pytest.StashKey[int] = pytest.StashKey()
 _ADVICE: pytest.StashKey[str] = pytest.StashKey()
 _ASKED: pytest.StashKey[float] = pytest.StashKey()  # when the last test had ended
-
-
-def _make_run(config: pytest.Config) -> Any:
-    from attnspec.adapters import ResolveError, parse_kwargs, resolve
-    from attnspec.conformance.verdicts.record import Record
-
-    option, command = config.getoption, shlex.join(["pytest", *map(str, config.invocation_params.args)])
-    path = Path(option("--verdicts")).absolute() if option("--verdicts") and not hasattr(config, "workerinput") else None
-    try:  # nothing of an earlier run is left: whatever the kernel does from here on, it is not taken for this one's
-        if path is not None and path.parent.is_dir():
-            path.write_text("", encoding="utf-8")
-        if option("--verdict-report"):
-            from attnspec.conformance.verdicts import page
-
-            page.check_target(Path(option("--verdict-report")))
-            if not hasattr(config, "workerinput") and not option("collectonly"):
-                page.announce(Path(option("--verdict-report")), command)
-    except OSError as error:
-        raise ResolveError(f"{error.filename} can't be written: {error.strerror}; name a file in another folder") from None
-    record = Record(path)
-    kwargs = parse_kwargs(option("--impl-kwargs"))
-    adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
-    run = make_run(_with_pyproject(config, adapters), adapters, record)
-    run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
-    run.asked = command
-    return run
-
-
-def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
-    """The adapters that `load` gives; what importing the implementation changes of the global state is noted.
-
-    How many threads there are, how products are rounded and which of torch's kernels are on is for a package to choose, and
-    it is judged as its users have it; the rest is set back.
-    """
-    from attnspec.adapters.watch.state import SETUP, no_second_run, watched
-
-    with no_second_run(), watched(leave=SETUP) as changes:
-        adapters = load()
-    for how in changes.values():
-        record.note(f"importing it changed {how}, before anything was called")
-    return adapters
-
-
-def _with_pyproject(config: pytest.Config, adapters: list[Any]) -> Callable[[str], Any]:
-    """The options, with the known issues that the pyproject.toml of pytest's rootdir names, if they are this implementation's."""
-    from attnspec.adapters import ResolveError
-    from attnspec.conformance.known.file import OtherImplementation, read
-
-    path = config.rootpath / "pyproject.toml"
-    if config.getoption("--known-issues") is not None or not path.is_file():
-        return config.getoption
-    named = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("attnspec", {}).get("known-issues", "")
-    if not isinstance(named, str):
-        raise ResolveError(f"{path}: known-issues under [tool.attnspec] is {named!r}; write the path of one file")
-    if not named:
-        return config.getoption
-    file = str(config.rootpath / named)
-    try:
-        read(Path(file), {adapter.name for adapter in adapters})
-    except OtherImplementation:
-        return config.getoption
-    return lambda name: file if name == "--known-issues" else config.getoption(name)
-
-
-def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> Any:
-    """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
-    from attnspec.adapters import FEATURES, ResolveError
-    from attnspec.conformance.known.draft import Draft, new_file
-    from attnspec.conformance.known.file import read
-    from attnspec.conformance.known.inherited import Inherited
-    from attnspec.conformance.known.issues import KnownIssues
-    from attnspec.conformance.problems.case import Case
-    from attnspec.conformance.run.run import TIERS, Run
-    from attnspec.conformance.run.shapes import Fallbacks, slow_on_new
-    from attnspec.conformance.subject.meeting import meet
-    from attnspec.conformance.verdicts.merge import Shard
-    from attnspec.reference.bounds.accuracy import UNIT
-    from attnspec.spec import CHOICES
-
-    without = {x for x in option("--without").split(",") if x}
-    if without - FEATURES.keys():
-        raise ResolveError(f"--without names {', '.join(sorted(without - FEATURES.keys()))}; there are {', '.join(FEATURES)}")
-    if without & {"backward", "bias"}:
-        without.add("bias_grad")
-    dialect: dict[str, str] = {}
-    for choice in option("--dialect"):
-        if choice == "canonical":
-            dialect |= {name: open_.values[0] for name, open_ in CHOICES.items()}
-            continue
-        key, _, value = choice.partition("=")
-        if key not in CHOICES or value not in CHOICES[key].values:
-            raise ResolveError(
-                f"--dialect {choice!r}: there are canonical; "
-                + "; ".join(f"{open_.name}={'|'.join(open_.values)}" for open_ in CHOICES.values())
-            )
-        dialect[key] = value
-    dtypes = tuple(x for x in (option("--impl-dtypes") or "").split(",") if x) or None
-    if dtypes and set(dtypes) - UNIT.keys():
-        raise ResolveError(f"--impl-dtypes {option('--impl-dtypes')}: there are {', '.join(UNIT)}")
-    case = Case.parse(option("--case")) if option("--case") else None
-    if option("--verdicts") and not Path(option("--verdicts")).absolute().parent.is_dir():
-        raise ResolveError(f"--verdicts {option('--verdicts')}: there is no folder {Path(option('--verdicts')).parent}")
-    clauses = tuple(x for x in option("--clauses").split(",") if x)
-    _check_clauses(clauses)
-    names = {adapter.name for adapter in adapters}
-    known = read(Path(option("--known-issues")), names) if option("--known-issues") else KnownIssues()
-    inherited = Inherited(accepted=option("--inherited") == "note")
-    shard = Shard.parse(option("--shard")) if option("--shard") else None
-    draft = Draft(new_file(option("--write-known-issues")) if option("--write-known-issues") else None)
-
-    subjects = []
-    for adapter in adapters:
-        adapter.offers = frozenset(adapter.offers) - without
-        for device in _devices(adapter, option("--impl-device")):
-            subjects.append(
-                meet(adapter.on(device), device, dialect, option("--accuracy"), dtypes or ((case.dtype,) if case else None))
-            )
-    for subject in subjects:
-        if not subject.dtypes:
-            raise ResolveError(_refuses_everything(subject))
-        seen = subject.backend
-        if getattr(subject.adapter, "flash", False) and seen is not None and seen.unfused:
-            record.note(
-                f"{subject.adapter.name} {subject.label} on {subject.device} ran no fused kernel: a plain {subject.dtypes[0]} call "
-                f"is {', '.join(seen.parts)}; which kernel answers is no part of the answer, and decides nothing"
-            )
-        subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
-        tier = TIERS[option("--tier")]
-        subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
-        sides = known.same_side(subject), inherited.same_side(subject)
-        subject.same_side = lambda met, other, sides=sides: all(same(met, other) for same in sides)
-    small = set()
-    for subject in subjects:
-        measured = "" if option("--few-shapes") else slow_on_new(subject)
-        if measured:
-            record.note(f"{subject.label} on {subject.device} is slow on new shapes ({measured}); it is asked as with --few-shapes")
-        if measured or option("--few-shapes"):
-            small.add(id(subject))
-    fallbacks = Fallbacks(subjects)
-    fallbacks.watch()
-    kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy")
-    words = ["pytest"]
-    for name in kept:
-        value = option(name)
-        for item in value if isinstance(value, list) else [value] if value else []:
-            words.append(shlex.quote(f"{name}={item}"))
-    return Run(
-        command=" ".join(words),
-        subjects=subjects,
-        tier=TIERS[option("--tier")],
-        seed=option("--attnspec-seed"),
-        budget=option("--budget"),
-        explain_budget=option("--explain-budget"),
-        case=case,
-        clauses=clauses,
-        enforce_should=option("--enforce-should"),
-        allow_incomplete=option("--allow-incomplete"),
-        pinned_only=option("--no-search"),
-        few_shapes=frozenset(small),
-        fallbacks=fallbacks,
-        shard=shard,
-        record=record,
-        show=option("--show"),
-        known=known,
-        inherited=inherited,
-        draft=draft,
-    )
-
-
-def _check_clauses(clauses: tuple[str, ...]) -> None:
-    from attnspec.adapters import ResolveError
-    from attnspec.spec import index
-
-    known = {clause.chapter for clause in index().values()}
-    for name in clauses:
-        if name not in index() and name not in known:
-            raise ResolveError(f"--clauses {name}: there is no such chapter or clause; chapters are {', '.join(sorted(known))}")
-
-
-def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
-    from attnspec.adapters import ResolveError
-    from attnspec.adapters.watch.state import current_accelerator
-
-    present = ["cpu"]
-    accelerator = current_accelerator()
-    if accelerator is not None:
-        present.append(accelerator.type)
-    devices = asked or [d for d in present if adapter.devices is None or d in adapter.devices]
-    if not devices:
-        raise ResolveError(
-            f"{adapter.name} runs on {' and '.join(adapter.devices)} only, and this machine has {' and '.join(present)}; "
-            "nothing was tested"
-        )
-    for device in devices:
-        if device.split(":")[0] not in present:
-            raise ResolveError(f"--impl-device {device}: this machine has {' and '.join(present)}")
-    return devices
-
-
-def _refuses_everything(subject: Any) -> str:
-    from attnspec.conformance.subject.meeting import widths
-
-    reasons = sorted(set(subject.refused_dtypes.values()))
-    return (
-        f"{f'{subject.adapter.name} {subject.adapter.variant}'.strip()} answers no plain call on {subject.device}: "
-        f"q, k, v of shape (1, 2, 4, d) and no option, with d = {', '.join(map(str, widths(subject)))}, in "
-        f"{', '.join(subject.refused_dtypes)}. It raised {'; '.join(reasons)}. "
-        "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it wants."
-    )
 
 
 # COLLECTION
@@ -424,9 +187,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Begin the verdict file, whatever the terminal shows."""
     run = session.config.stash.get(_RUN, None)
     if run is not None:
-        from attnspec.conformance.report import table as report
+        from attnspec.conformance.report.header import header_data
 
-        run.record.open(report.header_data(run))
+        run.record.open(header_data(run))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -434,9 +197,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     run = config.stash.get(_RUN, None)
     if run is None:
         return []
-    from attnspec.conformance.report import table as report
+    from attnspec.conformance.report.header import header
 
-    return report.header(run) + [f"  {advice}" for advice in (config.stash[_ADVICE],) if advice]
+    return header(run) + [f"  {advice}" for advice in (config.stash[_ADVICE],) if advice]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -501,10 +264,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     run = config.stash.get(_RUN, None)
     if run is None:
         return
-    from attnspec.conformance.report import table as report
+    from attnspec.conformance.report.table import faults, table
 
-    sections = {"notes": lambda: run.record.notes, "faults": lambda: report.faults(run)}
-    for title, say in {**sections, "attention conformance": lambda: report.table(run)}.items():
+    sections = {"notes": lambda: run.record.notes, "faults": lambda: faults(run)}
+    for title, say in {**sections, "attention conformance": lambda: table(run)}.items():
         lines: list[str] = []
         _attempt(config, f"the section {title}", lambda say=say, lines=lines: lines.extend(say()))  # type: ignore[misc]
         if lines:

@@ -21,38 +21,12 @@ from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.run.shapes import Fallbacks, few, fewer
+from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.reference import stricter
 from attnspec.spec import index
-
-
-@dataclass(frozen=True)
-class Tier:
-    """How much is asked: which covering array, and for each test in each dtype how much of it and of the search.
-
-    searched: examples that Hypothesis draws. narrowed: rows that are bent to what a comparison wants to see. rows: rows on
-    which a relation is asked. generic: problems of generic numbers from which a bias is seen. compiled: the backend for
-    torch.compile, or none. slow: whether costs such as rows of a million keys and ball arithmetic for every answer in
-    float64 are borne.
-    """
-
-    array: str
-    searched: int
-    narrowed: int
-    rows: int
-    generic: int = 0
-    compiled: str = ""
-    slow: bool = False
-
-
-TIERS = {
-    "smoke": Tier("pairs", searched=0, narrowed=16, rows=3),
-    "standard": Tier("triples", searched=6, narrowed=50, rows=10, generic=200, compiled="eager"),
-    "thorough": Tier("triples", searched=120, narrowed=500, rows=80, generic=1000, compiled="inductor", slow=True),
-    "soak": Tier("triples", searched=1_000_000, narrowed=500, rows=200, generic=4000, compiled="inductor", slow=True),
-}
 
 
 @dataclass

@@ -37,7 +37,7 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.problems.shrink import as_case
-from attnspec.conformance.report import table as report
+from attnspec.conformance.report.failure import failure as failure_of
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.lines import Share, Why
@@ -614,7 +614,7 @@ class Asking:
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
             return
         self.run.first_time(("told", broken.id, subject.label, subject.device), self.dtype)
-        failure = report.failure(self.run, subject, explained, self.test.__name__, other, origin)
+        failure = failure_of(self.run, subject, explained, self.test.__name__, other, origin)
         above = not self.run.first_time((*what, subject.adapter.name), "")
         failure.brief = above and origin is None
         self.run.record.fail(failure)
