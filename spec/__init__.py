@@ -1,7 +1,7 @@
 """What attention is: the clauses, the choices they leave open, and the problem they speak about.
 
 The text in ``clauses/*.md`` is the one source of truth; :func:`index` parses it. Code binds itself to a clause with
-:func:`implements` (reference functions) or ``attnspec.conformance.testing.engine.clause`` (tests). The clauses and the choices
+:func:`implements` (reference functions) or ``attnspec.conformance.testing.clause.clause`` (tests). The clauses and the choices
 need no torch; a problem does.
 """
 

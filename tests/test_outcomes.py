@@ -249,7 +249,7 @@ def test_under_autocast_class_c_is_what_the_text_says():
     from attnspec.conformance.clauses.test_mode import test_autocast_is_only_a_dtype as ask
     from attnspec.conformance.problems.case import Case
     from attnspec.conformance.problems.tensors import build
-    from attnspec.conformance.testing.engine import Broken
+    from attnspec.conformance.testing.outcomes import Broken
     from attnspec.reference import solve
     from attnspec.spec import Dialect
 
@@ -271,7 +271,7 @@ def test_under_autocast_class_c_is_what_the_text_says():
 def test_paths_that_can_be_compared_are_though_another_refuses():
     from attnspec.conformance.clauses.test_mode import test_all_paths_agree as ask
     from attnspec.conformance.problems.case import Case
-    from attnspec.conformance.testing.engine import Broken, NotApplicable
+    from attnspec.conformance.testing.outcomes import Broken, NotApplicable
 
     def refuses(q, k, v):
         raise NotImplementedError("not today")

@@ -4,7 +4,9 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import Broken, NotApplicable, agrees, clause, once
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable
+from attnspec.conformance.testing.plan import agrees, once
 from attnspec.conformance.testing.systematic import DTYPES, Meter, generic
 from attnspec.reference import OUTPUTS
 

@@ -8,7 +8,9 @@ import torch
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import agrees, clause, must_be_right, on_cases, once
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import must_be_right
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import every_form
 from attnspec.reference import OUTPUTS
 

@@ -9,18 +9,9 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.choosing import must_follow_a_choice
-from attnspec.conformance.testing.engine import (
-    NotApplicable,
-    agrees,
-    clause,
-    may_answer,
-    must_agree,
-    must_answer,
-    must_be_right,
-    must_keep_bits,
-    on_cases,
-    once,
-)
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import NotApplicable, may_answer, must_agree, must_answer, must_be_right, must_keep_bits
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.reference import OUTPUTS
 from attnspec.spec import twin
 

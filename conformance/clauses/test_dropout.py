@@ -7,17 +7,9 @@ from attnspec.conformance.diagnosis.dropped import SIGMAS
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import (
-    Broken,
-    NotApplicable,
-    agrees,
-    clause,
-    is_right,
-    must_answer,
-    must_be_right,
-    on_cases,
-    once,
-)
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, is_right, must_answer, must_be_right
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
 

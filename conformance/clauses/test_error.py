@@ -18,17 +18,9 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.subject.subject import Subject, Within
-from attnspec.conformance.testing.engine import (
-    Broken,
-    NotApplicable,
-    NotOffered,
-    clause,
-    must_answer,
-    must_be_right,
-    must_keep_bits,
-    on_cases,
-    once,
-)
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, must_answer, must_be_right, must_keep_bits
+from attnspec.conformance.testing.plan import on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
 

@@ -9,17 +9,9 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import no_answer
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import (
-    Broken,
-    NotApplicable,
-    NotOffered,
-    agrees,
-    clause,
-    is_right,
-    must_be_right,
-    on_cases,
-    once,
-)
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, is_right, must_be_right
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import Problem
 

@@ -4,7 +4,9 @@ import torch
 
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import NotApplicable, agrees, clause, must_be_right, on_cases
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import NotApplicable, must_be_right
+from attnspec.conformance.testing.plan import agrees, on_cases
 from attnspec.reference import OUTPUTS
 
 

@@ -8,16 +8,9 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import GARBAGE
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import (
-    NotApplicable,
-    agrees,
-    clause,
-    must_answer,
-    must_be_right,
-    must_keep_bits,
-    on_cases,
-    once,
-)
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import NotApplicable, must_answer, must_be_right, must_keep_bits
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import every_form, hidden_keys, with_hidden
 from attnspec.reference import OUTPUTS, dense
 from attnspec.spec import Problem

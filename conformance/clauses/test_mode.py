@@ -16,18 +16,17 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.subject import Subject, Within
-from attnspec.conformance.testing.engine import (
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import (
     Broken,
     NotApplicable,
     NotOffered,
-    clause,
     may_answer,
     must_agree,
     must_answer,
     must_be_right,
-    on_cases,
-    once,
 )
+from attnspec.conformance.testing.plan import on_cases, once
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES
 

@@ -15,18 +15,9 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import (
-    Broken,
-    NotApplicable,
-    agrees,
-    clause,
-    is_right,
-    must_answer,
-    must_be_right,
-    must_keep_bits,
-    on_cases,
-    once,
-)
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, is_right, must_answer, must_be_right, must_keep_bits
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem
 

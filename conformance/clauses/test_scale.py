@@ -2,7 +2,8 @@
 
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import agrees, clause
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.plan import agrees
 from attnspec.reference import OUTPUTS
 
 

@@ -9,20 +9,18 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.meeting import WIDTHS
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import (
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.long_rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
+from attnspec.conformance.testing.outcomes import (
     Broken,
     NotApplicable,
     NotOffered,
-    agrees,
-    clause,
     may_answer,
     must_agree,
     must_answer,
     must_be_right,
-    on_cases,
-    once,
 )
-from attnspec.conformance.testing.long_rows import LENGTHS, ROWS, WIDTH, free_memory, long_problem, must_be_right_in_rows
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import one_item
 from attnspec.reference import OUTPUTS, to_float64
 from attnspec.spec import Problem, twin

@@ -3,7 +3,9 @@
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.choosing import must_follow_a_choice
-from attnspec.conformance.testing.engine import agrees, clause, may_answer, must_agree, must_be_right, on_cases, once
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import may_answer, must_agree, must_be_right
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import written_out
 from attnspec.reference import OUTPUTS
 

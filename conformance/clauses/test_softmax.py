@@ -7,7 +7,9 @@ import torch
 
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import NotApplicable, agrees, clause, may_answer, must_agree, must_be_right, on_cases, once
+from attnspec.conformance.testing.clause import clause
+from attnspec.conformance.testing.outcomes import NotApplicable, may_answer, must_agree, must_be_right
+from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import permuted, with_more_keys
 from attnspec.reference import OUTPUTS, solve
 from attnspec.spec import Problem, twin

@@ -28,7 +28,7 @@ from attnspec.conformance.report import header as head
 from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.run.run import Run
-from attnspec.conformance.testing.engine import tests_of
+from attnspec.conformance.testing.clause import tests_of
 from attnspec.conformance.testing.pinned import settle
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.conformance.verdicts.verdict import Verdict

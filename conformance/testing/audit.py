@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnspec.adapters import FEATURES
-from attnspec.conformance.testing.engine import TESTED
+from attnspec.conformance.testing.clause import TESTED
 from attnspec.spec import implementations, index
 
 

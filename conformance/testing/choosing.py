@@ -8,7 +8,7 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.subject.meeting import answered, followed, questions
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import Broken, NotApplicable, NotOffered
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES
 

@@ -9,28 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-import inspect
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from attnspec.adapters import Answer, same_bits
 from attnspec.adapters.reading import handlers, interrupted
-from attnspec.conformance.diagnosis.explain import anything
 from attnspec.conformance.diagnosis.explained import By, Explained
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.judging.judge import compare, no_answer, together
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
@@ -39,161 +30,15 @@ from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.report.failure import failure as failure_of
 from attnspec.conformance.run.run import Run
-from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
+from attnspec.conformance.subject.subject import PLAINLY, Subject
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge, there_was_memory
+from attnspec.conformance.testing.plan import Plan
 from attnspec.conformance.verdicts.lines import Share, Why
 from attnspec.conformance.verdicts.record import Cell
 from attnspec.conformance.verdicts.verdict import Verdict
-from attnspec.reference import OUTPUTS, Exact, to_float64
 from attnspec.spec import Problem, index
 
-TESTED: dict[str, list[str]] = {}  # clause → tests, filled as test modules are imported
-RELATION_COST = 1 << 17
 AROUND = 24  # problems beside those that fail by another clause, for one test
-
-
-class Broken(Exception):
-    """A clause does not hold: what was found, and the problems that show it.
-
-    other: the second one where two are compared. earlier: those that were asked before, and within: what surrounds the call,
-    where that must not matter. alone: whether the problem is wrong also by itself, where the test has seen that.
-    """
-
-    def __init__(
-        self,
-        finding: Finding,
-        problem: Problem | None = None,
-        exact: Exact | None = None,
-        other: Problem | None = None,
-        margin: np.ndarray | None = None,
-        earlier: tuple[Problem, ...] = (),
-        within: Within = PLAINLY,
-        alone: bool | None = None,
-    ) -> None:
-        super().__init__(finding.message)
-        self.finding, self.problem, self.exact, self.other, self.margin = finding, problem, exact, other, margin
-        self.earlier, self.within, self.alone = earlier, within, alone
-
-
-class NotOffered(Exception):
-    """What the test asks for is neither promised nor answered."""
-
-
-class TooLarge(Exception):
-    """There was no memory for an answer."""
-
-
-class NotApplicable(Exception):
-    """This case can't show the clause."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """On which cases a test is asked.
-
-    offering: features that must be promised. like: levels that every case gets. where: which cases can show the clause.
-    outputs: those compared with the reference where the test is a comparison; for a relation, those that must be right
-    before it is asked. dangerous: it asks what some kernels do not survive, and comes last.
-    """
-
-    offering: tuple[str, ...] = ()
-    like: tuple[tuple[str, Any], ...] = ()
-    where: Callable[[Case], bool] = anything
-    outputs: tuple[str, ...] = ()
-    comparison: bool = False
-    form: bool = False  # the clause speaks of the form of the answer, and not of its numbers
-    once: bool = False
-    dangerous: bool = False
-
-    def narrow(self, case: Case, subject: Subject) -> Case | None:
-        """The case with the levels that this test wants, or None where it can't show the clause."""
-        wanted = dict(self.like)
-        case = fit(replace(case, **wanted) if wanted else case, subject.adapter)
-        kept = all(getattr(case, name) == value for name, value in wanted.items())
-        if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
-            return None
-        return case
-
-    def cases(self, rows: Iterable[Case], subject: Subject) -> dict[Case, None]:
-        """The distinct cases that it makes of rows of an array; none where it makes its own problems or is not offered."""
-        if self.once or not subject.offers(*self.offering):
-            return {}
-        return dict.fromkeys(case for row in rows if (case := self.narrow(row, subject)) is not None)
-
-    def own(self, subject: Subject) -> Callable[[Case], bool]:
-        """Whether a case is one on which this test is asked."""
-        if self.once or (not self.like and self.where is anything):
-            return anything
-        return lambda case: self.narrow(case, subject) == case
-
-
-def agrees(
-    *outputs: str,
-    offering: tuple[str, ...] = (),
-    where: Callable[[Case], bool] = anything,
-    form: bool = False,
-    **like: Any,
-) -> Callable[[Callable], Callable]:
-    """The test compares these outputs with the reference, on every fitting row of the array and on searched cases.
-
-    form: the clause speaks of the form of the answer alone; it holds where that is right, whatever the numbers are.
-    """
-    return _plan(Plan(offering, tuple(like.items()), where, outputs, comparison=True, form=form))
-
-
-def on_cases(
-    offering: tuple[str, ...] = (), where: Callable[[Case], bool] = anything, right: tuple[str, ...] = OUTPUTS, **like: Any
-) -> Callable[[Callable], Callable]:
-    """The test is a relation, asked on some fitting cases whose outputs `right` agree with the reference."""
-    return _plan(Plan(offering, tuple(like.items()), where, right))
-
-
-def once(*offering: str, dangerous: bool = False) -> Callable[[Callable], Callable]:
-    """The test makes its own problems: it is called once for each dtype, with the simplest case of that dtype.
-
-    dangerous: it asks what some kernels do not survive, such as no heads; all others come first.
-    """
-    return _plan(Plan(offering, once=True, dangerous=dangerous))
-
-
-def _plan(plan: Plan) -> Callable[[Callable], Callable]:
-    def attach(test: Callable) -> Callable:
-        test.plan = plan  # type: ignore[attr-defined]
-        return test
-
-    return attach
-
-
-def clause(*ids: str) -> Callable[[Callable], Callable]:
-    """Bind a test to the clauses that it decides; the first is the one it speaks of."""
-
-    def bind(test: Callable) -> Callable:
-        for id_ in ids:
-            TESTED.setdefault(id_, []).append(f"{test.__module__}.{test.__qualname__}")
-
-        @functools.wraps(test)
-        def run_it(attnspec_run: Run, subject: Subject, dtype: str) -> None:
-            begun = attnspec_run.begun.pop((test, id(subject), dtype), None)
-            (begun or asking(attnspec_run, subject, dtype)).go()
-
-        def asking(run: Run, subject: Subject, dtype: str) -> Asking:
-            return Asking(run, subject, dtype, ids, test)
-
-        del run_it.__wrapped__  # type: ignore[attr-defined]  # pytest reads fixtures from the signature
-        run_it.clauses, run_it.asking, run_it.dangerous = ids, asking, test.plan.dangerous  # type: ignore[attr-defined]
-        return run_it
-
-    return bind
-
-
-def tests_of(clauses: tuple[str, ...]) -> list[Any]:
-    """The tests of these clauses or chapters, or all, in the order of the text."""
-    files = (Path(__file__).parent.parent / "clauses").glob("test_*.py")
-    modules = [import_module(f"attnspec.conformance.clauses.{path.stem}") for path in sorted(files)]
-    tests = [x for module in modules for x in vars(module).values() if inspect.isfunction(x) and hasattr(x, "clauses")]
-    order = {id_: n for n, id_ in enumerate(index())}
-    wanted = set(clauses)
-    tests = [t for t in tests if not wanted or any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in t.clauses)]
-    return sorted(tests, key=lambda test: (test.dangerous, min(order[id_] for id_ in test.clauses)))
 
 
 class Asking:
@@ -417,7 +262,7 @@ class Asking:
             raise NotOffered(judgement.findings[0].message)
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
         finding = judgement.findings[0]
-        _there_was_memory(finding)
+        there_was_memory(finding)
         with self._kept(case, lambda: self.explainer.unexplained(case, finding, ask=False).explained):
             by = self.explainer.explain(case, finding, self.plan.own(self.subject), self.main.chapter)
         for one in by:
@@ -668,126 +513,3 @@ def diverse(cases: list[Case], n: int) -> list[Case]:
 
 
 # WHAT TESTS SAY
-
-
-def answer_of(subject: Subject, problem: Problem) -> Answer:
-    """The implementation's answer, whatever it is. Raises NotOffered where the convention has no words for the problem."""
-    answer = subject.run(problem)
-    if answer.unsupported is not None:
-        raise NotOffered(answer.unsupported)
-    return answer
-
-
-def is_right(subject: Subject, problem: Problem) -> bool:
-    """Whether the answer agrees with the reference. Raises NotOffered where the convention has no words for the problem."""
-    return not subject.judge(answer_of(subject, problem), subject.solve(problem)).findings
-
-
-def must_be_right(
-    subject: Subject,
-    problem: Problem,
-    what: str,
-    outputs: tuple[str, ...] = OUTPUTS,
-    exact: Exact | None = None,
-    earlier: tuple[Problem, ...] = (),
-    within: Within = PLAINLY,
-    alone: bool | None = None,
-) -> Answer:
-    """The implementation's answer, which must agree with the reference. Raises Broken, its message beginning with `what`.
-
-    earlier: the problems that the test asked before. within: what the call is put into. alone: False where the test has seen a
-    right answer to the same numbers in other memory.
-    """
-    with within.enter():
-        answer = answer_of(subject, problem)
-    exact = exact or subject.solve(problem)
-    findings = subject.judge(answer, exact).of(outputs)
-    if findings:
-        first = findings[0]
-        _there_was_memory(first)
-        said = replace(first, message=f"{what}: {first.message}" if first.message else what)
-        raise Broken(said, problem, exact, earlier=earlier, within=within, alone=alone)
-    return answer
-
-
-def must_answer(subject: Subject, problem: Problem, within: Within = PLAINLY, *, any_dtype: bool = False) -> Answer:
-    """An answer of the right form and of whatever value. Raises Broken where there is none.
-
-    within: what the call is put into. any_dtype: its dtype is free.
-    """
-    with within.enter():
-        answer = answer_of(subject, problem)
-    wrong = no_answer(answer, problem)
-    if wrong is not None and not (any_dtype and wrong.kind == "dtype" and answer.o.is_floating_point()):
-        _there_was_memory(wrong)
-        exact = None if wrong.kind == "raised" else subject.solve(problem)
-        raise Broken(wrong, problem, exact, within=within)
-    return answer
-
-
-def may_answer(subject: Subject, problem: Problem) -> Answer:
-    """The same where another clause speaks of what is refused or malformed: raises NotApplicable there."""
-    answer = answer_of(subject, problem)
-    if no_answer(answer, problem) is not None:
-        raise NotApplicable
-    return answer
-
-
-def _there_was_memory(finding: Finding) -> None:
-    """Raise TooLarge where there was none: this says nothing about the implementation."""
-    if finding.kind == "memory":
-        raise TooLarge(finding.message)
-
-
-def must_agree(
-    subject: Subject, got: Any, expected: Any, exact: Exact, output: str, what: str, other: Problem | None = None, select: Any = ...
-) -> None:
-    """Two results of the implementation must differ by no more than both may differ from the exact answer."""
-    like = exact.values[output].shape
-    if getattr(got, "shape", None) != like or getattr(expected, "shape", None) != like:
-        raise NotApplicable  # no two answers to compare; the clause of what is missing says so
-    tolerance = exact.tolerance(subject.required_class(str(exact.problem.dtype)[6:]))
-    _, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
-    finding, _ = compare(to_float64(got)[select], to_float64(expected)[select], 2 * bound[select], exempt[select], output)
-    if finding is not None:
-        margin = np.full(bound.shape, np.inf)
-        margin[select] = np.where(exempt, np.inf, 2 * bound)[select]
-        raise Broken(replace(finding, kind="relation", message=what), exact.problem, exact, other, margin)
-
-
-def must_keep_bits(
-    subject: Subject,
-    problem: Problem,
-    before: Any,
-    after: Any,
-    output: str,
-    what: str,
-    other: Problem | None = None,
-    select: Any = ...,
-) -> None:
-    """Two results must be the same bit by bit, unless the implementation does not repeat its own bits; then it must say so."""
-    if before is None or after is None:
-        raise Broken(Finding("missing", output, f"{what}: the gradient is None"), problem, None, other)
-    a, b = before[select], after[select]
-    if same_bits(a, b):
-        return
-    again = subject.run(problem)
-    repeated = again.o if output == "o" else again.gradients.get(output)
-    if repeated is not None and not same_bits(before, repeated) and not subject.adapter.deterministic:
-        exact = subject.solve(problem)
-        must_agree(subject, after, before, exact, output, what + " (beyond what its own repetitions differ by)", other, select)
-        return
-    x, y = to_float64(a), to_float64(b)
-    differ = ~((x == y) | ((x != x) & (y != y)))
-    if not differ.any():
-        return  # the sign of zero, or another NaN
-    at = tuple(int(n[0]) for n in differ.nonzero())
-    margin = np.full(tuple(before.shape), np.inf)
-    margin[select] = 0.0
-    raise Broken(
-        Finding("relation", output, what, at, float(y[at]), float(x[at]), 0.0, float("inf"), int(differ.sum()), x.size),
-        problem,
-        None,
-        other,
-        margin,
-    )

@@ -21,7 +21,7 @@ from attnspec.conformance.judging.lean import LONG, long_rows
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.engine import Broken, TooLarge, answer_of
+from attnspec.conformance.testing.outcomes import Broken, TooLarge, answer_of
 from attnspec.reference import SampledRows, to_float64
 from attnspec.spec import Problem
 

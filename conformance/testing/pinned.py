@@ -14,7 +14,7 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import DTYPES, Subject
-from attnspec.conformance.testing.engine import tests_of
+from attnspec.conformance.testing.clause import tests_of
 from attnspec.conformance.verdicts.verdict import JUDGED, Verdict
 from attnspec.spec import index
 

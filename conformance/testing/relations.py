@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnspec.conformance.testing.engine import NotApplicable
+from attnspec.conformance.testing.outcomes import NotApplicable
 from attnspec.reference import Exact, dense
 from attnspec.spec import Problem, twin
 

@@ -1,0 +1,92 @@
+"""Which problems a test asks: the decorators under which a test stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from attnspec.conformance.diagnosis.explain import anything
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.subject.subject import Subject
+from attnspec.reference import OUTPUTS
+
+RELATION_COST = 1 << 17
+
+
+@dataclass(frozen=True)
+class Plan:
+    """On which cases a test is asked.
+
+    offering: features that must be promised. like: levels that every case gets. where: which cases can show the clause.
+    outputs: those compared with the reference where the test is a comparison; for a relation, those that must be right
+    before it is asked. dangerous: it asks what some kernels do not survive, and comes last.
+    """
+
+    offering: tuple[str, ...] = ()
+    like: tuple[tuple[str, Any], ...] = ()
+    where: Callable[[Case], bool] = anything
+    outputs: tuple[str, ...] = ()
+    comparison: bool = False
+    form: bool = False  # the clause speaks of the form of the answer, and not of its numbers
+    once: bool = False
+    dangerous: bool = False
+
+    def narrow(self, case: Case, subject: Subject) -> Case | None:
+        """The case with the levels that this test wants, or None where it can't show the clause."""
+        wanted = dict(self.like)
+        case = fit(replace(case, **wanted) if wanted else case, subject.adapter)
+        kept = all(getattr(case, name) == value for name, value in wanted.items())
+        if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
+            return None
+        return case
+
+    def cases(self, rows: Iterable[Case], subject: Subject) -> dict[Case, None]:
+        """The distinct cases that it makes of rows of an array; none where it makes its own problems or is not offered."""
+        if self.once or not subject.offers(*self.offering):
+            return {}
+        return dict.fromkeys(case for row in rows if (case := self.narrow(row, subject)) is not None)
+
+    def own(self, subject: Subject) -> Callable[[Case], bool]:
+        """Whether a case is one on which this test is asked."""
+        if self.once or (not self.like and self.where is anything):
+            return anything
+        return lambda case: self.narrow(case, subject) == case
+
+
+def agrees(
+    *outputs: str,
+    offering: tuple[str, ...] = (),
+    where: Callable[[Case], bool] = anything,
+    form: bool = False,
+    **like: Any,
+) -> Callable[[Callable], Callable]:
+    """The test compares these outputs with the reference, on every fitting row of the array and on searched cases.
+
+    form: the clause speaks of the form of the answer alone; it holds where that is right, whatever the numbers are.
+    """
+    return _plan(Plan(offering, tuple(like.items()), where, outputs, comparison=True, form=form))
+
+
+def on_cases(
+    offering: tuple[str, ...] = (), where: Callable[[Case], bool] = anything, right: tuple[str, ...] = OUTPUTS, **like: Any
+) -> Callable[[Callable], Callable]:
+    """The test is a relation, asked on some fitting cases whose outputs `right` agree with the reference."""
+    return _plan(Plan(offering, tuple(like.items()), where, right))
+
+
+def once(*offering: str, dangerous: bool = False) -> Callable[[Callable], Callable]:
+    """The test makes its own problems: it is called once for each dtype, with the simplest case of that dtype.
+
+    dangerous: it asks what some kernels do not survive, such as no heads; all others come first.
+    """
+    return _plan(Plan(offering, once=True, dangerous=dangerous))
+
+
+def _plan(plan: Plan) -> Callable[[Callable], Callable]:
+    def attach(test: Callable) -> Callable:
+        test.plan = plan  # type: ignore[attr-defined]
+        return test
+
+    return attach
