@@ -6,8 +6,9 @@
 """
 
 from attnspec.reference.bounds.accuracy import CLASSES, Arithmetic, arithmetic, default_class, stricter
+from attnspec.reference.exact import INPUT_OF, OUTPUTS, Exact, Tolerance, to_float64
 from attnspec.reference.rows import SampledRows
-from attnspec.reference.solve import INPUT_OF, OUTPUTS, Exact, Tolerance, solve, to_float64
+from attnspec.reference.solve import solve
 
 __all__ = [
     "CLASSES",

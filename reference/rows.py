@@ -18,7 +18,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
-from attnspec.reference.solve import REFERENCE_SHARE, bound_of_keys, limits, to_float64
+from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits, to_float64
 from attnspec.spec import Dialect, Problem
 
 TILE = 65_536  # elements of rows × keys that are held at once

@@ -1,0 +1,180 @@
+"""The exact answer to a problem: its values, its bounds by class, what must be zero and what is undefined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from attnspec.reference import dense
+from attnspec.reference.bounds import gradients as gradient_bounds
+from attnspec.reference.bounds import output as bounds
+from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
+from attnspec.spec import Dialect, Problem
+
+OUTPUTS = ("o", "dq", "dk", "dv", "dbias")
+INPUT_OF = {"dq": "q", "dk": "k", "dv": "v", "dbias": "bias"}
+# float64's own error in the reference is that of class A in float64 (docs/certificate.md: a fifth of it). Every term of a
+# bound grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there. Enclosures are
+# made as narrow as that.
+REFERENCE_SHARE = 2.0**-20
+
+
+def to_float64(x: torch.Tensor) -> Array:
+    """A tensor's values, exactly, as a NumPy float64 array."""
+    return x.detach().to("cpu", torch.float64).resolve_neg().numpy()
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds by output name, and the elements that no class can promise because a legal intermediate may overflow."""
+
+    bound: dict[str, Array]
+    exempt: dict[str, Array]
+
+
+def limits(values: Array, bound: Array, zero: Array, exempt: Array, dtype: str, share: float) -> tuple[Array, Array]:
+    """What one output is judged by: its bound, `share` times as wide beside a reference that errs too, and what is exempt."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        bound = np.where(zero, 0.0, np.where(np.isnan(values), np.nan, bound * share))
+        return bound, exempt | (np.abs(values) + bound > LARGEST[dtype])
+
+
+def bound_of_keys(
+    head: Array, alone: Array, value: Array, touched: Array, like: tuple[int, ...], grouping: str, scale: float, a: Arithmetic
+) -> tuple[Array, Array]:
+    """Bound and exemption of dk or dv (shape `like`): the whole, or some keys of it.
+
+    head and alone are bound and value of each query head (b h j ·), value is their sum over a group, touched (b h) says in which
+    heads an intermediate may overflow. scale is that of dk, which may be stored before it is multiplied by it; 0 for dv.
+    """
+    bound = dense.sum_over_group(head, like, grouping)
+    exempt = dense.sum_over_group(touched[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
+    # A head's own gradient, and dk before the scale, may be stored.
+    stored = bounds.overflows_before_scale(alone, head, scale, a)
+    exempt = exempt | (dense.sum_over_group(stored.astype(float), like, grouping) > 0)
+    if head.shape[1] != (1 if len(like) == 3 else like[1]):
+        bound = bound + a.u_out * (np.abs(value) + bound)
+    return bound, exempt
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact answer: float64 arrays in the shapes of the implementation's answer.
+
+    o (b h i e), lse (b h i), dq, dk, dv and dbias in the shapes of their inputs; None where nothing asked for them.
+    zero holds for each output where it must be exactly zero. undefined: where a visible operand is not finite. Where the
+    oracle is "arb", values are the nearest float64 numbers to enclosures, and rest is what they leave of the exact answer.
+    """
+
+    problem: Problem
+    dialect: Dialect
+    forward: dense.Forward
+    lse: Array
+    values: dict[str, Array]
+    zero: dict[str, Array]
+    undefined: dict[str, Array]
+    _tile: bounds.Tile
+    oracle: str = "float64"
+    rest: dict[str, Array] = field(default_factory=dict)
+    strict: bool = False  # nothing is exempt for an intermediate that may overflow
+    _cache: dict[tuple[str, str], Tolerance] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Array | None:
+        if name in OUTPUTS:
+            return self.values.get(name)
+        raise AttributeError(name)
+
+    @cached_property
+    def empty(self) -> Array:
+        """Rows without a visible key, (b h i) bool."""
+        return self.forward.empty
+
+    def promising_all(self) -> Exact:
+        """The same, but that no element is exempt because a legal intermediate may overflow."""
+        return replace(self, strict=True, _cache={})
+
+    @property
+    def reaches_hidden(self) -> bool:
+        """Some row may take from keys that it does not see: it is empty under another rule than zero, or open (EMPTY-1)."""
+        return bool(self.undefined["o"].any() or (self.empty.any() and self.dialect.empty_row != "zero"))
+
+    @property
+    def heads_of_values(self) -> Array:
+        """The values that each query head has, (b h j e)."""
+        return self._tile.v
+
+    def tolerance(self, class_: str, dtype: str | None = None) -> Tolerance:
+        """The bound of each output for an accuracy class, 0 where the answer must be exactly zero.
+
+        `dtype` is for asking what a computation in another dtype would have been allowed.
+        """
+        dtype = dtype or str(self.problem.dtype).removeprefix("torch.")
+        if (class_, dtype) not in self._cache:
+            self._cache[class_, dtype] = self._tolerance(class_, dtype)
+        return self._cache[class_, dtype]
+
+    def terms(self, class_: str, name: str, index: tuple[int, ...]) -> dict[str, float]:
+        """What the bound of one element is made of: for each of TERMS the share that is gone without it, the largest first."""
+        a = arithmetic(class_, str(self.problem.dtype).removeprefix("torch."))
+
+        def size(a: Arithmetic) -> float:
+            return float(self.bounds(a)[0][name][index])
+
+        gone = {term: size(a) - size(without(a, term)) for term in TERMS}
+        total = sum(x for x in gone.values() if x > 0)
+        return {term: x / total for term, x in sorted(gone.items(), key=lambda item: -item[1]) if x > 0}
+
+    def _tolerance(self, class_: str, dtype: str) -> Tolerance:
+        share = 1 + (1.0 if dtype == self.oracle == "float64" else REFERENCE_SHARE)
+        bound, exempt = self.bounds(arithmetic(class_, dtype))
+        bound["lse"] = share * bound["lse"]
+        for name, value in self.values.items():
+            skip = self.undefined[name] if self.strict else exempt[name] | self.undefined[name]
+            bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, dtype, share)
+        return Tolerance(bound, exempt)
+
+    def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The bounds of an arithmetic, once, and what it exempts, by output, in the shapes of the answer.
+
+        Elements that must be zero have a bound here as well; :meth:`tolerance` is what an answer is judged by.
+        """
+        problem, grouping, back = self.problem, self.dialect.head_grouping, self._tile.backward
+
+        def tiles(_: bool) -> tuple[bounds.Tile, ...]:
+            return (self._tile,)
+
+        # A row that is NaN by rule has no bound; it is compared as NaN.
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            w = bounds.forward_bound(tiles, problem.j, a)
+            row, both = bounds.may_overflow(tiles, a)
+            # D = Σ do·o of a stored output that is infinite: with dropout it may be, and 0 · ∞ reaches rows without a cotangent.
+            both = both | (np.abs(self.values["o"]) + w.o > LARGEST[a.dtype]).any(-1)
+            bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}
+            if back is None:
+                return bound, exempt
+            g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)
+            (keys,) = g.of_keys
+            touched = both.any(-1)
+            bound["dq"] = g.dq
+            exempt["dq"] = both[..., None] | bounds.overflows_before_scale(back.dq, g.dq, self._tile.scale, a)
+            for name, head, alone in (("dk", keys.dk, back.dk), ("dv", keys.dv, back.dv)):
+                like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
+                scale = self._tile.scale if name == "dk" else 0.0
+                bound[name], exempt[name] = bound_of_keys(head, alone, self.values[name], touched, like, grouping, scale, a)
+            if problem.bias is not None:
+                bound["dbias"], exempt["dbias"] = self._bias_bound(back.ds, keys.ds, both, a)
+        return bound, exempt
+
+    def _bias_bound(self, ds: Array, each: Array, rows: Array, a: Arithmetic) -> tuple[Array, Array]:
+        assert self.problem.bias is not None
+        like = tuple(self.problem.bias.shape)
+        total, repeated = dense.reduce_to(each, like), each.size // max(1, int(np.prod(like)))
+        if repeated > 1:
+            terms = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
+            total = total + terms * dense.reduce_to(np.abs(ds) + each, like) + a.u_out * (np.abs(self.values["dbias"]) + total)
+        touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like) > 0
+        return total, touched

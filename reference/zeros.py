@@ -1,0 +1,83 @@
+"""Which elements of an answer must be exactly zero, and which are undefined."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy import ndarray as Array
+
+from attnspec.reference import dense
+from attnspec.reference.bounds.accuracy import LARGEST
+from attnspec.spec import Dialect, Problem, implements
+
+
+@implements("ACCURACY-3")
+def must_be_zero(
+    problem: Problem,
+    dialect: Dialect,
+    values: dict[str, Array],
+    live: Array,
+    f: dense.Forward,
+    factor: Array | float,
+    do: Array | None,
+) -> dict[str, Array]:
+    """Where nothing contributes to an output, so that it is exactly zero. What dropout removed contributes nothing."""
+    grouping = dialect.head_grouping
+    kept = np.broadcast_to(np.not_equal(factor, 0), live.shape)
+
+    def nothing_reaches(pairs: Array, like: tuple[int, ...]) -> Array:
+        """Keys (b h j) that no row reaches, in the shape of keys or values."""
+        each = np.broadcast_to(
+            np.any(pairs, axis=-2, keepdims=True).swapaxes(-1, -2), (*pairs.shape[:2], pairs.shape[3], like[-1])
+        ).astype(float)
+        return dense.sum_over_group(each, like, grouping) == 0
+
+    live = live & kept
+    not_a_number = f.empty & (dialect.empty_row == "nan") & (problem.j > 0)
+    zero = {"o": np.broadcast_to(~(live.any(-1) | not_a_number)[..., None], f.o.shape)}
+    if do is None:
+        return zero
+    asked = (do != 0).any(-1)[..., None]
+    # Where dropout removed a whole row, dP and D are zero, and with them all of dS.
+    scored = f.visible & asked & (f.visible & kept).any(-1)[..., None]
+    zero["dq"] = np.broadcast_to(np.logical_not(scored.any(-1, keepdims=True)), values["dq"].shape)
+    zero["dk"] = nothing_reaches(scored, tuple(problem.k.shape))
+    zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))
+    if "dbias" in values:
+        zero["dbias"] = dense.reduce_to(scored.astype(float), values["dbias"].shape) == 0
+    return zero
+
+
+def is_undefined(
+    problem: Problem, dialect: Dialect, given: list[Array], bias: Array | None, f: dense.Forward, values: dict[str, Array]
+) -> dict[str, Array]:
+    """Where the clauses promise nothing: a visible operand is NaN or infinite, or a NaN row reaches a gradient."""
+    undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
+    poisoned = f.empty & (dialect.empty_row == "nan")
+    if bias is not None and dialect.empty_row == "uniform":
+        # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open. The lowest number
+        # is such a value, where a row has no better key and some are hidden.
+        low = -LARGEST[str(problem.dtype).removeprefix("torch.")] / 2
+        saturated = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~(bias <= low)).all(-1)
+        open_rows = saturated | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
+        undefined["o"] |= open_rows[..., None]
+        poisoned = poisoned | open_rows
+    bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)
+    if bad_q.any() or bad_k.any() or bad_v.any():
+        bad = dense.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
+        rows = (f.visible & (bad[:, :, None, :] | bad_q[..., None])).any(-1)
+        undefined["o"] |= rows[..., None]
+        poisoned = poisoned | rows
+    if bias is not None and (np.isnan(bias) | (bias == np.inf)).any():
+        rows = (np.broadcast_to(np.isnan(bias) | (bias == np.inf), f.visible.shape) & f.visible).any(-1)
+        undefined["o"] |= rows[..., None]
+        poisoned = poisoned | rows
+    if len(values) > 1 and poisoned.any():
+        undefined["dq"] |= poisoned[..., None]
+        heads = np.broadcast_to(poisoned.any(-1)[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
+        for name, x in (("dk", problem.k), ("dv", problem.v)):
+            like = (*x.shape[:-1], 1)
+            undefined[name] |= dense.sum_over_group(heads, like, dialect.head_grouping) > 0
+        if "dbias" in values:
+            rows = np.broadcast_to(poisoned[..., None], f.visible.shape).astype(float)
+            undefined["dbias"] |= dense.reduce_to(rows, values["dbias"].shape) > 0
+    return undefined
