@@ -44,18 +44,17 @@ def limits(values: Array, bound: Array, zero: Array, exempt: Array, dtype: str, 
 
 
 def bound_of_keys(
-    head: Array, alone: Array, value: Array, touched: Array, like: tuple[int, ...], grouping: str, scale: float, a: Arithmetic
+    head: Array, stored: Array, value: Array, touched: Array, like: tuple[int, ...], grouping: str, a: Arithmetic
 ) -> tuple[Array, Array]:
     """Bound and exemption of dk or dv (shape `like`): the whole, or some keys of it.
 
-    head and alone are bound and value of each query head (b h j ·), value is their sum over a group, touched (b h) says in which
-    heads an intermediate may overflow. scale is that of dk, which may be stored before it is multiplied by it; 0 for dv.
+    head is the bound of each query head (b h j ·), and stored how large what is stored of it may be; value is the sum over a group.
+    touched (b h) says in which heads an intermediate may overflow.
     """
     bound = dense.sum_over_group(head, like, grouping)
     exempt = dense.sum_over_group(touched[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
-    # A head's own gradient, and dk before the scale, may be stored.
-    stored = bounds.overflows_before_scale(alone, head, scale, a)
-    exempt = exempt | (dense.sum_over_group(stored.astype(float), like, grouping) > 0)
+    # A head's own gradient may be stored, and that of some heads together; dk before the scale, too.
+    exempt = exempt | (dense.sum_over_group(stored, like, grouping) > LARGEST[a.dtype])
     if head.shape[1] != (1 if len(like) == 3 else like[1]):
         bound = bound + a.u_out * (np.abs(value) + bound)
     return bound, exempt
@@ -160,11 +159,10 @@ class Exact:
             (keys,) = g.of_keys
             touched = both.any(-1)
             bound["dq"] = g.dq
-            exempt["dq"] = both[..., None] | bounds.overflows_before_scale(back.dq, g.dq, self._tile.scale, a)
-            for name, head, alone in (("dk", keys.dk, back.dk), ("dv", keys.dv, back.dv)):
-                like = tuple(problem.k.shape if name == "dk" else problem.v.shape)
-                scale = self._tile.scale if name == "dk" else 0.0
-                bound[name], exempt[name] = bound_of_keys(head, alone, self.values[name], touched, like, grouping, scale, a)
+            exempt["dq"] = both[..., None] | (g.stored > LARGEST[a.dtype])
+            for name, head, like in (("dk", keys.dk, problem.k.shape), ("dv", keys.dv, problem.v.shape)):
+                value = self.values[name]
+                bound[name], exempt[name] = bound_of_keys(head, keys.stored[name], value, touched, tuple(like), grouping, a)
             if problem.bias is not None:
                 bound["dbias"], exempt["dbias"] = self._bias_bound(back.ds, keys.ds, both, a)
         return bound, exempt

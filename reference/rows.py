@@ -178,15 +178,15 @@ class SampledRows:
                 scored = x.forward.visible & asked
                 scored_rows |= scored.any(-1, keepdims=True)
                 at = (slice(None), keys) if problem.shared else (everything, everything, keys)
-                for output, head, alone, reached, scale in (
-                    ("dk", each.dk, x.backward.dk, scored, self.scale),
-                    ("dv", each.dv, x.backward.dv, x.live & asked, 0.0),
+                for output, head, alone, reached in (
+                    ("dk", each.dk, x.backward.dk, scored),
+                    ("dv", each.dv, x.backward.dv, x.live & asked),
                 ):
                     like = (*problem.k.shape[:-2], keys.stop - keys.start, alone.shape[-1])
                     any_row = reached.any(-2)[..., None].astype(float)
                     value = dense.sum_over_group(alone, like, grouping)
                     nothing = dense.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
-                    bound, skip = bound_of_keys(head, alone, value, both.any(-1), like, grouping, scale, a)
+                    bound, skip = bound_of_keys(head, each.stored[output], value, both.any(-1), like, grouping, a)
                     yield part(output, at, value, bound, nothing, skip)
-            skip = both[..., None] | bounds.overflows_before_scale(self.dq, g.dq, self.scale, a)
+            skip = both[..., None] | (g.stored > LARGEST[dtype])
             yield part("dq", rows, self.dq, g.dq, ~scored_rows, skip)

@@ -61,7 +61,7 @@ def shown(impl: str, *options: str) -> str:
         (r" in \d+\.\d+s( \(\d+:\d\d:\d\d\))?", ""),
         (r"^=+ (\d+ (?:passed|failed|skipped).*?) =+$", r"== \1 =="),  # as wide as the seconds leave
         (r"^time: .*\n", ""),
-        (r"testing\.py:\d+", "testing.py"),
+        (r"engine\.py:\d+", "engine.py"),
         (r"^\S*test_\w+\.py [.sFExX]+ *(\[ *\d+%\])?\n", ""),
         (r"^[.sFExX]+ *(\[ *\d+%\])?\n", ""),
         (r"[ \t]+$", ""),

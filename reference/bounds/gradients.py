@@ -49,11 +49,15 @@ class RowSums:
 
 @dataclass(frozen=True)
 class KeyBound:
-    """The bounds of one tile's gradients per query head, (b h n d), (b h n e), and of each dS as a bias sees it, (b h i n)."""
+    """The bounds of one tile's gradients per query head, (b h n d), (b h n e), and of each dS as a bias sees it, (b h i n).
+
+    stored: how large what is stored of dk and of dv may be, by name.
+    """
 
     dk: Array
     dv: Array
     ds: Array
+    stored: dict[str, Array]
 
 
 @dataclass
@@ -62,6 +66,7 @@ class BackwardBound:
 
     of_keys: Iterator[KeyBound]
     dq: Array
+    stored: Array  # how large what is stored of dq may be
 
 
 def dropout(x: Tile, a: Arithmetic) -> float:
@@ -219,6 +224,17 @@ def may_be_largest(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
 # GRADIENTS
 
 
+def before_scale(value: Array, bound: Array, scale: float, product: Array | float, a: Arithmetic) -> Array:
+    """How large what is stored of a gradient may be, which the eager classes may store before it meets the scale, or its root.
+
+    product: the largest that the sum may be before a scale of zero, which leaves no trace of it: 0 · ∞ is NaN.
+    """
+    size = np.abs(value) + bound
+    if not a.u_s:
+        return size
+    return size * max(1.0, 1 / abs(scale)) if scale else np.maximum(size, product)
+
+
 @implements("ACCURACY-2")
 def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int, queries: int) -> BackwardBound:
     """The bounds of the gradients per query head. `group` is how many query heads are summed into one dk and dv.
@@ -226,7 +242,7 @@ def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, grou
     dq (b h i d) is the exact one, and `queries` how many rows the kernel has, of which the tiles may hold some. Bounds of
     keys come tile by tile, and that of dq is complete after the last.
     """
-    result = BackwardBound(iter(()), np.zeros(dq.shape))
+    result = BackwardBound(iter(()), np.zeros(dq.shape), np.zeros(dq.shape))
     result.of_keys = _of_keys(result, tiles, w, np.abs(dq), a, group, queries)
     return result
 
@@ -235,7 +251,7 @@ def _of_keys(
     result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int, queries: int
 ) -> Iterator[KeyBound]:
     sums = row_sums(tiles, w, a)
-    sum_of_errors = mean_key = reached = np.zeros(())
+    sum_of_errors = mean_key = reached = product = np.zeros(())
     blocks = w.count // a.block + 1
     row_writes = np.vectorize(kappa, otypes=[float])(blocks, a.u_grad) if a.u_grad else 0.0
     over_keys = kappas(w.count, a.u_acc)
@@ -300,10 +316,14 @@ def _of_keys(
             common = np.where(seen, common_error, 0.0) * sums.delta
             sum_of_errors = sum_of_errors + (own + several + common) @ x.abs_k
             mean_key = mean_key + np.where(seen, f.p, 0.0) @ x.k
-        yield KeyBound(dk, dv, bias)
+        no_scale = bool(a.u_s and not scale)
+        product = product + unscaled @ x.abs_k if no_scale else product
+        before = before_scale(back.dk, dk, scale, unscaled.swapaxes(-1, -2) @ x.abs_q if no_scale else 0.0, a)
+        yield KeyBound(dk, dv, bias, {"dk": before, "dv": np.abs(back.dv) + dv})
     total = scale * (sum_of_errors + sums.delta * np.abs(mean_key)) + reached + a.eta_acc * w.count * (1 + scale)
     if a.u_s:
         total += a.u_s * (dq + total) + (1 + scale) * a.eta_s
     if a.u_grad:
         total += row_writes * (dq + total) + blocks * a.eta_out
     result.dq[:] = total + a.u_out * (dq + total) + a.eta_out
+    result.stored[:] = before_scale(dq, result.dq, scale, product, a)

@@ -414,8 +414,3 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
         if np.ndim(queries):
             reach = reach | (np.max(queries, axis=-1, initial=0.0) > largest) | (keys > largest)
     return row, row | reach
-
-
-def overflows_before_scale(value: Array, bound: Array, scale: float, a: Arithmetic) -> Array:
-    """Where a gradient, stored before it meets the scale, or its root, as the eager classes may, leaves the dtype's range."""
-    return (np.abs(value) + bound) * (max(1.0, 1 / abs(scale)) if a.u_s and scale else 1.0) > LARGEST[a.dtype]
