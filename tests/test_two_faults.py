@@ -278,3 +278,12 @@ def test_with_no_time_left_nothing_is_blamed_that_has_no_part_in_it(name: str, c
     explainer.purse.spent["explaining"] = explainer.purse.budget
     (by,) = explainer.explain(met, subject.judgement(met).findings[0])
     assert (by.explained.clause, by.explained.reduced, by.explained.met) == (clause, False, [met])
+
+
+def test_a_reduction_that_ends_early_leaves_no_trait_that_has_no_part_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has them not was taken for another fault: mask and is_causal at a scale below zero for one beside SCALE-3."""
+    monkeypatch.setattr(Purse, "one", 0.0)
+    subject = meet(resolve("mutants.implementations.mask_of_first_query")[0], "cpu", {}, None, None)
+    met = Case.parse("heads=2/2,b=2,i=7,j=9,d=4,mask=bhij,layout=fused,values=ties,scale=0.3")
+    (by,) = Explainer(subject).explain(met, subject.judgement(met).findings[0])
+    assert (by.explained.clause, by.explained.case.traits() - {"i<j"}) == ("MASK-1", {"mask=bhij"})

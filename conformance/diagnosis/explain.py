@@ -27,7 +27,7 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
-from attnspec.conformance.problems.reduce import SMALL, descend, factor, small_cases, without
+from attnspec.conformance.problems.reduce import SMALL, descend, factor, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.reference import Exact, to_float64
@@ -137,20 +137,19 @@ class Explainer:
         return By(explained, False)
 
     def _bare(self, case: Case, finding: Finding) -> tuple[Case, Finding]:
-        """A case without each thing that it has and need not have to fail alike, and what is found there.
+        """A case with what it needs to fail alike, and small where that fails at once; and what is found there."""
+        found = {case: finding}
 
-        Each is asked once: no reduction, but nothing is blamed that has no part in it.
-        """
-        for trait in sorted(case.traits()):
-            for trial in (fit(other, self.subject.adapter) for other in without(case, frozenset({trait}))):
-                found = None if trial == case else self._found_again(case, finding, anything, trial)
-                case, finding = (case, finding) if found is None else (trial, found)
-        for i, j in SMALL:
-            trial = fit(replace(case, i=i, j=0 if i == j else j), self.subject.adapter)
-            found = self._found_again(case, finding, anything, trial)
-            if found is not None:
-                return trial, found
-        return case, finding
+        def alike(trial: Case) -> bool:
+            again = self._found_again(case, finding, anything, trial)
+            if again is not None:
+                found[trial] = again
+            return again is not None
+
+        left = stripped(case, self.subject.adapter, alike)
+        sizes = (fit(replace(left, i=i, j=0 if i == j else j), self.subject.adapter) for i, j in SMALL)
+        left = next((small for small in sizes if alike(small)), left)
+        return left, found[left]
 
     @property
     def exhausted(self) -> bool:
@@ -362,8 +361,11 @@ class Explainer:
         return self._descend(case, own, apart) if another and not apart(smallest) else smallest
 
     def _descend(self, case: Case, own: Callable[[Case], bool], fails: Callable[[Case], bool]) -> Case:
-        begin = next((small for small in small_cases(case, self.subject.adapter, own) if fails(small)), case)
-        return descend(begin, self.subject.adapter, fails, seconds=self.purse.one)
+        adapter, began, seconds = self.subject.adapter, time.thread_time(), self.purse.one
+        begin = next((small for small in small_cases(case, adapter, own) if fails(small)), case)
+        smallest = descend(begin, adapter, fails, seconds=seconds)
+        # Where the time was up, it may have traits that it does not need, and what has them not would be taken for another fault.
+        return stripped(smallest, adapter, fails) if time.thread_time() - began > seconds else smallest
 
     def reduce_apart(self, case: Case, finding: Finding, own: Callable[[Case], bool], known: Explained) -> Case:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""

@@ -80,6 +80,15 @@ def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
         yield replace(case, **changes)
 
 
+def stripped(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case:
+    """The case without each trait that it need not have to fail. Each is asked once: no reduction, but each trait has its part."""
+    for trait in sorted(case.traits()):
+        for trial in (fit(other, adapter) for other in without(case, frozenset({trait}))):
+            if trial != case and fails(trial):
+                case = trial
+    return case
+
+
 def small_cases(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> Iterator[Case]:
     """Small cases that have of a case only what `own` asks for."""
     bare = descend(case, adapter, own, 1 << 20)

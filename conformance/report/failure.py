@@ -62,7 +62,7 @@ def failure(
     if path is not None:
         lines.append(f"  repro     python {path}")
     if not explained.reduced:
-        how = "in part" if explained.by_case and explained.case not in explained.met else "not"
+        how = "in part" if explained.met and explained.case not in explained.met else "not"
         lines.append(f"  reduced   {how}: the time for explanations was used up; --explain-budget=120 gives more")
     token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
     tier = "" if explained.by_case or not run.tier.slow else " --tier=thorough"  # where the test itself is only asked there
