@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -15,6 +16,7 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.diagnosis.explain import Explainer
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.purse import Purse
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.reduce import descend, without
@@ -287,3 +289,24 @@ def test_a_reduction_that_ends_early_leaves_no_trait_that_has_no_part_in_it(monk
     met = Case.parse("heads=2/2,b=2,i=7,j=9,d=4,mask=bhij,layout=fused,values=ties,scale=0.3")
     (by,) = Explainer(subject).explain(met, subject.judgement(met).findings[0])
     assert (by.explained.clause, by.explained.case.traits() - {"i<j"}) == ("MASK-1", {"mask=bhij"})
+
+
+def no_triangle(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """Causal raises."""
+    if is_causal:
+        raise TypeError("get_mask() missing 1 required positional argument: 'device'")
+    return tiled(q, k, v, attn_mask, dropout_p, False, scale, enable_gqa)
+
+
+def test_what_a_test_makes_and_is_refused_in_the_same_words_is_no_fault_of_its_own() -> None:
+    """1100 queries and keys, causal, stood as SHAPE-2 in four dtypes beside CAUSAL-1: the words are the same."""
+    subject = meet(resolve(no_triangle)[0], "cpu", {}, None, None)
+    explainer, asked, plain = Explainer(subject), Case(i=3, j=5, causal=True), Case(heads="2/2")
+    explainer.explain(asked, subject.judgement(asked).findings[0])
+    made = subject.problem(Case(i=1100, j=1100, d=8, causal=True, wrt="none"))
+    finding = Finding("raised", "call", str(subject.run(made).refusal))
+    by = explainer.relation(plain, replace(finding, message=subject.judgement(asked).findings[0].message), (made,), agree=False)
+    assert by is not None
+    assert (by.explained.clause, by.certain) == ("CAUSAL-1", True)
+    other = explainer.relation(plain, replace(finding, message="raised IndexError: another"), (made,), agree=False)
+    assert other is None

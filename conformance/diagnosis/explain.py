@@ -277,12 +277,13 @@ class Explainer:
             if accounts:
                 return By(known, True)
             unclear = unclear or (By(known, False) if accounts is None else None)
-        # What the test made may have more than the case has; sizes that do not fit have no words of a case.
-        wrong = made[:1] if finding.of_numbers else self._wrong_ones(made) if agree else ()
+        # What the test made may have more than the case has; sizes that do not fit have no words of a case, and are to be refused.
+        alone = finding.of_numbers or not finding.of_answers
+        wrong = made[:1] if alone else self._wrong_ones(made) if agree else ()
         alike = {
             id(known): known
             for problem in wrong
-            for known in self._alike(as_case(problem), finding, in_any_form=True)
+            for known in self._alike(as_case(problem), finding, in_any_form=finding.of_answers)  # a refusal has words to be told by
             if comparable(known.finding, finding)
         }
         for known in alike.values():
