@@ -33,13 +33,11 @@ def run(python: Path | str, *command: str, cwd: Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.fixture(scope="session")
-def elsewhere(tmp_path_factory) -> Path:
+def environment(folder: Path) -> Path:
     """A Python with the packages of this one, but without attnspec, its entry point and its editable finder.
 
     Each package is linked, one by one, into the site-packages of a new environment.
     """
-    folder = tmp_path_factory.mktemp("elsewhere") / "python"
     venv.create(folder, with_pip=False)
     packages = next(folder.glob("lib*/python*/site-packages"), None) or folder / "Lib" / "site-packages"
     for place in dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")):
@@ -47,15 +45,25 @@ def elsewhere(tmp_path_factory) -> Path:
             ours = "attnspec" in entry.name or (entry.suffix == ".pth" and "attnspec" in entry.read_text())
             if not ours and not (packages / entry.name).exists():
                 (packages / entry.name).symlink_to(entry)
-    python = next(path for path in (folder / "bin" / "python", folder / "Scripts" / "python.exe") if path.exists())
+    return next(path for path in (folder / "bin" / "python", folder / "Scripts" / "python.exe") if path.exists())
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory) -> Path:
+    """A Python of its own, without attnspec."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "python"
+    python = environment(folder)
     code, said = run(python, "-c", "import torch, hypothesis, pytest, einops; import attnspec", cwd=folder)
     assert code == 1, said
     assert "No module named 'attnspec'" in said
     return python
 
 
-def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
-    source, wheels, empty = tmp_path / "source", tmp_path / "wheels", tmp_path / "empty"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this source, which lies nowhere else any more."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source, wheels = folder / "source", folder / "wheels"
     for name in ("spec", "reference", "conformance", "adapters"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -72,10 +80,16 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
         "--wheel-dir",
         str(wheels),
         str(source),
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert code == 0, said
-    (wheel,) = wheels.glob("attnspec-*.whl")
+    shutil.rmtree(source)
+    (made,) = wheels.glob("attnspec-*.whl")
+    return made
+
+
+def test_the_wheel_works_where_the_source_is_absent(elsewhere, wheel, tmp_path):
+    empty = tmp_path / "empty"
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
     wanted = [
@@ -90,16 +104,16 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
             "conformance/**/*.schema.json",
             "conformance/**/*.toml",
             "conformance/**/templates/*",
+            "*/py.typed",
         )
         for path in ROOT.glob(pattern)
         if path.name != "make.py"  # it makes the arrays, in a clone
     ]
-    assert {path.suffix for path in wanted} == {".md", ".py", ".csv", ".json", ".toml", ".html", ".css"}
+    assert {path.suffix for path in wanted} == {".md", ".py", ".csv", ".json", ".toml", ".html", ".css", ".typed"}
     missing = {f"attnspec/{path.relative_to(ROOT).as_posix()}" for path in wanted} - inside
     assert not missing
     assert not [name for name in inside if name.startswith(("attnspec/tests", "tests/"))]
 
-    shutil.rmtree(source)
     target = tmp_path / "target"
     code, said = run(
         sys.executable,
@@ -134,6 +148,46 @@ def test_the_wheel_works_where_the_source_is_absent(elsewhere, tmp_path):
     )
     assert code == 0
     assert str(target) in said
+
+
+ADAPTER = """
+from torch import Tensor
+
+from attnspec.adapters import Adapter, Call, Unsupported
+from attnspec.reference import solve
+from attnspec.spec import Dialect, Problem
+
+
+class Attention(Adapter):
+    offers = frozenset({"mha", "causal"})
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None,
+               causal: bool = False, scale: float | None = None, dropout: float = 0.0, training: bool = False) -> Tensor:
+        if mask is not None or bias is not None or causal or dropout:
+            raise Unsupported("options")
+        return (q @ k.mT * (scale or q.shape[-1] ** -0.5)).softmax(-1) @ v
+
+
+def error(problem: Problem, call: Call) -> float:
+    reveal_type(solve(problem, Dialect()).values)
+    return call.nonsense
+"""
+
+
+def test_an_adapter_of_a_user_is_checked_against_the_types_of_the_wheel(wheel, tmp_path):
+    """Without py.typed a type checker takes everything of ours for Any, and says nothing."""
+    python = str(environment(tmp_path / "python"))
+    installed = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", str(wheel))
+    code, said = run(*installed, cwd=tmp_path)
+    assert code == 0, said
+    (tmp_path / "adapter.py").write_text(ADAPTER)
+    checked = (sys.executable, "-m", "mypy", "--python-executable", python, "--ignore-missing-imports", "adapter.py")
+    code, said = run(*checked, cwd=tmp_path)
+    assert code == 1, said
+    assert said.count("error:") == 1, said
+    assert '"Call" has no attribute "nonsense"' in said
+    assert "Revealed type" in said
+    assert "Any" not in re.findall("Revealed type.*", said)[0].split("ndarray")[0]
 
 
 def test_a_bare_clone_works_where_nothing_is_installed(elsewhere, tmp_path):
