@@ -26,6 +26,7 @@ from attnspec.spec import (
     implementations,
     implements,
     index,
+    lock,
     twin,
 )
 from attnspec.spec.index import LEVELS as MUST_SHOULD_MAY
@@ -292,3 +293,27 @@ def check_round_trip(problem: Problem) -> None:
             assert x.storage_offset() == y.storage_offset() or not x.numel(), name
     for name in ("causal", "scale", "dropout", "training", "wrt"):
         assert getattr(problem, name) == getattr(back, name)
+
+
+# THE LOCK
+
+
+def test_no_clause_changed_without_its_version() -> None:
+    """Where this is red, a sentence or a formula is not what it was in the version that it still has."""
+    locked = lock.read(lock.LOCK.read_text(encoding="utf-8"))
+    assert lock.changed(locked, index()) == []
+    assert lock.behind(locked, index()) == [], "python -m attnspec.spec.lock"
+
+
+def test_the_lock_sees_what_changes_goes_and_comes_back() -> None:
+    [clause] = parse(CLAUSE, "taste.md")
+    locked = {"TASTE-1": (clause.since, lock.digest(clause))}
+    assert lock.changed(locked, {"TASTE-1": clause}) == lock.behind(locked, {"TASTE-1": clause}) == []
+    for other in (replace(clause, sentence="It smells."), replace(clause, formula="x = 1"), replace(clause, level="MAY")):
+        assert "TASTE-1 says something else" in lock.changed(locked, {"TASTE-1": other})[0]
+        assert lock.changed(locked, {"TASTE-1": replace(other, since="9.9")}) == []
+        assert lock.behind(locked, {"TASTE-1": replace(other, since="9.9")}) == ["TASTE-1"]
+    assert lock.changed(locked, {"TASTE-1": replace(clause, why="because", title="Other")}) == []
+    assert "TASTE-1 is gone" in lock.changed(locked, {})[0]
+    assert lock.changed({"TASTE-1": ("0.1", lock.WITHDRAWN)}, {}) == []
+    assert "TASTE-1 was withdrawn" in lock.changed({"TASTE-1": ("0.1", lock.WITHDRAWN)}, {"TASTE-1": clause})[0]
