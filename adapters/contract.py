@@ -42,6 +42,15 @@ FEATURES: dict[str, str] = {
 }
 ACCURACY_CLASSES = ("R", "A", "T", "B", "B*", "C", "C*", "D")
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
+# The parameters of attend() that say an option, and the features that each has words for.
+SAID_BY = {
+    "mask": ("mask", "key_padding", "rank3"),
+    "bias": ("bias", "bias_grad", "rank3"),
+    "causal": ("causal",),
+    "scale": ("scale",),
+    "dropout": ("dropout",),
+    "training": (),
+}
 
 
 class Unsupported(Exception):
@@ -83,10 +92,10 @@ class Answer:
 class Adapter:
     """How one implementation is called. Subclass it and write :meth:`attend`; everything else has a default.
 
-    offers: which of FEATURES it promises. restrictions: which of RESTRICTIONS limit that. dialect: choices that its
-    documentation makes (causal_alignment, empty_row, head_grouping). accuracy: the class that it claims (A, T, B, B*, C, C*,
-    D), or None. widths: the query widths that it can do, or None for all. deterministic: True if it claims the same bits on
-    every call. source: lines of Python that define `attend` for a script of its own.
+    offers: which of FEATURES it promises; without it, what the parameters of its `attend` say. restrictions: which of RESTRICTIONS
+    limit that. dialect: choices that its documentation makes (causal_alignment, empty_row, head_grouping). accuracy: the class that
+    it claims (A, T, B, B*, C, C*, D), or None. widths: the query widths that it can do, or None for all. deterministic: True if it
+    claims the same bits on every call. source: lines of Python that define `attend` for a script of its own.
     """
 
     name: str = ""
@@ -102,20 +111,22 @@ class Adapter:
     devices: ClassVar[Iterable[str] | None] = None
     source: tuple[str, ...] = ()
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        mask: Tensor | None = None,
-        bias: Tensor | None = None,
-        causal: bool = False,
-        scale: float | None = None,
-        dropout: float = 0.0,
-        training: bool = False,
-    ) -> Tensor:
-        """Call the implementation with (b h i d), (b g j d), (b g j e) and return (b h i e)."""
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        said = any("offers" in vars(kind) and not vars(kind).get("_follows") for kind in cls.__mro__ if kind is not Adapter)
+        takes = options_of(vars(cls)["attend"]) if "attend" in vars(cls) and not said else None
+        if takes is not None:
+            cls._follows = True
+            cls.offers = DEFAULT_OFFERS.union(*(SAID_BY[name] for name in takes))
+
+    _follows: ClassVar[bool] = False  # whether the offers were read from the parameters of attend
+
+    def attend(self, *args: Any, **options: Any) -> Tensor:
+        """Call the implementation with q (b h i d), k (b g j d), v (b g j e) and return (b h i e).
+
+        Write it as attend(self, q, k, v, *, …) with the options that the implementation has words for, of mask=None, bias=None,
+        causal=False, scale=None, dropout=0.0, training=False. What needs another is Unsupported, and never arrives.
+        """
         raise Unsupported(f"{type(self).__name__} defines no attend()")
 
     def call(self, problem: Problem) -> Call:
@@ -125,9 +136,14 @@ class Adapter:
             options["causal"] = True
         if problem.scale is not None:
             options["scale"] = problem.scale
-        if problem.dropout:
+        kind, takes = type(self), options_of(self.attend)
+        if problem.dropout and (problem.training or takes is None or "training" in takes):
             options |= {"dropout": problem.dropout, "training": problem.training}
-        kind = type(self)
+        if takes is not None:
+            unsaid = options.keys() - takes - {"training"}
+            if unsaid:
+                raise Unsupported(f"{kind.__name__}.attend() has no parameter {', '.join(sorted(unsaid))}")
+            options = {name: x for name, x in options.items() if name in takes}
         source = (f"from {kind.__module__} import {kind.__qualname__}", f"attend = {kind.__qualname__}().attend")
         return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, self.source or source)
 
@@ -211,6 +227,17 @@ class Adapter:
         return Answer(o.detach(), {f"d{name}": plain(grad) for name, grad in zip(problem.wrt, grads, strict=True)})
 
 
+def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
+    """The options that an attend() has parameters for; None where it takes any name, or can't be read."""
+    try:
+        parameters = inspect.signature(attend).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters) & SAID_BY.keys()
+
+
 def leaves_of(problem: Problem) -> dict[str, Tensor]:
     """Inputs as leaves that share memory and strides with the problem's; one tensor given twice stays one leaf."""
     by_id: dict[int, Tensor] = {}
@@ -272,6 +299,14 @@ def check(adapter: Adapter) -> None:
     ):
         if given:
             raise ValueError(f"{name}.{what} names {', '.join(sorted(given))}; there are {', '.join(there)}")
+    takes = options_of(adapter.attend) if type(adapter).call is Adapter.call else None
+    for feature in sorted(adapter.offers) if takes is not None else ():
+        words_for = [option for option, features in SAID_BY.items() if feature in features]
+        if words_for and takes is not None and takes.isdisjoint(words_for):
+            raise ValueError(
+                f"{name}.offers names {feature}, and {name}.attend() has no parameter {' or '.join(words_for)} to say it with: "
+                f"give it one, or take {feature} from offers"
+            )
     for method, own in vars(Adapter).items():
         if inspect.isfunction(own) and not method.startswith("__") and method != "attend":
             _must_stand_for(adapter, method, own)

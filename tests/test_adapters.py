@@ -332,6 +332,52 @@ def test_a_declaration_with_an_unknown_word_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("parameters", "offered"),
+    [
+        ("", set()),
+        ("*, causal=False", {"causal"}),
+        ("*, causal=False, mask=None", {"causal", "mask", "key_padding", "rank3"}),
+        ("*, bias=None, scale=None, dropout=0.0, training=False", {"bias", "bias_grad", "rank3", "scale", "dropout"}),
+        ("**options", set()),
+    ],
+)
+def test_an_adapter_offers_what_its_parameters_say(parameters, offered):
+    scope = {"Adapter": Adapter}
+    exec(f"class Ours(Adapter):\n    def attend(self, q, k, v{parameters and ', ' + parameters}): return v", scope)
+    assert set(scope["Ours"].offers) == {"mha", "strided", "backward"} | offered
+
+    class Narrower(scope["Ours"]):
+        offers = frozenset({"mha"})
+
+        def attend(self, q, k, v, *, causal=False):
+            return v
+
+    assert Narrower.offers == {"mha"}
+
+
+def test_an_option_without_a_parameter_never_arrives():
+    class Plain(Adapter):
+        def attend(self, q, k, v, *, causal=False):
+            return textbook(q, k, v, causal) if causal else textbook(q, k, v)
+
+    assert Plain().run(problem()).refusal is None
+    assert Plain().run(problem(dropout=0.5)).refusal is None  # not in training: nothing is dropped
+    for option, told in (({"mask": padding()}, "mask"), ({"scale": 0.3}, "scale"), ({"dropout": 0.5, "training": True}, "dropout")):
+        assert Plain().run(problem(**option)).unsupported == f"Plain.attend() has no parameter {told}"
+
+
+def test_an_offer_needs_a_parameter_to_say_it_with():
+    class Promises(Adapter):
+        offers = frozenset({"mha", "scale"})
+
+        def attend(self, q, k, v, *, causal=False):
+            return textbook(q, k, v)
+
+    with pytest.raises(ResolveError, match=r"offers names scale, and Promises.attend\(\) has no parameter scale to say it with"):
+        resolve(Promises)
+
+
+@pytest.mark.parametrize(
     ("signature", "offered"),
     [
         ("q, k, v", set()),

@@ -161,10 +161,9 @@ from attnspec.spec import Dialect, Problem
 class Attention(Adapter):
     offers = frozenset({"mha", "causal"})
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None,
-               causal: bool = False, scale: float | None = None, dropout: float = 0.0, training: bool = False) -> Tensor:
-        if mask is not None or bias is not None or causal or dropout:
-            raise Unsupported("options")
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
+        if causal and scale:
+            raise Unsupported("causal beside a scale")
         return (q @ k.mT * (scale or q.shape[-1] ** -0.5)).softmax(-1) @ v
 
 
