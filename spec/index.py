@@ -1,6 +1,6 @@
 """The index of clauses, parsed from their own Markdown.
 
-A clause is a level-3 heading ``### ID-n · title``, a line of fields, one paragraph (the normative sentence), an optional
+A clause is a level-3 heading ``### ID-n · title``, a line of fields (level, kind, since, …), one paragraph (the normative sentence), an optional
 fenced formula, and the quotes ``> Why:`` and ``> Stops:``.
 """
 
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 SPEC_VERSION = "0.1"
 LEVELS = ("MUST", "SHOULD", "MAY")
+KINDS = ("value", "relation", "conduct")
 HEADING = re.compile(r"^### (?P<id>(?P<chapter>[A-Z]+)-\d+) · (?P<title>.+)$")
 
 Function = TypeVar("Function", bound=Callable)
@@ -26,12 +27,16 @@ class SpecError(Exception):
 
 @dataclass(frozen=True)
 class Clause:
-    """One normative sentence with an id that is never reused."""
+    """One normative sentence with an id that is never reused.
+
+    kind: value, what the numbers are; relation, between two calls; conduct, what a call may not do.
+    """
 
     id: str
     chapter: str
     title: str
     level: str
+    kind: str
     since: str
     sentence: str
     feature: str | None = None
@@ -76,11 +81,12 @@ def parse(text: str, source: str) -> list[Clause]:
 def _clause(match: re.Match, body: str, source: str) -> Clause:
     where = f"{source}, {match['id']}"
     fields, _, rest = body.partition("\n")
-    level, *pairs = [part.strip() for part in fields.split("·")]
-    named = dict(part.split(" ", 1) for part in pairs)
+    level, kind, *pairs = [part.strip() for part in (fields if "·" in fields else f"{fields}·").split("·")]
+    named = {name: value for name, _, value in (part.partition(" ") for part in pairs)}
     unknown = named.keys() - {"since", "feature", "dialect"}
-    if level not in LEVELS or "since" not in named or unknown:
-        raise SpecError(f"{where}: the line of fields is {fields!r}; expected 'MUST|SHOULD|MAY · since x.y [· feature f]'")
+    if level not in LEVELS or kind not in KINDS or "since" not in named or unknown:
+        expected = f"{'|'.join(LEVELS)} · {'|'.join(KINDS)} · since x.y [· feature f]"
+        raise SpecError(f"{where}: the line of fields is {fields!r}; expected {expected!r}")
     formula = "\n".join(re.findall(r"^```\n(.*?)^```", rest, flags=re.MULTILINE | re.DOTALL)).rstrip()
     prose = re.sub(r"^```\n.*?^```", "", rest, flags=re.MULTILINE | re.DOTALL)
     quotes = {
@@ -96,6 +102,7 @@ def _clause(match: re.Match, body: str, source: str) -> Clause:
         match["chapter"],
         match["title"].strip(),
         level,
+        kind,
         named["since"],
         sentence,
         named.get("feature"),

@@ -11,13 +11,14 @@ import pytest
 import torch
 from honest import Attend, tiled
 from judging import Outcome, judge
-from mutants.base import MUTANTS
+from mutants.base import MUTANTS, load
 from mutants.liars import ASKED, WORDS
 
 from attnspec.adapters.shipped.sdpa import PinnedSDPA
 from attnspec.adapters.watch.state import watched
 from attnspec.adapters.watch.trace import Trace
 from attnspec.conformance import check
+from attnspec.spec import index
 
 UNSEEN = {"FallsBackSilently"}  # has a test of its own that says why
 # Where one test is not enough.
@@ -55,6 +56,11 @@ def test_a_liar_is_named(name: str) -> None:
     assert "attnspec itself failed" not in outcome.screen
     for words in WORDS[name]:
         assert words in outcome.screen, outcome.screen
+
+
+def test_each_clause_of_conduct_has_a_liar() -> None:
+    broken = {mutant.clause for mutant in load().values()}
+    assert {id_ for id_, clause in index().items() if clause.kind == "conduct"} <= broken
 
 
 # WHICH KERNEL RAN

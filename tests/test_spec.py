@@ -37,7 +37,7 @@ CLAUSE = """# TASTE
 Words that are no clause.
 
 ### TASTE-1 · It tastes
-MUST · since 0.1 · feature mask · dialect empty_row = zero
+MUST · value · since 0.1 · feature mask · dialect empty_row = zero
 The answer tastes
 good.
 
@@ -106,7 +106,13 @@ def test_the_parser_reads_every_field() -> None:
     [
         ("TASTE-1 · It tastes", "TASTE-1: It tastes", r"heading '### TASTE-1: It tastes' is not of the form"),
         ("TASTE-1", "taste-1", r"is not of the form '### CHAPTER-n · title'"),
-        ("MUST", "OUGHT", r"TASTE-1: the line of fields is 'OUGHT · since .*expected 'MUST\|SHOULD\|MAY"),
+        (
+            "MUST",
+            "OUGHT",
+            r"TASTE-1: the line of fields is 'OUGHT · value · since .*expected 'MUST\|SHOULD\|MAY · value\|relation\|conduct",
+        ),
+        ("value · since", "since", r"TASTE-1: the line of fields is 'MUST · since .*expected 'MUST"),
+        ("value", "price", r"TASTE-1: the line of fields is 'MUST · price .*expected 'MUST"),
         ("· since 0.1 ", "", r"the line of fields"),
         ("feature mask", "colour red", r"the line of fields"),
         ("The answer tastes\ngood.", "", r"needs a sentence and a '> Why:' line"),
@@ -169,7 +175,7 @@ def test_the_audit_reports_each_kind_of_problem(monkeypatch: pytest.MonkeyPatch)
     unknown, unoffered, untested, unclaimed = audit.audit(complete=True)
     assert unknown == "test_a, test_b names MASK-999, which no chapter holds"
     assert untested == "SCALE-1 has no test"
-    assert unclaimed == "SCALE-2 is a MUST and no reference function claims it"
+    assert unclaimed == "SCALE-2 is a MUST, says what a value is, and no reference function claims it"
     assert unoffered.startswith("MODE-3 is bound to feature paths, which an adapter can't offer; choose from mha, mqa, ")
     assert audit.audit(complete=False) == [unknown, unoffered, unclaimed]
 
