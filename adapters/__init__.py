@@ -1,8 +1,9 @@
 """How an implementation is called. Subclass :class:`Adapter`, or let :func:`resolve` recognise a signature."""
 
-from attnspec.adapters.contract import FEATURES, Adapter, Answer, Call, Unsupported, same_bits
+from attnspec.adapters.contract import Adapter, Answer, Call, Unsupported, same_bits
 from attnspec.adapters.resolve import ResolveError, parse_kwargs, resolve
 from attnspec.adapters.restrictions import RESTRICTIONS
+from attnspec.spec.words import FEATURES
 
 __all__ = [
     "FEATURES",

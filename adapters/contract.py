@@ -21,26 +21,8 @@ from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden,
 from attnspec.adapters.watch.state import no_second_run
 from attnspec.adapters.watch.trace import Trace, operators
 from attnspec.spec import CHOICES, Problem
+from attnspec.spec.words import CLASSES, FEATURES
 
-FEATURES: dict[str, str] = {
-    "mha": "as many key/value heads as query heads",
-    "mqa": "one key/value head, 4-D",
-    "gqa": "groups of query heads share a key/value head",
-    "shared_kv": "keys and values are one 3-D head (b j d)",
-    "strided": "inputs whose last dimension is not dense",
-    "value_width": "values wider or narrower than keys",
-    "mask": "bool mask that broadcasts to (b h i j)",
-    "rank3": "mask or bias of three dimensions (h i j)",
-    "key_padding": "bool key padding mask (b j)",
-    "bias": "float bias that is added to the scores",
-    "causal": "causal masking",
-    "scale": "a given scale",
-    "dropout": "dropout of probabilities",
-    "backward": "gradients of q, k, v",
-    "bias_grad": "the gradient of the bias",
-    "module": "a module with train() and eval()",
-}
-ACCURACY_CLASSES = ("R", "A", "T", "B", "B*", "C", "C*", "D")
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
 # The parameters of attend() that say an option, and the features that each has words for.
 SAID_BY = {
@@ -310,8 +292,8 @@ def check(adapter: Adapter) -> None:
     for method, own in vars(Adapter).items():
         if inspect.isfunction(own) and not method.startswith("__") and method != "attend":
             _must_stand_for(adapter, method, own)
-    if adapter.accuracy not in (None, *ACCURACY_CLASSES):
-        raise ValueError(f"{name}.accuracy is {adapter.accuracy!r}; there are {', '.join(ACCURACY_CLASSES)}")
+    if adapter.accuracy not in (None, *CLASSES):
+        raise ValueError(f"{name}.accuracy is {adapter.accuracy!r}; there are {', '.join(CLASSES)}")
     for key, value in adapter.dialect.items():
         if key not in CHOICES or value not in CHOICES[key].values:
             raise ValueError(

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
-from attnspec.adapters.contract import FEATURES
 from attnspec.adapters.conventions.signature import FIELD_OF, UnknownSignature, signature_of
+from attnspec.spec.words import FEATURES
 
 
 def ten_lines(found: Any, name: str, problem: str) -> str:

@@ -40,8 +40,9 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS, NOT_DENSE
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
-from attnspec.reference import CLASSES, INPUT_OF, OUTPUTS, Exact, solve, to_float64
+from attnspec.reference import Exact, solve, to_float64
 from attnspec.spec import Dialect, Problem
+from attnspec.spec.words import CLASSES, INPUT_OF, OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

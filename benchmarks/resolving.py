@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attnspec.adapters import FEATURES, Adapter, resolve
+from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, power
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
@@ -25,6 +25,7 @@ from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import default_class, solve
 from attnspec.spec import Dialect
+from attnspec.spec.words import FEATURES
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # as columns; rows of an array get them in the suite's order
 HALF = ("float16", "bfloat16")

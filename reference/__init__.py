@@ -5,10 +5,11 @@
 :mod:`bounds` says how far an honest kernel may be; :mod:`rows` is for rows that are very long.
 """
 
-from attnspec.reference.bounds.accuracy import CLASSES, Arithmetic, arithmetic, default_class, stricter
-from attnspec.reference.exact import INPUT_OF, OUTPUTS, Exact, Tolerance, to_float64
+from attnspec.reference.bounds.accuracy import Arithmetic, arithmetic, default_class, stricter
+from attnspec.reference.exact import Exact, Tolerance, to_float64
 from attnspec.reference.rows import SampledRows
 from attnspec.reference.solve import solve
+from attnspec.spec.words import CLASSES, INPUT_OF, OUTPUTS
 
 __all__ = [
     "CLASSES",

@@ -14,9 +14,8 @@ from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
 from attnspec.spec import Dialect, Problem
+from attnspec.spec.words import OUTPUTS
 
-OUTPUTS = ("o", "dq", "dk", "dv", "dbias")
-INPUT_OF = {"dq": "q", "dk": "k", "dv": "v", "dbias": "bias"}
 # float64's own error in the reference is that of class A in float64 (docs/certificate.md: a fifth of it). Every term of a
 # bound grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there. Enclosures are
 # made as narrow as that.

@@ -1,7 +1,7 @@
 """The index of clauses, parsed from their own Markdown.
 
-A clause is a level-3 heading ``### ID-n · title``, a line of fields (level, kind, since, …), one paragraph (the normative sentence), an optional
-fenced formula, and the quotes ``> Why:`` and ``> Stops:``.
+A clause is a level-3 heading ``### ID-n · title``, a line of fields (level, kind, since, …), one paragraph (the normative
+sentence), an optional fenced formula, and the quotes ``> Why:`` and ``> Stops:``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from math import comb
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.adapters import FEATURES, Adapter
+from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import decodes
 from attnspec.conformance.problems.tensors import build
@@ -20,6 +20,7 @@ from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve
 from attnspec.reference.dense import Forward
 from attnspec.spec import CANONICAL, Problem
+from attnspec.spec.words import FEATURES
 
 EDGES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 

@@ -24,10 +24,11 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
-from attnspec.reference import CLASSES, default_class, dense, solve, to_float64
+from attnspec.reference import default_class, dense, solve, to_float64
 from attnspec.reference.bounds.output import NEGLIGIBLE
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
+from attnspec.spec.words import CLASSES
 
 DTYPES = LEVELS["dtype"]
 HALF = ("float16", "bfloat16")

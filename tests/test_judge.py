@@ -16,8 +16,9 @@ from attnspec.conformance.judging.finding import Finding, Judgement
 from attnspec.conformance.judging.judge import compare, judge
 from attnspec.conformance.verdicts.lines import judged
 from attnspec.conformance.verdicts.verdict import JUDGED, Verdict
-from attnspec.reference import OUTPUTS, Exact, solve
+from attnspec.reference import Exact, solve
 from attnspec.spec import Dialect, Problem
+from attnspec.spec.words import OUTPUTS
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

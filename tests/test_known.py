@@ -19,9 +19,9 @@ from attnspec.conformance.known.region import Region
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.meeting import meet
-from attnspec.conformance.subject.subject import DTYPES
 from attnspec.conformance.testing import pinned
 from attnspec.conformance.verdicts.verdict import Verdict
+from attnspec.spec.words import DTYPES
 
 HERE = Path(__file__).parent
 TORCH = HERE.parent / "conformance" / "known-issues-torch.toml"

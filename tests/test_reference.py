@@ -12,9 +12,10 @@ from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
 from random_problems import BIASES, HEADS, MASKS, RATES, SCALES, Drawn, draw, share
 
-from attnspec.reference import INPUT_OF, solve
+from attnspec.reference import solve
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CHOICES, DIFFERENTIABLE, Dialect, Problem
+from attnspec.spec.words import INPUT_OF
 
 DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values()))]
 EACH = 260  # problems per dialect, of which there are twelve

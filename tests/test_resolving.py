@@ -15,7 +15,7 @@ import torch
 from mutants.base import load
 from random_problems import draw
 
-from attnspec.adapters import FEATURES, Adapter, resolve
+from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, multiple, power
@@ -27,6 +27,7 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve, to_float64
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
+from attnspec.spec.words import FEATURES
 
 DTYPES = LEVELS["dtype"]
 HALF = ("float16", "bfloat16")

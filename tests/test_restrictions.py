@@ -16,11 +16,12 @@ from judging import Outcome, judge
 from mutants.base import MUTANTS, load
 from torch import Tensor
 
-from attnspec.adapters import FEATURES, RESTRICTIONS, Adapter, ResolveError, Unsupported, resolve
+from attnspec.adapters import RESTRICTIONS, Adapter, ResolveError, Unsupported, resolve
 from attnspec.adapters.restrictions import needs, undeclared
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.verdicts.lines import mark, standing
 from attnspec.spec import Problem
+from attnspec.spec.words import FEATURES
 
 
 def asked(thing: Any, *options: str) -> Outcome:

@@ -10,11 +10,12 @@ import torch
 from judging import ended, judge
 from mutants.base import Call, with_sdpa_signature
 
-from attnspec.adapters import FEATURES, Adapter
+from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.shrink import as_case, shrink
 from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem
+from attnspec.spec.words import FEATURES
 
 EVERYTHING = frozenset(set(FEATURES) - {"dropout", "module"})
 

@@ -17,7 +17,6 @@ from attnspec.conformance import check
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.lines import (
     KEY,
-    LADDER,
     SCHEMA,
     Share,
     VerdictError,
@@ -29,7 +28,8 @@ from attnspec.conformance.verdicts.lines import (
     worse,
     worst_of,
 )
-from attnspec.reference.bounds.accuracy import CLASSES
+from attnspec.conformance.verdicts.verdict import Verdict
+from attnspec.spec.words import CLASSES, DTYPES, OUTPUTS
 
 OPTIONS = ("--impl-dtypes=float32", "--without=backward", "-p", "no:cacheprovider")
 KERNELS = """
@@ -155,8 +155,12 @@ def test_the_schema_refuses_what_is_none(schema):
         assert not schema.is_valid(wrong), wrong
 
 
-def test_the_ladder_is_that_of_the_spec():
-    assert LADDER == CLASSES
+def test_the_words_of_the_schema_are_those_of_the_spec(schema):
+    defined = schema.schema["$defs"]
+    assert set(defined["dtype"]["enum"]) == set(DTYPES)
+    assert defined["class"]["enum"] == list(CLASSES)
+    assert defined["tensor"]["enum"] == list(OUTPUTS)
+    assert set(defined["problems"]["propertyNames"]["enum"]) == set(Verdict)
 
 
 # HOW A RUN ENDS

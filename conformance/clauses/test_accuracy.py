@@ -8,7 +8,7 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable
 from attnspec.conformance.testing.plan import agrees, once
 from attnspec.conformance.testing.systematic import DTYPES, Meter, generic
-from attnspec.reference import OUTPUTS
+from attnspec.spec.words import OUTPUTS
 
 GRADIENTS = ("dq", "dk", "dv", "dbias")
 

@@ -12,7 +12,7 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import every_form
-from attnspec.reference import OUTPUTS
+from attnspec.spec.words import OUTPUTS
 
 
 @clause("BIAS-1")

@@ -12,8 +12,8 @@ from attnspec.conformance.testing.choosing import must_follow_a_choice
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import NotApplicable, may_answer, must_agree, must_answer, must_be_right, must_keep_bits
 from attnspec.conformance.testing.plan import agrees, on_cases, once
-from attnspec.reference import OUTPUTS
 from attnspec.spec import twin
+from attnspec.spec.words import OUTPUTS
 
 
 def options(case: Case) -> bool:

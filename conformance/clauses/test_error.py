@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnspec.adapters import FEATURES
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.reading import readable
 from attnspec.conformance.judging.finding import Finding
@@ -23,6 +22,7 @@ from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffe
 from attnspec.conformance.testing.plan import on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
+from attnspec.spec.words import FEATURES
 
 # What needs each feature, as changes of a plain case.
 NEEDS: dict[str, dict[str, Any]] = {

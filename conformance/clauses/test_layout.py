@@ -7,7 +7,7 @@ from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import NotApplicable, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases
-from attnspec.reference import OUTPUTS
+from attnspec.spec.words import OUTPUTS
 
 
 @clause("LAYOUT-1")

@@ -12,8 +12,9 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import NotApplicable, must_answer, must_be_right, must_keep_bits
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import every_form, hidden_keys, with_hidden
-from attnspec.reference import OUTPUTS, dense
+from attnspec.reference import dense
 from attnspec.spec import Problem
+from attnspec.spec.words import OUTPUTS
 
 HIDING = ("prefix", "suffix", "first_block", "inner_blocks", "random", "single")
 

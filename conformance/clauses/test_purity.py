@@ -18,8 +18,8 @@ from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, is_right, must_answer, must_be_right, must_keep_bits
 from attnspec.conformance.testing.plan import agrees, on_cases, once
-from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem
+from attnspec.spec.words import OUTPUTS
 
 ALIGNED = 64  # bytes; torch's allocator for the CPU aligns so
 TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kernel might look for

@@ -4,7 +4,7 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.plan import agrees
-from attnspec.reference import OUTPUTS
+from attnspec.spec.words import OUTPUTS
 
 
 @clause("SCALE-1")

@@ -22,8 +22,9 @@ from attnspec.conformance.testing.outcomes import (
 )
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import one_item
-from attnspec.reference import OUTPUTS, to_float64
+from attnspec.reference import to_float64
 from attnspec.spec import Problem, twin
+from attnspec.spec.words import OUTPUTS
 
 
 @clause("SHAPE-1")

@@ -7,7 +7,7 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import may_answer, must_agree, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import written_out
-from attnspec.reference import OUTPUTS
+from attnspec.spec.words import OUTPUTS
 
 
 @clause("SHARED-1")

@@ -11,8 +11,9 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import NotApplicable, may_answer, must_agree, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import permuted, with_more_keys
-from attnspec.reference import OUTPUTS, solve
+from attnspec.reference import solve
 from attnspec.spec import Problem, twin
+from attnspec.spec.words import OUTPUTS
 
 NAMES = {"q": "query", "k": "key", "v": "value"}
 

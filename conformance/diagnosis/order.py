@@ -13,8 +13,8 @@ from torch import Tensor
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, surrounded
-from attnspec.reference import OUTPUTS
 from attnspec.spec import Problem
+from attnspec.spec.words import OUTPUTS
 
 if TYPE_CHECKING:
     from attnspec.conformance.subject.subject import Subject

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attnspec.spec.words import FindingKind
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -15,7 +17,7 @@ class Finding:
     there, its bound, the error as a multiple of the bound, and how many of how many elements are outside.
     """
 
-    kind: str
+    kind: FindingKind
     output: str
     message: str
     index: tuple[int, ...] = ()

@@ -15,8 +15,9 @@ from numpy import ndarray as Array
 from attnspec.adapters import Answer
 from attnspec.adapters.reading import Unreadable, text
 from attnspec.conformance.judging.finding import Finding, Judgement
-from attnspec.reference import INPUT_OF, Exact, to_float64
+from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
+from attnspec.spec.words import INPUT_OF
 
 # How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
+from attnspec.spec.words import CLASSES
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl", {"help": "what to test: a dotted path, file.py:name, or a shipped name such as sdpa-math"}),
@@ -24,7 +25,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--few-shapes", {"action": "store_true", "help": "ask in a few shapes only, for what compiles for each"}),
     ("--explain-budget", {"type": float, "default": EXPLAIN_BUDGET, "help": "seconds for explaining what fails, in all"}),
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
-    ("--accuracy", {"choices": ("A", "T", "B", "B*", "C", "C*", "D"), "help": "the accuracy class claimed for every dtype"}),
+    ("--accuracy", {"choices": CLASSES[1:], "help": "the accuracy class claimed for every dtype"}),
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
     ("--case", {"help": "only this case, as a failure prints it"}),
     ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),
@@ -105,7 +106,7 @@ def _with_pyproject(config: pytest.Config, adapters: list[Any]) -> Callable[[str
 
 def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> Any:
     """The run that the options ask for. Raises ResolveError or ValueError with one clear message."""
-    from attnspec.adapters import FEATURES, ResolveError
+    from attnspec.adapters import ResolveError
     from attnspec.conformance.known.draft import Draft, new_file
     from attnspec.conformance.known.file import read
     from attnspec.conformance.known.inherited import Inherited
@@ -118,6 +119,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.verdicts.merge import Shard
     from attnspec.reference.bounds.accuracy import UNIT
     from attnspec.spec import CHOICES
+    from attnspec.spec.words import FEATURES
 
     without = {x for x in option("--without").split(",") if x}
     if without - FEATURES.keys():

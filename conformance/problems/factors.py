@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from attnspec.spec.words import DTYPES
+
 # The levels of each factor, the simplest first. j = 0 is as many keys as queries, e = 0 values as wide as keys.
 LEVELS: dict[str, tuple[Any, ...]] = {
-    "dtype": ("float32", "float64", "bfloat16", "float16"),
+    "dtype": DTYPES,
     "heads": ("1/1", "2/2", "3/3", "4/1", "4/2", "6/2", "2/shared", "3/shared"),
     "b": (1, 2, 3),
     "i": (1, 2, 3, 8, 17, 33, 65),

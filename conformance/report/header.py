@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnspec.adapters import FEATURES, RESTRICTIONS
+from attnspec.adapters import RESTRICTIONS
 from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
 from attnspec.conformance.report.environment import device_data, device_name, versions
@@ -19,6 +19,7 @@ from attnspec.conformance.run.tier import TIERS
 from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.text import visible
 from attnspec.spec import SPEC_VERSION, index
+from attnspec.spec.words import FEATURES
 
 
 def header(run: Run) -> list[str]:

@@ -18,8 +18,8 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import beyond, together
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
 from attnspec.conformance.verdicts.text import quoted
-from attnspec.reference import INPUT_OF
 from attnspec.spec import Problem, index
+from attnspec.spec.words import INPUT_OF
 
 FOLDER = Path("attnspec-repros")
 ENDS = '''

@@ -15,9 +15,10 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.contact import look
 from attnspec.conformance.subject.refusals import find
-from attnspec.conformance.subject.subject import DTYPES, Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
+from attnspec.spec.words import DTYPES
 
 UNSEEN = "canonical, for it could not be observed"
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 192, 256, 512)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from attnspec.adapters import FEATURES, Adapter, Answer
+from attnspec.adapters import Adapter, Answer
 from attnspec.adapters.watch.state import RANDOM, watched
 from attnspec.adapters.watch.trace import Trace
 from attnspec.conformance.judging.finding import Judgement
@@ -25,9 +25,9 @@ from attnspec.conformance.problems.words import describe_problem
 from attnspec.conformance.verdicts.lines import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import Clause, Dialect, Problem
+from attnspec.spec.words import DTYPES, FEATURES
 
 ORACLE = "arb" if find_spec("flint") else "float64"
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 ASK = compile("ask(problem)", "<attnspec>", "eval")
 
 

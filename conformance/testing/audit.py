@@ -5,9 +5,9 @@ Every clause owes a test; a MUST that says what a value is owes a reference func
 
 from __future__ import annotations
 
-from attnspec.adapters import FEATURES
 from attnspec.conformance.testing.clause import TESTED
 from attnspec.spec import implementations, index
+from attnspec.spec.words import FEATURES
 
 
 def audit(complete: bool) -> list[str]:

@@ -11,8 +11,9 @@ from attnspec.adapters import Answer, same_bits
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, no_answer, together
 from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
-from attnspec.reference import OUTPUTS, Exact, to_float64
+from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
+from attnspec.spec.words import OUTPUTS
 
 
 class Broken(Exception):

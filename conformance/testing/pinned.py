@@ -13,10 +13,11 @@ from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.run.run import Run
-from attnspec.conformance.subject.subject import DTYPES, Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import tests_of
 from attnspec.conformance.verdicts.verdict import JUDGED, Verdict
 from attnspec.spec import index
+from attnspec.spec.words import DTYPES
 
 LOUD = 0.10  # share of the problems that a test of its clause asks from which a region is called wide
 MOST = 0.50  # share from which it is an error: that is no issue, it is a promise to withdraw

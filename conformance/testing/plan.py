@@ -10,7 +10,7 @@ from attnspec.conformance.diagnosis.explain import anything
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.reference import OUTPUTS
+from attnspec.spec.words import OUTPUTS
 
 RELATION_COST = 1 << 17
 

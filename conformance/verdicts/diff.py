@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.verdicts.lines import KEY, LADDER, Key, VerdictError, Verdicts, counts_of, judged, standing, worst_of
+from attnspec.conformance.verdicts.lines import KEY, Key, VerdictError, Verdicts, counts_of, judged, standing, worst_of
+from attnspec.spec.words import CLASSES
 
 GROWTH = 1.5
 """By which factor the largest error of a tensor may grow; docs/verdicts.md has the measurements behind it."""
@@ -156,7 +157,7 @@ def class_lost(old: Verdicts, new: Verdicts) -> list[str]:
     for strand, a in old.strands.items():
         b = new.strands.get(strand)
         for name, says in (("held", "held"), ("required", "required")) if b is not None else ():
-            if LADDER.index(b[name]) > LADDER.index(a[name]):
+            if CLASSES.index(b[name]) > CLASSES.index(a[name]):
                 found.append(f"{strand[0]}{_place(*strand[1:])}: {says} {a[name]}, now {b[name]}")
     return found
 

@@ -24,12 +24,11 @@ from typing import Any, NamedTuple
 
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import BROKEN, JUDGED, Verdict
+from attnspec.spec.words import CLASSES
 
 FORMAT = 1
 SCHEMA = Path(__file__).parent / "verdicts.schema.json"
 KEY = ("clause", "dtype", "variant", "device")
-# How the classes follow each other, the strictest first.
-LADDER = ("R", "A", "T", "B", "B*", "C", "C*", "D")
 
 Key = tuple[str, str, str, str]
 Counts = Mapping[str, int]
@@ -67,7 +66,7 @@ class Share(NamedTuple):
 
 def worse(a: Share | None, b: Share) -> Share:
     """The larger of two errors. Shares of different classes don't compare: the milder class counts, for it was needed."""
-    return b if a is None else max(a, b, key=lambda share: (LADDER.index(share.class_), share.of_bound))
+    return b if a is None else max(a, b, key=lambda share: (CLASSES.index(share.class_), share.of_bound))
 
 
 # WRITING

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnspec.conformance.verdicts.lines import LADDER, Key, Lines, VerdictError, Verdicts, finite, read, worst_of
+from attnspec.conformance.verdicts.lines import Key, Lines, VerdictError, Verdicts, finite, read, worst_of
 from attnspec.conformance.verdicts.verdict import JUDGED
 from attnspec.spec import index
+from attnspec.spec.words import CLASSES
 
 # What may differ between the headers of shards: which it is, how it was called, and when.
 OWN = {"shard", "command", "started"}
@@ -99,7 +100,7 @@ def together(runs: list[Verdicts]) -> Iterable[dict[str, Any]]:
         for strand, line in run.strands.items():
             strands.setdefault(strand, []).append(line)
     for held in strands.values():
-        yield max(held, key=lambda line: LADDER.index(line["held"]))
+        yield max(held, key=lambda line: CLASSES.index(line["held"]))
     totals: Counter[str] = Counter()
     for parts in cells.values():
         problems = sum((Counter(part["problems"]) for part in parts), Counter())

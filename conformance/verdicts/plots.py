@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 
-from attnspec.conformance.verdicts.lines import LADDER, Verdicts
+from attnspec.conformance.verdicts.lines import Verdicts
+from attnspec.spec.words import CLASSES, OUTPUTS
 
 # Colours that no plot has, to be replaced by the page's own, which follow light, dark and paper.
 TEXT, INSIDE, OUTSIDE, FAINT = "#010101", "#010102", "#010103", "#010104"
 PAINT = {TEXT: "currentColor", INSIDE: "var(--good)", OUTSIDE: "var(--bad)", FAINT: "var(--line)"}
 LEAST, MOST = 1e-3, 1e3  # what is smaller or larger is drawn at the edge
-OUTPUTS = ("o", "dq", "dk", "dv", "dbias")
 
 
 def accuracy_plot(verdicts: Verdicts, variant: str, device: str) -> str:
@@ -34,7 +34,7 @@ def accuracy_plot(verdicts: Verdicts, variant: str, device: str) -> str:
         farthest = max(x for lane in points.values() for x, _ in lane)
         labels, last = [], ""
         for y, lane in enumerate(lanes):
-            held = verdicts.strands.get((lane[0], variant, device), {}).get("held", LADDER[-1])
+            held = verdicts.strands.get((lane[0], variant, device), {}).get("held", CLASSES[-1])
             for inside in (True, False):
                 for filled in (True, False):
                     xs = [x for x, class_ in points[lane] if (x <= 1, x > 1 or class_ == held) == (inside, filled)]

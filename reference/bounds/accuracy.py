@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from attnspec.spec import implements
+from attnspec.spec.words import CLASSES
 
-CLASSES = ("R", "A", "T", "B", "B*", "C", "C*", "D")
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 TF32 = 2.0**-11
 # Smallest normal number: flushing to zero is legal in all but float16, whose subnormals hardware keeps.

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.adapters import FEATURES, Adapter
+from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, alike
 from attnspec.conformance.problems.fit import decodes
+from attnspec.spec.words import FEATURES
 
 ROOM = COST // 4  # what a row may cost where its levels leave a choice: what is drawn by the search is rarer than a row
 CANDIDATES = 12  # rows that are tried for each one that is taken

@@ -1,0 +1,52 @@
+"""The closed vocabularies of the field, each in one place, as values and as types. Nothing in here needs torch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Output = Literal["o", "dq", "dk", "dv", "dbias"]
+AccuracyClass = Literal["R", "A", "T", "B", "B*", "C", "C*", "D"]
+# What is wrong with an answer. There was none: it raised, or there was no memory. Its form: type, shape, dtype, device, or a
+# gradient is missing. It changed its inputs. Its numbers: nonfinite, not exactly zero, outside of the bound (value). Two answers do
+# not fit together (relation), or errors lean in one direction (biased). unsupported is no fault: it was not asked.
+FindingKind = Literal[
+    "raised",
+    "memory",
+    "type",
+    "shape",
+    "dtype",
+    "device",
+    "missing",
+    "changed",
+    "nonfinite",
+    "zero",
+    "value",
+    "relation",
+    "biased",
+    "unsupported",
+]
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+CLASSES: tuple[AccuracyClass, ...] = get_args(AccuracyClass)  # the strictest first
+INPUT_OF = {"dq": "q", "dk": "k", "dv": "v", "dbias": "bias"}  # of each gradient
+
+FEATURES: dict[str, str] = {
+    "mha": "as many key/value heads as query heads",
+    "mqa": "one key/value head, 4-D",
+    "gqa": "groups of query heads share a key/value head",
+    "shared_kv": "keys and values are one 3-D head (b j d)",
+    "strided": "inputs whose last dimension is not dense",
+    "value_width": "values wider or narrower than keys",
+    "mask": "bool mask that broadcasts to (b h i j)",
+    "rank3": "mask or bias of three dimensions (h i j)",
+    "key_padding": "bool key padding mask (b j)",
+    "bias": "float bias that is added to the scores",
+    "causal": "causal masking",
+    "scale": "a given scale",
+    "dropout": "dropout of probabilities",
+    "backward": "gradients of q, k, v",
+    "bias_grad": "the gradient of the bias",
+    "module": "a module with train() and eval()",
+}
