@@ -90,7 +90,7 @@ class Adapter:
     widths: Iterable[int] | None = None
     deterministic: bool = False
     disturbed: Mapping[str, str] = {}  # global state that calls have changed while this was made, in words
-    devices: ClassVar[Iterable[str] | None] = None
+    devices: Iterable[str] | None = None
     source: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -113,7 +113,7 @@ class Adapter:
 
     def call(self, problem: Problem) -> Call:
         """The call that puts a problem. Raises Unsupported where the convention can't say it."""
-        options = {name: x for name, x in problem.inputs().items() if name not in ("q", "k", "v")}
+        options: dict[str, Any] = {name: x for name, x in problem.inputs().items() if name not in ("q", "k", "v")}
         if problem.causal:
             options["causal"] = True
         if problem.scale is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,8 @@ class SampledRows:
         self.m = np.where(self.empty, 0.0, m)
         self.total = np.where(self.empty, 1.0, total)
         rule = self.dialect.empty_row
-        filled = {"zero": 0.0, "uniform": fill / max(self.problem.j, 1), "nan": np.nan}[rule] if self.problem.j else 0.0
+        fills: dict[str, Array | float] = {"zero": 0.0, "uniform": fill / max(self.problem.j, 1), "nan": np.nan}
+        filled = fills[rule] if self.problem.j else 0.0
         self.o = np.where(self.empty[..., None], filled, o / self.total[..., None])
         self.lse = np.where(self.empty, -np.inf, self.m + np.log(self.total))
 
@@ -152,7 +154,7 @@ class SampledRows:
         share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
         everything, rows = slice(None), (slice(None), slice(None), self.rows)
 
-        def part(output: str, at: tuple, values: Array, bound: Array, zero: Array, exempt: Array) -> Part:
+        def part(output: str, at: tuple[Any, ...], values: Array, bound: Array, zero: Array, exempt: Array) -> Part:
             return Part(output, at, values, *limits(values, bound, zero, exempt, dtype, share))
 
         def tiles(gradients: bool) -> bounds.Tiles:

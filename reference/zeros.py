@@ -73,7 +73,7 @@ def is_undefined(
         poisoned = poisoned | rows
     if len(values) > 1 and poisoned.any():
         undefined["dq"] |= poisoned[..., None]
-        heads = np.broadcast_to(poisoned.any(-1)[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
+        heads = np.broadcast_to(np.asarray(poisoned.any(-1))[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
         for name, x in (("dk", problem.k), ("dv", problem.v)):
             like = (*x.shape[:-1], 1)
             undefined[name] |= dense.sum_over_group(heads, like, dialect.head_grouping) > 0

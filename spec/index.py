@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 SPEC_VERSION = "0.1"
 LEVELS = ("MUST", "SHOULD", "MAY")
 KINDS = ("value", "relation", "conduct")
 HEADING = re.compile(r"^### (?P<id>(?P<chapter>[A-Z]+)-\d+) · (?P<title>.+)$")
 
-Function = TypeVar("Function", bound=Callable)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class SpecError(Exception):
@@ -78,7 +78,7 @@ def parse(text: str, source: str) -> list[Clause]:
     return clauses
 
 
-def _clause(match: re.Match, body: str, source: str) -> Clause:
+def _clause(match: re.Match[str], body: str, source: str) -> Clause:
     where = f"{source}, {match['id']}"
     fields, _, rest = body.partition("\n")
     level, kind, *pairs = [part.strip() for part in (fields if "·" in fields else f"{fields}·").split("·")]

@@ -56,7 +56,7 @@ class AttendAdapter(Adapter):
             self.variant = f"{self.constructor.fields['flash']}={flash}"
             self.kwargs[self.constructor.fields["flash"]] = flash
         self.flash = bool(self.kwargs.get(self.constructor.fields.get("flash", "")))
-        self._instances: dict[tuple, Any] = {}
+        self._instances: dict[tuple[Any, ...], Any] = {}
         self.heads = self._observed_heads()
         self.offers = self._offers()
         if "causal" in self.offers:
@@ -114,13 +114,13 @@ class AttendAdapter(Adapter):
         rate = problem.dropout if problem.training or "training" in forward or (self.module and "dropout" not in forward) else 0.0
         stated = {**self.constructor.off, **self.forward.off}
         for field, asked in zip(OPTIONS, (problem.causal or None, problem.scale, rate or None), strict=True):
-            value = stated.get(field) if asked is None else asked
-            if value is None or (asked is None and constructor.get(field) in self.kwargs):
+            given = stated.get(field) if asked is None else asked
+            if given is None or (asked is None and constructor.get(field) in self.kwargs):
                 continue
             if field in forward:
-                arguments[forward[field]] = value
+                arguments[forward[field]] = given
             elif field in constructor and constructor[field] not in self.kwargs:
-                settings[constructor[field]] = value
+                settings[constructor[field]] = given
             else:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
         instance, mode = self.instance(**settings), ""

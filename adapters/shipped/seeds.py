@@ -12,8 +12,8 @@ from typing import Any
 
 from attnspec.adapters.contract import Adapter
 from attnspec.adapters.conventions.attend import variants
+from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.find import load_file
-from attnspec.adapters.resolve import ResolveError
 
 # Distribution, and the file in it that defines Attend.
 FILES = {

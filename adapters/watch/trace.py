@@ -90,7 +90,7 @@ def _recorded(call: Callable[[], Any]) -> tuple[Any, list[Any]]:
         warnings.simplefilter("ignore")  # that it is old
         from torch.autograd import profiler_legacy
 
-        if torch.autograd._profiler_enabled():  # somebody else's: there can be one
+        if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # somebody else's: there can be one
             return call(), []
         with profiler_legacy.profile() as profile:
             returned = call()

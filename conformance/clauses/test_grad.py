@@ -1,5 +1,7 @@
 """GRAD: the derivatives of the output that was returned, contracted with the cotangent."""
 
+from collections.abc import Callable
+
 import torch
 
 from attnspec.adapters import Answer
@@ -18,7 +20,7 @@ from attnspec.spec import Problem
 GRADIENTS = ("dq", "dk", "dv", "dbias")
 
 
-def asks(name: str):
+def asks(name: str) -> Callable[[Case], bool]:
     """The case asks for this gradient."""
     return lambda case: case.wrt == "all" or (name in case.wrt and case.wrt not in ("none", "bias"))
 

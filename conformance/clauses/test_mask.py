@@ -1,6 +1,7 @@
 """MASK: a mask is bool and selects."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -17,6 +18,10 @@ from attnspec.spec import Problem
 from attnspec.spec.words import OUTPUTS
 
 HIDING = ("prefix", "suffix", "first_block", "inner_blocks", "random", "single")
+
+
+def _drawn(draw: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.rand(shape, generator=draw) < 0.7
 
 
 def hides(case: Case) -> bool:
@@ -69,7 +74,7 @@ def test_all_sixteen_forms(subject: Subject, case: Case) -> None:
     ):
         plain = subject.problem(asked)
         draw = torch.Generator().manual_seed(5)
-        for letters, mask in every_form(plain, lambda shape, draw=draw: torch.rand(shape, generator=draw) < 0.7):
+        for letters, mask in every_form(plain, partial(_drawn, draw)):
             if "i" in letters and plain.i == 1:
                 continue
             if "j" in letters:

@@ -143,7 +143,7 @@ def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
     problem = subject.problem(case)
     first = must_answer(subject, problem)
     others = tuple(
-        subject.problem(fit(replace(case, **change), subject.adapter))  # type: ignore[arg-type]
+        subject.problem(fit(replace(case, **change), subject.adapter))
         for change in (
             {"i": case.i + 3, "j": case.keys + 5},
             {"i": 1, "j": case.keys},

@@ -68,10 +68,9 @@ def test_the_order_of_keys_does_not_matter(subject: Subject, case: Case) -> None
     before, after = may_answer(subject, problem), must_be_right(subject, other, "with the keys in the opposite order")
     exact = subject.solve(problem)
     must_agree(subject, after.o, before.o, exact, "o", "the keys in the opposite order", other)
-    if before.gradients.get("dv") is not None:
-        must_agree(
-            subject, after.gradients["dv"][..., order, :], before.gradients["dv"], exact, "dv", "the keys in the opposite order"
-        )
+    dv = after.gradients.get("dv")
+    if dv is not None and before.gradients.get("dv") is not None:
+        must_agree(subject, dv[..., order, :], before.gradients["dv"], exact, "dv", "the keys in the opposite order")
 
 
 @clause("SOFTMAX-5")
@@ -138,7 +137,7 @@ def test_a_nan_that_is_visible_stays_visible(subject: Subject, case: Case) -> No
         other = problem.replace(**{name: x})
         exact = subject.solve(other)
         seen = exact.forward.visible[..., problem.j // 2] if name != "q" else exact.forward.visible.any(-1)
-        seen = seen & (name != "q" or np.arange(problem.i) == 0)
+        seen = np.asarray(seen) & (name != "q" or np.arange(problem.i) == 0)
         lost = np.broadcast_to(seen[..., None], exact.values["o"].shape) & (name != "v" or np.arange(problem.e) == 0)
         values = exact.values | {"o": np.where(lost, np.nan, exact.values["o"])}
         undefined = exact.undefined | {"o": ~lost}  # what a hidden NaN does elsewhere MASK-5 says

@@ -21,12 +21,15 @@ from attnspec.conformance.diagnosis.dropped import dropped
 from attnspec.conformance.diagnosis.evidence import ENORMOUS, EVIDENCE, calmer, dense, finer, probes, shuffled, steady
 from attnspec.conformance.diagnosis.match import CLOSE, Fit, Seen, look, place, screen, shows, touches
 from attnspec.conformance.diagnosis.names import COARSE, FEW, SPECIAL, Diagnosis, exceptions_of, told
-from attnspec.conformance.mistakes.canonical import MISTAKES
+from attnspec.conformance.mistakes import canonical  # noqa: F401  fills the table
+from attnspec.conformance.mistakes.table import MISTAKES
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact
 from attnspec.spec import Problem
+
+Asked = Case | Problem | Callable[[], Problem]  # what is evidence, or makes it
 
 SECONDS = 4.0  # of this thread, for one failure: what a busy machine may not change
 CERTAIN = 7.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
@@ -62,12 +65,12 @@ def diagnose(
     calm = as_case(problem).biases not in ENORMOUS  # then what fails there fails without them, too
     first = (calmer(case) if calm else case for case in cases[:1])
     further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
-    evidence: list[Case | Problem | Callable[[], Problem]] = []
+    evidence: list[Asked] = []
     evidence += [x for case in (*first, *further) for x in finer(case, subject, alone)]
     evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
     # Copies are made when they are asked for: most failures need none.
-    others = [partial(shuffled, problem, seed) for seed in range(6)]
-    made = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
+    others: list[Asked] = [partial(shuffled, problem, seed) for seed in range(6)]
+    made: list[Asked] = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
     if made and cases and right(cases[0]):
         cases, evidence = [], []  # it is the test that makes it fail
     evidence = [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]

@@ -37,7 +37,7 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         ("do", "dense"),
     ):
         if getattr(case, name) != simple:
-            yield fit(replace(case, **{name: simple}), subject.adapter)
+            yield fit(replace(case, **{name: simple}), subject.adapter)  # type: ignore[arg-type]
     if case.bias != "none":
         yield replace(case, biases="inf" if case.biases != "inf" else "normal")
     if case.h > 1:

@@ -57,7 +57,7 @@ class Explainer:
     subject: Subject
     purse: Purse = field(default_factory=Purse)
     explained: list[Explained] = field(default_factory=list)
-    _accounted: dict[tuple, bool | None] = field(default_factory=dict)
+    _accounted: dict[tuple[Any, ...], bool | None] = field(default_factory=dict)
     _compared_in: Counter[tuple[int, str]] = field(default_factory=Counter)  # a failure, by the chapter that asked
     _doubtful: Counter[int] = field(default_factory=Counter)  # of a failure, how often it was found in place of another
 

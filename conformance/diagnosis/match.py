@@ -12,8 +12,9 @@ from numpy import ndarray as Array
 
 from attnspec.conformance.diagnosis.names import Diagnosis
 from attnspec.conformance.judging.judge import form, together
-from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, combined
+from attnspec.conformance.mistakes.canonical import asked_outputs, combined
 from attnspec.conformance.mistakes.kernel import reduced
+from attnspec.conformance.mistakes.table import MISTAKES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
@@ -117,7 +118,7 @@ def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen
     for name in asked_outputs(problem):
         tensor = answer.o if name == "o" else answer.gradients.get(name)
         value, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, name)
-        if form(tensor, name, value.shape, problem, name) is not None:
+        if tensor is None or form(tensor, name, value.shape, problem, name) is not None:
             continue
         x = to_float64(tensor)
         with np.errstate(invalid="ignore"):

@@ -17,7 +17,7 @@ from attnspec.adapters.reading import Unreadable, text
 from attnspec.conformance.judging.finding import Finding, Judgement
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
-from attnspec.spec.words import INPUT_OF
+from attnspec.spec.words import INPUT_OF, FindingKind
 
 # How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")
@@ -65,7 +65,7 @@ def ending(answer: Answer) -> Finding | None:
     if answer.unsupported is not None:
         return Finding("unsupported", "call", answer.unsupported)
     where = "backward " if answer.stage == "backward" else ""
-    kind = "memory" if out_of_memory(answer) else "raised"
+    kind: FindingKind = "memory" if out_of_memory(answer) else "raised"
     return Finding(kind, "call", f"{where}raised {answer.refusal}", stage=answer.stage)
 
 
@@ -164,7 +164,7 @@ def compare(
         int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.nan_to_num(error, nan=0, posinf=0), ranked))), ranked.shape
     )
     at = tuple(int(n) for n in place)
-    kind = "value"
+    kind: FindingKind = "value"
     if not np.isfinite(got[at]) and np.isfinite(expected[at]):
         kind = "nonfinite"
     elif bound[at] == 0:

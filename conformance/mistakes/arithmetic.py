@@ -230,7 +230,7 @@ def every(x: Kernel, number: float) -> Wrong:
 special("output_zero", "the output is zero", partial(every, number=0.0), coarse=True, of="output_zero")
 special("output_nan", "the output is NaN", partial(every, number=np.nan), coarse=True, of="output_nan")
 for name, says, number in (("no_keys_nan", "NaN", np.nan), ("no_keys_one", "one", 1.0)):
-    enter(name, f"without any key the output is {says}", lambda x, n=number: None if x.j else every(x, n))  # type: ignore[misc]
+    enter(name, f"without any key the output is {says}", lambda x, n=number: None if x.j else every(x, n))
     MISTAKES[name] = replace(MISTAKES[name], special=True)
 for n in (32, 64, 128):
     special(

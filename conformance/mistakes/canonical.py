@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,7 +230,7 @@ enter("rescale_of_output_missing", "an online softmax rescales the row sum but n
 def scores_ignored(x: Kernel, everywhere: bool) -> Wrong:
     """Equal weights, for all keys or for those that are seen; the bias has no gradient."""
     bias = None if x.bias is None or everywhere else np.where(x.bias == -inf, -inf, 0.0)
-    changes = {"bias": bias} | ({"mask": None, "causal": False} if everywhere else {})
+    changes: dict[str, Any] = {"bias": bias} | ({"mask": None, "causal": False} if everywhere else {})
     wrong = x.on(scale=0.0, **changes)
     return wrong | ({"dbias": np.zeros_like(x.bias)} if x.bias is not None and "dq" in wrong else {})
 

@@ -149,7 +149,9 @@ class Kernel:
         changed = np.bincount(index[real], minlength=self.j) != 1
         if not (self.s > -inf)[..., changed].any() and not mask[..., ~real].any():
             return None
-        changes = {name: np.where(real[:, None], x[..., index, :], 0.0) for name, x in (("k", self.k), ("v", self.v))}
+        changes: dict[str, Any] = {
+            name: np.where(real[:, None], x[..., index, :], 0.0) for name, x in (("k", self.k), ("v", self.v))
+        }
         along = {"dk": -2, "dv": -2}
         if self.bias is not None and self.bias.shape[-1] == self.j:
             changes["bias"], along["dbias"] = np.where(real, self.bias[..., index], 0.0), -1

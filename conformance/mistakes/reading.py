@@ -71,14 +71,14 @@ for n in (16, 32, 64, 128):
     special(
         f"causal_by_blocks_of_{n}",
         f"under causal the {n} by {n} tile that the diagonal crosses is not masked",
-        causal_as(lambda i, last, j, n=n: (j <= last) | (j // n == last // n)),  # type: ignore[misc]
+        causal_as(lambda i, last, j, n=n: (j <= last) | (j // n == last // n)),
         "causal",
         of="causal_by_blocks_of_16",
     )
     special(
         f"causal_without_block_of_{n}",
         f"under causal the block of {n} keys that the diagonal crosses is not read",
-        causal_as(lambda i, last, j, n=n: (j <= last) & (j // n < last // n)),  # type: ignore[misc]
+        causal_as(lambda i, last, j, n=n: (j <= last) & (j // n < last // n)),
         "causal",
         of="causal_without_block_of_16",
     )
@@ -92,7 +92,7 @@ for n in (16, 32, 64, 128):
     special(
         f"causal_window_of_{n}",
         f"under causal a query sees the last {n} keys only",
-        causal_as(lambda i, last, j, n=n: (j <= last) & (j > last - n)),  # type: ignore[misc]
+        causal_as(lambda i, last, j, n=n: (j <= last) & (j > last - n)),
         "causal",
         of="causal_window_of_16",
     )

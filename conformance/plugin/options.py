@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         tier = TIERS[option("--tier")]
         subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
         sides = known.same_side(subject), inherited.same_side(subject)
-        subject.same_side = lambda met, other, sides=sides: all(same(met, other) for same in sides)
+        subject.same_side = partial(_on_each_side, sides)
     small = set()
     for subject in subjects:
         measured = "" if option("--few-shapes") else slow_on_new(subject)
@@ -209,6 +210,11 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         inherited=inherited,
         draft=draft,
     )
+
+
+def _on_each_side(sides: tuple[Callable[[Any, Any], bool], ...], met: Any, other: Any) -> bool:
+    """Whether a failure met on one case may be explained by another, by what is known and by what is inherited."""
+    return all(same(met, other) for same in sides)
 
 
 def _check_clauses(clauses: tuple[str, ...]) -> None:

@@ -40,7 +40,7 @@ class Space:
             values[name] = {}
             for value in dtypes if name == "dtype" else _widths(adapter) if name == "d" else LEVELS[name]:
                 for freest in free:
-                    got = getattr(fit(replace(freest, **{name: value}), adapter), name)
+                    got = getattr(fit(replace(freest, **{name: value}), adapter), name)  # type: ignore[arg-type]
                     values[name].setdefault(level_of(name, got), got)
         pairs = {}
         for a, b in combinations(LEVELS, 2):
@@ -85,7 +85,7 @@ def _widths(adapter: Adapter) -> tuple[int, ...]:
     """Of each level of d the first width that is offered; all that are offered where no level knows them."""
     if adapter.widths is None:
         return LEVELS["d"]
-    some = (next((x for x in alike("d", level) if x in adapter.widths), None) for level in LEVELS["d"])  # type: ignore[operator]
+    some = (next((x for x in alike("d", level) if x in adapter.widths), None) for level in LEVELS["d"])
     return tuple(x for x in some if x is not None) or tuple(adapter.widths)
 
 

@@ -208,8 +208,8 @@ def _call(
     needs = output != "o" and problem.do is not None and wanted
     if needs:
         lines += [f"{x}.requires_grad_()" for x in dict.fromkeys(wanted)]
-    call = f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})"
-    lines += within.source.format(call=call).splitlines()
+    made = f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})"
+    lines += within.source.format(call=made).splitlines()
     if needs:
         assert problem.do is not None
         lines.append(f"do{suffix} = {literal(problem.do)}")

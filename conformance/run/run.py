@@ -63,7 +63,7 @@ class Run:
     explained: list[tuple[Explainer, Explained, Failure]] = field(default_factory=list)
     fallbacks: Fallbacks | None = None  # of torch.compile inside the implementation
     begun: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # tests that have asked their first problems
-    _shown: set[tuple] = field(default_factory=set)
+    _shown: set[tuple[Any, ...]] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
     _explainers: dict[tuple[int, str], Explainer] = field(default_factory=dict)
     _purses: list[Purse] = field(default_factory=list)
@@ -136,11 +136,11 @@ class Run:
             repros=False,
         )
 
-    def met(self, key: tuple, dtype: str) -> bool:
+    def met(self, key: tuple[Any, ...], dtype: str) -> bool:
         """Whether a failure with this key was met before in this dtype."""
         return (*key, dtype) in self._shown
 
-    def first_time(self, key: tuple, dtype: str) -> bool:
+    def first_time(self, key: tuple[Any, ...], dtype: str) -> bool:
         """Whether a failure with this key is met for the first time, in this dtype or (dtype "") at all."""
         fresh = (*key, dtype) not in self._shown
         self._shown.add((*key, dtype))

@@ -12,15 +12,16 @@ from typing import Any
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.engine import Asking
+from attnspec.conformance.testing.plan import Test
 from attnspec.spec import index
 
 TESTED: dict[str, list[str]] = {}  # clause → tests, filled as test modules are imported
 
 
-def clause(*ids: str) -> Callable[[Callable], Callable]:
+def clause(*ids: str) -> Callable[[Test], Test]:
     """Bind a test to the clauses that it decides; the first is the one it speaks of."""
 
-    def bind(test: Callable) -> Callable:
+    def bind(test: Test) -> Test:
         for id_ in ids:
             TESTED.setdefault(id_, []).append(f"{test.__module__}.{test.__qualname__}")
 
@@ -32,7 +33,7 @@ def clause(*ids: str) -> Callable[[Callable], Callable]:
         def asking(run: Run, subject: Subject, dtype: str) -> Asking:
             return Asking(run, subject, dtype, ids, test)
 
-        del run_it.__wrapped__  # type: ignore[attr-defined]  # pytest reads fixtures from the signature
+        del run_it.__wrapped__  # pytest reads fixtures from the signature
         run_it.clauses, run_it.asking, run_it.dangerous = ids, asking, test.plan.dangerous  # type: ignore[attr-defined]
         return run_it
 

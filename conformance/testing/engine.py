@@ -13,7 +13,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -44,7 +46,7 @@ AROUND = 24  # problems beside those that fail by another clause, for one test
 class Asking:
     """One test on one subject in one dtype."""
 
-    def __init__(self, run: Run, subject: Subject, dtype: str, ids: tuple[str, ...], test: Callable) -> None:
+    def __init__(self, run: Run, subject: Subject, dtype: str, ids: tuple[str, ...], test: Callable[..., Any]) -> None:
         self.run, self.subject, self.dtype, self.test = run, subject, dtype, test
         self.explainer = run.explainer(subject, dtype)
         why_not = {id_: subject.exempt_from(index()[id_]) for id_ in ids}
@@ -307,7 +309,7 @@ class Asking:
         small, made, spent = case, broken.problem, self.explainer.exhausted
         if not self.plan.once and not spent:
             with self.explainer.purse.timed("explaining"):
-                small = descend(case, self.subject.adapter, lambda trial: self._still(case, trial, broken))
+                small = descend(case, self.subject.adapter, partial(self._still, case, broken))
         if small != case:
             again = self._breaks_again(small)
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
@@ -400,7 +402,7 @@ class Asking:
         except (NotOffered, NotApplicable, TooLarge):
             return None
 
-    def _still(self, met: Case, case: Case, broken: Broken) -> bool:
+    def _still(self, met: Case, broken: Broken, case: Case) -> bool:
         fitted = self.plan.narrow(case, self.subject)
         if fitted is None or fitted != case or not self.subject.same_side(met, case):
             return False

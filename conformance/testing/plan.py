@@ -12,6 +12,7 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec.words import OUTPUTS
 
+Test = Callable[..., Any]  # of a subject, and of a case or nothing else
 RELATION_COST = 1 << 17
 
 
@@ -61,7 +62,7 @@ def agrees(
     where: Callable[[Case], bool] = anything,
     form: bool = False,
     **like: Any,
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Test], Test]:
     """The test compares these outputs with the reference, on every fitting row of the array and on searched cases.
 
     form: the clause speaks of the form of the answer alone; it holds where that is right, whatever the numbers are.
@@ -71,12 +72,12 @@ def agrees(
 
 def on_cases(
     offering: tuple[str, ...] = (), where: Callable[[Case], bool] = anything, right: tuple[str, ...] = OUTPUTS, **like: Any
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Test], Test]:
     """The test is a relation, asked on some fitting cases whose outputs `right` agree with the reference."""
     return _plan(Plan(offering, tuple(like.items()), where, right))
 
 
-def once(*offering: str, dangerous: bool = False) -> Callable[[Callable], Callable]:
+def once(*offering: str, dangerous: bool = False) -> Callable[[Test], Test]:
     """The test makes its own problems: it is called once for each dtype, with the simplest case of that dtype.
 
     dangerous: it asks what some kernels do not survive, such as no heads; all others come first.
@@ -84,8 +85,8 @@ def once(*offering: str, dangerous: bool = False) -> Callable[[Callable], Callab
     return _plan(Plan(offering, once=True, dangerous=dangerous))
 
 
-def _plan(plan: Plan) -> Callable[[Callable], Callable]:
-    def attach(test: Callable) -> Callable:
+def _plan(plan: Plan) -> Callable[[Test], Test]:
+    def attach(test: Test) -> Test:
         test.plan = plan  # type: ignore[attr-defined]
         return test
 

@@ -21,7 +21,7 @@ def hidden_keys(exact: Exact) -> np.ndarray:
     problem = exact.problem
     if exact.reaches_hidden:
         raise NotApplicable
-    seen = exact.forward.visible.any(-2)[..., None].astype(float)
+    seen = np.asarray(exact.forward.visible.any(-2))[..., None].astype(float)
     hidden = dense.sum_over_group(seen, (*problem.k.shape[:-1], 1), exact.dialect.head_grouping)[..., 0] == 0
     if not hidden.any() or hidden.all():
         raise NotApplicable

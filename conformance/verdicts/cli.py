@@ -88,7 +88,7 @@ def _merge(options: argparse.Namespace) -> int:
     return 0
 
 
-def _warn(runs: Sequence) -> None:
+def _warn(runs: Sequence[Any]) -> None:
     for run in runs:
         for reason in run.incomplete:
             _say(f"attnspec: {run.source} is incomplete: {reason}", sys.stderr)

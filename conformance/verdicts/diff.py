@@ -156,7 +156,9 @@ def class_lost(old: Verdicts, new: Verdicts) -> list[str]:
     found = []
     for strand, a in old.strands.items():
         b = new.strands.get(strand)
-        for name, says in (("held", "held"), ("required", "required")) if b is not None else ():
+        if b is None:
+            continue
+        for name, says in (("held", "held"), ("required", "required")):
             if CLASSES.index(b[name]) > CLASSES.index(a[name]):
                 found.append(f"{strand[0]}{_place(*strand[1:])}: {says} {a[name]}, now {b[name]}")
     return found
@@ -201,7 +203,7 @@ def _ways(verdicts: Verdicts) -> dict[Key, set[str]]:
     found: dict[Key, set[str]] = {}
     for failure in verdicts.failures:
         how = str(failure.get("diagnosis") or failure["hint"] or f"{failure['what']} ({failure['output']})")
-        found.setdefault(tuple(failure[name] for name in KEY), set()).add(how)  # type: ignore[arg-type]
+        found.setdefault(tuple(failure[name] for name in KEY), set()).add(how)
     return found
 
 

@@ -31,7 +31,7 @@ SCHEMA = Path(__file__).parent / "verdicts.schema.json"
 KEY = ("clause", "dtype", "variant", "device")
 
 Key = tuple[str, str, str, str]
-Counts = Mapping[str, int]
+Counts = Mapping[Any, int]  # by verdict, or what stands beside it
 
 
 class Why(StrEnum):

@@ -193,7 +193,7 @@ def silences(v: Verdicts) -> list[tuple[str, str, list[str]]]:
 def entries(v: Verdicts) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Failures, those that decide first, each with the others that show the same fault."""
     found: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
-    first: dict[tuple, list[dict[str, Any]]] = {}
+    first: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     order = list(v.clauses)
     for failure in sorted(v.failures, key=lambda one: (one.get("fault", 0), order.index(one["clause"]))):
         alike = (failure["clause"], failure["hint"] or (failure["what"] in ("value", "zero", "nonfinite"), failure["output"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 from attnspec.conformance.verdicts.lines import Verdicts
 from attnspec.spec.words import CLASSES, OUTPUTS
@@ -27,7 +28,7 @@ def accuracy_plot(verdicts: Verdicts, variant: str, device: str) -> str:
     lanes = sorted(points, key=lambda lane: (order.index(lane[0]), OUTPUTS.index(lane[1])), reverse=True)
     if not lanes:
         return ""
-    settings: dict = {"svg.fonttype": "none", "svg.hashsalt": f"{variant} {device}", "font.size": 9, "text.color": TEXT}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"{variant} {device}", "font.size": 9, "text.color": TEXT}
     with rc_context(settings):
         figure = Figure(figsize=(4.6, 0.75 + 0.19 * len(lanes)), layout="constrained")
         axes = figure.subplots()

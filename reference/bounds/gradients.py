@@ -138,6 +138,8 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
             own = own + (p.upper * y.dp).sum(-1, keepdims=True) + np.abs(back.delta)[..., None] * p.upper.sum(-1, keepdims=True)
         at_most = f.visible & (f.s >= f.m[..., None])
         peak = np.maximum(peak, np.where(at_most, delta, 0.0).max(-1, keepdims=True, initial=0.0))
+    assert x.do is not None
+    assert back is not None
     shift = np.minimum(shift, spread)
     ado, e = np.abs(x.do), x.v.shape[-1]
     over_keys, product = kappas(w.count, a.u_acc), kappa(e, a.u_acc)

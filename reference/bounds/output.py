@@ -381,9 +381,9 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
         top = np.maximum(top, x.abs_v.max((-1, -2), initial=0.0)[..., None] * np.max(x.factor, initial=0.0))
         if scale * LOG2_E > 1:
             most = (largest if a.prescaled else inside) / (scale * LOG2_E)
-            over = (x.abs_k > most).any(-1)
+            over = np.asarray((x.abs_k > most).any(-1))
             row = row | (x.abs_q > most).any(-1) | (f.visible & over[:, :, None]).any(-1)
-            reach = reach | over.any(-1)[..., None]  # a hidden key meets a dS of zero
+            reach = reach | over.any(-1, keepdims=True)  # a hidden key meets a dS of zero
         if x.backward is not None and x.do is not None:
             ds = scale * np.abs(x.backward.ds)
             reach = reach | (ds.max(-1, initial=0.0) > (largest if a.u_s else inside))
