@@ -282,9 +282,9 @@ def check(adapter: Adapter) -> None:
         if given:
             raise ValueError(f"{name}.{what} names {', '.join(sorted(given))}; there are {', '.join(there)}")
     takes = options_of(adapter.attend) if type(adapter).call is Adapter.call else None
-    for feature in sorted(adapter.offers) if takes is not None else ():
+    for feature in sorted(adapter.offers):
         words_for = [option for option, features in SAID_BY.items() if feature in features]
-        if words_for and takes is not None and takes.isdisjoint(words_for):
+        if takes is not None and words_for and takes.isdisjoint(words_for):
             raise ValueError(
                 f"{name}.offers names {feature}, and {name}.attend() has no parameter {' or '.join(words_for)} to say it with: "
                 f"give it one, or take {feature} from offers"

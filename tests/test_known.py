@@ -335,7 +335,7 @@ def test_what_is_asked_again_leaves_nothing_in_the_run(tmp_path):
     subject = meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
     issues = read(write(tmp_path, clause='"CAUSAL-2"'), {adapter.name})
     run = Run("pytest", [subject], TIERS["smoke"], known=issues, draft=Draft(tmp_path / "draft.toml"), repros=False)
-    pinned.settle(run)
+    pinned.ask_pinned(run)
     assert any("fails otherwise" in error for error in issues.errors), issues.errors
     assert not run.explained
     assert not run.draft.bad

@@ -29,7 +29,7 @@ from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing.clause import tests_of
-from attnspec.conformance.testing.pinned import settle
+from attnspec.conformance.testing.pinned import ask_pinned
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import index
@@ -192,7 +192,7 @@ def _asked(run: Run) -> Result:
     if run.fallbacks is not None:
         run.fallbacks.leave()
     run.note_at_the_end()
-    settle(run)
+    ask_pinned(run)
     errors += run.known.errors
     run.settle()
     deciding = tuple(f for f in record.failures if run.decides(f.clause))

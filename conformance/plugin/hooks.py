@@ -302,7 +302,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     config.stash[_ASKED] = time.monotonic()
     from attnspec.conformance.run.ending import NOTHING, exit_code, nothing_judged
-    from attnspec.conformance.testing.pinned import settle
+    from attnspec.conformance.testing.pinned import ask_pinned
     from attnspec.conformance.verdicts import page
     from attnspec.conformance.verdicts.lines import collect
 
@@ -313,7 +313,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if config.getoption("collectonly"):
         return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        if not _attempt(config, "what is known of the known issues", lambda: settle(run)):
+        if not _attempt(config, "what is known of the known issues", lambda: ask_pinned(run)):
             exitstatus = pytest.ExitCode.TESTS_FAILED
         _attempt(config, "the draft of known issues", run.write_draft)
     stopped = session.shouldfail or session.shouldstop or _STOPPED.get(int(exitstatus), "")

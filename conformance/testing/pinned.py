@@ -23,7 +23,7 @@ LOUD = 0.10  # share of the problems that a test of its clause asks from which a
 MOST = 0.50  # share from which it is an error: that is no issue, it is a promise to withdraw
 
 
-def settle(run: Run) -> None:
+def ask_pinned(run: Run) -> None:
     """Ask the pinned problems, and say what each issue hides and what is wrong with it. Once, where the run is summed up."""
     known = run.known
     known.lines = [f"known issues, from {known.source}:"] if known.issues else []
