@@ -9,4 +9,4 @@ if importlib.util.find_spec("attnspec") is None:
     package = types.ModuleType("attnspec")
     package.__path__ = [str(Path(__file__).parent)]
     sys.modules["attnspec"] = package
-    pytest_plugins = ["attnspec.conformance.plugin.hooks"]
+    pytest_plugins = ["attnspec.conformance.plugin"]
