@@ -67,3 +67,10 @@ def test_a_wrong_kernel_is_a_violation(tmp_path: Path) -> None:
     violations = done.stdout.split("## Outside their bounds")[1].splitlines()
     named = {line.split("|")[2].strip() for line in violations if line.startswith("|")}
     assert named == {"implementation", "---", "wrong"}
+
+
+@pytest.mark.parametrize("number", [6507, 10787])
+def test_at_a_scale_of_zero_what_overflows_before_it_is_no_fault(number: int) -> None:
+    """dk is 0 · (dSᵀ q), which float16 may hold as 0 · ∞: two honest chains were outside, in one head and in the sum of a group."""
+    done = corridor("--seed", 0, "--replay", number)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
