@@ -18,9 +18,9 @@ from attnspec.conformance import check
 from attnspec.conformance.problems.array import _rows, array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space, said
-from attnspec.conformance.problems.factors import ALIKE, LEVELS, NOT_DENSE, alike, level_of
+from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
-from attnspec.conformance.problems.reduce import simpler
+from attnspec.conformance.problems.reduce import descend, simpler, stripped
 from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem
 
@@ -294,6 +294,20 @@ def test_a_reduction_ends() -> None:
             assert case not in options
             case, steps = options[steps % len(options)], steps + 1
             assert steps < 200
+
+
+def test_a_reduction_asks_for_nothing_that_costs_more() -> None:
+    """j = 0 is as many keys as queries: of 4096 queries against two keys that is no simplification, but 8 GB an array."""
+    case, asked = Case(heads="64/8", i=4096, j=2, mask="ij"), []
+
+    def fails(trial: Case) -> bool:
+        asked.append(trial)
+        return len(asked) < 4 and trial.heads == case.heads
+
+    descend(case, Everything(), fails)
+    stripped(case, Everything(), lambda trial: bool(asked.append(trial)))
+    assert asked
+    assert max(trial.cost for trial in asked) <= max(case.cost, COST)
 
 
 # TENSORS

@@ -10,7 +10,7 @@ from typing import Any
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.factors import LEVELS, OPEN_SIZES, SIMPLER_FIRST, level_of
+from attnspec.conformance.problems.factors import COST, LEVELS, OPEN_SIZES, SIMPLER_FIRST, level_of
 from attnspec.conformance.problems.fit import fit
 
 
@@ -80,11 +80,16 @@ def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
         yield replace(case, **changes)
 
 
+def grows(trial: Case, case: Case) -> bool:
+    """Whether a simpler case costs more than a case, and more than a problem may: j = 0 means as many keys as queries."""
+    return trial.cost > max(COST, case.cost)
+
+
 def stripped(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case:
     """The case without each trait that it need not have to fail. Each is asked once: no reduction, but each trait has its part."""
     for trait in sorted(case.traits()):
         for trial in (fit(other, adapter) for other in without(case, frozenset({trait}))):
-            if trial != case and fails(trial):
+            if trial != case and not grows(trial, case) and fails(trial):
                 case = trial
     return case
 
@@ -103,7 +108,7 @@ def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool], most: i
     asked, tried, began = 0, {case}, time.thread_time()
     while True:
         for trial in (fit(simple, adapter) for simple in simpler(case)):
-            if trial in tried:
+            if trial in tried or grows(trial, case):
                 continue
             tried.add(trial)
             asked += 1
