@@ -37,7 +37,7 @@ from mutants.base import FAMILIES, load  # noqa: E402
 from attnspec.conformance.diagnosis import explain  # noqa: E402
 from attnspec.conformance.diagnosis.folding import PLAIN, Fault, fold  # noqa: E402
 from attnspec.conformance.diagnosis.names import told  # noqa: E402
-from attnspec.conformance.mistakes.canonical import MISTAKES  # noqa: E402
+from attnspec.conformance.mistakes.vocabulary import MISTAKES  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.spec import CHOICES, index  # noqa: E402
 

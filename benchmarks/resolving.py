@@ -2,7 +2,7 @@
 
     python benchmarks/resolving.py [--array triples] [--every 1] [--markdown docs/resolving.md]
 
-For each problem of a covering array and each mistake of conformance/mistakes/canonical.py: how far the answer that the mistake
+For each problem of a covering array and each canonical mistake of conformance/mistakes/: how far the answer that it
 gives is from the exact one, as a multiple of the bound of an accuracy class. More than 1 is red.
 """
 
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, resolve
-from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, power
+from attnspec.conformance.mistakes.power import asked_outputs, power
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
@@ -191,7 +192,7 @@ def where(some: list[Case]) -> str:
     return f"one key: {one_key}, scale 0: {zero}, other: {len(some) - one_key - zero}"
 
 
-PROSE = """{mistakes} canonical mistakes (conformance/mistakes/canonical.py) on the {problems} problems of the array `{array}`,
+PROSE = """{mistakes} canonical mistakes (conformance/mistakes/) on the {problems} problems of the array `{array}`,
 fitted to `sdpa-math`. The answer that a mistake gives is computed exactly, in float64, so that nothing else is wrong with it.
 Then the judge's question is asked: how many times its bound is the worst element off?
 

@@ -23,8 +23,8 @@ from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.match import look, screen
 from attnspec.conformance.diagnosis.names import COARSE, Diagnosis, other_choice, sentence, told
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.mistakes.canonical import MISTAKES
 from attnspec.conformance.mistakes.table import kernel_at
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.words import describe
 from attnspec.conformance.report import failure as report

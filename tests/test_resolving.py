@@ -18,8 +18,9 @@ from random_problems import draw
 from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, multiple, power
 from attnspec.conformance.mistakes.kernel import Kernel
+from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS

@@ -21,7 +21,7 @@ from attnspec.conformance.diagnosis.dropped import dropped
 from attnspec.conformance.diagnosis.evidence import ENORMOUS, EVIDENCE, calmer, dense, finer, probes, shuffled, steady
 from attnspec.conformance.diagnosis.match import CLOSE, Fit, Seen, look, place, screen, shows, touches
 from attnspec.conformance.diagnosis.names import COARSE, FEW, SPECIAL, Diagnosis, exceptions_of, told
-from attnspec.conformance.mistakes.canonical import MISTAKES
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.subject.subject import Subject

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from attnspec.conformance.diagnosis.names import sentence, told
-from attnspec.conformance.mistakes.canonical import MISTAKES
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.verdicts.record import Failure
 from attnspec.spec import index
 

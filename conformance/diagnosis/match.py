@@ -12,8 +12,9 @@ from numpy import ndarray as Array
 
 from attnspec.conformance.diagnosis.names import Diagnosis
 from attnspec.conformance.judging.judge import form, together
-from attnspec.conformance.mistakes.canonical import MISTAKES, asked_outputs, combined
 from attnspec.conformance.mistakes.kernel import reduced
+from attnspec.conformance.mistakes.power import asked_outputs, combined
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem

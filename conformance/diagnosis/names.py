@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attnspec.conformance.mistakes.canonical import MISTAKES
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.spec import CHOICES, Dialect
 
 FEW = 3  # what rests on fewer problems than these may have no exceptions, and be nothing special

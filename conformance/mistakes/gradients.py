@@ -1,4 +1,4 @@
-"""Mistakes of the backward that are special cases, rarer, or repeat a mistake of the forward in the backward alone."""
+"""Mistakes of the backward (GRAD)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,67 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong, reduced
-from attnspec.conformance.mistakes.table import special
+from attnspec.conformance.mistakes.table import Chapter
 
-# ALL GRADIENTS
+GRADIENTS = Chapter()
+enter, special = GRADIENTS.enter, GRADIENTS.special
+
+
+def of_part(x: Kernel, part: Array) -> Wrong:
+    """dk and dv of a part of the rows or heads; None where it is all that see a key."""
+    return None if (part | x.empty).all() else {"dk": x.of_scores(x.ds * part)["dk"], **x.of_values(x.p * part)}
+
+
+def last_of_group(x: Kernel) -> Array:
+    """The last query head of each group, (h 1 1)."""
+    last = {int(g): n for n, g in enumerate(x.kv_head)}.values()
+    return np.isin(np.arange(x.h), list(last))[:, None, None]
+
+
+def full(length: int, n: int) -> Array:
+    """All but what is behind the last full n, where there is a full one."""
+    return np.arange(length) < (length - length % n or length)
+
+
+def key_tail_not_in_dq(x: Kernel) -> Wrong:
+    """dq without the last keys; None where 16 divides their number, or they are not seen."""
+    return None if (full(x.j, 16) | (x.s == -inf)).all() else {"dq": x.of_scores(x.ds * full(x.j, 16))["dq"]}
+
+
+def bias_gradient(x: Kernel, averaged: bool) -> Wrong:
+    """dbias as the mean of what was to be summed, or the first of it; None where there is nothing to sum."""
+    if x.bias.size >= x.s.size:
+        return None
+    shape, ds = (1,) * (4 - x.bias.ndim) + x.bias.shape, np.where(x.empty, 0.0, x.ds)
+    if averaged:
+        return {"dbias": reduced(ds, x.bias.shape) * x.bias.size / x.s.size}
+    return {"dbias": ds[tuple(slice(n) for n in shape)].reshape(x.bias.shape)}
+
+
+def delta_of_neighbour(x: Kernel) -> Wrong:
+    """dS with the delta of the row before."""
+    return x.of_scores(x.p * (x.dp - np.roll(x.delta, 1, 2))) if x.i > 1 else None
+
+
+def not_scaled(x: Kernel, name: str) -> Wrong:
+    """dq or dk as if the scale were one."""
+    ds = np.where(x.empty, 0.0, x.ds)
+    wrong = {"dq": ds @ x.heads_k, "dk": x.summed(ds.swapaxes(-1, -2) @ x.q, x.k)}
+    return {name: wrong[name]} if x.scale != 1 else None
+
+
+enter("delta_missing", "dS is P dP, without its row sum", lambda x: x.of_scores(x.p * x.dp), "do")
+enter("delta_of_neighbour", "dS takes the row sum of the row before", delta_of_neighbour, "do")
+enter("dq_not_scaled", "dq is not scaled", lambda x: not_scaled(x, "dq"), "do")
+enter("dk_not_scaled", "dk is not scaled", lambda x: not_scaled(x, "dk"), "do")
+enter("group_not_summed", "dk and dv are those of the last query head of a group", lambda x: of_part(x, last_of_group(x)), "do")
+enter(
+    "query_tail_not_in_dk", "dk, dv leave out queries behind the last full 16", lambda x: of_part(x, full(x.i, 16)[:, None]), "do"
+)
+enter("key_tail_not_in_dq", "dq leaves out keys behind the last full 16", key_tail_not_in_dq, "do")
+enter("dv_not_normalised", "dv is made of exp(s − m)", lambda x: x.of_values(np.where(x.empty, x.p, x.e)), "do")
+enter("dbias_of_first", "the gradient of a broadcast bias is not summed", lambda x: bias_gradient(x, False), "do bias")
+enter("dbias_averaged", "the gradient of a broadcast bias is averaged", lambda x: bias_gradient(x, True), "do bias")
 
 
 def changed(x: Kernel, change: Callable[[Array], Array]) -> Wrong:
@@ -94,8 +152,6 @@ def of_ones(x: Kernel) -> Wrong:
 
 special("cotangent_of_ones", "the cotangent is taken for ones", of_ones, "do")
 
-# DELTA
-
 
 def with_delta(x: Kernel, delta: Array) -> Wrong:
     """dS with another delta."""
@@ -135,8 +191,6 @@ special(
     "do",
     of="delta_missing",
 )
-
-# PROBABILITIES THAT BACKWARD COMPUTES AGAIN
 
 
 def again(x: Kernel, s: Array | None = None, lse: Callable[[Array], Array] | None = None) -> Wrong:
@@ -211,8 +265,6 @@ special(
     "do",
 )
 
-# BLOCKS
-
 
 def some(x: Kernel, name: str, part: Array) -> Wrong:
     """One gradient from a part of (i j)."""
@@ -222,11 +274,6 @@ def some(x: Kernel, name: str, part: Array) -> Wrong:
 def key_part(x: Kernel, n: int) -> Array:
     """Keys of the last block of n."""
     return np.arange(x.j) >= (x.j - 1) // n * n
-
-
-def full(length: int, n: int) -> Array:
-    """All but what is behind the last full n, where there is a full one."""
-    return np.arange(length) < (length - length % n or length)
 
 
 for n in (16, 32, 64, 128):
@@ -260,8 +307,6 @@ for n in (16, 32, 64):
         "do",
         of="query_tail_not_in_dk",
     )
-
-# GROUPS
 
 
 def from_heads(x: Kernel, which: Callable[[int], list[int]], share: float = 1.0) -> Wrong:
@@ -304,8 +349,6 @@ special(
     ),
     "do",
 )
-
-# BIAS
 
 
 def first_along(x: Kernel, axis: int) -> Wrong:

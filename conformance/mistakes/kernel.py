@@ -16,26 +16,18 @@ from attnspec.spec import Dialect, Problem
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
 
 
-def first_alone(x: Array, axis: int) -> Array:
-    """A gradient that goes to the first place along an axis: its sum there, zero elsewhere."""
-    out = np.zeros_like(x)
-    np.moveaxis(out, axis, 0)[0] = x.sum(axis)
-    return out
-
-
-def of_first(x: Array, axis: int) -> Array | None:
-    """What stands first along an axis, everywhere; None where there is no other, or no such axis."""
-    return np.broadcast_to(x.take([0], axis), x.shape) if x.ndim >= -axis and x.shape[axis] > 1 else None
-
-
-def swapped(x: Array, least: int = 2) -> Array | None:
-    """The last two axes exchanged; None where they differ, are one, or there are less than `least`."""
-    return x.swapaxes(-1, -2) if x.ndim >= least and x.shape[-1] == x.shape[-2] > 1 else None
-
-
 def reduced(x: Array, like: tuple[int, ...]) -> Array:
     """Summed over what an operand of shape `like` was repeated along."""
     return torch.from_numpy(x.copy()).sum_to_size(like).numpy()
+
+
+def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Array], Array] = lambda e: e) -> Array:
+    """Softmax with another maximum or row sum, in the range of float32; 0 where nothing is seen."""
+    m = s.max(-1, keepdims=True) if pivot is None else pivot
+    e = np.exp(s - np.where(np.isfinite(m), m, 0.0))
+    e = np.where(e > 3.4e38, inf, np.where(e < 1e-45, 0.0, e))
+    total = summed(e).sum(-1, keepdims=True)
+    return e / np.where(total == 0, 1.0, total)
 
 
 class Kernel:

@@ -1,14 +1,15 @@
-"""The table of mistakes: each by name, in words, and as the answer that an otherwise exact kernel would give that makes it.
+"""What a mistake is: a name, words, and the answer that an otherwise exact kernel gives that makes it; and a chapter of them.
 
-:mod:`canonical` holds those of which every problem of the suite is asked whether it shows them; :mod:`reading`, :mod:`arithmetic`
-and :mod:`gradients` those that are special cases of them, or rarer: a diagnosis knows all.
+:mod:`vocabulary` has all of them. Canonical are those of which every problem of the suite is asked whether it shows them; special
+are special cases of them, or rarer: a diagnosis knows both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
@@ -35,28 +36,34 @@ class Mistake:
     of: str = ""
 
 
-MISTAKES: dict[str, Mistake] = {}
 kernel_at = lru_cache(maxsize=2)(Kernel)  # all mistakes are asked of one problem after the other, as given and as presented
 
 
-def enter(name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", coarse: bool = False) -> None:
-    """Put a mistake in the table; None is given where a field of the problem that it needs is not there."""
+class Chapter:
+    """The mistakes of one chapter, by name, in the order in which they are entered."""
 
-    def given(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
-        lacking = any(getattr(problem, field) is None or getattr(problem, field) is False for field in needs.split())
-        return None if lacking else wrong(kernel_at(problem, dialect))
+    def __init__(self) -> None:
+        self.mistakes: dict[str, Mistake] = {}
 
-    MISTAKES[name] = Mistake(name, says, given, coarse)
+    def enter(self, name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", **of: Any) -> None:
+        """Enter a canonical mistake, by which every problem is measured. `needs`: fields that a problem must have to show it."""
 
+        def given(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
+            lacking = any(getattr(problem, field) is None or getattr(problem, field) is False for field in needs.split())
+            return None if lacking else wrong(kernel_at(problem, dialect))
 
-def special(name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", of: str = "", coarse: bool = False) -> None:
-    """Put a special case in the table; where a size is zero it gives nothing."""
+        assert name not in self.mistakes, f"two mistakes are called {name}"
+        self.mistakes[name] = Mistake(name, says, given, **of)
 
-    def some(x: Kernel) -> Wrong:
-        return wrong(x) if x.b * x.h * x.g * x.i * x.j * x.problem.d * x.problem.e else None
+    def special(
+        self, name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", of: str = "", coarse: bool = False
+    ) -> None:
+        """Enter a special case, or a rarer mistake; where a size is zero it gives nothing."""
 
-    enter(name, says, some, needs, coarse)
-    MISTAKES[name] = replace(MISTAKES[name], special=True, of=of)
+        def some(x: Kernel) -> Wrong:
+            return wrong(x) if x.b * x.h * x.g * x.i * x.j * x.problem.d * x.problem.e else None
+
+        self.enter(name, says, some, needs, special=True, of=of, coarse=coarse)
 
 
 def without(j: int, start: int, stop: int) -> Array:

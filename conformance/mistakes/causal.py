@@ -1,0 +1,86 @@
+"""Mistakes of causal masking (CAUSAL)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy import ndarray as Array
+
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
+from attnspec.conformance.mistakes.table import Chapter
+
+CAUSAL = Chapter()
+enter, special = CAUSAL.enter, CAUSAL.special
+
+
+def other_corner(x: Kernel) -> Wrong:
+    """The triangle of the other alignment."""
+    corner = "top_left" if x.dialect.causal_alignment == "bottom_right" else "bottom_right"
+    return x.seeing(x.masked & x.triangle(corner=corner))
+
+
+enter("causal_one_more", "under causal a query sees one key more", lambda x: x.seeing(x.masked & x.triangle(1)), "causal")
+enter("causal_one_less", "under causal a query sees one key less", lambda x: x.seeing(x.masked & x.triangle(-1)), "causal")
+enter("causal_corner", "causal is aligned at the other corner", other_corner, "causal")
+enter("causal_ignored", "causal is ignored", lambda x: x.seeing(x.masked), "causal")
+enter("causal_ignored_with_mask", "causal is ignored beside a mask", lambda x: x.seeing(x.masked), "causal mask")
+
+
+def rows(x: Kernel) -> tuple[Array, Array]:
+    """Query positions (i 1), and those of the keys that causal lets them see last (i 1)."""
+    i = np.arange(x.i)[:, None]
+    return i, i + (x.j - x.i if x.dialect.causal_alignment == "bottom_right" else 0)
+
+
+def causal_as(rule: Callable[..., Any]) -> Callable[[Kernel], Wrong]:
+    """Another triangle: of the rows (i 1), the last visible keys (i 1) and all keys (j)."""
+    return lambda x: x.seeing(x.masked & rule(*rows(x), np.arange(x.j)))
+
+
+special(
+    "causal_ignored_with_bias", "causal is ignored beside a bias", lambda x: x.seeing(x.masked), "causal bias", of="causal_ignored"
+)
+special(
+    "causal_transposed", "under causal a query sees the keys from its own on", causal_as(lambda i, last, j: j >= last), "causal"
+)
+for n in (16, 32, 64, 128):
+    special(
+        f"causal_by_blocks_of_{n}",
+        f"under causal the {n} by {n} tile that the diagonal crosses is not masked",
+        causal_as(lambda i, last, j, n=n: (j <= last) | (j // n == last // n)),
+        "causal",
+        of="causal_by_blocks_of_16",
+    )
+    special(
+        f"causal_without_block_of_{n}",
+        f"under causal the block of {n} keys that the diagonal crosses is not read",
+        causal_as(lambda i, last, j, n=n: (j <= last) & (j // n < last // n)),
+        "causal",
+        of="causal_without_block_of_16",
+    )
+    special(
+        f"causal_less_{n}",
+        f"under causal a query sees {n} keys less",
+        lambda x, n=n: x.seeing(x.masked & x.triangle(-n)),
+        "causal",
+        of="causal_one_less",
+    )
+    special(
+        f"causal_window_of_{n}",
+        f"under causal a query sees the last {n} keys only",
+        causal_as(lambda i, last, j, n=n: (j <= last) & (j > last - n)),
+        "causal",
+        of="causal_window_of_16",
+    )
+special("mask_or_causal", "a key is seen where mask or causal allow it", lambda x: x.seeing(x.masked | x.triangle()), "causal mask")
+special(
+    "causal_corner_with_mask",
+    "causal is aligned at the other corner beside a mask",
+    lambda x: x.seeing(
+        x.masked & x.triangle(corner="top_left" if x.dialect.causal_alignment == "bottom_right" else "bottom_right")
+    ),
+    "causal mask",
+    of="causal_corner",
+)
