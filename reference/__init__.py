@@ -6,7 +6,8 @@
 """
 
 from attnspec.reference.bounds.accuracy import Arithmetic, arithmetic, default_class, stricter
-from attnspec.reference.exact import Exact, Tolerance, to_float64
+from attnspec.reference.exact import Exact, Tolerance
+from attnspec.reference.numbers import to_float64
 from attnspec.reference.rows import SampledRows
 from attnspec.reference.solve import solve
 from attnspec.spec.words import CLASSES, INPUT_OF, OUTPUTS

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
+from attnspec.reference.stages import heads, maps
 from attnspec.spec import Dialect, Problem
 from attnspec.spec.words import OUTPUTS
 
@@ -20,11 +20,6 @@ from attnspec.spec.words import OUTPUTS
 # bound grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there. Enclosures are
 # made as narrow as that.
 REFERENCE_SHARE = 2.0**-20
-
-
-def to_float64(x: torch.Tensor) -> Array:
-    """A tensor's values, exactly, as a NumPy float64 array."""
-    return x.detach().to("cpu", torch.float64).resolve_neg().numpy()
 
 
 @dataclass(frozen=True)
@@ -50,13 +45,29 @@ def bound_of_keys(
     head is the bound of each query head (b h j ·), and stored how large what is stored of it may be; value is the sum over a group.
     touched (b h) says in which heads an intermediate may overflow.
     """
-    bound = dense.sum_over_group(head, like, grouping)
-    exempt = dense.sum_over_group(touched[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
+    bound = heads.sum_over_group(head, like, grouping)
+    exempt = heads.sum_over_group(touched[..., None, None].astype(float), (*like[:-2], 1, 1), grouping) > 0
     # A head's own gradient may be stored, and that of some heads together; dk before the scale, too.
-    exempt = exempt | (dense.sum_over_group(stored, like, grouping) > LARGEST[a.dtype])
+    exempt = exempt | (heads.sum_over_group(stored, like, grouping) > LARGEST[a.dtype])
     if head.shape[1] != (1 if len(like) == 3 else like[1]):
         bound = bound + a.u_out * (np.abs(value) + bound)
     return bound, exempt
+
+
+def reduced_bound(
+    of_sum: Array, each: Array, value: Array, like: tuple[int, ...], rows: Array, a: Arithmetic
+) -> tuple[Array, Array]:
+    """Bound and exemption of the gradient of an operand of shape `like` that is added to the scores, such as a bias.
+
+    of_sum (b h i j) is the gradient of the sum, each its bound, value the operand's own gradient; rows (b h i) says in which an
+    intermediate may overflow.
+    """
+    total, repeated = dense.reduce_to(each, like), each.size // max(1, int(np.prod(like)))
+    if repeated > 1:
+        terms = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
+        total = total + terms * dense.reduce_to(np.abs(of_sum) + each, like) + a.u_out * (np.abs(value) + total)
+    touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like) > 0
+    return total, touched
 
 
 @dataclass(frozen=True)
@@ -162,16 +173,9 @@ class Exact:
             for name, head, like in (("dk", keys.dk, problem.k.shape), ("dv", keys.dv, problem.v.shape)):
                 value = self.values[name]
                 bound[name], exempt[name] = bound_of_keys(head, keys.stored[name], value, touched, tuple(like), grouping, a)
-            if problem.bias is not None:
-                bound["dbias"], exempt["dbias"] = self._bias_bound(back.ds, keys.ds, both, a)
+            for one, of_sum in zip(maps.active(self._tile.given), back.dscores[1:], strict=True):
+                if one.gradient:
+                    shape, output = tuple(getattr(problem, one.option).shape), f"d{one.option}"
+                    each = keys.of_maps[one.option]
+                    bound[output], exempt[output] = reduced_bound(of_sum, each, self.values[output], shape, both, a)
         return bound, exempt
-
-    def _bias_bound(self, ds: Array, each: Array, rows: Array, a: Arithmetic) -> tuple[Array, Array]:
-        assert self.problem.bias is not None
-        like = tuple(self.problem.bias.shape)
-        total, repeated = dense.reduce_to(each, like), each.size // max(1, int(np.prod(like)))
-        if repeated > 1:
-            terms = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
-            total = total + terms * dense.reduce_to(np.abs(ds) + each, like) + a.u_out * (np.abs(self.values["dbias"]) + total)
-        touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like) > 0
-        return total, touched

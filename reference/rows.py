@@ -19,7 +19,11 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
-from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits, to_float64
+from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits
+from attnspec.reference.numbers import to_float64
+from attnspec.reference.stages import heads, maps, softmax, visible
+from attnspec.reference.stages import scores as products
+from attnspec.reference.stages.given import Given
 from attnspec.spec import Dialect, Problem
 
 TILE = 65_536  # elements of rows × keys that are held at once
@@ -52,7 +56,6 @@ class SampledRows:
         if problem.training and problem.dropout:
             raise ValueError("sampled rows have no dropout: the keep mask of a long problem is too large to be handed over")
         self.problem, self.dialect, self.rows = problem, dialect, list(rows)
-        self.scale = dense.default_scale(problem.d) if problem.scale is None else float(problem.scale)
         self.q = to_float64(problem.q[:, :, self.rows])
         self.do = None if problem.do is None else to_float64(problem.do[:, :, self.rows])
         if problem.do is not None:
@@ -78,26 +81,15 @@ class SampledRows:
         return slices[::-1] if backwards else slices
 
     def _per_query_head(self, x: torch.Tensor, keys: slice) -> Array:
-        return dense.per_query_head(to_float64(x[..., keys, :]), self.problem.h, self.dialect.head_grouping)
+        return heads.per_query_head(to_float64(x[..., keys, :]), self.problem.h, self.dialect.head_grouping)
 
-    def _rows_of(self, x: torch.Tensor, keys: slice) -> Array:
-        """The sampled rows and some keys of a mask or bias."""
-        x = x if x.shape[-1] == 1 else x[..., keys]
-        if x.ndim > 2 or (x.ndim == 2 and x.dtype != torch.bool):
-            x = x if x.shape[-2] == 1 else x[..., self.rows, :]
-        return x.cpu().numpy() if x.dtype == torch.bool else to_float64(x)
+    def _given(self, keys: slice) -> Given:
+        return Given(self.problem, self.dialect, rows=self.rows, keys=keys)
 
-    def _scores(self, k: Array, keys: slice) -> tuple[Array, Array, Array, Array | None]:
-        """z, s and what is visible, (b h i n), and the bias, of some keys."""
-        problem = self.problem
-        bias = None if problem.bias is None else self._rows_of(problem.bias, keys)
-        mask = None if problem.mask is None else self._rows_of(problem.mask, keys)
-        z = dense.scores(self.q, k, self.scale)
-        causal = None
-        if problem.causal:
-            last = dense.last_visible(problem.i, problem.j, self.dialect.causal_alignment)[self.rows]
-            causal = np.arange(keys.start, keys.stop) <= last[:, None]
-        return z, dense.add_bias(z, bias), dense.visible_keys(z.shape, mask, bias, causal), bias
+    def _scores(self, k: Array, given: Given) -> tuple[tuple[Array, ...], Array]:
+        """The scores after each map, and what is visible, (b h i n), of some keys."""
+        scores = maps.through(products.scores(self.q, k, given.scale), given)
+        return scores, visible.visible_keys(scores[0].shape, given)
 
     def _forward(self) -> None:
         """The largest score, the sum and the output of each row, in one pass."""
@@ -106,10 +98,10 @@ class SampledRows:
         fill = np.zeros((*shape[:2], 1, self.problem.e))
         for keys in self._slices():
             k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
-            _, s, visible, _ = self._scores(k, keys)
-            highest = np.maximum(m, np.max(s, axis=-1, initial=-np.inf, where=visible))
+            scores, seen = self._scores(k, self._given(keys))
+            highest = np.maximum(m, np.max(scores[-1], axis=-1, initial=-np.inf, where=seen))
             pivot = np.where(np.isinf(highest), 0.0, highest)
-            e = dense.exponentials(s, visible, pivot)
+            e = softmax.exponentials(scores[-1], seen, pivot)
             shrink = np.exp(m - pivot)
             m, total, o = highest, total * shrink + e.sum(-1), o * shrink[..., None] + e @ v
             fill = fill + v.sum(-2, keepdims=True)
@@ -124,14 +116,14 @@ class SampledRows:
 
     def _tile(self, keys: slice, gradients: bool) -> bounds.Tile:
         k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
-        z, s, visible, bias = self._scores(k, keys)
-        p = dense.exponentials(s, visible, self.m) / self.total[..., None]
-        p = dense.fill_empty_rows(p, self.empty, self.dialect.empty_row, self.problem.j)
-        f = dense.Forward(z, s, visible, self.empty, p, p, self.m, self.lse, self.o)
+        given = self._given(keys)
+        scores, seen = self._scores(k, given)
+        p = softmax.exponentials(scores[-1], seen, self.m) / self.total[..., None]
+        p = softmax.fill_empty_rows(p, self.empty, self.dialect.empty_row, self.problem.j)
+        f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o)
         if not gradients or self.do is None:
-            return bounds.Tile(self.q, k, v, self.scale, bias, 1.0, f, self.do)
-        back = dense.backward(self.q, k, v, self.do, f, scale=self.scale, factor=1.0, delta=self._delta)
-        return bounds.Tile(self.q, k, v, self.scale, bias, 1.0, f, self.do, back)
+            return bounds.Tile(self.q, k, v, given, f, self.do)
+        return bounds.Tile(self.q, k, v, given, f, self.do, dense.backward(self.q, k, v, self.do, f, given, self._delta))
 
     @cached_property
     def _delta(self) -> Array:
@@ -186,8 +178,8 @@ class SampledRows:
                 ):
                     like = (*problem.k.shape[:-2], keys.stop - keys.start, alone.shape[-1])
                     any_row = reached.any(-2)[..., None].astype(float)
-                    value = dense.sum_over_group(alone, like, grouping)
-                    nothing = dense.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
+                    value = heads.sum_over_group(alone, like, grouping)
+                    nothing = heads.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
                     bound, skip = bound_of_keys(head, each.stored[output], value, both.any(-1), like, grouping, a)
                     yield part(output, at, value, bound, nothing, skip)
             skip = both[..., None] | (g.stored > LARGEST[dtype])

@@ -12,7 +12,10 @@ from numpy import ndarray as Array
 
 from attnspec.reference import dense
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.exact import Exact, to_float64
+from attnspec.reference.exact import Exact
+from attnspec.reference.numbers import to_float64
+from attnspec.reference.stages import heads, maps
+from attnspec.reference.stages.given import Given
 from attnspec.reference.witnesses.enclosure import enclose
 from attnspec.reference.zeros import is_undefined, must_be_zero
 from attnspec.spec import Dialect, Problem, implements
@@ -30,34 +33,28 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
     if problem.training and 0 < problem.dropout < 1 and keep is None:
         raise ValueError("with dropout in training the answer depends on the keep mask; give `keep` (b h i j)")
     h, grouping = problem.h, dialect.head_grouping
-    scale = dense.default_scale(problem.d) if problem.scale is None else float(problem.scale)
-    given = [to_float64(problem.q), to_float64(problem.k), to_float64(problem.v)]
-    q, k, v = (np.where(np.isfinite(x), x, 0.0) for x in given)
-    k_heads, v_heads = dense.per_query_head(k, h, grouping), dense.per_query_head(v, h, grouping)
-    bias = None if problem.bias is None else to_float64(problem.bias)
-    mask = None if problem.mask is None else problem.mask.cpu().numpy()
-    causal = dense.causal_mask(problem.i, problem.j, dialect.causal_alignment) if problem.causal else None
-    rate = problem.dropout if problem.training else 0.0
-    if rate == 1 and keep is None:
+    operands = [to_float64(problem.q), to_float64(problem.k), to_float64(problem.v)]
+    q, k, v = (np.where(np.isfinite(x), x, 0.0) for x in operands)
+    k_heads, v_heads = heads.per_query_head(k, h, grouping), heads.per_query_head(v, h, grouping)
+    if problem.training and problem.dropout == 1 and keep is None:
         keep = np.zeros((problem.b, h, problem.i, problem.j))
-    factor = dense.keep_factor(keep, rate)
+    given = Given(problem, dialect, keep)
 
-    f = dense.forward(
-        q, k_heads, v_heads, scale=scale, bias=bias, mask=mask, causal=causal, factor=factor, empty_row=dialect.empty_row
-    )
+    f = dense.forward(q, k_heads, v_heads, given)
     live = f.visible | (f.empty[..., None] & (dialect.empty_row == "uniform"))
     values, back, do = {"o": f.o}, None, None
     if problem.do is not None:
         do = to_float64(problem.do)
-        back = dense.backward(q, k_heads, v_heads, do, f, scale=scale, factor=factor)
+        back = dense.backward(q, k_heads, v_heads, do, f, given)
         values["dq"] = back.dq
-        values["dk"] = dense.sum_over_group(back.dk, tuple(problem.k.shape), grouping)
-        values["dv"] = dense.sum_over_group(back.dv, tuple(problem.v.shape), grouping)
-        if problem.bias is not None:
-            values["dbias"] = dense.reduce_to(back.ds, tuple(problem.bias.shape))
-    zero = must_be_zero(problem, dialect, values, live, f, factor, do)
-    undefined = is_undefined(problem, dialect, given, bias, f, values)
-    tile = bounds.Tile(q, k_heads, v_heads, scale, bias, factor, f, do, back)
+        values["dk"] = heads.sum_over_group(back.dk, tuple(problem.k.shape), grouping)
+        values["dv"] = heads.sum_over_group(back.dv, tuple(problem.v.shape), grouping)
+        for one, of_sum in zip(maps.active(given), back.dscores[1:], strict=True):
+            if one.gradient:
+                values[f"d{one.option}"] = dense.reduce_to(of_sum, tuple(getattr(problem, one.option).shape))
+    zero = must_be_zero(problem, dialect, values, live, f, given.factor, do)
+    undefined = is_undefined(problem, dialect, operands, given.operand("bias"), f, values)
+    tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back)
     exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
     return exact if oracle == "float64" else _enclosed(exact, keep)
 

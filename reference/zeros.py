@@ -7,6 +7,7 @@ from numpy import ndarray as Array
 
 from attnspec.reference import dense
 from attnspec.reference.bounds.accuracy import LARGEST
+from attnspec.reference.stages import heads
 from attnspec.spec import Dialect, Problem, implements
 
 
@@ -29,7 +30,7 @@ def must_be_zero(
         each = np.broadcast_to(
             np.any(pairs, axis=-2, keepdims=True).swapaxes(-1, -2), (*pairs.shape[:2], pairs.shape[3], like[-1])
         ).astype(float)
-        return dense.sum_over_group(each, like, grouping) == 0
+        return heads.sum_over_group(each, like, grouping) == 0
 
     live = live & kept
     not_a_number = f.empty & (dialect.empty_row == "nan") & (problem.j > 0)
@@ -63,7 +64,7 @@ def is_undefined(
         poisoned = poisoned | open_rows
     bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)
     if bad_q.any() or bad_k.any() or bad_v.any():
-        bad = dense.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
+        bad = heads.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
         rows = (f.visible & (bad[:, :, None, :] | bad_q[..., None])).any(-1)
         undefined["o"] |= rows[..., None]
         poisoned = poisoned | rows
@@ -73,10 +74,10 @@ def is_undefined(
         poisoned = poisoned | rows
     if len(values) > 1 and poisoned.any():
         undefined["dq"] |= poisoned[..., None]
-        heads = np.broadcast_to(np.asarray(poisoned.any(-1))[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
+        reached = np.broadcast_to(np.asarray(poisoned.any(-1))[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
         for name, x in (("dk", problem.k), ("dv", problem.v)):
             like = (*x.shape[:-1], 1)
-            undefined[name] |= dense.sum_over_group(heads, like, dialect.head_grouping) > 0
+            undefined[name] |= heads.sum_over_group(reached, like, dialect.head_grouping) > 0
         if "dbias" in values:
             rows = np.broadcast_to(poisoned[..., None], f.visible.shape).astype(float)
             undefined["dbias"] |= dense.reduce_to(rows, values["dbias"].shape) > 0

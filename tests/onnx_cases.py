@@ -19,7 +19,9 @@ from onnx import helper
 from onnx.backend.test.case import node as suite
 from onnx.reference import ReferenceEvaluator
 
-from attnspec.reference import dense, to_float64
+from attnspec.reference import to_float64
+from attnspec.reference.stages.heads import per_query_head
+from attnspec.reference.stages.scores import default_scale, scores
 from attnspec.spec import Dialect, Problem
 
 PLAIN = Dialect("top_left")
@@ -223,8 +225,8 @@ def written_out(case: Case) -> Iterator[Part]:
     mask = torch.from_numpy(seen)
     problem = problem.replace(mask=mask if problem.mask is None else problem.mask & mask)
     if case.softcap > 0:
-        k = dense.per_query_head(to_float64(problem.k), problem.h, "blocked")
-        z = dense.scores(to_float64(problem.q), k, problem.scale or dense.default_scale(problem.d))
+        k = per_query_head(to_float64(problem.k), problem.h, "blocked")
+        z = scores(to_float64(problem.q), k, problem.scale or default_scale(problem.d))
         capped = torch.from_numpy(case.softcap * np.tanh(z / case.softcap) - z)
         problem = problem.replace(bias=capped if problem.bias is None else problem.bias + capped)
     yield slice(None), problem, PLAIN

@@ -24,8 +24,9 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
-from attnspec.reference import default_class, dense, solve, to_float64
+from attnspec.reference import default_class, solve, to_float64
 from attnspec.reference.bounds.output import NEGLIGIBLE
+from attnspec.reference.stages.scores import default_scale
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 from attnspec.spec.words import CLASSES
@@ -303,7 +304,7 @@ WRONG: dict[str, Callable[[Problem], Answer]] = {
 }
 # Smaller than the roundings that class C allows.
 ONLY_WIDE: dict[str, Callable[[Problem], Answer]] = {
-    "scale off by 0.1 %": of(lambda p: p.replace(scale=1.001 * dense.default_scale(p.d))),
+    "scale off by 0.1 %": of(lambda p: p.replace(scale=1.001 * default_scale(p.d))),
     "probabilities in bfloat16": bfloat16_probabilities,
 }
 ONLY_FLOAT32: dict[str, Callable[[Problem], Answer]] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import product
 from math import inf, log, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from random_problems import draw
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
+from attnspec.reference.stages import bias, dropout, heads, maps, scores, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
@@ -248,7 +251,7 @@ def test_the_bound_counts_once() -> None:
 
 # A REFERENCE WITH A PLANTED ERROR
 
-# What is planted: the function of reference/dense.py, a piece of its text, and what stands there instead.
+# What is planted: the function of reference/dense.py or of a stage, a piece of its text, and what stands there instead.
 PLANTED = {
     # SHARED
     "blocked heads are strided": ("head_of_query", "heads // (h // g) if", "heads % g if"),
@@ -271,17 +274,25 @@ PLANTED = {
     "the last channel left out": ("scores", "(q @ k.swapaxes(-1, -2))", "(q[..., :-1] @ k[..., :-1].swapaxes(-1, -2))"),
     "products in float32": ("scores", "(q @ k", "(q.astype(np.float32) @ k.astype(np.float32)"),
     # BIAS
-    "bias subtracted": ("add_bias", "z + np.where", "z - np.where"),
-    "bias before the scale": ("forward", "s = add_bias(z, bias)", "s = add_bias(z, None if bias is None else scale * bias)"),
-    "bias doubled": ("add_bias", "z + np.where(bias == -np.inf, 0.0, bias)", "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
-    "bias ignored": ("add_bias", "return z if bias is None else", "return z if bias is None or True else"),
-    "bias in float32": ("add_bias", "-np.inf, 0.0, bias)", "-np.inf, 0.0, bias).astype(np.float32)"),
-    "minus infinity is zero": ("visible_keys", "bias != -np.inf", "bias == bias"),
+    "bias subtracted": ("Bias.value", "z + np.where", "z - np.where"),
+    "bias before the scale": ("Bias.value", "0.0, bias)", "0.0, given.scale * bias)"),
+    "bias doubled": ("Bias.value", "z + np.where(bias == -np.inf, 0.0, bias)", "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
+    "bias ignored": ("Bias.value", "z + np.where", "z + 0 * np.where"),
+    "bias in float32": ("Bias.value", "-np.inf, 0.0, bias)", "-np.inf, 0.0, bias).astype(np.float32)"),
+    "minus infinity is zero": ("finite_bias", "bias != -np.inf", "bias == bias"),
     # MASK
-    "mask inverted": ("visible_keys", "visible &= broadcast_mask(mask, shape)", "visible &= ~broadcast_mask(mask, shape)"),
-    "the mask wins over causal": ("visible_keys", "if causal is not None:", "if causal is not None and mask is None:"),
-    "padding of the first batch item": ("broadcast_mask", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
-    "causal excludes itself": ("causal_mask", "<= last_visible", "< last_visible"),
+    "mask inverted": (
+        "masked",
+        'mask = given.operand("mask")',
+        'mask = None if given.problem.mask is None else ~given.operand("mask")',
+    ),
+    "the mask wins over causal": (
+        "causal_mask",
+        "if not given.problem.causal:",
+        "if not given.problem.causal or given.problem.mask is not None:",
+    ),
+    "padding of the first batch item": ("masked", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
+    "causal excludes itself": ("causal_mask", "given.positions <= (", "given.positions < ("),
     "causal sees one key more": ("causal_mask", "[:, None]", "[:, None] + 1"),
     "the other alignment": ("last_visible", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
     # SOFTMAX
@@ -340,10 +351,10 @@ PLANTED = {
         "f.p * (dp - delta[..., None]) + f.empty[..., None]",
     ),
     "dS of the wrong sign": ("backward", "dp - delta[..., None]", "delta[..., None] - dp"),
-    "dS in float32": ("backward", "dq = scale * (ds @ k)", "dq = scale * ((ds := ds.astype('f4').astype(float)) @ k)"),
-    "dq without scale": ("backward", "dq = scale * (ds @ k)", "dq = ds @ k"),
-    "dk without scale": ("backward", "dk = scale * (ds", "dk = (ds"),
-    "dk of the rows reversed": ("backward", "(ds.swapaxes(-1, -2) @ q)", "(ds[..., ::-1, :].swapaxes(-1, -2) @ q)"),
+    "dS in float32": ("product_gradients", "dq = scale * (dz @ k)", "dq = scale * ((dz := dz.astype('f4').astype(float)) @ k)"),
+    "dq without scale": ("product_gradients", "dq = scale * (dz @ k)", "dq = dz @ k"),
+    "dk without scale": ("product_gradients", "dk = scale * (dz", "dk = (dz"),
+    "dk of the rows reversed": ("product_gradients", "(dz.swapaxes(-1, -2) @ q)", "(dz[..., ::-1, :].swapaxes(-1, -2) @ q)"),
     "the mean over a broadcast bias": ("reduce_to", "dx.sum(repeated, keepdims=True)", "dx.mean(repeated, keepdims=True)"),
     "the last write to a broadcast bias": (
         "reduce_to",
@@ -375,14 +386,30 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
+STAGES = (dense, bias, dropout, heads, maps, scores, softmax, visible)
+
+
+def home(function: str) -> tuple[Any, str]:
+    """The module or the class that a function is an attribute of, and its name there."""
+    owner, _, name = function.rpartition(".")
+    module = next(stage for stage in STAGES if hasattr(stage, owner or name) and _own(getattr(stage, owner or name), stage))
+    return (getattr(module, owner) if owner else module), name
+
+
+def _own(x: Any, module: Any) -> bool:
+    return getattr(x, "__module__", "") == module.__name__
+
+
 def plant(function: str, text: str, instead: str) -> Callable:
-    """A function of reference/dense.py with a piece of its text replaced."""
-    source = inspect.getsource(getattr(dense, function))
+    """A function with a piece of its text replaced."""
+    where, name = home(function)
+    planted = getattr(where, name)
+    source = textwrap.dedent(inspect.getsource(planted))
     source = source[source.index("def ") :]
     assert source.count(text) == 1, f"{function} has no longer one {text!r}"
-    scope = dict(vars(dense))
+    scope = {"np": np, **vars(inspect.getmodule(planted))}
     exec(source.replace(text, instead), scope)
-    return scope[function]
+    return scope[name]
 
 
 def test_the_reference_as_it_is_is_inside(small: list) -> None:
@@ -392,11 +419,19 @@ def test_the_reference_as_it_is_is_inside(small: list) -> None:
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_error_is_noticed(name: str, small: list, monkeypatch: pytest.MonkeyPatch) -> None:
     function, text, instead = PLANTED[name]
-    monkeypatch.setattr(dense, function, plant(function, text, instead))
+    planted = plant(function, text, instead)
+    monkeypatch.setattr(*home(function), planted)
+    if planted.__name__ in [stage.__name__ for stage in visible.VISIBILITY]:
+        every = (planted if stage.__name__ == planted.__name__ else stage for stage in visible.VISIBILITY)
+        monkeypatch.setattr(visible, "VISIBILITY", tuple(every))
     with np.errstate(all="ignore"):
         assert any(outside(small))
 
 
 def test_something_is_planted_in_every_stage() -> None:
-    functions = {name for name, x in inspect.getmembers(dense, inspect.isfunction) if x.__module__ == dense.__name__}
-    assert {function for function, _, _ in PLANTED.values()} == functions
+    there = {name for stage in STAGES for name, x in inspect.getmembers(stage, inspect.isfunction) if _own(x, stage)}
+    planted = {function for function, _, _ in PLANTED.values()}
+    assert there - planted == {"active", "through", "back_through", "visible_keys"}, (
+        "folds over tables, of each row of which something is planted"
+    )
+    assert planted - there == {"Bias.value"}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from attnspec.conformance.problems.case import Case
@@ -13,7 +14,8 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import NotApplicable, must_answer, must_be_right, must_keep_bits
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import every_form, hidden_keys, with_hidden
-from attnspec.reference import dense
+from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.visible import masked
 from attnspec.spec import Problem
 from attnspec.spec.words import OUTPUTS
 
@@ -169,5 +171,7 @@ def test_a_broadcast_mask_is_its_expansion(subject: Subject, case: Case) -> None
     """The case's mask, written out to (b h i j)."""
     problem = subject.problem(case)
     assert problem.mask is not None
-    full = torch.from_numpy(dense.broadcast_mask(problem.mask.cpu().numpy(), (problem.b, problem.h, problem.i, problem.j)).copy())
+    shown = masked(Given(problem, subject.dialect))
+    assert shown is not None
+    full = torch.from_numpy(np.broadcast_to(shown, (problem.b, problem.h, problem.i, problem.j)).copy())
     must_be_right(subject, problem.replace(mask=full.to(problem.q.device)), "the mask, written out to (b h i j)")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.testing.outcomes import NotApplicable
-from attnspec.reference import Exact, dense
+from attnspec.reference import Exact
+from attnspec.reference.stages import heads
 from attnspec.spec import Problem, twin
 
 
@@ -22,7 +23,7 @@ def hidden_keys(exact: Exact) -> np.ndarray:
     if exact.reaches_hidden:
         raise NotApplicable
     seen = np.asarray(exact.forward.visible.any(-2))[..., None].astype(float)
-    hidden = dense.sum_over_group(seen, (*problem.k.shape[:-1], 1), exact.dialect.head_grouping)[..., 0] == 0
+    hidden = heads.sum_over_group(seen, (*problem.k.shape[:-1], 1), exact.dialect.head_grouping)[..., 0] == 0
     if not hidden.any() or hidden.all():
         raise NotApplicable
     return hidden
@@ -82,9 +83,9 @@ def one_item(problem: Problem, n: int) -> Problem:
 
 def written_out(problem: Problem, grouping: str) -> Problem:
     """Keys and values repeated for each query head."""
-    heads = torch.from_numpy(dense.head_of_query(problem.h, problem.g, grouping)).to(problem.q.device)
+    serving = torch.from_numpy(heads.head_of_query(problem.h, problem.g, grouping)).to(problem.q.device)
     k, v = (x.unsqueeze(1) if problem.shared else x for x in (problem.k, problem.v))
-    return problem.replace(k=k[:, heads], v=v[:, heads])
+    return problem.replace(k=k[:, serving], v=v[:, serving])
 
 
 def every_form(problem: Problem, draw: Callable[[tuple[int, ...]], Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,18 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.reference.bounds.accuracy import Arithmetic
-from attnspec.reference.bounds.output import ForwardBound, Tile, Tiles, kappa, kappas, once, operand_lost, quotient, raised
+from attnspec.reference.bounds.output import (
+    ForwardBound,
+    Tile,
+    Tiles,
+    kappa,
+    kappas,
+    mapped_error,
+    once,
+    operand_lost,
+    quotient,
+    raised,
+)
 from attnspec.spec import implements
 
 
@@ -49,14 +60,15 @@ class RowSums:
 
 @dataclass(frozen=True)
 class KeyBound:
-    """The bounds of one tile's gradients per query head, (b h n d), (b h n e), and of each dS as a bias sees it, (b h i n).
+    """The bounds of one tile's gradients per query head, (b h n d), (b h n e).
 
-    stored: how large what is stored of dk and of dv may be, by name.
+    of_maps: those of each element of what a score map adds, (b h i n), by its option. stored: how large what is stored of dk and of
+    dv may be, by name.
     """
 
     dk: Array
     dv: Array
-    ds: Array
+    of_maps: dict[str, Array]
     stored: dict[str, Array]
 
 
@@ -223,6 +235,31 @@ def may_be_largest(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     return x.scored & (f.s + 2 * delta >= f.m[..., None] - 2 * sums.peak)
 
 
+# SCORE MAPS
+
+
+def through_slopes(x: Tile, ds: Array, error: Array, a: Arithmetic) -> tuple[Array, Array, dict[str, Array]]:
+    """|dz| and its error from |dS| and its error, (b h i n), and the bounds of what the maps add, by option.
+
+    The error of a gradient meets the slope; the slope itself is off by curvature · Δ, and its product is rounded.
+    """
+    of_maps = {}
+    for n, one in reversed(list(enumerate(x.maps))):
+        if one.gradient:
+            of_maps[one.option] = np.where(x.scored, error + a.u_out * (ds + error) + a.eta_out, 0.0)
+        before = x.forward.scores[n]
+        slope = one.slope(before, x.given)
+        if slope is None:
+            continue
+        off = one.curvature(x.given) * mapped_error(x, x.maps[:n], a).at(np.abs(before)) + sum(one.rounding(a)) + kappa(3, a.u_acc)
+        slope = np.abs(slope)
+        error = (slope + off) * error + off * ds + a.eta_acc + a.eta_s
+        ds = slope * ds
+        if a.u_s:
+            error = error + a.u_s * (ds + error)
+    return ds, error, of_maps
+
+
 # GRADIENTS
 
 
@@ -286,7 +323,7 @@ def _of_keys(
         error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
         if a.u_s:
             error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s
-        bias = np.where(seen, error + a.u_out * (ds + error) + a.eta_out, 0.0)
+        ds, error, of_maps = through_slopes(x, ds, error, a)
         if not a.u_s:
             error += a.u_mma * (ds + error) + a.eta_mma
         unscaled = ds + np.where(seen, error, 0.0)
@@ -321,7 +358,7 @@ def _of_keys(
         no_scale = bool(a.u_s and not scale)
         product = product + unscaled @ x.abs_k if no_scale else product
         before = before_scale(back.dk, dk, scale, unscaled.swapaxes(-1, -2) @ x.abs_q if no_scale else 0.0, a)
-        yield KeyBound(dk, dv, bias, {"dk": before, "dv": np.abs(back.dv) + dv})
+        yield KeyBound(dk, dv, of_maps, {"dk": before, "dv": np.abs(back.dv) + dv})
     total = scale * (sum_of_errors + sums.delta * np.abs(mean_key)) + reached + a.eta_acc * w.count * (1 + scale)
     if a.u_s:
         total += a.u_s * (dq + total) + (1 + scale) * a.eta_s

@@ -16,7 +16,7 @@ softmax); the rest is derived in the comments.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import TypeVar
 
@@ -25,6 +25,9 @@ from numpy import ndarray as Array
 
 from attnspec.reference.bounds.accuracy import LARGEST, Arithmetic
 from attnspec.reference.dense import Backward, Forward
+from attnspec.reference.stages import maps
+from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import implements
 
 LOG2_E = 1.4426950408889634
@@ -56,13 +59,26 @@ class Tile:
     q: Array  # (b h i d)
     k: Array  # (b h n d)
     v: Array  # (b h n e)
-    scale: float
-    bias: Array | None  # broadcasts to (b h i n)
-    factor: Array | float  # r_ij, (b h i n)
+    given: Given  # the options, of these rows and keys
     forward: Forward
     do: Array | None = None  # (b h i e)
     backward: Backward | None = None
     _memo: dict[tuple[str, Arithmetic], object] = field(default_factory=dict)
+
+    @cached_property
+    def scale(self) -> float:
+        """What the products are multiplied by."""
+        return self.given.scale
+
+    @cached_property
+    def factor(self) -> Array | float:
+        """r_ij, (b h i n), or 1."""
+        return self.given.factor
+
+    @cached_property
+    def maps(self) -> tuple[ScoreMap, ...]:
+        """The score maps that are active."""
+        return maps.active(self.given)
 
     @property
     def dropped(self) -> bool:
@@ -182,30 +198,67 @@ def operand_lost(scale: float, a: Arithmetic) -> float:
     return max(1.0, abs(scale) ** 0.5) * stored + abs(scale) * a.eta_acc
 
 
-@once
-def score_error(x: Tile, a: Arithmetic) -> Array:
-    """The error of a score, (b h i n): Δ but for exp and for rescales, which multiply what a score has become."""
+def product_error(x: Tile, a: Arithmetic) -> tuple[Array, float]:
+    """The error of the scaled product, (b h i n), but for what is a multiple of it, and that multiple."""
     d, f = x.q.shape[-1], x.forward
     tf32 = 2 * a.u_in + a.u_in**2
     # The dot product and its operands as rounded on entry; q·√scale and k·√scale, or q·scale, rounded to storage.
     product = kappa(d, a.u_acc) * (1 + tf32) + tf32 + (kappa(a.prescaled + 1, a.u_s) if a.prescaled else 0.0)
     # The scale constant and its product; S and scale·S are stored.
     scaled = kappa(3, a.u_acc) + (kappa(2, a.u_s) if a.u_s else 0.0)
-    # s − m and the constants of exp2.
-    shifted = (kappa(3, a.u_acc) + a.u_softmax) * (1 + 4 * a.u_s)
     # Each product may underflow, before or after the scale. Stored: S, which still meets the scale; scaled, with bias, s − m.
     constant = a.eta_acc * d * (1 + abs(x.scale)) + (a.eta_s * (3 + abs(x.scale)) if a.u_s else 0.0) + kappa(2, a.u_softmax)
     # Σ_c (q_c + ε)(k_c + ε') − q_c k_c: each loss meets the other operand, and the other loss.
     lost = operand_lost(x.scale, a) * (1 + product)
     constant = constant + lost * (x.norm_q[..., 0] + d * (a.eta_acc + a.eta_s))
-    delta = (abs(x.scale) * product) * x.abs_qk + lost * x.norm_k.swapaxes(-1, -2) + (constant + shifted * np.abs(f.m))[..., None]
-    if x.bias is None:
-        delta += (scaled + shifted) * x.abs_s
-    else:  # the sum is rounded, and stored; the bias may be converted
-        delta += scaled * np.abs(f.z) + (shifted + a.u_acc + a.u_s) * x.abs_s
-        if a.u_s:
-            delta += a.u_s * np.where(np.isfinite(x.bias), np.abs(x.bias), 0.0)
-    return np.where(f.visible, delta, 0.0)
+    fixed = (constant + shift_rounding(a) * np.abs(f.m))[..., None]
+    return (abs(x.scale) * product) * x.abs_qk + lost * x.norm_k.swapaxes(-1, -2) + fixed, scaled
+
+
+def shift_rounding(a: Arithmetic) -> float:
+    """What s − m and the constants of exp2 lose, as a multiple of |s| and of |m|."""
+    return (kappa(3, a.u_acc) + a.u_softmax) * (1 + 4 * a.u_s)
+
+
+@dataclass(frozen=True)
+class MappedError:
+    """The error of a score after some maps: fixed + more + Σ relative · |score| + Σ constants."""
+
+    fixed: Array
+    more: Array | None
+    relative: tuple[float, ...]
+    constants: tuple[Array, ...]
+
+    def at(self, size: Array, *relative: float) -> Array:
+        """Of scores of this size, with further roundings of them."""
+        own = sum((*relative, *self.relative)) * size
+        whole = self.fixed + (own if self.more is None else self.more + own)
+        for constant in self.constants:
+            whole += constant
+        return whole
+
+
+def mapped_error(x: Tile, some: tuple[ScoreMap, ...], a: Arithmetic) -> MappedError:
+    """The error of the scaled product through these maps: Δ′ = (largest slope) · Δ + rounding, for each."""
+    fixed, scaled = product_error(x, a)
+    error = MappedError(fixed, None, (scaled,), ())
+    for one, before in zip(some, x.forward.scores, strict=False):
+        own, constant = sum(error.relative) * np.abs(before), one.constant(x.given, a)
+        error = MappedError(error.fixed, own if error.more is None else error.more + own, one.rounding(a), error.constants)
+        steepest = one.steepest(x.given)
+        if steepest != 1:
+            assert error.more is not None
+            so_far = tuple(steepest * old for old in error.constants)
+            error = MappedError(steepest * error.fixed, steepest * error.more, error.relative, so_far)
+        if constant is not None:
+            error = replace(error, constants=(*error.constants, constant))
+    return error
+
+
+@once
+def score_error(x: Tile, a: Arithmetic) -> Array:
+    """The error of a score, (b h i n): Δ but for exp and for rescales, which multiply what a score has become."""
+    return np.where(x.forward.visible, mapped_error(x, x.maps, a).at(x.abs_s, shift_rounding(a)), 0.0)
 
 
 def soft_records(s: Array, slack: Array, running: Array) -> tuple[Array, Array]:
@@ -385,9 +438,9 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
             row = row | (x.abs_q > most).any(-1) | (f.visible & over[:, :, None]).any(-1)
             reach = reach | over.any(-1, keepdims=True)  # a hidden key meets a dS of zero
         if x.backward is not None and x.do is not None:
-            ds = scale * np.abs(x.backward.ds)
+            ds = scale * np.abs(x.backward.dz)
             reach = reach | (ds.max(-1, initial=0.0) > (largest if a.u_s else inside))
-            unscaled = max(1.0, scale) * np.abs(x.backward.ds)
+            unscaled = max(1.0, scale) * np.abs(x.backward.dz)
             summed = summed + unscaled.sum(-1) * x.abs_k.max((-1, -2), initial=0.0)[..., None]
             of_keys = unscaled.sum(-2).max(-1, initial=0.0) * x.abs_q.max((-1, -2), initial=0.0)
             reach = reach | (of_keys > inside)[..., None]
@@ -399,7 +452,7 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
         if not a.u_s:
             continue
         stored = np.maximum(stored, np.where(f.visible, x.abs_qk, 0.0).max(-1, initial=0.0))
-        if x.bias is not None:  # what rounds to infinity hides a key that weighs something
+        if x.maps:  # what rounds to infinity hides a key that weighs something
             score = x.abs_s + kappa(4, a.u_s) * np.abs(f.z)
             row = row | (f.visible & (f.p > 0) & (score >= LARGEST[a.dtype] * (1 + a.u_s / 2))).any(-1)
         if x.do is not None:

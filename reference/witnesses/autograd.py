@@ -6,10 +6,15 @@ visible keys of one row at a time, so nothing is filled, masked or multiplied by
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from attnspec.spec import Dialect, Problem
+
+# What is done to the scaled products of a row and the keys that it sees, in this order, where the problem has the option.
+SCORE_MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bias": lambda s, bias: s + bias}
 
 
 def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
@@ -33,11 +38,11 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
         k, v = k.unsqueeze(1), v.unsqueeze(1)
     scale = problem.scale if problem.scale is not None else 1 / max(problem.d, 1) ** 0.5
     full = (problem.b, problem.h, problem.i, problem.j)
-    mask, bias = problem.mask, x.get("bias")
+    mask = problem.mask
     if mask is not None:
         mask = (mask.view(problem.b, 1, 1, problem.j) if mask.dim() == 2 else mask).expand(full)
-    if bias is not None:
-        bias = bias.expand(full)
+    options = {name: x[name].expand(full) for name in SCORE_MAPS if name in x}
+    bias = options.get("bias")
     per_group = problem.h // max(k.shape[1], 1)
     outputs, sums = [], []
     for n in range(problem.b):
@@ -56,7 +61,13 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
                     and (bias is None or float(bias[n, head, row, c].detach()) != float("-inf"))
                 ]
                 values, weights, total = _row(
-                    q[n, head, row], k[n, kv], v[n, kv], None if bias is None else bias[n, head, row], keys, scale, dialect
+                    q[n, head, row],
+                    k[n, kv],
+                    v[n, kv],
+                    {name: y[n, head, row] for name, y in options.items()},
+                    keys,
+                    scale,
+                    dialect,
                 )
                 if problem.training and problem.dropout and keep is not None:
                     used = keep[n, head, row][keys] if keys else keep[n, head, row]
@@ -71,13 +82,13 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
 
 
 def _row(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keys: list[int], scale: float, dialect: Dialect
+    q: Tensor, k: Tensor, v: Tensor, options: dict[str, Tensor], keys: list[int], scale: float, dialect: Dialect
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The values that a row sees, their weights, and the log of the sum of exponentials."""
     if keys:
         s = scale * (k[keys] @ q)
-        if bias is not None:
-            s = s + bias[keys]
+        for name, option in options.items():
+            s = SCORE_MAPS[name](s, option[keys])
         return v[keys], torch.softmax(s, 0), torch.logsumexp(s, 0)
     lse = torch.full((), float("-inf"), dtype=torch.float64)
     if dialect.empty_row == "zero" or not len(k):

@@ -9,7 +9,7 @@ them; products of matrices are Arb's own. Operands are taken for the numbers tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +184,7 @@ class _Given:
     v: Array  # (b g j e)
     do: Array | None  # (b h i e)
     scale: float
-    bias: Array | None  # (b h i j)
+    options: dict[str, Array]  # of SCORE_MAPS, (b h i j)
     visible: Array  # (b h i j) bool
     serving: list[int]  # the key/value head of each query head
     kept: Array | None  # (b h i j) bool; None without dropout
@@ -221,7 +221,7 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         do=None if problem.do is None else _numbers(problem.do),
         # The float64 number, as every form takes it: another rounding of 1/√d would be another problem.
         scale=float(problem.scale) if problem.scale is not None else problem.d**-0.5 if problem.d else 1.0,
-        bias=bias,
+        options={} if bias is None else {"bias": bias},
         visible=_visible(problem, dialect, full, bias),
         serving=[n // group if dialect.head_grouping == "blocked" else n % problem.g for n in range(problem.h)],
         kept=kept,
@@ -249,12 +249,22 @@ def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Ar
 # SCORES AND BIAS
 
 
-def _scores(q: Array, k: Array, scale: float, bias: Array | None, visible: Array) -> Array:
-    """scale · q kᵀ, and the bias where the key is visible: −∞ is never added. (i j)."""
-    s = _product(q, k.T) * _flint().arb(scale)
-    if bias is not None:
-        s[visible] = s[visible] + bias[visible]
-    return s
+# What is done to the scaled product where the key is visible, in this order, where the problem has the option; and the slope of
+# that, None where it is 1.
+SCORE_MAPS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array] | None]] = {
+    "bias": (lambda s, bias: s + bias, None),
+}
+
+
+def _scores(q: Array, k: Array, scale: float, options: dict[str, Array], visible: Array) -> tuple[Array, list[Array]]:
+    """scale · q kᵀ, and what the options make of it where the key is visible (−∞ is never added), and their slopes. (i j)."""
+    s, slopes = _product(q, k.T) * _flint().arb(scale), []
+    for name, option in options.items():
+        value, slope = SCORE_MAPS[name]
+        if slope is not None:
+            slopes.append(slope(s, option))
+        s[visible] = value(s[visible], option[visible])
+    return s, slopes
 
 
 # SOFTMAX
@@ -307,21 +317,24 @@ def _answer(x: _Given) -> dict[str, Array]:
     dq, dk, dv, ds = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape), _zeros(*x.visible.shape)
     for at in np.ndindex(*x.q.shape[:2]):
         kv = at[0], x.serving[at[1]]
-        s = _scores(x.q[at], x.k[kv], x.scale, None if x.bias is None else x.bias[at], x.visible[at])
+        s, slopes = _scores(x.q[at], x.k[kv], x.scale, {name: option[at] for name, option in x.options.items()}, x.visible[at])
         p, lse[at] = _softmax(s, x.visible[at], x.empty_row)
         factor = None if x.kept is None else _dropout_factor(x.kept[at], x.rate)
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
         if x.do is not None:
             ds[at] = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
-            dq[at] = _product(ds[at], x.k[kv]) * _flint().arb(x.scale)
+            dz = ds[at]
+            for slope in slopes:
+                dz = dz * slope
+            dq[at] = _product(dz, x.k[kv]) * _flint().arb(x.scale)
             # What serves several heads has the sum of their gradients.
-            dk[kv] += _product(ds[at].T, x.q[at]) * _flint().arb(x.scale)
+            dk[kv] += _product(dz.T, x.q[at]) * _flint().arb(x.scale)
             dv[kv] += _product(w.T, x.do[at])
     answer = {"o": o, "lse": lse}
     if x.do is not None:
         answer |= {"dq": dq, "dk": dk.reshape(x.shapes["k"]), "dv": dv.reshape(x.shapes["v"])}
-        if x.bias is not None:
+        if "bias" in x.options:
             answer["dbias"] = _of_repeated(ds, x.shapes["bias"])
     return answer
 

@@ -1,0 +1,51 @@
+"""What a stage owes. Attention has five kinds of them, and a new option is one more of a kind.
+
+*Score map*: changes each score by itself (:mod:`bias`; the scale is part of the product in :mod:`scores`). It is a
+:class:`ScoreMap` in the table `SCORE_MAPS` of :mod:`maps`, which fixes the order.
+*Visibility*: says which key a query may see. It is a function in the table `VISIBILITY` of :mod:`visible`.
+*Denominator*: a term of the row sum without a value. Today there is none; it would enter :func:`softmax.softmax`.
+*Output*: a further tensor that is returned. Today that is the lse of :class:`dense.Forward`, without a cotangent.
+*Handover*: the same problem in other tensors, without mathematics (:mod:`heads`: one shared 3-D head, groups of heads).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from numpy import ndarray as Array
+
+if TYPE_CHECKING:
+    from attnspec.reference.bounds.accuracy import Arithmetic
+    from attnspec.reference.stages.given import Given
+
+
+class ScoreMap(Protocol):
+    """A map of scores z ↦ f(z), element by element, (b h i j); f is differentiable wherever a key is visible.
+
+    option: the field of a problem that turns it on. gradient: True where that field is a tensor that is added, which gets the
+    gradient of what it is added to.
+
+    The bounds need no more than what is here: where z is off by Δ, f(z) is off by at most (largest slope) · Δ + rounding, and where
+    the gradient dS of f(z) is off by ε, that of z is off by at most slope · ε + |dS| · (curvature · Δ).
+    """
+
+    option: str
+    gradient: bool
+
+    def value(self, z: Array, given: Given) -> Array:
+        """f(z)."""
+
+    def slope(self, z: Array, given: Given) -> Array | None:
+        """f′(z), at most :meth:`steepest`; None where it is 1 everywhere."""
+
+    def steepest(self, given: Given) -> float:
+        """The largest |f′|."""
+
+    def curvature(self, given: Given) -> float:
+        """The largest |f″|."""
+
+    def rounding(self, a: Arithmetic) -> tuple[float, ...]:
+        """What rounding adds to the error of f(z), as multiples of |f(z)|: for each operation one."""
+
+    def constant(self, given: Given, a: Arithmetic) -> Array | None:
+        """What rounding adds beside that, (b h i j) or what broadcasts to it; None where it adds nothing."""

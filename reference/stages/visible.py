@@ -1,0 +1,58 @@
+"""Visibility: which key a query may attend to.
+
+Masks select and never add, so that what is hidden contributes nothing, not even NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy import ndarray as Array
+
+from attnspec.reference.stages.given import Given
+from attnspec.spec import implements
+
+
+@implements("CAUSAL-1", "CAUSAL-2", "CAUSAL-3", "CAUSAL-4", "CAUSAL-5")
+def causal_mask(given: Given) -> Array | None:
+    """Which key each query may see under causal, (i j) bool; None without causal."""
+    if not given.problem.causal:
+        return None
+    last = last_visible(given.problem.i, given.problem.j, given.dialect.causal_alignment)
+    return given.positions <= (last if given.rows is None else last[given.rows])[:, None]
+
+
+def last_visible(q_len: int, k_len: int, alignment: str) -> Array:
+    """The last key that each query may see, below zero where it sees none. Shape (q_len,)."""
+    return np.arange(q_len) + (k_len - q_len if alignment == "bottom_right" else 0)
+
+
+@implements("MASK-1", "MASK-2", "MASK-3", "SOFTMAX-5")
+def masked(given: Given) -> Array | None:
+    """Where the mask allows it: key padding (b j), or anything right-aligned, as what broadcasts to (b h i j); None without one."""
+    mask = given.operand("mask")
+    if mask is None:
+        return None
+    return mask[:, None, None, :] if mask.ndim == 2 else mask
+
+
+@implements("BIAS-3")
+def finite_bias(given: Given) -> Array | None:
+    """Where the bias is not −∞, what broadcasts to (b h i j); None without one."""
+    bias = given.operand("bias")
+    return None if bias is None else bias != -np.inf
+
+
+VISIBILITY: tuple[Callable[[Given], Array | None], ...] = (masked, finite_bias, causal_mask)
+
+
+@implements("CAUSAL-6")
+def visible_keys(shape: tuple[int, ...], given: Given) -> Array:
+    """Where all of VISIBILITY allow it. (b h i j) bool."""
+    visible = np.ones(shape, bool)
+    for stage in VISIBILITY:
+        allowed = stage(given)
+        if allowed is not None:
+            visible &= np.broadcast_to(allowed, shape)
+    return visible
