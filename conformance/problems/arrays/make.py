@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -72,9 +73,9 @@ class Covering:
             mine = [n for n, some in enumerate(chosen) if factor in some]
             places = [[k for k, x in enumerate(chosen[n]) if x != factor] for n in mine]
             strides = [np.cumprod([1, *shapes[n][:0:-1]])[::-1] for n in mine]
-            shape = (len(mine), strength - 1)  # a factor may be part of none
-            self.others.append(np.array([[chosen[n][k] for k in places[m]] for m, n in enumerate(mine)], int).reshape(shape))
-            self.strides.append(np.array([[strides[m][k] for k in places[m]] for m in range(len(mine))], int).reshape(shape))
+            sets = (len(mine), strength - 1)  # a factor may be part of none
+            self.others.append(np.array([[chosen[n][k] for k in places[m]] for m, n in enumerate(mine)], int).reshape(sets))
+            self.strides.append(np.array([[strides[m][k] for k in places[m]] for m in range(len(mine))], int).reshape(sets))
             self.own.append(np.array([strides[m][chosen[n].index(factor)] for m, n in enumerate(mine)], int))
             self.start.append(starts[mine])
         self.missing = np.ones(starts[-1], bool)
@@ -275,7 +276,8 @@ def versions() -> dict[int, dict[str, str]]:
 
 def main(names: list[str]) -> None:
     """Make the arrays of what is named."""
-    makers = {"core": make_core, **{extension.name: partial(make, extension) for extension in EXTENSIONS}}
+    makers: dict[str, Callable[[], None]] = {"core": make_core}
+    makers |= {extension.name: partial(make, extension) for extension in EXTENSIONS}
     if not names or set(names) - makers.keys():
         sys.exit(f"{__doc__}\nThere are {', '.join(makers)}.")
     for name in names:
