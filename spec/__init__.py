@@ -8,7 +8,7 @@ need no torch; a problem does.
 from typing import TYPE_CHECKING, Any
 
 from attnspec.spec.dialect import CANONICAL, CHOICES, Choice, Dialect
-from attnspec.spec.index import SPEC_VERSION, Clause, SpecError, implementations, implements, index
+from attnspec.spec.index import SPEC_VERSION, SPEC_VERSIONS, Clause, SpecError, implementations, implements, index, newer
 
 if TYPE_CHECKING:
     from attnspec.spec.problem import DIFFERENTIABLE, TENSORS, Problem, memory_of, twin
@@ -18,6 +18,7 @@ __all__ = [
     "CHOICES",
     "DIFFERENTIABLE",
     "SPEC_VERSION",
+    "SPEC_VERSIONS",
     "TENSORS",
     "Choice",
     "Clause",
@@ -28,6 +29,7 @@ __all__ = [
     "implements",
     "index",
     "memory_of",
+    "newer",
     "twin",
 ]
 

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-SPEC_VERSION = "0.1"
+SPEC_VERSIONS = ("0.1",)  # in their order; `since` of a clause or of a test is one of them
+SPEC_VERSION = SPEC_VERSIONS[-1]
 LEVELS = ("MUST", "SHOULD", "MAY")
 KINDS = ("value", "relation", "conduct")
 HEADING = re.compile(r"^### (?P<id>(?P<chapter>[A-Z]+)-\d+) · (?P<title>.+)$")
@@ -112,6 +113,11 @@ def _clause(match: re.Match[str], body: str, source: str) -> Clause:
         stops,
         source,
     )
+
+
+def newer(version: str, than: str | None) -> bool:
+    """Whether a version of the spec came after another one; none came after the newest (None)."""
+    return than is not None and SPEC_VERSIONS.index(version) > SPEC_VERSIONS.index(than)
 
 
 _implementations: dict[str, list[str]] = {}

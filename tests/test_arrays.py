@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import fields, replace
 from itertools import combinations, product
+from pathlib import Path
 
 import honest
 import numpy as np
@@ -15,9 +17,12 @@ from situations import Everything
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance import check
-from attnspec.conformance.problems.array import _rows, array
+from attnspec.conformance.problems import array as arrays
+from attnspec.conformance.problems.array import array, core_rows
+from attnspec.conformance.problems.arrays import make
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.extension import Extension
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
 from attnspec.conformance.problems.reduce import descend, simpler, stripped
@@ -59,7 +64,7 @@ class OneWidth(Adapter):
 @pytest.mark.parametrize(("name", "strength"), [("pairs", 2), ("triples", 3)])
 def test_the_arrays_cover_what_they_claim(name: str, strength: int) -> None:
     """Every combination of levels of any two, or three, factors stands in some row, but where one makes no sense."""
-    rows = _rows(name)
+    rows = core_rows(name)
     columns = {factor: [str(level_of(factor, getattr(case, factor))) for case in rows] for factor in LEVELS}
     missing = []
     for factors in combinations(LEVELS, strength):
@@ -146,11 +151,69 @@ def test_a_level_stands_for_itself_first_and_a_value_for_one_level() -> None:
 
 
 def test_the_factors_of_a_case_are_those_of_the_arrays() -> None:
-    """In the header of the files, which `_rows` compares, and in Case; the first level is the default."""
+    """In the header of the files, which `read` compares, and in Case; the first level is the default."""
     assert [f.name for f in fields(Case)] == [*LEVELS, "seed", "numbers"]
     for name, levels in LEVELS.items():
         assert getattr(Case(), name) == levels[0]
         assert len(set(levels)) == len(levels)
+
+
+# VERSIONS AND EXTENSIONS
+
+
+def test_the_arrays_of_the_core_are_frozen() -> None:
+    """Neither an array nor a level that it was made of changes without a new version: it would move everybody's gate."""
+    versions = make.versions()
+    assert list(versions) == list(range(1, len(versions) + 1))
+    assert all(frozen.keys() == make.digests().keys() for frozen in versions.values())
+    assert versions[len(versions)] == make.digests(), "run make.py core: it gives the arrays their next version"
+
+
+STEEP = Extension("steep", "bias", {"biases": ("normal", "steep", "shift")}, ("mask",))
+TEMPERED = Extension("tempered", "scale", {"scale": (None, 2.0, 0.7)}, ("causal", "layout"), beside=(STEEP,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The arrays of the core, and those of an extension."""
+    folder = tmp_path_factory.mktemp("arrays")
+    shutil.copytree(arrays.ARRAYS / "core", folder / "core")
+    make.make(TEMPERED, folder)
+    return folder
+
+
+@pytest.fixture
+def with_an_extension(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Extension:
+    """One that is made up of factors that a case has."""
+    monkeypatch.setattr(arrays, "ARRAYS", folder)
+    monkeypatch.setattr(arrays, "EXTENSIONS", (TEMPERED,))
+    return TEMPERED
+
+
+@pytest.mark.parametrize("adapter", [Grouped(), Padding()], ids=lambda adapter: type(adapter).__name__)
+@pytest.mark.parametrize("name", make.STRENGTH)
+def test_an_extension_is_asked_of_who_offers_it(
+    name: str, adapter: Adapter, with_an_extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the rows of the core, which stay what they were. Who does not offer it is asked what he was asked before."""
+    some = array(name, adapter, DTYPES)
+    monkeypatch.setattr(arrays, "EXTENSIONS", ())
+    core = array(name, adapter, DTYPES)
+    assert some[: len(core)] == core
+    assert {case.scale for case in some[len(core) :]} == ({2.0, 0.7} if with_an_extension.feature in adapter.offers else set())
+    assert len(some) < 1.25 * len(core)
+
+
+@pytest.mark.parametrize(("name", "strength"), make.STRENGTH.items())
+def test_an_extension_meets_what_it_names(name: str, strength: int, with_an_extension: Extension) -> None:
+    """Each of its levels stands with every combination of those of the core that it names, and of what it is combined with."""
+    levels = with_an_extension.all_levels
+    rows = arrays.read(arrays.ARRAYS / with_an_extension.name, name, levels)
+    assert ("scale", "biases") in with_an_extension.meetings(2)
+    for factors in with_an_extension.meetings(strength):
+        held = {tuple(level_of(factor, getattr(case, factor)) for factor in factors) for case in rows}
+        assert held >= set(product(*(levels[factor] for factor in factors))), factors
+    assert {case.i for case in rows} >= {1, 3, 17}  # what it does not name takes its levels in turn
 
 
 # COVERAGE

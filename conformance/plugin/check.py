@@ -97,6 +97,7 @@ def check(
     tier: str = "smoke",
     *,
     clauses: str | Iterable[str] = "",
+    spec: str | None = None,
     case: str | None = None,
     dialect: str | Mapping[str, str] = "",
     accuracy: str | None = None,
@@ -138,6 +139,7 @@ def check(
         "--dialect": [dialect] if isinstance(dialect, str) and dialect else [f"{k}={v}" for k, v in dict(dialect or {}).items()],
         "--accuracy": accuracy,
         "--clauses": ",".join(_listed(clauses)),
+        "--spec": spec,
         "--case": case,
         "--attnspec-seed": seed,
         "--enforce-should": enforce_should,
@@ -158,7 +160,7 @@ def check(
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
         record = _Telling(Path(verdicts) if verdicts is not None else None)
         adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
-        given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs}
+        given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
         record.retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
         run = make_run(options.__getitem__, adapters, record)
         run.repros = repros
@@ -172,7 +174,7 @@ def _asked(run: Run) -> Result:
     header = head.header(run)
     run.record.open(head.header_data(run))
     errors: list[str] = []
-    tests = tests_of(run.clauses)
+    tests = tests_of(run.clauses, run.spec)
     run.begin(test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes)
     for test in tests:
         for subject in run.subjects:

@@ -109,6 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if run is None:
         return
     from attnspec.conformance.testing.audit import audit
+    from attnspec.conformance.testing.clause import wanted
     from attnspec.spec import index
 
     ours = [item for item in items if hasattr(getattr(item, "function", None), "clauses")]
@@ -135,9 +136,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return item.function.dangerous, not (first or sweeps), variant, rank(item)
 
     items.sort(key=place)
-    if run.clauses:
-        wanted = set(run.clauses)
-        keep = [item for item in ours if any(id_ in wanted or id_.rpartition("-")[0] in wanted for id_ in item.function.clauses)]  # type: ignore[attr-defined]
+    if run.clauses or run.spec:
+        keep = [item for item in ours if wanted(item.function, run.clauses, run.spec)]  # type: ignore[attr-defined]
         config.hook.pytest_deselected(items=[item for item in items if item not in keep])
         items[:] = keep
     if run.shard is not None:

@@ -28,6 +28,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
     ("--accuracy", {"choices": CLASSES[1:], "help": "the accuracy class claimed for every dtype"}),
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
+    ("--spec", {"help": "0.1: leave out the clauses and the tests that came after this version of the spec"}),
     ("--case", {"help": "only this case, as a failure prints it"}),
     ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),
     ("--no-search", {"action": "store_true", "help": "ask the pinned problems only: the same ones whatever the seed; for gates"}),
@@ -117,9 +118,10 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.run.shapes import Fallbacks, slow_on_new
     from attnspec.conformance.run.tier import TIERS
     from attnspec.conformance.subject.meeting import meet
+    from attnspec.conformance.testing.clause import left_out
     from attnspec.conformance.verdicts.merge import Shard
     from attnspec.reference.bounds.accuracy import UNIT
-    from attnspec.spec import CHOICES
+    from attnspec.spec import CHOICES, SPEC_VERSIONS
     from attnspec.spec.words import FEATURES
 
     without = {x for x in option("--without").split(",") if x}
@@ -146,7 +148,10 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     if option("--verdicts") and not Path(option("--verdicts")).absolute().parent.is_dir():
         raise ResolveError(f"--verdicts {option('--verdicts')}: there is no folder {Path(option('--verdicts')).parent}")
     clauses = tuple(x for x in option("--clauses").split(",") if x)
-    _check_clauses(clauses)
+    spec = option("--spec")
+    if spec is not None and spec not in SPEC_VERSIONS:
+        raise ResolveError(f"--spec {spec}: there is no such version of the spec; choose from {', '.join(SPEC_VERSIONS)}")
+    _check_clauses(clauses, spec)
     names = {adapter.name for adapter in adapters}
     known = read(Path(option("--known-issues")), names) if option("--known-issues") else KnownIssues()
     inherited = Inherited(accepted=option("--inherited") == "note")
@@ -183,7 +188,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
             small.add(id(subject))
     fallbacks = Fallbacks(subjects)
     fallbacks.watch()
-    kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy")
+    kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy", "--spec")
     words = ["pytest"]
     for name in kept:
         value = option(name)
@@ -198,6 +203,8 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         explain_budget=option("--explain-budget"),
         case=case,
         clauses=clauses,
+        spec=spec,
+        left_out=tuple(left_out(spec)) if spec else (),
         enforce_should=option("--enforce-should"),
         allow_incomplete=option("--allow-incomplete"),
         pinned_only=option("--no-search"),
@@ -217,14 +224,16 @@ def _on_each_side(sides: tuple[Callable[[Any, Any], bool], ...], met: Any, other
     return all(same(met, other) for same in sides)
 
 
-def _check_clauses(clauses: tuple[str, ...]) -> None:
+def _check_clauses(clauses: tuple[str, ...], spec: str | None) -> None:
     from attnspec.adapters import ResolveError
-    from attnspec.spec import index
+    from attnspec.spec import index, newer
 
     known = {clause.chapter for clause in index().values()}
     for name in clauses:
         if name not in index() and name not in known:
             raise ResolveError(f"--clauses {name}: there is no such chapter or clause; chapters are {', '.join(sorted(known))}")
+        if name in index() and newer(index()[name].since, spec):
+            raise ResolveError(f"--clauses {name}: it came with spec {index()[name].since}, and --spec asks for {spec}")
 
 
 def _devices(adapter: Any, asked: list[str] | None) -> list[str]:

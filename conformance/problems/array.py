@@ -1,49 +1,68 @@
-"""The covering arrays: rows that together hold all pairs, or all triples, of levels."""
+"""The covering arrays: rows that together hold all pairs, or all triples, of levels.
+
+Those of the core are frozen (`arrays/core/versions.lock`), so that nobody's gate moves when an option is added: an extension has
+arrays of its own, which are asked of who offers it.
+"""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import resources
+from pathlib import Path
+from typing import Any
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.factors import LEVELS, _level_of, alike, level_of
+from attnspec.conformance.problems.extension import EXTENSIONS
+from attnspec.conformance.problems.factors import LEVELS, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
 
+ARRAYS = Path(__file__).parent / "arrays"
 
-@cache
-def _rows(name: str) -> tuple[Case, ...]:
-    """The rows as they stand in the file, each with its number as the seed."""
-    text = (resources.files("attnspec.conformance.problems") / "arrays" / f"{name}.csv").read_text(encoding="utf-8")
-    table = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
-    header = next(table)
-    if header != list(LEVELS):
-        raise ValueError(
-            f"arrays/{name}.csv has the factors {header}, case.py has {list(LEVELS)}; run conformance/problems/arrays/make.py"
-        )
-    known = {factor: {str(value): value for value in _level_of(factor)} for factor in LEVELS}
+
+def read(folder: Path, name: str, levels: Mapping[str, tuple[Any, ...]]) -> tuple[Case, ...]:
+    """The rows as they stand in a file, each with its number as the seed. Raises ValueError where they have other levels."""
+    path = folder / f"{name}.csv"
+    table = csv.reader(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    header, remedy = next(table), f"run conformance/problems/arrays/make.py {folder.name}"
+    if header != list(levels):
+        raise ValueError(f"arrays/{folder.name}/{name}.csv has the factors {header}, and there are {list(levels)}; {remedy}")
+    known = {factor: {str(x): x for level in some for x in alike(factor, level)} for factor, some in levels.items()}
     try:
         return tuple(
-            Case(**{factor: known[factor][text] for factor, text in zip(LEVELS, row, strict=True)}, seed=n)
+            Case(**{factor: known[factor][text] for factor, text in zip(levels, row, strict=True)}, seed=n)
             for n, row in enumerate(table)
         )
     except KeyError as unknown:
-        raise ValueError(
-            f"arrays/{name}.csv has {unknown}, which no level stands for; run conformance/problems/arrays/make.py"
-        ) from None
+        raise ValueError(f"arrays/{folder.name}/{name}.csv has {unknown}, which no level stands for; {remedy}") from None
+
+
+@cache
+def core_rows(name: str) -> tuple[Case, ...]:
+    """The rows of an array of the core."""
+    return read(ARRAYS / "core", name, LEVELS)
 
 
 def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
-    """The cases of a covering array ("pairs" or "triples"), fitted to what is offered.
+    """The cases of a covering array ("pairs" or "triples"), fitted to what is offered: the core's, then each offered extension's.
 
     A level that is not offered becomes one that is, so every combination of offered levels that the array holds is still
     there. Each row has its own seed. Of a row of few queries and more keys that asks for gradients stands another one half
     way round the array that does not, which is how such shapes are asked in use, and another way through a kernel.
     """
+    cases = _fitted(core_rows(name), adapter, dtypes)
+    for extension in EXTENSIONS:
+        if extension.feature in adapter.offers:
+            cases += _fitted(read(ARRAYS / extension.name, name, extension.all_levels), adapter, dtypes)
+    return cases
+
+
+def _fitted(rows: tuple[Case, ...], adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
+    """The rows of one array as an adapter is asked them, with the twins of those that ask few queries for gradients."""
     cases = []
-    for n, row in enumerate(_rows(name)):
+    for n, row in enumerate(rows):
         dtype, d = dtypes[LEVELS["dtype"].index(row.dtype) % len(dtypes)], row.d
         if adapter.widths is not None and d not in adapter.widths:  # of the same level if there is one, else any, in turn
             widths = [x for x in alike("d", level_of("d", d)) if x in adapter.widths] or sorted(adapter.widths)

@@ -63,6 +63,8 @@ def header(run: Run) -> list[str]:
         + (f", case {run.case.token()}" if run.case else "")
         + (f", shard {run.shard}" if run.shard else "")
     )
+    if run.spec:
+        lines.append(f"  as of spec {run.spec}; left out, for they came later: {', '.join(run.left_out) or 'nothing'}")
     if run.known.source:
         lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
     if run.inherited.accepted:
@@ -96,6 +98,7 @@ def _tier(run: Run) -> str:
 
 def header_data(run: Run) -> dict[str, Any]:
     """The header as plain data, for the verdict file."""
+    as_of = [f"what spec {run.spec} has"] if run.left_out else []
     return {
         "suite": __version__,
         "spec": SPEC_VERSION,
@@ -103,7 +106,7 @@ def header_data(run: Run) -> dict[str, Any]:
         "tier": _tier(run),
         "seed": run.seed,
         "budget": run.budget,
-        "only": list(run.clauses) + ([f"case {run.case.token()}"] if run.case else []),
+        "only": list(run.clauses) + ([f"case {run.case.token()}"] if run.case else []) + as_of,
         "enforce_should": run.enforce_should,
         "search": bool(run.tier.searched) and not run.pinned_only,
         "shard": str(run.shard) if run.shard else None,

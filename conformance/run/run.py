@@ -40,6 +40,8 @@ class Run:
     budget: float | None = None  # seconds for everything
     case: Case | None = None
     clauses: tuple[str, ...] = ()
+    spec: str | None = None  # clauses and tests that came after this version of the spec are not asked
+    left_out: tuple[str, ...] = ()  # those, in words
     enforce_should: bool = False
     allow_incomplete: bool = False  # what was not reached does not decide the exit code
     few_shapes: frozenset[int] = frozenset()  # ids of the subjects that are asked in few shapes only
@@ -131,6 +133,7 @@ class Run:
             seed=self.seed,
             case=case,
             clauses=(clause,),
+            spec=self.spec,
             enforce_should=self.enforce_should,
             known=known,
             repros=False,

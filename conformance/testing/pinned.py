@@ -101,7 +101,7 @@ def _pinned(issue: Issue, case: Case, subject: Subject, run: Run) -> None:
     alone = KnownIssues((issue,), known.source)
     fresh = subject.afresh()
     again = run.afresh(fresh, fitted, issue.clause, alone)
-    for test in tests_of((issue.clause,)):
+    for test in tests_of((issue.clause,), run.spec):
         try:
             test(again, fresh, case.dtype)
         except (pytest.fail.Exception, pytest.skip.Exception):
@@ -146,6 +146,8 @@ def _not_asked(issue: Issue, case: Case, subject: Subject, run: Run) -> str:
         return "--case asks for one problem"
     if run.clauses and issue.clause not in run.clauses and index()[issue.clause].chapter not in run.clauses:
         return "--clauses leaves it out"
+    if not tests_of((issue.clause,), run.spec):
+        return "--spec leaves it out"
     if run.shard is not None and not run.shard.owns((issue.clause,), run.clauses):
         return "it is another shard's"
     if case.dtype not in subject.dtypes and case.dtype not in subject.refused_dtypes:

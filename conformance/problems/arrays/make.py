@@ -1,15 +1,20 @@
-"""Make the covering arrays anew: python conformance/problems/arrays/make.py [pairs] [triples]
+"""Make covering arrays: python conformance/problems/arrays/make.py EXTENSION …, or core for the next version of the core's.
 
-They are kept as data because making all triples takes longer than testing them; tests/test_arrays.py checks that they
-cover what they claim.
+They are kept as data because making all triples takes longer than testing them; tests/test_arrays.py checks that they cover what
+they claim. The arrays of the core are frozen: whoever makes them anew changes what every gate asks, so they then have a new
+version, with their hashes in core/versions.lock.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -19,14 +24,18 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.adapters import Adapter
+from attnspec.conformance.problems.array import ARRAYS
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space
+from attnspec.conformance.problems.extension import EXTENSIONS, Extension
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, alike
 from attnspec.conformance.problems.fit import decodes
 from attnspec.spec.words import FEATURES
 
 ROOM = COST // 4  # what a row may cost where its levels leave a choice: what is drawn by the search is rarer than a row
 CANDIDATES = 12  # rows that are tried for each one that is taken
+STRENGTH = {"pairs": 2, "triples": 3}
+LOCK = ARRAYS / "core" / "versions.lock"  # a line for each version and what it froze: version, levels or an array, hash
 Levels = dict[str, tuple[Any, ...]]
 
 # Few queries against many keys, as a cache of keys asks: every two of these meet, too. The lengths are values of LEVELS["j"].
@@ -44,13 +53,18 @@ class Everything(Adapter):
 
 
 class Covering:
-    """Rows of level numbers in which every combination of levels of any `strength` factors occurs that makes sense."""
+    """Rows of level numbers in which every combination of levels of any `strength` factors occurs that makes sense.
 
-    def __init__(self, levels: Levels, strength: int) -> None:
+    meetings: the sets of factors whose combinations are wanted, where these are not all.
+    """
+
+    def __init__(self, levels: Levels, strength: int, meetings: list[tuple[str, ...]] | None = None) -> None:
         self.names, self.levels, self.random = list(levels), list(levels.values()), Random(strength)
         self.sizes = [len(some) for some in self.levels]
         self.together = self._together()
         chosen = list(combinations(range(len(self.sizes)), strength))
+        if meetings is not None:
+            chosen = [tuple(sorted(map(self.names.index, some))) for some in meetings]
         shapes = [[self.sizes[n] for n in some] for some in chosen]
         starts = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
         # For each factor, the combinations that it is part of: the other factors, their strides, its own, and where they start.
@@ -59,9 +73,10 @@ class Covering:
             mine = [n for n, some in enumerate(chosen) if factor in some]
             places = [[k for k, x in enumerate(chosen[n]) if x != factor] for n in mine]
             strides = [np.cumprod([1, *shapes[n][:0:-1]])[::-1] for n in mine]
-            self.others.append(np.array([[chosen[n][k] for k in places[m]] for m, n in enumerate(mine)]))
-            self.strides.append(np.array([[strides[m][k] for k in places[m]] for m in range(len(mine))]))
-            self.own.append(np.array([strides[m][chosen[n].index(factor)] for m, n in enumerate(mine)]))
+            sets = (len(mine), strength - 1)  # a factor may be part of none
+            self.others.append(np.array([[chosen[n][k] for k in places[m]] for m, n in enumerate(mine)], int).reshape(sets))
+            self.strides.append(np.array([[strides[m][k] for k in places[m]] for m in range(len(mine))], int).reshape(sets))
+            self.own.append(np.array([strides[m][chosen[n].index(factor)] for m, n in enumerate(mine)], int))
             self.start.append(starts[mine])
         self.missing = np.ones(starts[-1], bool)
         for n, some in enumerate(chosen):
@@ -78,7 +93,7 @@ class Covering:
         found = [[np.ones((x, y), bool) for y in self.sizes] for x in self.sizes]
         for a, b in combinations(range(len(self.names)), 2):
             names = self.names[a], self.names[b]
-            if all(tuple(self.levels[n]) == LEVELS[name] for n, name in zip((a, b), names, strict=True)):
+            if all(tuple(self.levels[n]) == LEVELS.get(name) for n, name in zip((a, b), names, strict=True)):
                 found[a][b] = space.pairs[names]
                 found[b][a] = space.pairs[names].T
         return found
@@ -202,25 +217,71 @@ def in_turn(cases: list[Case], as_it_is: tuple[str, ...] = ()) -> list[Case]:
     return cases
 
 
-def rows(levels: Levels, strength: int, as_it_is: tuple[str, ...] = ()) -> list[Case]:
+def rows(
+    levels: Levels, strength: int, as_it_is: tuple[str, ...] = (), meetings: list[tuple[str, ...]] | None = None
+) -> list[Case]:
     """The cases of a covering array, the values of their levels in turn."""
-    covering = Covering(levels, strength)
+    covering = Covering(levels, strength, meetings)
     return in_turn([covering.case(row) for row in covering.made()], as_it_is)
 
 
-def main(names: list[str]) -> None:
-    """Write pairs.csv and triples.csv, or one of them: a row a case, a column a factor."""
-    for name, strength in (("pairs", 2), ("triples", 3)):
-        if names and name not in names:
-            continue
+def write(path: Path, levels: Levels, cases: list[Case], *about: str) -> None:
+    """A file of rows: a row a case, a column a factor."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.writelines(f"# {line}\n" for line in about)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(levels)
+        writer.writerows([str(getattr(case, factor)) for factor in levels] for case in cases)
+    print(f"{path.parent.name}/{path.name}: {len(cases)} rows")
+
+
+def make_core() -> None:
+    """Write the arrays of the core anew, and the version that they are."""
+    for name, strength in STRENGTH.items():
         cases, decode = rows(LEVELS, strength), rows(DECODE[name], 2, ("i", "j"))
-        with (Path(__file__).parent / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            file.write(f"# every {strength} factors take every combination of their levels that makes sense;\n")
-            file.write(f"# then every two, of a few queries against up to {max(DECODE[name]['j'])} keys; made by make.py\n")
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(LEVELS)
-            writer.writerows([str(getattr(case, factor)) for factor in LEVELS] for case in (*cases, *decode))
-        print(name, len(cases), "rows, and", len(decode), "of many keys")
+        every = f"every {strength} factors take every combination of their levels that makes sense;"
+        then = f"then every two, of a few queries against up to {max(DECODE[name]['j'])} keys; made by make.py"
+        write(LOCK.parent / f"{name}.csv", LEVELS, [*cases, *decode], every, then)
+    version = max(versions(), default=0) + 1
+    with LOCK.open("a", encoding="utf-8") as file:
+        file.writelines(f"{version} {what} {hash_}\n" for what, hash_ in digests().items())
+
+
+def make(extension: Extension, into: Path = ARRAYS) -> None:
+    """Write the arrays of an extension."""
+    for name, strength in STRENGTH.items():
+        cases = rows(extension.all_levels, strength, meetings=extension.meetings(strength))
+        about = f"each level of {', '.join(extension.levels)} with every combination of {strength - 1} of what it meets; by make.py"
+        write(into / extension.name / f"{name}.csv", extension.all_levels, cases, about)
+
+
+def digests() -> dict[str, str]:
+    """Hashes of the levels of the core, with the values that they stand for, and of the arrays that were made of them."""
+    levels = {factor: [list(alike(factor, level)) for level in some] for factor, some in LEVELS.items()}
+    decode = {name: {factor: list(some) for factor, some in few.items()} for name, few in DECODE.items()}
+    contents = {"levels": json.dumps([levels, decode]).encode()}
+    contents |= {name: (LOCK.parent / f"{name}.csv").read_bytes().replace(b"\r\n", b"\n") for name in STRENGTH}
+    return {what: hashlib.sha256(content).hexdigest()[:16] for what, content in contents.items()}
+
+
+def versions() -> dict[int, dict[str, str]]:
+    """What each version of the core's arrays froze."""
+    found: dict[int, dict[str, str]] = {}
+    for line in LOCK.read_text(encoding="utf-8").splitlines() if LOCK.exists() else ():
+        version, what, hash_ = line.split()
+        found.setdefault(int(version), {})[what] = hash_
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Make the arrays of what is named."""
+    makers: dict[str, Callable[[], None]] = {"core": make_core}
+    makers |= {extension.name: partial(make, extension) for extension in EXTENSIONS}
+    if not names or set(names) - makers.keys():
+        sys.exit(f"{__doc__}\nThere are {', '.join(makers)}.")
+    for name in names:
+        makers[name]()
 
 
 if __name__ == "__main__":

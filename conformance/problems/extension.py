@@ -1,0 +1,38 @@
+"""An option of attention that is no part of the core: its factors, and the array of its own that asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from attnspec.conformance.problems.factors import LEVELS
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Its arrays lie in `arrays/NAME/`, pairs.csv and triples.csv, and are asked of who offers the feature.
+
+    levels: of each of its factors, the plain one (it is not there) first. pairs_with: factors of the core that its levels meet in
+    pairs. beside: the other extensions that it is combined with.
+    """
+
+    name: str
+    feature: str
+    levels: dict[str, tuple[Any, ...]]
+    pairs_with: tuple[str, ...]
+    beside: tuple[Extension, ...] = ()
+
+    @property
+    def all_levels(self) -> dict[str, tuple[Any, ...]]:
+        """The levels of a row: those of the core, of what it is combined with, and its own without the plain one."""
+        others = {name: levels for other in self.beside for name, levels in other.levels.items()}
+        return LEVELS | others | {name: levels[1:] for name, levels in self.levels.items()}
+
+    def meetings(self, strength: int) -> list[tuple[str, ...]]:
+        """The sets of factors of which its array holds all combinations: one of its own, and strength − 1 that it meets."""
+        met = [*self.pairs_with, *(name for other in self.beside for name in other.levels)]
+        return [(own, *some) for own in self.levels for some in combinations(met, strength - 1)]
+
+
+EXTENSIONS: tuple[Extension, ...] = ()  # none yet: all of today's options are the core's
