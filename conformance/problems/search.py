@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import isfinite
 from typing import Any
+from unittest import SkipTest
 
 from hypothesis import HealthCheck, Phase, Verbosity, event, given, settings, target
 from hypothesis import seed as hypothesis_seed
@@ -161,7 +162,6 @@ class Search:
         """The first failure, shrunk. most: cases that are asked where Hypothesis draws, the first, simplest one apart."""
         profile, calls = settings(), 0
 
-        @hypothesis_seed(self.seed)
         @settings(
             max_examples=examples + 1,
             phases=[phase for phase in phases if phase in profile.phases],
@@ -173,6 +173,7 @@ class Search:
             verbosity=Verbosity.quiet if profile.verbosity is Verbosity.normal else profile.verbosity,
             suppress_health_check=list(HealthCheck),
         )
+        @hypothesis_seed(self.seed)  # below the settings: a seed takes the database away
         @given(self.drawn)
         def is_right(case: Case | None) -> None:
             nonlocal calls
@@ -185,7 +186,7 @@ class Search:
         self.found = None
         try:
             is_right()
-        except (Wrong, Stop):
+        except (Wrong, Stop, SkipTest):  # Hypothesis skips what a profile leaves no phase
             pass
         except (HypothesisException, BaseExceptionGroup) as error:
             # Its own trouble says nothing about the implementation; a failure that it has found stays one.

@@ -104,6 +104,11 @@ class Run:
         self.until = float("inf")
 
     @property
+    def searches(self) -> bool:
+        """Whether anything is drawn."""
+        return bool(self.tier.searched) and self.case is None and not self.pinned_only
+
+    @property
     def soaks(self) -> bool:
         """True in the tier whose end is that of its time."""
         return self.tier is TIERS["soak"]
@@ -172,7 +177,7 @@ class Run:
         Each test and dtype gets cases of its own, so that a rare one is met by some test.
         """
         wanted = self.tier.searched if examples is None else min(examples, self.tier.searched)
-        if self.case is not None or self.pinned_only or wanted == 0:
+        if not self.searches or wanted == 0:
             return
         # Hypothesis is a quarter of what is imported, and smoke draws nothing.
         from attnspec.conformance.problems.search import Search, cases
