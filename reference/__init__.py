@@ -3,9 +3,11 @@
 :func:`solve` gives the exact answer to a problem; :mod:`dense` holds the formulas, one function a stage;
 :mod:`witnesses` has two other forms that share nothing with it, one by autograd, one that encloses the exact numbers in balls;
 :mod:`bounds` says how far an honest kernel may be; :mod:`rows` is for rows that are very long.
+:func:`check_answer` holds an answer of your own to all that.
 """
 
 from attnspec.reference.bounds.accuracy import Arithmetic, arithmetic, default_class, stricter
+from attnspec.reference.check import check_answer
 from attnspec.reference.exact import Exact, Tolerance
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.rows import SampledRows
@@ -21,6 +23,7 @@ __all__ = [
     "SampledRows",
     "Tolerance",
     "arithmetic",
+    "check_answer",
     "default_class",
     "solve",
     "stricter",

@@ -12,6 +12,7 @@ from numpy import ndarray as Array
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.drawn import Asked
 from attnspec.conformance.problems.fit import decodes
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.run.run import Run
@@ -230,13 +231,12 @@ def searches(number: int, examples: int, dtype: str, adapter: Adapter | None = N
     for n in range(number):
         drawn: list[Drawn] = []
         run = Run("", [], Tier("pairs", searched=examples, narrowed=0, rows=0), seed=n)
-        run.search(
-            Subject(adapter or Everything()),
-            dtype,
-            lambda case, drawn=drawn: drawn.append(Drawn(case)) is None,
-            lambda case: case,
-            "",
-        )
+
+        def ask(case: Case, drawn: list[Drawn] = drawn) -> Asked:
+            drawn.append(Drawn(case))
+            return Asked(True)
+
+        assert not list(run.search(Subject(adapter or Everything()), dtype, ask, lambda case: case, ""))
         found.append(drawn)
     return found
 

@@ -64,11 +64,12 @@ class Explainer:
     def explain(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything, chapter: str = "") -> tuple[By, ...]:
         """The failures that account for a failing problem: one met before, or what it is reduced to.
 
-        chapter: that of the clause that is asked.
-        `own` says which problems belong to the clause that is asked. The problem is reduced among those first. Where a simpler
-        one, which is none of them, fails as well, it may fail by another fault: both are failures, unless what explains the
-        simpler one accounts for the clause's own, too.
+        own: which problems belong to the clause that is asked. chapter: that of the clause.
         """
+        return self.met_before(case, finding, chapter) or self.explain_new(case, finding, own)
+
+    def met_before(self, case: Case, finding: Finding, chapter: str = "") -> tuple[By, ...]:
+        """The failure explained before that accounts for a failing problem, or may; empty where none does."""
         unclear, alike = None, list(self._alike(case, finding))
         for known in alike:
             accounts = self._accounts_for(known, case, finding, chapter=chapter)
@@ -85,14 +86,24 @@ class Explainer:
                 unclear = unclear or known
         if unclear is not None or len(alike) > 1:  # where two faults meet, neither explains it
             return (By(unclear or alike[0], False),)
+        return ()
+
+    def explain_new(
+        self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything, begin: Case | None = None
+    ) -> tuple[By, ...]:
+        """What a failing problem that nothing accounts for is reduced to. begin: a smaller one that is wrong in the same way.
+
+        The problem is reduced among the clause's own first. Where a simpler one, which is none of them, fails as well, it may fail
+        by another fault: both are failures, unless what explains the simpler one accounts for the clause's own, too.
+        """
         if self._out_of_time(finding):
             return (self.unexplained(case, finding),)
         with self.purse.timed("explaining"):
-            smallest = self.reduce(case, finding, own)
+            smallest = self.reduce(begin or case, finding, own)
             simpler = smallest if own is anything else self.reduce(smallest, finding)
             if simpler == smallest:
                 return (self._new(smallest, finding, case),)
-            shown = self._found_again(case, finding, anything, smallest)
+            shown = self.found_again(case, finding, anything, smallest)
             basic = self._new(simpler, finding, case) if shown is None else self._new(simpler, shown, smallest)
             known = basic.explained
             if self._right_without(known, case):  # another fault, which meets that one where the problem became small
@@ -141,7 +152,7 @@ class Explainer:
         found = {case: finding}
 
         def alike(trial: Case) -> bool:
-            again = self._found_again(case, finding, anything, trial)
+            again = self.found_again(case, finding, anything, trial)
             if again is not None:
                 found[trial] = again
             return again is not None
@@ -352,10 +363,10 @@ class Explainer:
         another = self._told(case, finding) is False
 
         def alike(trial: Case) -> bool:
-            return self._found_again(case, finding, own, trial) is not None
+            return self.found_again(case, finding, own, trial) is not None
 
         def apart(trial: Case) -> bool:
-            found = self._found_again(case, finding, own, trial)
+            found = self.found_again(case, finding, own, trial)
             return found is not None and not self._told(trial, found)
 
         smallest = self._descend(case, own, alike)
@@ -372,11 +383,11 @@ class Explainer:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
 
         def apart(trial: Case) -> bool:
-            return self._found_again(case, finding, own, trial) is not None and self._right_without(known, trial)
+            return self.found_again(case, finding, own, trial) is not None and self._right_without(known, trial)
 
         return descend(case, self.subject.adapter, apart, seconds=self.purse.one)
 
-    def _found_again(self, case: Case, finding: Finding, own: Callable[[Case], bool], trial: Case) -> Finding | None:
+    def found_again(self, case: Case, finding: Finding, own: Callable[[Case], bool], trial: Case) -> Finding | None:
         """What a case has found, in a trial that the clause may be asked, on the same side of what is known."""
         if not own(trial) or not self.subject.same_side(case, trial):
             return None

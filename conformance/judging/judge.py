@@ -16,6 +16,9 @@ from attnspec.adapters import Answer
 from attnspec.adapters.reading import Unreadable, text
 from attnspec.conformance.judging.finding import Finding, Judgement
 from attnspec.reference import Exact, to_float64
+from attnspec.reference.check import beyond as beyond
+from attnspec.reference.check import together as together
+from attnspec.reference.check import worst
 from attnspec.spec import Problem
 from attnspec.spec.words import INPUT_OF, FindingKind
 
@@ -117,30 +120,6 @@ def dtype_name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def together(exact: Exact, bound: dict[str, Array], exempt: dict[str, Array], name: str) -> tuple[Array, Array, Array]:
-    """Exact value, bound and exemption of one output; where one tensor was given twice, of the sum of its parts (GRAD-7)."""
-    problem = exact.problem
-    if name == "o":
-        return exact.values[name], bound[name], exempt[name]
-    own = getattr(problem, INPUT_OF[name])
-    parts = [n for n in exact.values if n != "o" and getattr(problem, INPUT_OF[n]) is own]
-    value = np.sum([exact.values[n] for n in parts], axis=0)
-    limit = np.sum([bound[n] for n in parts], axis=0)
-    if len(parts) > 1:  # the parts are rounded, and so is their sum, twice where there are three
-        unit = torch.finfo(problem.dtype).eps
-        limit = limit + unit * (np.abs(value) + limit) * (len(parts) - 1)
-    return value, limit, np.logical_or.reduce([exempt[n] for n in parts])
-
-
-def beyond(exact: Exact, name: str) -> Array | float:
-    """What float64 leaves of the exact value of one output; 0 where the oracle is float64 itself."""
-    if exact.oracle == "float64":
-        return 0.0
-    own = getattr(exact.problem, INPUT_OF[name]) if name != "o" else None
-    parts = [name] if own is None else [n for n in exact.values if n != "o" and getattr(exact.problem, INPUT_OF[n]) is own]
-    return np.sum([exact.rest[n] for n in parts], axis=0)
-
-
 def compare(
     got: Array, expected: Array, bound: Array, exempt: Array, name: str, rest: Array | float = 0.0
 ) -> tuple[Finding | None, float]:
@@ -150,25 +129,12 @@ def compare(
     """
     if not got.size:
         return None, 0.0
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        error = np.where(got == expected, np.abs(rest), np.abs((got - expected) - rest))
-        ratio = np.where(error == 0, 0.0, error / bound)
-        ratio = np.where(np.isnan(got) & np.isnan(expected), 0.0, np.where(np.isfinite(got) & np.isfinite(expected), ratio, np.inf))
-    ratio = np.where(exempt, 0.0, ratio)
-    outside = ~(ratio <= 1)
-    if not outside.any():
-        return None, float(ratio.max())
-    ranked = np.where(np.isnan(ratio), np.inf, ratio)
-    # Among elements that are infinitely far off, the one with the largest error is the clearest.
-    place = np.unravel_index(
-        int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.nan_to_num(error, nan=0, posinf=0), ranked))), ranked.shape
-    )
-    at = tuple(int(n) for n in place)
+    at, share, outside = worst(got, expected, bound, exempt, rest)
+    if not outside:
+        return None, share
     kind: FindingKind = "value"
     if not np.isfinite(got[at]) and np.isfinite(expected[at]):
         kind = "nonfinite"
     elif bound[at] == 0:
         kind = "zero"
-    return Finding(
-        kind, name, "", at, float(got[at]), float(expected[at]), float(bound[at]), float(ranked[at]), int(outside.sum()), got.size
-    ), float(ranked[at])
+    return Finding(kind, name, "", at, float(got[at]), float(expected[at]), float(bound[at]), share, outside, got.size), share

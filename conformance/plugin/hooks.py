@@ -34,8 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ADVICE] = clock.wait_without_spinning()
     if not faulthandler.is_enabled() and sys.__stderr__ is not None:  # pytest's own comes later than the first questions
         faulthandler.enable(sys.__stderr__)
-    alone = config.args_source != pytest.Config.ArgsSource.ARGS
-    if alone:
+    if config.args_source != pytest.Config.ArgsSource.ARGS:
         config.args = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
     # The summary has a line for each failure in CI too, where pytest would print the whole text once more.
     config.option.force_short_summary = True
@@ -67,9 +66,6 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = getattr(config, "workerinput", None)
     own = Controller(config.stash[_RUN]) if worker is None else Worker(config.stash[_RUN], worker["workercount"])
     config.pluginmanager.register(own, "attnspec-workers")
-    hypothesis = config.pluginmanager.get_plugin("hypothesispytest")
-    if alone and hypothesis is not None and not config.stash[_RUN].tier.searched:  # it would be imported for an empty summary
-        config.pluginmanager.unregister(hypothesis)
 
 
 _RUN: pytest.StashKey[Any] = pytest.StashKey()
@@ -259,6 +255,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
     return result
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """A test that searches tells Hypothesis's statistics, where they are asked for."""
+    run = item.config.stash.get(_RUN, None)
+    if run is None or not run.searches or not item.config.getoption("--hypothesis-show-statistics", False):
+        return (yield)
+    from attnspec.conformance.plugin import statistics
+
+    with statistics.kept(item):
+        return (yield)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Notes, then the table clause × dtype, and what held."""
     run = config.stash.get(_RUN, None)
@@ -301,6 +309,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if run is None:
         return
     config.stash[_ASKED] = time.monotonic()
+    hypothesis = config.pluginmanager.get_plugin("hypothesispytest")
+    if hypothesis is not None and "hypothesis" not in sys.modules:  # its summary, of nothing, would import it
+        config.pluginmanager.unregister(hypothesis)
     from attnspec.conformance.run.ending import NOTHING, exit_code, nothing_judged
     from attnspec.conformance.testing.pinned import ask_pinned
     from attnspec.conformance.verdicts import page

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -30,7 +32,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
     ("--spec", {"help": "0.1: leave out the clauses and the tests that came after this version of the spec"}),
     ("--case", {"help": "only this case, as a failure prints it"}),
-    ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly"}),
+    ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly. --hypothesis-seed wins"}),
     ("--no-search", {"action": "store_true", "help": "ask the pinned problems only: the same ones whatever the seed; for gates"}),
     ("--shard", {"help": "1/4: of four machines this is the first; each takes the tests of some clauses"}),
     ("--known-issues", {"help": "TOML file of what is known to fail; '' for none (default: that of pyproject.toml)"}),
@@ -67,6 +69,11 @@ def run_of(config: pytest.Config) -> Any:
     run = make_run(_with_pyproject(config, adapters), adapters, record)
     run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
     run.asked = command
+    seed = config.getoption("--hypothesis-seed", None)
+    if seed is not None:
+        run.seed, run.seed_from = int(seed) if seed.isdecimal() else crc32(seed.encode()), "--hypothesis-seed"
+    # Hypothesis replays nothing either under a given seed or in CI: what is asked there is the same each time.
+    run.replays = run.searches and seed is None and os.environ.get("CI", "").lower() in ("", "0", "false")
     return run
 
 

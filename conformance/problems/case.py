@@ -1,7 +1,7 @@
 """A case is the recipe of a problem: a level for each factor, and a seed. It is short, readable and shrinks.
 
-Cases come from covering arrays (every pair or triple of levels) and from a search, for which Hypothesis draws and does nothing
-else; :func:`attnspec.conformance.problems.tensors.build` makes the tensors.
+Cases come from covering arrays (every pair or triple of levels) and from a search, for which Hypothesis draws and
+shrinks; :func:`attnspec.conformance.problems.tensors.build` makes the tensors.
 """
 
 from __future__ import annotations

@@ -54,17 +54,19 @@ def header(run: Run) -> list[str]:
                 f"({next(iter(subject.refused_widths.values()))[:80]})"
             )
     lines.append(f"  oracle: {oracle()}")
-    seed = ("no search" if run.pinned_only or not run.tier.searched else f"search with seed {run.seed}") + (
-        f", budget {run.budget:g} s" if run.budget else ""
-    )
+    source = f" ({run.seed_from})" if run.seed_from else ""
+    seed = f"search with seed {run.seed}{source}" if run.tier.searched and not run.pinned_only else "no search"
     lines.append(
         f"  tier {_tier(run)}, {seed}"
+        + (f", budget {run.budget:g} s" if run.budget else "")
         + (f", clauses {', '.join(run.clauses)}" if run.clauses else "")
         + (f", case {run.case.token()}" if run.case else "")
         + (f", shard {run.shard}" if run.shard else "")
     )
     if run.spec:
         lines.append(f"  as of spec {run.spec}; left out, for they came later: {', '.join(run.left_out) or 'nothing'}")
+    if run.replays:
+        lines.append("  replayed first: what an earlier search found, from Hypothesis's database; not with CI=true or --no-search")
     if run.known.source:
         lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
     if run.inherited.accepted:

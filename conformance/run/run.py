@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from attnspec.conformance.known.inherited import Inherited
 from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.drawn import Asked, Fails, Stop
 from attnspec.conformance.run.shapes import Fallbacks, few, fewer
 from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
@@ -37,6 +38,8 @@ class Run:
     subjects: list[Subject]
     tier: Tier = TIERS["standard"]
     seed: int = 0
+    seed_from: str = ""  # the option that gave it, where that is not ours
+    replays: bool = False  # what the search found is kept in Hypothesis's database, and asked first in the next run
     budget: float | None = None  # seconds for everything
     case: Case | None = None
     clauses: tuple[str, ...] = ()
@@ -103,6 +106,11 @@ class Run:
         self.until = float("inf")
 
     @property
+    def searches(self) -> bool:
+        """Whether anything is drawn."""
+        return bool(self.tier.searched) and self.case is None and not self.pinned_only
+
+    @property
     def soaks(self) -> bool:
         """True in the tier whose end is that of its time."""
         return self.tier is TIERS["soak"]
@@ -162,28 +170,34 @@ class Run:
         self,
         subject: Subject,
         dtype: str,
-        ask: Callable[[Case], bool],
+        ask: Callable[[Case], Asked],
         narrow: Callable[[Case], Case | None],
         test: str,
         examples: int | None = None,
-    ) -> None:
-        """Ask Hypothesis for cases until `ask` says stop, the tier's number is reached or the time is up.
+    ) -> Iterator[Fails]:
+        """Ask Hypothesis for cases until the tier's number is reached or the time is up; the failures that `ask` raises, shrunk.
 
         Each test and dtype gets cases of its own, so that a rare one is met by some test.
         """
         wanted = self.tier.searched if examples is None else min(examples, self.tier.searched)
-        if self.case is not None or self.pinned_only or wanted == 0:
+        if not self.searches or wanted == 0:
             return
         # Hypothesis is a quarter of what is imported, and smoke draws nothing.
-        from attnspec.conformance.problems.search import cases, search
+        from attnspec.conformance.problems.search import Search, cases
 
-        def look(case: Case) -> bool:
+        def look(case: Case) -> Asked:
             if self.out_of_time:
-                return False
-            fitting = narrow(few(case, subject) if id(subject) in self.few_shapes else case)
-            return fitting is None or ask(fitting)
+                raise Stop
+            return ask(case)
 
-        search(cases(subject.adapter, dtype), wanted, crc32(f"{self.seed} {test} {dtype}".encode()), look)
+        drawn = cases(subject.adapter, dtype)
+        if id(subject) in self.few_shapes:
+            drawn = drawn.map(lambda case: few(case, subject))
+        name = f"{subject.adapter.name} {subject.label} {subject.device} {test} {dtype}" if self.replays else ""
+        searching = Search(drawn.map(narrow), wanted, crc32(f"{self.seed} {test} {dtype}".encode()), look, name)
+        yield from searching
+        if searching.trouble:
+            self.record.note(f"{test}[{dtype}]: the search ended early, for Hypothesis raised {searching.trouble}")
 
     def place(self, cell: tuple[str, ...]) -> tuple[int, ...]:
         """Where a clause, dtype, variant and device stand in everything that is listed: in the order of the text, of the

@@ -8,13 +8,10 @@ cases, ``@agrees`` that it is the comparison with the reference.
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import pytest
@@ -24,51 +21,38 @@ from attnspec.conformance.diagnosis.explained import By, Explained
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.known.inherited import Origin
-from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.drawn import Asked, Fails, Stop
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.problems.shrink import as_case
-from attnspec.conformance.report.failure import failure as failure_of
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import PLAINLY, Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge, there_was_memory
 from attnspec.conformance.testing.plan import Plan
-from attnspec.conformance.verdicts.lines import Share, Why
-from attnspec.conformance.verdicts.record import Cell
+from attnspec.conformance.testing.rows import restricted, rows
+from attnspec.conformance.testing.telling import Telling
+from attnspec.conformance.verdicts.lines import Why
 from attnspec.conformance.verdicts.verdict import Verdict
-from attnspec.spec import Problem, index
+from attnspec.spec import index
 
 AROUND = 24  # problems beside those that fail by another clause, for one test
 
 
-class Asking:
+class Asking(Telling):
     """One test on one subject in one dtype."""
 
     def __init__(self, run: Run, subject: Subject, dtype: str, ids: tuple[str, ...], test: Callable[..., Any]) -> None:
-        self.run, self.subject, self.dtype, self.test = run, subject, dtype, test
-        self.explainer = run.explainer(subject, dtype)
-        why_not = {id_: subject.exempt_from(index()[id_]) for id_ in ids}
-        for id_, reason in why_not.items():
-            if reason:
-                run.record.count((id_, dtype, subject.label, subject.device), Verdict.UNSUPPORTED, 1, reason)
-        self.ids = tuple(id_ for id_ in ids if not why_not[id_])
-        self.excuse = next(iter(why_not.values())) if not self.ids else ""
-        self.main = index()[(self.ids or ids)[0]]
+        super().__init__(run, subject, dtype, ids, test)
         self.plan: Plan = test.plan  # type: ignore[attr-defined]
-        self.passed = self.refused = 0
-        self.unasked = False  # the time was up before every problem of the first round was asked
-        self.reason = ""
-        self.shown: list[str] = []  # texts of failures that this test is the first to show
-        self.again: dict[str, int] = {}  # clause → problems that fail by a failure already shown
-        self.others: Counter[str] = Counter()  # clause → problems that fail by it, and say nothing of this test's clauses
         self.around: dict[Case, None] = {}  # problems of these clauses without what such a failure needs, to be asked, too
-        self.excused: dict[str, int] = {}  # clause → problems that fail by a known issue
         self.key = (test, id(subject), dtype)
         self._cases: deque[Case] | None = None  # those of the array that are still to be asked
         self._seen: set[Case] = set()  # all that were to be asked
         self._case: Case | None = None  # that is being asked
+        self._drawn = False  # it was drawn by the search
+        self._held = True  # whether the last one was right, or not judged
+        self._found: Fails | None = None  # what Hypothesis is shrinking
         self._began = time.monotonic()
         self._started = self._ended = False
         self._error: BaseException | None = None
@@ -129,14 +113,18 @@ class Asking:
             pytest.fail("\n\n".join([*self.shown, str(error)]), pytrace=False)
 
     @contextlib.contextmanager
-    def _kept(self, case: Case, unreduced: Callable[[], Explained]) -> Iterator[None]:
+    def _kept(self, case: Case, finding: Finding) -> Iterator[None]:
         """What was found is told, although something ends the test while the failure is explained."""
         try:
             yield
         except BaseException as error:
             if interrupted(error, handlers()):
-                self._report(case, unreduced(), ended=True)
+                self._cut(case, finding)
             raise
+
+    def _cut(self, case: Case, finding: Finding) -> None:
+        """Tell what was found as it was found: the implementation is called no more."""
+        self._report(case, self.explainer.unexplained(case, finding, ask=False).explained, ended=True)
 
     def _go(self, first: bool = False) -> None:
         if self.excuse:
@@ -152,8 +140,9 @@ class Asking:
         """Ask the cases of the array and then the search, until the time is up; called again, go on from there."""
         ask = self._comparison if self.plan.comparison else self._relation
         if self._cases is None:
-            self._cases = deque(self._rows())
+            self._cases = deque(rows(self.run, self.subject, self.dtype, self.plan))
             self._seen = set(self._cases)
+            self._count_restricted()
         self.unasked = False
         while self._cases or self._go_around(self._cases):
             if self.run.out_of_time and not (first and not self._started and not self.run.over):
@@ -165,14 +154,48 @@ class Asking:
                 self._ended = True
         if first or self._ended or self.plan.once:
             return
-        self.run.search(
-            self.subject,
-            self.dtype,
-            lambda case: self._ask(case, ask),
-            lambda case: self.plan.narrow(case, self.subject),
-            self.test.__name__,
-            None if self.plan.comparison else self.run.tier.searched // 3,
-        )
+        self._search(ask)
+
+    def _search(self, ask: Callable[[Case], bool]) -> None:
+        """Ask what Hypothesis draws; a failure that is new is told once Hypothesis has shrunk it."""
+        examples = None if self.plan.comparison else self.run.tier.searched // 3
+        self._drawn = True
+        try:
+            for found in self.run.search(
+                self.subject,
+                self.dtype,
+                lambda case: self._asked(case, ask),
+                lambda case: self.plan.narrow(case, self.subject),
+                self.test.__name__,
+                examples,
+            ):
+                self._drawn, self._found = False, None
+                self._count_outcome(found.met, lambda _, found=found: found.tell(found.smallest))  # type: ignore[misc]
+                if len(self.shown) >= self.run.enough:
+                    return
+                self._drawn = True
+        except BaseException as error:
+            if self._found is not None and self._found.cut is not None and interrupted(error, handlers()):
+                self._found.cut()
+            raise
+        finally:
+            self._drawn = False
+
+    def _asked(self, case: Case, ask: Callable[[Case], bool]) -> Asked:
+        """What came of a drawn case. Raises Stop where enough failures are shown, and Fails where one is new."""
+        if not self._ask(case, ask):
+            raise Stop
+        compared = self.plan.comparison and self.subject.remembers(case)
+        worst = self.subject.judgement(case).worst if compared else {}
+        shares = [worst[output] for output in self.plan.outputs if output in worst]
+        return Asked(self._held, max(shares, default=None))
+
+    def _shrunk(self, found: Fails) -> bool:
+        """Tell a failure that is new: that of a row at once, that of a drawn case when Hypothesis has shrunk it."""
+        if self._drawn and not self.explainer.exhausted:
+            self._found = found
+            raise found
+        return found.tell(found.met)
 
     def _go_around(self, cases: deque[Case]) -> bool:
         """Whether a problem beside those that fail by another clause is left, which is then the next to be asked.
@@ -189,51 +212,19 @@ class Asking:
                 return True
         return False
 
-    def _rows(self) -> Iterable[Case]:
-        """Rows of the array, narrowed to what this test wants: all of them, or the first ones.
-
-        For a relation the most diverse ones, the first without any option if the test allows that.
-        """
-        if self.plan.once:  # a test that makes its own problems asks nothing of the array
-            return [fit(Case(dtype=self.dtype, heads="2/2"), self.subject.adapter)]
-        tier, rows = self.run.tier, self.run.rows(self.subject, self.dtype)
-        if self.run.case is not None and self.plan.comparison:
-            return rows
-        fitting = self.plan.cases(rows, self.subject)
-        most = 12 * tier.rows if not self.plan.comparison else tier.narrowed if self.plan.like else None
-        if self.subject.adapter.restrictions:
-            self._count_restricted(most)
-        if self.run.budget is not None and self.plan.comparison:  # what another test has asked costs no time
-            fitting = dict.fromkeys(sorted(fitting, key=lambda case: not self.subject.remembers(case)))
-        if not self.plan.comparison:
-            some = list(islice(fitting, most))
-            bare = (
-                self.plan.narrow(replace(case, mask="none", bias="none", causal=False, scale=None), self.subject) for case in some
-            )
-            return diverse(list(dict.fromkeys((*filter(None, bare), *some))), tier.rows)
-        return islice(fitting, most)
-
-    def _count_restricted(self, most: int | None) -> None:
-        """Count what restrictions leave out of the rows that would be asked without them; others are asked instead."""
-        free = copy.copy(self.subject.adapter)
-        names, free.restrictions = sorted(free.restrictions), ()
-        rows = [case for case in array(self.run.tier.array, free, self.subject.dtypes) if case.dtype == self.dtype]
-        unrestricted = islice(self.plan.cases(rows, replace(self.subject, adapter=free)), most)
-        left_out = sum(fit(case, self.subject.adapter) != case for case in unrestricted)
-        # A relation is asked on a few of many rows: that it has none is what counts.
-        none = not any(True for _ in islice(self.plan.cases(self.run.rows(self.subject, self.dtype), self.subject), 1))
-        left_out = left_out if self.plan.comparison else int(bool(left_out) and none)
-        self.refused += left_out
-        self.reason = self.reason or (f"restricted: {', '.join(names)}" if left_out else "")
-        self._count(Verdict.UNSUPPORTED, left_out, self.reason)
-
     def _ask(self, case: Case, ask: Callable[[Case], bool]) -> bool:
         """Ask about one case; False ends the asking."""
         self._case = case
         self.run.asking = self.subject.asking = f"{self.main.id} --case={case.token()}"
         self.run.known.ask(self.subject, case)
+        self._count_outcome(case, ask)
+        return len(self.shown) < self.run.enough
+
+    def _count_outcome(self, case: Case, ask: Callable[[Case], bool]) -> None:
+        self._held = True
         try:
-            if ask(case):
+            self._held = ask(case)
+            if self._held:
                 self.passed += 1
                 self._count(Verdict.PASS, 1)
                 self.run.draft.passed("" if self.plan.comparison else self.test.__name__, self.subject, case)
@@ -247,7 +238,15 @@ class Asking:
         except NotApplicable:
             pass
         self._tell_of_disturbances(case)
-        return len(self.shown) < self.run.enough
+
+    def _count_restricted(self) -> None:
+        """Count what restrictions leave out of the rows that would be asked without them; others are asked instead."""
+        if not self.subject.adapter.restrictions or self.plan.once or (self.run.case is not None and self.plan.comparison):
+            return
+        left_out = restricted(self.run, self.subject, self.dtype, self.plan)
+        self.refused += left_out
+        self.reason = self.reason or (f"restricted: {', '.join(sorted(self.subject.adapter.restrictions))}" if left_out else "")
+        self._count(Verdict.UNSUPPORTED, left_out, self.reason)
 
     # COMPARISON WITH THE REFERENCE
 
@@ -265,8 +264,27 @@ class Asking:
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
         finding = judgement.findings[0]
         there_was_memory(finding)
-        with self._kept(case, lambda: self.explainer.unexplained(case, finding, ask=False).explained):
-            by = self.explainer.explain(case, finding, self.plan.own(self.subject), self.main.chapter)
+        with self._kept(case, finding):
+            by = self.explainer.met_before(case, finding, self.main.chapter)
+        return self._by(case, finding, by) if by else self._new(case, finding)
+
+    def _new(self, case: Case, finding: Finding) -> bool:
+        """The same of a failure that nothing explained before."""
+        own = self.plan.own(self.subject)
+
+        def alike(trial: Case) -> bool:
+            with self.explainer.purse.timed("explaining"):
+                return self.explainer.found_again(case, finding, own, trial) is not None
+
+        def tell(smallest: Case) -> bool:
+            with self._kept(case, finding):
+                by = self.explainer.explain_new(case, finding, own, smallest)
+            return self._by(case, finding, by)
+
+        return self._shrunk(Fails(case, alike, tell, self.explainer.purse.one, lambda: self._cut(case, finding)))
+
+    def _by(self, case: Case, finding: Finding, by: tuple[By, ...]) -> bool:
+        """Report the failures that account for a wrong answer; True where they say nothing of the form that is asked for."""
         for one in by:
             self._report(case, one.explained)
         if self.plan.form and finding.of_numbers:
@@ -306,10 +324,19 @@ class Asking:
             self.run.record.count(self._cell(self.main.id), Verdict.FAIL)
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
-        small, made, spent = case, broken.problem, self.explainer.exhausted
+
+        def alike(trial: Case) -> bool:
+            with self.explainer.purse.timed("explaining"):
+                return self._still(case, broken, trial)
+
+        return self._shrunk(Fails(case, alike, partial(self._tell_broken, case, broken), self.explainer.purse.one))
+
+    def _tell_broken(self, case: Case, broken: Broken, small: Case) -> bool:
+        """Explain a relation that does not hold, from a case that shows it in the same way. Returns False."""
+        made, spent = broken.problem, self.explainer.exhausted
         if not self.plan.once and not spent:
             with self.explainer.purse.timed("explaining"):
-                small = descend(case, self.subject.adapter, partial(self._still, case, broken))
+                small = descend(small, self.subject.adapter, partial(self._still, case, broken))
         if small != case:
             again = self._breaks_again(small)
             small, broken = (case, broken) if again is None else (small, again)  # where it was seen, if it varies
@@ -410,108 +437,3 @@ class Asking:
             return False
         again = self._breaks_again(case)
         return again is not None and again.finding.likeness == broken.finding.likeness
-
-    # SAYING SO
-
-    def _tell_of_disturbances(self, case: Case | None) -> None:
-        """PURITY-3 is broken by whichever call changes something around it; said once, of the simplest case that does."""
-        subject, run = self.subject, self.run
-        disturbed = subject.disturbed_in(self.dtype)
-        new = [name for name in disturbed if run.first_time(("disturbed", name, subject.label, subject.device), self.dtype)]
-        if not new:
-            return
-        what, problem = " and ".join(disturbed[name][0] for name in new), disturbed[new[0]][1]
-        again = case is not None and bool(subject.disturbs(case))
-        if case is not None and again:
-            case = descend(case, subject.adapter, lambda trial: bool(subject.disturbs(trial)))
-            what, problem = f"the call changed {' and '.join(subject.disturbs(case).values())}", subject.problem(case)
-        else:
-            case = Case(dtype=self.dtype)
-        self._report(case, Explained("PURITY-3", case, Finding("relation", "call", what), problem, None, again))
-
-    def _report(self, met: Case, explained: Explained, other: Problem | None = None, *, ended: bool = False) -> None:
-        """Count a failure where it belongs, and show it once. ended: the implementation is called no more."""
-        if self.main.binding and not index()[explained.clause].binding:
-            explained = replace(explained, clause=self.main.id)  # what a MUST asks for is wrong, whatever else could be said of it
-        broken, subject = index()[explained.clause], self.subject
-        cell = self._cell(broken.id)
-        issue = self.run.known.excuse(subject, met, explained)
-        origin = None if ended or issue is not None else self.run.inherited.origin(subject, met, explained, other)
-        if issue is not None or (origin is not None and self.run.inherited.accepted):
-            self.run.record.excuse(cell, issue.reason if issue is not None else f"inherited from {origin}", inherited=issue is None)
-            if issue is None and origin is not None:
-                self.run.record.note(f"inherited from {origin}, and accepted: {origin.issue.reason} {origin.issue.url}")
-            self.excused[broken.id] = self.excused.get(broken.id, 0) + 1
-            return
-        self._tell(met, explained, Verdict.FAIL, other, origin)
-
-    def _tell(
-        self, met: Case, explained: Explained, verdict: Verdict, other: Problem | None = None, origin: Origin | None = None
-    ) -> None:
-        """Count a failure, and show it where it is the first of its kind."""
-        broken, subject = index()[explained.clause], self.subject
-        cell = self._cell(broken.id)
-        self.run.record.count(cell, verdict)
-        if explained.finding.total and explained.finding.kind != "relation":
-            share = Share(explained.finding.ratio, subject.required_class(self.dtype))
-            self.run.record.measure(cell, {explained.finding.output: share})
-        self.run.draft.failed(self.test.__name__, subject, met, explained)
-        what = explained.key if origin is None else ("inherited", str(origin))
-        if not self.run.first_time((*what, subject.label, subject.device), self.dtype):
-            self.again[broken.id] = self.again.get(broken.id, 0) + 1
-            return
-        self.run.first_time(("told", broken.id, subject.label, subject.device), self.dtype)
-        failure = failure_of(self.run, subject, explained, self.test.__name__, other, origin)
-        above = not self.run.first_time((*what, subject.adapter.name), "")
-        failure.brief = above and origin is None
-        self.run.record.fail(failure)
-        self.run.explained.append((self.explainer, explained, failure))
-        if above and origin is not None:  # what is inherited is shown once; which of them that is, the end of the run says
-            self.again[broken.id] = self.again.get(broken.id, 0) + 1
-        elif self.run.decides(broken.id):
-            self.shown.append(failure.shown)
-
-    def _measure(self) -> None:
-        """Keep the worst of the right answers, and the class that was held. A wrong answer counts where it is blamed."""
-        strand = (self.dtype, self.subject.label, self.subject.device)
-        for id_ in self.ids if self.passed else ():
-            self.run.record.measure((id_, *strand), self.subject.measured)
-        if self.dtype in self.subject.held:
-            self.run.record.hold(strand, self.subject.required_class(self.dtype), self.subject.held[self.dtype])
-
-    def _cell(self, id_: str) -> Cell:
-        return id_, self.dtype, self.subject.label, self.subject.device
-
-    def _count(self, verdict: Verdict, n: int, reason: str = "", why: Why | None = None) -> None:
-        for id_ in self.ids:
-            self.run.record.count(self._cell(id_), verdict, n, reason, why)
-
-    def _end(self) -> None:
-        if self.shown:
-            pytest.fail("\n\n".join(self.shown), pytrace=False)
-        fail_by = {**self.others, **self.again}
-        if fail_by:
-            pytest.skip("not judged: " + ", ".join(f"{n} of its problems fail by {id_}" for id_, n in fail_by.items()))
-        if self.excused:
-            pytest.xfail("known issues: " + ", ".join(f"{n} of its problems by {id_}" for id_, n in self.excused.items()))
-        if not self.passed:
-            why = Why.NO_CASE if not self.unasked else Why.SOAKED if self.run.soaks else Why.TIME
-            reason = self.reason or ("the time was up" if self.unasked else "no case of this tier can show it")
-            if not self.refused or why.cut:
-                self._count(Verdict.NOT_RUN, 1, reason, why)
-            pytest.skip(reason)
-
-
-def diverse(cases: list[Case], n: int) -> list[Case]:
-    """As many of the cases: the plainest one, then always the one with most traits that none before it had."""
-    left = {case: case.traits() for case in cases}
-    chosen: list[Case] = []
-    seen: set[str] = set()
-    while left and len(chosen) < n:
-        best = max(left, key=lambda case: len(left[case] - seen)) if chosen else min(left, key=lambda case: len(left[case]))
-        seen |= left.pop(best)
-        chosen.append(best)
-    return chosen
-
-
-# WHAT TESTS SAY

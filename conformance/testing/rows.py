@@ -1,0 +1,67 @@
+"""Which rows of the covering array a test asks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
+
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.run.run import Run
+from attnspec.conformance.subject.subject import Subject
+from attnspec.conformance.testing.plan import Plan
+
+
+def rows(run: Run, subject: Subject, dtype: str, plan: Plan) -> Iterable[Case]:
+    """Rows of the array, narrowed to what a test wants: all of them, or the first ones.
+
+    For a relation the most diverse ones, the first without any option if the test allows that.
+    """
+    if plan.once:  # a test that makes its own problems asks nothing of the array
+        return [fit(Case(dtype=dtype, heads="2/2"), subject.adapter)]
+    every = run.rows(subject, dtype)
+    if run.case is not None and plan.comparison:
+        return every
+    fitting, most = plan.cases(every, subject), _most(run, plan)
+    if run.budget is not None and plan.comparison:  # what another test has asked costs no time
+        fitting = dict.fromkeys(sorted(fitting, key=lambda case: not subject.remembers(case)))
+    if plan.comparison:
+        return islice(fitting, most)
+    some = list(islice(fitting, most))
+    bare = (plan.narrow(replace(case, mask="none", bias="none", causal=False, scale=None), subject) for case in some)
+    return diverse(list(dict.fromkeys((*filter(None, bare), *some))), run.tier.rows)
+
+
+def restricted(run: Run, subject: Subject, dtype: str, plan: Plan) -> int:
+    """How many rows restrictions leave out that would be asked without them; others are asked instead."""
+    if plan.once or not subject.adapter.restrictions or (run.case is not None and plan.comparison):
+        return 0
+    free = copy.copy(subject.adapter)
+    free.restrictions = ()
+    every = [case for case in array(run.tier.array, free, subject.dtypes) if case.dtype == dtype]
+    unrestricted = islice(plan.cases(every, replace(subject, adapter=free)), _most(run, plan))
+    left_out = sum(fit(case, subject.adapter) != case for case in unrestricted)
+    # A relation is asked on a few of many rows: that it has none is what counts.
+    none = not any(True for _ in islice(plan.cases(run.rows(subject, dtype), subject), 1))
+    return left_out if plan.comparison else int(bool(left_out) and none)
+
+
+def _most(run: Run, plan: Plan) -> int | None:
+    if not plan.comparison:
+        return 12 * run.tier.rows
+    return run.tier.narrowed if plan.like else None
+
+
+def diverse(cases: list[Case], n: int) -> list[Case]:
+    """As many of the cases: the plainest one, then always the one with most traits that none before it had."""
+    left = {case: case.traits() for case in cases}
+    chosen: list[Case] = []
+    seen: set[str] = set()
+    while left and len(chosen) < n:
+        best = max(left, key=lambda case: len(left[case] - seen)) if chosen else min(left, key=lambda case: len(left[case]))
+        seen |= left.pop(best)
+        chosen.append(best)
+    return chosen

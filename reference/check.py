@@ -1,0 +1,126 @@
+"""An answer held to the exact one: how far each element is, as a share of its bound; and the check for a library's own tests."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy import ndarray as Array
+
+from attnspec.reference.bounds.accuracy import default_class
+from attnspec.reference.exact import Exact, to_float64
+from attnspec.reference.solve import solve
+from attnspec.spec import CANONICAL, Dialect, Problem
+from attnspec.spec.words import CLASSES, INPUT_OF
+
+
+class Worst(NamedTuple):
+    """The element of an output that is farthest off: where, its error as a share of the bound, and how many are outside."""
+
+    at: tuple[int, ...]
+    share: float
+    outside: int
+
+
+def worst(got: Array, expected: Array, bound: Array, exempt: Array, rest: Array | float = 0.0) -> Worst:
+    """The worst element of an output that has some. NaN never passes for a number. The exact value is expected + rest."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        error = np.where(got == expected, np.abs(rest), np.abs((got - expected) - rest))
+        ratio = np.where(error == 0, 0.0, error / bound)
+        ratio = np.where(np.isnan(got) & np.isnan(expected), 0.0, np.where(np.isfinite(got) & np.isfinite(expected), ratio, np.inf))
+    ratio = np.where(exempt, 0.0, ratio)
+    outside = ~(ratio <= 1)
+    if not outside.any():
+        return Worst((), float(ratio.max()), 0)
+    ranked = np.where(np.isnan(ratio), np.inf, ratio)
+    # Among elements that are infinitely far off, the one with the largest error is the clearest.
+    place = np.unravel_index(
+        int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.nan_to_num(error, nan=0, posinf=0), ranked))), ranked.shape
+    )
+    at = tuple(int(n) for n in place)
+    return Worst(at, float(ranked[at]), int(outside.sum()))
+
+
+def together(exact: Exact, bound: dict[str, Array], exempt: dict[str, Array], name: str) -> tuple[Array, Array, Array]:
+    """Exact value, bound and exemption of one output; where one tensor was given twice, of the sum of its parts (GRAD-7)."""
+    problem = exact.problem
+    if name == "o":
+        return exact.values[name], bound[name], exempt[name]
+    own = getattr(problem, INPUT_OF[name])
+    parts = [n for n in exact.values if n != "o" and getattr(problem, INPUT_OF[n]) is own]
+    value = np.sum([exact.values[n] for n in parts], axis=0)
+    limit = np.sum([bound[n] for n in parts], axis=0)
+    if len(parts) > 1:  # the parts are rounded, and so is their sum, twice where there are three
+        unit = torch.finfo(problem.dtype).eps
+        limit = limit + unit * (np.abs(value) + limit) * (len(parts) - 1)
+    return value, limit, np.logical_or.reduce([exempt[n] for n in parts])
+
+
+def beyond(exact: Exact, name: str) -> Array | float:
+    """What float64 leaves of the exact value of one output; 0 where the oracle is float64 itself."""
+    if exact.oracle == "float64":
+        return 0.0
+    own = getattr(exact.problem, INPUT_OF[name]) if name != "o" else None
+    parts = [name] if own is None else [n for n in exact.values if n != "o" and getattr(exact.problem, INPUT_OF[n]) is own]
+    return np.sum([exact.rest[n] for n in parts], axis=0)
+
+
+def check_answer(
+    problem: Problem,
+    o: torch.Tensor,
+    *,
+    dq: torch.Tensor | None = None,
+    dk: torch.Tensor | None = None,
+    dv: torch.Tensor | None = None,
+    dbias: torch.Tensor | None = None,
+    dialect: Dialect = CANONICAL,
+    accuracy: str | None = None,
+) -> None:
+    """Raise AssertionError where an answer is wrong: the clause, what was found and what was expected, and where.
+
+    o (b h i e) is the output, dq, dk, dv, dbias the gradients for the cotangent `problem.do`, in the shapes of their inputs; those
+    that are None are not checked. dialect: the choices that your kernel follows. accuracy: the class that it must hold, of CLASSES
+    (default: A for float64 and float32, C for float16 and bfloat16; docs/bounds.md). Raises ValueError where there is nothing to
+    compare with: gradients of a problem without a cotangent, dropout in training, or an unknown class.
+    """
+    class_ = default_class(str(problem.dtype).removeprefix("torch.")) if accuracy is None else accuracy
+    if class_ not in CLASSES:
+        raise ValueError(f"accuracy {accuracy!r}: there are {', '.join(CLASSES)}")
+    answers = {"o": o, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
+    given = {name: x for name, x in answers.items() if x is not None}
+    if "o" not in given:
+        raise AssertionError("SHAPE-1: o is None, expected a tensor")
+    exact = solve(problem, dialect)
+    for name in given.keys() - exact.values.keys():
+        lacks = "a cotangent; give Problem do=…" if problem.do is None else f"a {INPUT_OF[name]}"
+        raise ValueError(f"{name} can't be checked: the problem has not {lacks}")
+    tolerance = exact.tolerance(class_)
+    for name, x in given.items():
+        _must_have_form(problem, name, x)
+        got = to_float64(x)
+        expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, name)
+        if not got.size:
+            continue
+        at, share, outside = worst(got, expected, bound, exempt, beyond(exact, name))
+        if outside:
+            clause = "ACCURACY-3" if bound[at] == 0 else "ACCURACY-1" if name == "o" else "ACCURACY-2"
+            off = f"{share:.3g} × the bound" if np.isfinite(share) else "beyond any multiple of the bound"
+            raise AssertionError(
+                f"{clause}: {name}{list(at)} is {got[at]:.9g}, expected {expected[at]:.9g} ± {bound[at]:.3g} (class {class_} of "
+                f"{str(problem.dtype).removeprefix('torch.')}); the error is {off}; {outside} of {got.size} elements are outside"
+            )
+
+
+def _must_have_form(problem: Problem, name: str, x: torch.Tensor) -> None:
+    """Raise AssertionError where a result is not one tensor of the right shape, dtype and device."""
+    like = problem.q if name == "o" else getattr(problem, INPUT_OF[name])
+    shape = (problem.b, problem.h, problem.i, problem.e) if name == "o" else tuple(like.shape)
+    if not isinstance(x, torch.Tensor):
+        raise AssertionError(f"{name} is a {type(x).__name__}, expected a tensor {shape}")
+    if tuple(x.shape) != shape:
+        raise AssertionError(f"{'SHAPE-1' if name == 'o' else 'DTYPE-2'}: {name} has shape {tuple(x.shape)}, expected {shape}")
+    if x.dtype != like.dtype:
+        raise AssertionError(f"{'DTYPE-1' if name == 'o' else 'DTYPE-2'}: {name} is {x.dtype}, expected {like.dtype}")
+    if x.device != like.device:
+        raise AssertionError(f"DTYPE-3: {name} is on {x.device}, expected {like.device}")
