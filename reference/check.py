@@ -9,7 +9,8 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference.bounds.accuracy import default_class
-from attnspec.reference.exact import Exact, to_float64
+from attnspec.reference.exact import Exact
+from attnspec.reference.numbers import to_float64
 from attnspec.reference.solve import solve
 from attnspec.spec import CANONICAL, Dialect, Problem
 from attnspec.spec.words import CLASSES, INPUT_OF
