@@ -321,8 +321,8 @@ PLANTED = {
     # OUTPUT
     "normalised again after dropout": (
         "forward",
-        "w = p * factor",
-        "w = p * factor / np.maximum((p * factor).sum(-1, keepdims=True), 0.1)",
+        "w = p * given.factor",
+        "w = p * given.factor / np.maximum((p * given.factor).sum(-1, keepdims=True), 0.1)",
     ),
     "values without dropout": ("forward", "w @ v)", "p @ v)"),
     "values of the key after": ("forward", "w @ v)", "w @ np.roll(v, 1, -2))"),

@@ -200,10 +200,9 @@ def again(x: Kernel, s: Array | None = None, lse: Callable[[Array], Array] | Non
     return x.of_scores(p * (x.dp - x.delta)) | x.of_values(p)
 
 
-def scores(x: Kernel, scale: float | None = None, seen: Array | None = None) -> Array:
-    """The scores with another scale, or where other keys are seen."""
-    s = (x.scale if scale is None else scale) * (x.q @ x.heads_k.swapaxes(-1, -2)) + (0.0 if x.bias is None else x.bias)
-    return np.where(x.allowed if seen is None else seen, s, -inf)
+def scores(x: Kernel, seen: Array) -> Array:
+    """The scores where other keys are seen."""
+    return np.where(seen, x.scores(), -inf)
 
 
 def padded(d: int, n: int) -> float:
@@ -214,19 +213,19 @@ def padded(d: int, n: int) -> float:
 special(
     "mask_forgotten_in_backward",
     "backward computes the probabilities without the mask",
-    lambda x: again(x, scores(x, seen=x.triangle() | ~np.bool_(x.problem.causal))),
+    lambda x: again(x, scores(x, x.triangle() | ~np.bool_(x.problem.causal))),
     "do mask",
 )
 special(
     "causal_forgotten_in_backward",
     "backward computes the probabilities without causal",
-    lambda x: again(x, scores(x, seen=x.masked)),
+    lambda x: again(x, scores(x, x.masked)),
     "do causal",
 )
 special(
     "causal_less_in_backward",
     "in backward a query sees one key less under causal",
-    lambda x: again(x, scores(x, seen=x.masked & x.triangle(-1))),
+    lambda x: again(x, scores(x, x.masked & x.triangle(-1))),
     "do causal",
 )
 special(

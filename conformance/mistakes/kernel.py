@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -10,7 +11,12 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.reference import solve, to_float64
+from attnspec.reference import dense, solve, to_float64
+from attnspec.reference.stages import heads, maps, softmax
+from attnspec.reference.stages import scores as products
+from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.scores import default_scale
+from attnspec.reference.stages.visible import last_visible
 from attnspec.spec import Dialect, Problem
 
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
@@ -18,7 +24,7 @@ Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; Non
 
 def reduced(x: Array, like: tuple[int, ...]) -> Array:
     """Summed over what an operand of shape `like` was repeated along."""
-    return torch.from_numpy(x.copy()).sum_to_size(like).numpy()
+    return dense.reduce_to(x, like)
 
 
 def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Array], Array] = lambda e: e) -> Array:
@@ -31,33 +37,31 @@ def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Arra
 
 
 class Kernel:
-    """What a kernel does at one problem: its steps, (b h i j) with one key/value head for each query head, and other calls."""
+    """What a kernel does at one problem: the reference's own steps, which a mistake re-enters, and other calls.
+
+    Arrays are (b h i j), with one key/value head for each query head. Scores are −∞ where a key is hidden.
+    """
 
     def __init__(self, problem: Problem, dialect: Dialect) -> None:
-        self.problem, self.dialect = problem, dialect
+        self.problem, self.dialect, self.given = problem, dialect, Given(problem, dialect)
         self.b, self.h, self.g, self.i, self.j = problem.b, problem.h, problem.g, problem.i, problem.j
         self.q, self.k, self.v = (to_float64(x) for x in (problem.q, problem.k, problem.v))
-        self.mask: Any = None if problem.mask is None else problem.mask.cpu().numpy()
-        self.bias: Any = None if problem.bias is None else to_float64(problem.bias)
-        self.default_scale = max(problem.d, 1) ** -0.5
-        self.scale = self.default_scale if problem.scale is None else float(problem.scale)
+        self.mask: Any = self.given.operand("mask")
+        self.bias: Any = self.given.operand("bias")
+        self.scale, self.default_scale = self.given.scale, default_scale(problem.d)
         self.masked = self.full(self.mask)
         self.allowed = self.masked & self.triangle() if problem.causal else self.masked
 
-        n, g = np.arange(self.h), max(self.g, 1)
-        self.kv_head = n // max(self.h // g, 1) if dialect.head_grouping == "blocked" else n % g
-        self.heads_k, self.heads_v = ((x[:, None] if x.ndim == 3 else x)[:, self.kv_head] for x in (self.k, self.v))
-        s = self.scale * (self.q @ self.heads_k.swapaxes(-1, -2)) + (0.0 if self.bias is None else self.bias)
-        self.s = np.where(self.allowed, s, -inf)
-        m = self.s.max(-1, keepdims=True, initial=-inf)
-        self.empty, self.m = m == -inf, np.where(m == -inf, 0.0, m)
-        self.e = np.exp(self.s - self.m)
-        self.p = self.over(self.e, self.e)
+        self.kv_head = heads.head_of_query(self.h, max(self.g, 1), dialect.head_grouping)
+        self.heads_k, self.heads_v = (heads.per_query_head(x, self.h, dialect.head_grouping) for x in (self.k, self.v))
+        self.forward = f = dense.forward(self.q, self.heads_k, self.heads_v, self.given)
+        self.empty, self.m, self.p = f.empty[..., None], f.m[..., None], f.p
+        self.s = np.where(f.visible, f.s, -inf)
+        self.e = softmax.exponentials(f.s, f.visible, f.m)
         if problem.do is not None:
             self.do = to_float64(problem.do)
-            self.dp = self.do @ self.heads_v.swapaxes(-1, -2)
-            self.delta = (self.p * self.dp).sum(-1, keepdims=True)
-            self.ds = self.p * (self.dp - self.delta)
+            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
+            self.dp, self.delta, self.ds = back.dp, back.delta[..., None], back.ds
 
     def full(self, mask: Array | None) -> Array:
         """A mask as (b h i j), all True where there is none."""
@@ -66,24 +70,32 @@ class Kernel:
 
     def triangle(self, shift: int = 0, keys: int | None = None, corner: str = "") -> Array:
         """The keys that causal lets each query see (i j), `shift` more of them, of `keys` columns."""
-        offset = self.j - self.i if (corner or self.dialect.causal_alignment) == "bottom_right" else 0
-        return np.tri(self.i, self.j if keys is None else keys, offset + shift, dtype=bool)
+        last = last_visible(self.i, self.j, corner or self.dialect.causal_alignment)
+        return np.arange(self.j if keys is None else keys) <= last[:, None] + shift
 
     # STEPS
+
+    def scores(self, scale: float | None = None) -> Array:
+        """The scores of all keys, of those that mask and causal hide, too, with the scale or another one."""
+        z = products.scores(self.q, self.heads_k, self.scale if scale is None else scale)
+        s = maps.through(z, self.given)[-1]
+        return s if self.bias is None else np.where(self.bias == -inf, -inf, s)
 
     def over(self, e: Array, summed: Array) -> Array:
         """Weights over a row sum, 0 where that is 0; in empty rows what the dialect says."""
         total = summed.sum(-1, keepdims=True)
-        fill = {"zero": 0.0, "uniform": 1 / max(self.j, 1), "nan": np.nan}[self.dialect.empty_row]
-        with np.errstate(invalid="ignore"):
-            return np.where(self.empty, fill, e / np.where(total == 0, 1.0, total))
+        p = np.where(self.empty, 0.0, e / np.where(total == 0, 1.0, total))
+        return softmax.fill_empty_rows(p, self.forward.empty, self.dialect.empty_row, self.j)
 
     def of_scores(self, ds: Array) -> dict[str, Array]:
-        """dq, dk and dbias from the gradient of the scores; nothing comes from an empty row."""
-        ds = np.where(self.empty, 0.0, ds)
-        each = self.scale * (ds.swapaxes(-1, -2) @ self.q)
-        wrong = {"dq": self.scale * (ds @ self.heads_k), "dk": self.summed(each, self.k)}
-        return wrong if self.bias is None else wrong | {"dbias": reduced(ds, self.bias.shape)}
+        """dq, dk and what score maps add, from the gradient of the scores; nothing comes from an empty row."""
+        dscores = maps.back_through(np.where(self.empty, 0.0, ds), self.forward.scores, self.given)
+        dq, each = dense.product_gradients(self.q, self.heads_k, dscores[0], self.scale)
+        wrong = {"dq": dq, "dk": self.summed(each, self.k)}
+        for one, of_sum in zip(maps.active(self.given), dscores[1:], strict=True):
+            if one.gradient:
+                wrong[f"d{one.option}"] = reduced(of_sum, tuple(getattr(self.problem, one.option).shape))
+        return wrong
 
     def of_values(self, p: Array) -> dict[str, Array]:
         """dv from the probabilities."""
@@ -91,14 +103,15 @@ class Kernel:
 
     def summed(self, each: Array, x: Array) -> Array:
         """The gradient of keys or values x from those per query head."""
-        total = [each[:, self.kv_head == n].sum(1, keepdims=True) for n in range(self.g)]
-        return np.concatenate(total or [each], axis=1).reshape(x.shape)
+        return heads.sum_over_group(each, x.shape, self.dialect.head_grouping)
 
     def with_weights(self, p: Array) -> dict[str, Array]:
         """The outputs with other probabilities."""
+        f = replace(self.forward, p=p, w=p)
         wrong = {"o": p @ self.heads_v}
         if self.problem.do is not None:
-            wrong |= self.of_scores(p * (self.dp - (p * self.dp).sum(-1, keepdims=True))) | self.of_values(p)
+            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
+            wrong |= self.of_scores(back.ds) | {"dv": self.summed(back.dv, self.v)}
         return wrong
 
     # OTHER CALLS

@@ -74,7 +74,7 @@ def filled_with(x: Kernel, number: float) -> Wrong:
 
 def filled_less(x: Kernel, number: float) -> Wrong:
     """A number is added to hidden scores, as rounded as in the arithmetic of the dtype."""
-    s = x.scale * (x.q @ x.heads_k.swapaxes(-1, -2)) + (0.0 if x.bias is None else x.bias)
+    s = x.scores()
     low = s + number if x.problem.dtype == torch.float64 else (s + number).astype(np.float32).astype(float)
     return x.with_weights(weights(np.where(x.allowed, s, low))) if not x.allowed.all() else None
 
@@ -98,14 +98,14 @@ def before_scale(x: Kernel, empty: bool) -> Wrong:
 
 def after_softmax(x: Kernel) -> Wrong:
     """Probabilities of all keys that causal shows, of which those that the mask hides are zeroed."""
-    s = x.scale * (x.q @ x.heads_k.swapaxes(-1, -2)) + (0.0 if x.bias is None else x.bias)
+    s = x.scores()
     s = np.where(x.triangle(), s, -inf) if x.problem.causal else s
     return x.with_weights(np.where(x.allowed, weights(s), 0.0)) if not x.allowed.all() else None
 
 
 def in_maximum(x: Kernel) -> Wrong:
     """Hidden keys take part in the maximum, below which the visible ones underflow."""
-    s = x.scale * (x.q @ x.heads_k.swapaxes(-1, -2)) + (0.0 if x.bias is None else x.bias)
+    s = x.scores()
     return x.with_weights(weights(x.s, s.max(-1, keepdims=True)))
 
 
