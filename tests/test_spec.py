@@ -30,7 +30,7 @@ from attnspec.spec import (
     twin,
 )
 from attnspec.spec.index import LEVELS as MUST_SHOULD_MAY
-from attnspec.spec.index import _implementations, parse
+from attnspec.spec.index import Clause, _implementations, parse
 
 CLAUSE = """# TASTE
 
@@ -313,13 +313,40 @@ def test_no_clause_changed_without_its_version() -> None:
 
 def test_the_lock_sees_what_changes_goes_and_comes_back() -> None:
     [clause] = parse(CLAUSE, "taste.md")
-    locked = {"TASTE-1": (clause.since, lock.digest(clause))}
+    locked = {"TASTE-1": lock.Entry(clause.since, lock.digest(clause))}
     assert lock.changed(locked, {"TASTE-1": clause}) == lock.behind(locked, {"TASTE-1": clause}) == []
     for other in (replace(clause, sentence="It smells."), replace(clause, formula="x = 1"), replace(clause, level="MAY")):
-        assert "TASTE-1 says something else" in lock.changed(locked, {"TASTE-1": other})[0]
+        assert "TASTE-1 does not read as in version 0.1" in lock.changed(locked, {"TASTE-1": other})[0]
         assert lock.changed(locked, {"TASTE-1": replace(other, since="9.9")}) == []
         assert lock.behind(locked, {"TASTE-1": replace(other, since="9.9")}) == ["TASTE-1"]
     assert lock.changed(locked, {"TASTE-1": replace(clause, why="because", title="Other")}) == []
     assert "TASTE-1 is gone" in lock.changed(locked, {})[0]
-    assert lock.changed({"TASTE-1": ("0.1", lock.WITHDRAWN)}, {}) == []
-    assert "TASTE-1 was withdrawn" in lock.changed({"TASTE-1": ("0.1", lock.WITHDRAWN)}, {"TASTE-1": clause})[0]
+    assert lock.changed({"TASTE-1": lock.Entry("0.1", lock.WITHDRAWN)}, {}) == []
+    assert "TASTE-1 was withdrawn" in lock.changed({"TASTE-1": lock.Entry("0.1", lock.WITHDRAWN)}, {"TASTE-1": clause})[0]
+
+
+def test_a_sentence_can_be_reworded_and_demand_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its version stays, and the lock keeps the hash of the wording that the version was made with."""
+    [clause] = parse(CLAUSE, "taste.md")
+    other, later = replace(clause, sentence="What is good is the taste."), replace(clause, since="9.9", sentence="It smells.")
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "clauses.lock")
+    lock.LOCK.write_text(f"TASTE-1 0.1 {lock.digest(clause)}\n", encoding="utf-8")
+
+    def run(text: Clause, *arguments: str) -> int:
+        monkeypatch.setattr(lock, "index", lambda: {"TASTE-1": text})
+        return lock.main(arguments)
+
+    assert run(other) == 1
+    assert "--reworded TASTE-1" in capsys.readouterr().err
+    assert run(other, "--reworded", "TASTE-1") == 0
+    locked = lock.read(lock.LOCK.read_text(encoding="utf-8"))
+    assert locked == {"TASTE-1": lock.Entry("0.1", lock.digest(other), (lock.digest(clause),))}
+    assert lock.changed(locked, {"TASTE-1": other}) == lock.behind(locked, {"TASTE-1": other}) == []
+    assert "TASTE-1 does not read as in version 0.1" in lock.changed(locked, {"TASTE-1": clause})[0]
+    for text, id_ in ((other, "TASTE-1"), (later, "TASTE-1"), (other, "TASTE-2")):
+        with pytest.raises(SystemExit):
+            run(text, "--reworded", id_)
+    assert run(later) == 0
+    assert lock.read(lock.LOCK.read_text(encoding="utf-8")) == {"TASTE-1": lock.Entry("9.9", lock.digest(later))}
