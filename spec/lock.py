@@ -4,8 +4,8 @@
     python -m attnspec.spec.lock --reworded CAUSAL-5    # after you reword its sentence, so that it demands the same
 
 `clauses.lock` has a line for each clause that ever was: its id, the version since which it demands what it does, and a hash of
-its level, sentence and formula. After a rewording the hashes of its earlier wordings follow: all of them demand the same. Where the text
-no longer has the clause, `withdrawn` takes the place of the hash.
+its level, sentence and formula. After a rewording the hashes of its earlier wordings follow: all of them demand the same. Where
+the text no longer has the clause, `withdrawn` takes the place of the hash.
 """
 
 from __future__ import annotations
