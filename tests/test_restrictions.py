@@ -156,7 +156,7 @@ def test_a_restriction_that_does_not_exist_is_refused():
     class Odd(OneArgument):
         restrictions = ("sundays",)
 
-    with pytest.raises(ResolveError, match=r"Odd.restrictions names sundays; there are always_causal, equal_lengths"):
+    with pytest.raises(ResolveError, match=r"Odd.restrictions names unknown sundays; choose from always_causal, equal_lengths"):
         resolve(Odd)
     assert set(RESTRICTIONS) >= {"always_causal", "one_tensor", "backward_method"}
 
@@ -208,7 +208,7 @@ def test_what_an_adapter_refuses_together_is_found_and_other_problems_are_asked_
     for clause in ("MASK-2", "BIAS-1"):
         assert counted(outcome, clause)["PASS"] > 12, clause
     assert standing(counted(outcome, "CAUSAL-6")) == "unsupported"
-    assert "restricted, mask_or_bias: a mask or a bias, not both (found: all of the first questions raised" in outcome.screen
+    assert "restricted, mask_or_bias: a mask or a bias, not both (found: each of the first calls raised" in outcome.screen
     assert "restricted: bias_or_causal, mask_or_bias, mask_or_causal" in outcome.record.reasons.values()
 
 

@@ -29,7 +29,7 @@ def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Arra
 for n in (8, 16, 64):
     special(
         f"scale_of_width_padded_to_{n}",
-        f"the default scale is that of the width padded to a multiple of {n}",
+        f"the default scale uses the width padded to a multiple of {n}",
         lambda x, n=n: x.with_scale((-(-x.problem.d // n) * n) ** -0.5, given=False),
         of="scale_of_width_padded_to_8",
     )
@@ -46,25 +46,28 @@ special("scale_inverted", "the scores are divided by the scale", lambda x: x.wit
 special("scale_of_width", "the default scale is d", lambda x: x.with_scale(float(x.problem.d), given=False))
 special(
     "scale_of_kv_heads",
-    "the default scale is that of d·g/h",
+    "the default scale uses the width d·g/h",
     lambda x: x.with_scale((x.problem.d * x.g / x.h) ** -0.5, given=False),
 )
-special("scale_of_queries", "the default scale is taken from the number of queries", lambda x: x.with_scale(x.i**-0.5, given=False))
+special("scale_of_queries", "the default scale uses the number of queries", lambda x: x.with_scale(x.i**-0.5, given=False))
 special(
     "scale_of_keys",
-    "the default scale is taken from the number of keys",
+    "the default scale uses the number of keys",
     lambda x: x.with_scale(x.j**-0.5, given=False),
     of="scale_of_queries",
 )
-special("scale_base_two", "exp is taken to base 2", lambda x: base(x, log(2)))
+special("scale_base_two", "exp uses base 2", lambda x: base(x, log(2)))
 special(
-    "scale_base_two_twice", "log₂ e enters the scores, and exp is to base e", lambda x: base(x, 1 / log(2)), of="scale_base_two"
+    "scale_base_two_twice",
+    "the scores are multiplied by log₂ e, but exp uses base e",
+    lambda x: base(x, 1 / log(2)),
+    of="scale_base_two",
 )
 special("scale_base_two_rounded", "log₂ e is rounded to 1.4427", lambda x: x.with_scale(x.scale * 1.4427 * log(2)), of="scale_off")
 special("scale_halved", "the scale is half of what it should be", lambda x: x.with_scale(x.scale / 2), of="scale_off")
 special(
     "scale_in_bfloat16",
-    "the scale passes through bfloat16",
+    "the scale is rounded to bfloat16",
     lambda x: x.with_scale(float(torch.tensor(x.scale).bfloat16())),
     of="scale_off",
 )
@@ -82,7 +85,7 @@ special(
 )
 special(
     "scale_of_tail_twice",
-    "keys behind the last full 16 are scaled twice",
+    "keys after the last full block of 16 are scaled twice",
     lambda x: x.on(k=x.k * np.where(np.arange(x.j) < x.j - x.j % 16, 1.0, x.scale)[:, None]) if x.j % 16 else None,
 )
 
@@ -95,7 +98,7 @@ def base(x: Kernel, factor: float) -> Wrong:
 for default, name, says in ((True, "float32_default_scale", "the default scale"), (False, "float32_scale", "the scale")):
     special(
         name,
-        f"{says} is held in float32",
+        f"{says} is rounded to float32",
         lambda x, default=default: (
             x.with_scale(float(np.float32(x.scale)), given=False if default else None) if x.problem.dtype == torch.float64 else None
         ),
@@ -182,7 +185,7 @@ special(
 )
 special("softmax_over_queries", "the softmax runs over the queries", over_queries)
 special(
-    "one_in_row_sum", "the row sum has exp(0) added", lambda x: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + np.exp(-x.m)))
+    "one_in_row_sum", "exp(0) is added to the row sum", lambda x: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + np.exp(-x.m)))
 )
 for n in (5, 6, 7, 8, 9, 10, 12):
     special(
@@ -235,21 +238,21 @@ for name, says, number in (("no_keys_nan", "NaN", np.nan), ("no_keys_one", "one"
 for n in (32, 64, 128):
     special(
         f"row_tail_zero_{n}",
-        f"rows behind the last full {n} are zero",
+        f"rows after the last full block of {n} are zero",
         lambda x, n=n: x.zeroed(np.s_[:, :, x.i - x.i % n or x.i :]),
         coarse=True,
     )
 for n in (16, 32, 64):
     special(
         f"value_tail_zero_{n}",
-        f"channels behind the last full {n} are zero in the output",
+        f"output channels after the last full block of {n} are zero",
         lambda x, n=n: x.zeroed(np.s_[..., x.problem.e - x.problem.e % n :]) if x.problem.e % n < x.problem.e else None,
         coarse=True,
         of="value_tail_zero_64",
     )
 special(
     "output_of_query_before",
-    "a row of the output is that of the query before",
+    "each row of the output is that of the previous query",
     lambda x: {"o": np.roll(x.p @ x.heads_v, 1, 2)} if x.i > 1 else None,
 )
 special(
@@ -271,7 +274,7 @@ special(
 for n in (2, 32, 64):
     special(
         f"width_tail_of_{n}",
-        f"scores leave out channels behind the last full {n}",
+        f"scores skip channels after the last full block of {n}",
         lambda x, n=n: x.on(q=x.q * (np.arange(x.problem.d) < x.problem.d // n * n)) if x.problem.d % n else None,
         of="width_tail_of_16",
     )

@@ -68,15 +68,25 @@ def combined(wrong: dict[str, Array], exact: Exact, name: str) -> Array:
 # KEYS
 
 
-enter("first_key_dropped", "the first key is not read", lambda x: x.with_keys(without(x.j, 0, 1)))
-enter("last_key_dropped", "the last key is not read", lambda x: x.with_keys(without(x.j, x.j - 1, x.j)))
-enter("tail_of_16_dropped", "keys behind the last full 16 are not read", lambda x: x.with_keys(np.arange(x.j - x.j % 16 or x.j)))
-enter("tail_of_64_dropped", "keys behind the last full 64 are not read", lambda x: x.with_keys(np.arange(x.j - x.j % 64 or x.j)))
-enter("block_dropped", "the second 16 keys are not read", lambda x: x.with_keys(without(x.j, 16, 32)))
+enter("first_key_dropped", "the first key is skipped", lambda x: x.with_keys(without(x.j, 0, 1)))
+enter("last_key_dropped", "the last key is skipped", lambda x: x.with_keys(without(x.j, x.j - 1, x.j)))
+enter(
+    "tail_of_16_dropped",
+    "keys after the last full block of 16 are skipped",
+    lambda x: x.with_keys(np.arange(x.j - x.j % 16 or x.j)),
+)
+enter(
+    "tail_of_64_dropped",
+    "keys after the last full block of 64 are skipped",
+    lambda x: x.with_keys(np.arange(x.j - x.j % 64 or x.j)),
+)
+enter("block_dropped", "the second block of 16 keys is skipped", lambda x: x.with_keys(without(x.j, 16, 32)))
 enter(
     "key_twice", "the last of the first 16 keys is read twice", lambda x: x.with_keys(np.sort(np.r_[: x.j, 15 : 16 * (x.j > 16)]))
 )
-enter("tail_of_zeros", "keys of zeros fill the last 16 and enter the row sum", lambda x: x.with_keys(filled(x.j)))
+enter(
+    "tail_of_zeros", "the last block of 16 is padded with zero keys that count in the row sum", lambda x: x.with_keys(filled(x.j))
+)
 
 # CAUSAL, MASK, EMPTY
 
@@ -113,19 +123,27 @@ def by_item(x: Kernel) -> Array | None:
     return x.mask[:, None] if x.mask.ndim == 3 and len(x.mask) == x.problem.b else None
 
 
-enter("causal_one_more", "under causal a query sees one key more", lambda x: x.seeing(x.masked & x.triangle(1)), "causal")
-enter("causal_one_less", "under causal a query sees one key less", lambda x: x.seeing(x.masked & x.triangle(-1)), "causal")
+enter("causal_one_more", "with causal, each query sees one key too many", lambda x: x.seeing(x.masked & x.triangle(1)), "causal")
+enter("causal_one_less", "with causal, each query sees one key too few", lambda x: x.seeing(x.masked & x.triangle(-1)), "causal")
 enter("causal_corner", "causal is aligned at the other corner", other_corner, "causal")
 enter("causal_ignored", "causal is ignored", lambda x: x.seeing(x.masked), "causal")
 enter("causal_ignored_with_mask", "causal is ignored beside a mask", lambda x: x.seeing(x.masked), "causal mask")
 enter("mask_ignored_with_causal", "a mask is ignored beside causal", lambda x: x.with_mask(np.ones_like(x.mask)), "causal mask")
 enter("mask_ignored", "the mask is ignored", lambda x: x.with_mask(np.ones_like(x.mask)), "mask")
-enter("mask_inverted", "the mask hides where it is True", lambda x: x.with_mask(~x.mask), "mask")
+enter("mask_inverted", "the mask hides keys where it is True", lambda x: x.with_mask(~x.mask), "mask")
 enter("mask_transposed", "the mask is read with queries and keys swapped", lambda x: x.with_mask(swapped(x.mask, 3)), "mask")
-enter("mask_of_neighbour", "the mask of another item is used", lambda x: x.with_mask(np.roll(x.mask, x.mask.ndim != 3, 0)), "mask")
+enter(
+    "mask_of_neighbour",
+    "the mask of another batch item is used",
+    lambda x: x.with_mask(np.roll(x.mask, x.mask.ndim != 3, 0)),
+    "mask",
+)
 enter("mask_of_first_head", "the mask of head 0 is used for all", lambda x: x.with_mask(of_first(x.mask, -3)), "mask")
 enter(
-    "mask_as_lengths", "of a row of the mask only the number of visible keys is used", lambda x: x.with_mask(as_lengths(x)), "mask"
+    "mask_as_lengths",
+    "only the number of visible keys in each row of the mask is used",
+    lambda x: x.with_mask(as_lengths(x)),
+    "mask",
 )
 enter("mask_by_item", "a mask (h i j) is read as (b i j)", lambda x: x.with_mask(by_item(x)), "mask")
 enter("mask_as_bias", "the mask is added to the scores as 0 and 1", mask_as_bias, "mask")
@@ -152,8 +170,8 @@ def of_first_kv(x: Kernel, axis: int) -> Wrong:
     return x.with_kv(lambda k: of_first(k, axis - k.ndim), lambda dk: first_alone(dk, axis))
 
 
-enter("head_map", "query heads are grouped the other way (n % g for n // (h / g))", head_map)
-enter("next_kv_head", "each query head uses the key/value head after its own", next_kv_head)
+enter("head_map", "query heads are grouped the other way (n % g instead of n // (h / g))", head_map)
+enter("next_kv_head", "each query head uses the next key/value head", next_kv_head)
 enter("first_kv_head", "all query heads use key/value head 0", lambda x: of_first_kv(x, 1) if x.g > 1 else None)
 enter("first_item", "all batch items use the keys and values of item 0", lambda x: of_first_kv(x, 0))
 
@@ -179,12 +197,16 @@ def bias_inf_finite(x: Kernel) -> Wrong:
 enter("scale_missing", "the scores are not scaled", lambda x: x.with_scale(1.0))
 enter("scale_ignored", "a given scale is not used", lambda x: x.with_scale(x.default_scale))
 enter("scale_twice", "a given scale is applied twice", lambda x: x.with_scale(x.scale**2, given=True))
-enter("scale_1_over_d", "the default scale is 1/d and not its root", lambda x: x.with_scale(x.scale**2, given=False))
+enter("scale_1_over_d", "the default scale is 1/d instead of 1/√d", lambda x: x.with_scale(x.scale**2, given=False))
 enter(
-    "scale_of_model", "the default scale is that of all heads", lambda x: x.with_scale(x.scale * max(x.h, 1) ** -0.5, given=False)
+    "scale_of_model",
+    "the default scale uses the width of all heads together",
+    lambda x: x.with_scale(x.scale * max(x.h, 1) ** -0.5, given=False),
 )
 enter(
-    "scale_of_values", "the default scale is that of the values", lambda x: x.with_scale(max(x.problem.e, 1) ** -0.5, given=False)
+    "scale_of_values",
+    "the default scale uses the width of the values",
+    lambda x: x.with_scale(max(x.problem.e, 1) ** -0.5, given=False),
 )
 enter("scale_unsigned", "the sign of the scale is lost", lambda x: x.with_scale(abs(x.scale)))
 enter("scale_off", "the scale is off by 0.1 %", lambda x: x.with_scale(1.001 * x.scale))
@@ -246,16 +268,19 @@ enter("mean_of_values", "the output is the mean of all values", lambda x: scores
 enter("scores_ignored", "all visible keys weigh the same", lambda x: scores_ignored(x, False))
 enter("last_row_zero", "the last row of the output is zero", lambda x: x.zeroed(np.s_[:, :, -1:]), coarse=True)
 enter(
-    "row_tail_zero", "rows behind the last full 16 are zero", lambda x: x.zeroed(np.s_[:, :, x.i - x.i % 16 or x.i :]), coarse=True
+    "row_tail_zero",
+    "rows after the last full block of 16 are zero",
+    lambda x: x.zeroed(np.s_[:, :, x.i - x.i % 16 or x.i :]),
+    coarse=True,
 )
 enter(
     "value_tail_zero",
-    "channels behind d are zero in the output",
+    "output channels after the first d are zero",
     lambda x: x.zeroed(np.s_[..., x.problem.d :]) if 0 < x.problem.d < x.problem.e else None,
     coarse=True,
 )
-enter("width_tail_of_8", "scores leave out channels behind the last full 8", lambda x: narrow(x, x.problem.d // 8 * 8))
-enter("width_tail_of_16", "scores leave out channels behind the last full 16", lambda x: narrow(x, x.problem.d // 16 * 16))
+enter("width_tail_of_8", "scores skip channels after the last full block of 8", lambda x: narrow(x, x.problem.d // 8 * 8))
+enter("width_tail_of_16", "scores skip channels after the last full block of 16", lambda x: narrow(x, x.problem.d // 16 * 16))
 
 # GRADIENTS
 
@@ -303,14 +328,24 @@ def not_scaled(x: Kernel, name: str) -> Wrong:
     return {name: wrong[name]} if x.scale != 1 else None
 
 
-enter("delta_missing", "dS is P dP, without its row sum", lambda x: x.of_scores(x.p * x.dp), "do")
-enter("delta_of_neighbour", "dS takes the row sum of the row before", delta_of_neighbour, "do")
+enter("delta_missing", "dS is P dP: the row sum is not subtracted", lambda x: x.of_scores(x.p * x.dp), "do")
+enter("delta_of_neighbour", "dS uses the row sum of the previous row", delta_of_neighbour, "do")
 enter("dq_not_scaled", "dq is not scaled", lambda x: not_scaled(x, "dq"), "do")
 enter("dk_not_scaled", "dk is not scaled", lambda x: not_scaled(x, "dk"), "do")
 enter("group_not_summed", "dk and dv are those of the last query head of a group", lambda x: of_part(x, last_of_group(x)), "do")
-enter("query_tail_not_in_dk", "dk, dv leave out queries behind the last full 16", lambda x: of_part(x, head_of(x.i)[:, None]), "do")
-enter("key_tail_not_in_dq", "dq leaves out keys behind the last full 16", key_tail_not_in_dq, "do")
-enter("dv_not_normalised", "dv is made of exp(s − m)", lambda x: x.of_values(np.where(x.empty, x.p, x.e)), "do")
+enter(
+    "query_tail_not_in_dk",
+    "dk and dv skip queries after the last full block of 16",
+    lambda x: of_part(x, head_of(x.i)[:, None]),
+    "do",
+)
+enter("key_tail_not_in_dq", "dq skips keys after the last full block of 16", key_tail_not_in_dq, "do")
+enter(
+    "dv_not_normalised",
+    "dv uses exp(s − m) without dividing by the row sum",
+    lambda x: x.of_values(np.where(x.empty, x.p, x.e)),
+    "do",
+)
 enter("dbias_of_first", "the gradient of a broadcast bias is not summed", lambda x: bias_gradient(x, False), "do bias")
 enter("dbias_averaged", "the gradient of a broadcast bias is averaged", lambda x: bias_gradient(x, True), "do bias")
 

@@ -23,20 +23,20 @@ OVER = {"b": "batch items", "h": "heads", "i": "queries", "j": "keys"}
 for n in (32, 64, 128):
     special(
         f"tail_of_{n}_dropped",
-        f"keys behind the last full {n} are not read",
+        f"keys after the last full block of {n} are skipped",
         lambda x, n=n: x.with_keys(np.arange(x.j - x.j % n or x.j)),
         of="tail_of_16_dropped",
     )
     special(
         f"tail_of_zeros_{n}",
-        f"keys of zeros fill the last {n} and enter the row sum",
+        f"the last block of {n} is padded with zero keys that count in the row sum",
         lambda x, n=n: x.with_keys(np.pad(np.arange(x.j), (0, -x.j % n), constant_values=-1)),
         of="tail_of_zeros",
     )
 for n in (16, 32, 64, 128, 256, 512):
     special(
         f"keys_end_at_{n}",
-        f"keys behind the first {n} are not read",
+        f"keys after the first {n} are skipped",
         lambda x, n=n: x.with_keys(np.arange(min(n, x.j))),
         of="keys_end_at_16",
     )
@@ -65,38 +65,43 @@ special(
     "causal_ignored_with_bias", "causal is ignored beside a bias", lambda x: x.seeing(x.masked), "causal bias", of="causal_ignored"
 )
 special(
-    "causal_transposed", "under causal a query sees the keys from its own on", causal_as(lambda i, last, j: j >= last), "causal"
+    "causal_transposed",
+    "with causal, each query sees its own key and the later ones",
+    causal_as(lambda i, last, j: j >= last),
+    "causal",
 )
 for n in (16, 32, 64, 128):
     special(
         f"causal_by_blocks_of_{n}",
-        f"under causal the {n} by {n} tile that the diagonal crosses is not masked",
+        f"with causal, the {n} by {n} tile that the diagonal crosses is not masked",
         causal_as(lambda i, last, j, n=n: (j <= last) | (j // n == last // n)),
         "causal",
         of="causal_by_blocks_of_16",
     )
     special(
         f"causal_without_block_of_{n}",
-        f"under causal the block of {n} keys that the diagonal crosses is not read",
+        f"with causal, the block of {n} keys that the diagonal crosses is skipped",
         causal_as(lambda i, last, j, n=n: (j <= last) & (j // n < last // n)),
         "causal",
         of="causal_without_block_of_16",
     )
     special(
         f"causal_less_{n}",
-        f"under causal a query sees {n} keys less",
+        f"with causal, each query sees {n} keys too few",
         lambda x, n=n: x.seeing(x.masked & x.triangle(-n)),
         "causal",
         of="causal_one_less",
     )
     special(
         f"causal_window_of_{n}",
-        f"under causal a query sees the last {n} keys only",
+        f"with causal, each query sees the last {n} keys only",
         causal_as(lambda i, last, j, n=n: (j <= last) & (j > last - n)),
         "causal",
         of="causal_window_of_16",
     )
-special("mask_or_causal", "a key is seen where mask or causal allow it", lambda x: x.seeing(x.masked | x.triangle()), "causal mask")
+special(
+    "mask_or_causal", "a query sees a key if mask or causal allows it", lambda x: x.seeing(x.masked | x.triangle()), "causal mask"
+)
 special(
     "causal_corner_with_mask",
     "causal is aligned at the other corner beside a mask",
@@ -182,14 +187,14 @@ for letter in LETTERS:
     for step in (1, -1):
         special(
             f"mask_of_neighbour_{letter}{'' if step == 1 else '_back'}",
-            f"the mask is read at the place beside, along {OVER[letter]}",
+            f"the mask is read at the neighbouring position along {OVER[letter]}",
             lambda x, letter=letter, step=step: x.with_mask(shifted(as_four(x), letter, step)),
             "mask",
             of="mask_of_neighbour",
         )
         special(
             f"bias_of_neighbour_{letter}{'' if step == 1 else '_back'}",
-            f"the bias is read at the place beside, along {OVER[letter]}",
+            f"the bias is read at the neighbouring position along {OVER[letter]}",
             lambda x, letter=letter, step=step: x.with_bias(
                 shifted(x.bias, letter, step), partial(shifted, letter=letter, step=-step)
             ),
@@ -200,7 +205,7 @@ special("mask_of_first_item", "the mask of batch item 0 is used for all", lambda
 special("mask_of_first_query", "the mask of query 0 is used for all", lambda x: x.with_mask(of_first(as_four(x), -2)), "mask")
 special(
     "mask_of_kv_head",
-    "the mask is read at the number of the key/value head",
+    "the mask is indexed by the key/value head",
     lambda x: x.with_mask(of_kv_head(x, as_four(x))),
     "mask",
 )
@@ -233,7 +238,7 @@ for n in (16, 64, 512):
 for n in (8, 16, 32, 64):
     special(
         f"mask_of_tail_of_{n}_ignored",
-        f"the mask is not read for keys behind the last full {n}",
+        f"the mask is not read for keys after the last full block of {n}",
         lambda x, n=n: x.with_mask(x.masked | (np.arange(x.j) >= x.j - x.j % n)),
         "mask",
         of="mask_of_tail_of_16_ignored",
@@ -246,7 +251,7 @@ special(
 )
 special(
     "mask_all_hidden_ignored",
-    "a row of the mask that hides all keys hides none",
+    "a row of the mask that hides all keys is ignored",
     lambda x: x.with_mask(x.masked | ~x.masked.any(-1, keepdims=True)),
     "mask",
 )
@@ -259,27 +264,27 @@ special(
 )
 special(
     "block_skipped_by_first_key",
-    "16 keys of which the mask hides the first are skipped",
+    "a block of 16 keys is skipped if the mask hides its first key",
     lambda x: x.with_mask(in_blocks(x, 16, lambda m: m & m[..., :1])),
     "mask",
 )
 special(
     "block_skipped_by_first_query",
-    "16 keys that the mask hides from the first of 16 queries are skipped for all of them",
+    "a block of 16 keys is skipped for 16 queries if the mask hides it from the first of them",
     lambda x: x.with_mask(in_blocks(x, 16, lambda m: m & np.repeat(m[..., ::16, :].any(-1, keepdims=True), 16, -2)[..., : x.i, :])),
     "mask",
 )
 special(
     "partial_block_unmasked",
-    "16 keys of which the mask shows the first and the last are not masked",
+    "a block of 16 keys is not masked if the mask shows its first and its last key",
     lambda x: x.with_mask(in_blocks(x, 16, lambda m: m | (m[..., :1] & m[..., -1:]))),
     "mask",
 )
-special("mask_after_softmax", "hidden probabilities are zeroed after the softmax, which is not normalised again", after_softmax)
+special("mask_after_softmax", "hidden probabilities are zeroed after the softmax and not normalised again", after_softmax)
 for name, empty in (("mask_before_scale", False), ("mask_before_scale_everywhere", True)):  # in rows without a key, too
     special(
         name,
-        "hidden scores are −∞ before the scale multiplies them, and so +∞ or no number after it",
+        "hidden scores are set to −∞ before scaling and become +∞ or NaN",
         partial(before_scale, empty=empty),
         of="mask_before_scale",
     )
@@ -287,28 +292,28 @@ special("hidden_in_maximum", "hidden keys take part in the row's maximum", in_ma
 for number in (-50.0, -1e4, -1e9):
     special(
         f"hidden_scores_of_{-number:g}",
-        f"hidden scores are {number:g}, not −∞",
+        f"hidden scores are {number:g} instead of −∞",
         partial(filled_with, number=number),
         of="hidden_scores_of_10000",
     )
 
     special(
         f"hidden_scores_less_{-number:g}",
-        f"{-number:g} is subtracted from hidden scores, which are not −∞",
+        f"hidden scores are lowered by {-number:g} instead of set to −∞",
         partial(filled_less, number=number),
         of="hidden_scores_of_10000",
     )
 for name, zero in (("lowest_row_zero", True), ("lowest_row_mean", False)):
     special(
         name,
-        "a row in which the bias is the lowest number everywhere is taken for one without a key",
+        "a row whose biases are all the lowest number is treated as a row without a key",
         partial(lowest_hidden, zero=zero),
         "bias",
         of="lowest_row_zero",
     )
 special(
     "hidden_scores_of_lowest",
-    "hidden scores are the lowest finite number, not −∞",
+    "hidden scores are the lowest finite number instead of −∞",
     lambda x: filled_with(x, torch.finfo(x.problem.dtype).min),
     of="hidden_scores_of_10000",
 )
@@ -348,19 +353,19 @@ def of_item(x: Kernel, step: int, keys: bool = True) -> Wrong:
 
 special(
     "values_of_head_map",
-    "values, and not keys, are grouped the other way",
+    "values are grouped the other way, but keys are not",
     lambda x: kv_at(x, other_map(x), keys=False),
     of="head_map",
 )
 special(
     "previous_kv_head",
-    "each query head uses the key/value head before its own",
+    "each query head uses the previous key/value head",
     lambda x: kv_at(x, (x.kv_head - 1) % x.g),
     of="next_kv_head",
 )
 special(
     "last_head_of_neighbour",
-    "the last query head uses the key/value head before its own",
+    "the last query head uses the previous key/value head",
     lambda x: kv_at(x, np.r_[x.kv_head[:-1], (x.kv_head[-1:] - 1) % x.g]),
     of="next_kv_head",
 )
@@ -371,7 +376,7 @@ special(
     "values_of_first_head", "all query heads use the values of head 0", lambda x: kv_at(x, np.zeros_like(x.kv_head), keys=False)
 )
 special("next_item", "keys and values of the next batch item are used", lambda x: of_item(x, -1))
-special("previous_item", "keys and values of the batch item before are used", lambda x: of_item(x, 1), of="next_item")
+special("previous_item", "keys and values of the previous batch item are used", lambda x: of_item(x, 1), of="next_item")
 special(
     "values_of_first_item",
     "all batch items use the values of item 0",
@@ -380,7 +385,7 @@ special(
 )
 special(
     "keys_along_time",
-    "shared heads are written out along the keys",
+    "shared heads are expanded along the key axis",
     lambda x: (
         {"o": x.on(k=repeated(x, x.k), v=repeated(x, x.v))["o"]}
         if x.k.ndim == 4 and 1 < x.g < x.h and x.dialect.head_grouping == "blocked"
@@ -389,7 +394,7 @@ special(
 )
 special(
     "keys_and_values_swapped",
-    "keys and values are taken for each other",
+    "keys and values are swapped",
     lambda x: {"o": x.on(k=x.v, v=x.k)["o"]} if x.problem.d == x.problem.e else None,
 )
 special(
@@ -431,7 +436,7 @@ def with_bias_of(x: Kernel, bias: Array) -> Wrong:
 
 special(
     "bias_values_ignored",
-    "of the bias only −∞ is read",
+    "only −∞ is read from the bias",
     lambda x: x.with_bias(like_bias(x, 0.0), np.zeros_like),
     "bias",
     of="bias_ignored",
@@ -452,11 +457,11 @@ special(
 )
 special(
     "bias_shows_where_not_zero",
-    "the bias is cast to bool: what is not zero may attend",
+    "the bias is cast to bool: a key is visible where it is not zero",
     lambda x: bias_mask(x, x.bias != 0),
     "bias",
 )
-special("bias_hides_where_not_zero", "the bias hides where it is not zero", lambda x: bias_mask(x, x.bias == 0), "bias")
+special("bias_hides_where_not_zero", "the bias hides keys where it is not zero", lambda x: bias_mask(x, x.bias == 0), "bias")
 special(
     "bias_subtracted",
     "the bias is subtracted",
@@ -465,7 +470,7 @@ special(
 )
 special(
     "bias_base_two",
-    "the scores are taken to base 2 and the bias is not",
+    "the scores use base 2, but the bias does not",
     lambda x: x.with_bias(x.bias * log(2), lambda dx: dx * log(2)),
     "bias",
 )
@@ -478,7 +483,7 @@ special(
 for n in (16, 32, 64):
     special(
         f"bias_ends_at_{n}",
-        f"for keys from {n} on the bias is zero",
+        f"the bias is zero for keys from {n} on",
         lambda x, n=n: x.with_bias(np.where(np.arange(x.bias.shape[-1]) < n, x.bias, 0.0)) if x.bias.shape[-1] > n else None,
         "bias",
         of="bias_ends_at_16",
@@ -490,9 +495,7 @@ special(
     lambda x: x.with_bias(of_first(x.bias, -4), lambda dx: first_alone(dx, -4)),
     "bias",
 )
-special(
-    "bias_of_kv_head", "the bias is read at the number of the key/value head", lambda x: x.with_bias(of_kv_head(x, x.bias)), "bias"
-)
+special("bias_of_kv_head", "the bias is indexed by the key/value head", lambda x: x.with_bias(of_kv_head(x, x.bias)), "bias")
 special(
     "bias_by_item",
     "a bias (h i j) is read as (b i j)",
@@ -509,7 +512,7 @@ special(
 )
 special(
     "bias_in_bfloat16",
-    "the bias passes through bfloat16",
+    "the bias is rounded to bfloat16",
     lambda x: x.with_bias(torch.from_numpy(np.array(x.bias)).bfloat16().double().numpy()),
     "bias",
 )

@@ -31,7 +31,7 @@ def _rows(name: str) -> tuple[Case, ...]:
         )
     except KeyError as unknown:
         raise ValueError(
-            f"arrays/{name}.csv has {unknown}, which no level stands for; run conformance/problems/arrays/make.py"
+            f"arrays/{name}.csv has {unknown}, which is not a level; run conformance/problems/arrays/make.py"
         ) from None
 
 
