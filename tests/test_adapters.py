@@ -323,7 +323,7 @@ def test_a_declaration_with_an_unknown_word_is_refused():
     class Claims(Adapter):
         accuracy = "Z"
 
-    for kind, message in ((Offers, "offers names speed"), (Follows, "alignment=middle"), (Claims, "accuracy is 'Z'")):
+    for kind, message in ((Offers, "offers names unknown speed"), (Follows, "alignment=middle"), (Claims, "accuracy is 'Z'")):
         with pytest.raises(ResolveError, match=message):
             resolve(kind)
 

@@ -214,7 +214,9 @@ def paired_heads(q, k, v, enable_gqa=False):
 @pytest.mark.parametrize(("kernel", "clause"), [(half_a_row, "EMPTY-2"), (paired_heads, "SHARED-2")])
 def test_the_other_choices_too(kernel, clause):
     result = check(kernel, clauses=clause, dtypes="float32", **QUICK)
-    assert any(failure.clause == clause and "the answer matches no value of " in failure.text for failure in result.failures), str(result)
+    assert any(failure.clause == clause and "the answer matches no value of " in failure.text for failure in result.failures), str(
+        result
+    )
 
 
 def in_float32(q, k, v, causal=False):

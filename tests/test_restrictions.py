@@ -80,7 +80,7 @@ def test_whoever_refuses_what_one_feature_needs_fails_that_clause():
     outcome = asked(NoLongMasks, "--clauses=MASK-2", "--case=i=3,j=17,mask=padding")
     assert outcome.exit == 1
     assert "MASK-2" in outcome.broken()
-    assert "raised Unsupported: no long masks; it needs key_padding alone, which is offered: take it from" in outcome.screen
+    assert "raised Unsupported: no long masks; it needs only key_padding, which is in `offers`: remove it" in outcome.screen
 
     class NoLongRows(Adapter):
         def attend(self, q, k, v):
@@ -113,7 +113,7 @@ def test_one_feature_is_a_promise_and_two_are_not(options, excuse):
 def test_what_is_always_causal_is_plain():
     asks = problem(causal=True, mask=padding())
     assert not undeclared(OneArgument.offers, (), asks)
-    assert "it needs key_padding alone" in undeclared(OneArgument.offers, {"always_causal"}, asks)
+    assert "it needs only key_padding" in undeclared(OneArgument.offers, {"always_causal"}, asks)
 
 
 def test_unsupported_in_backward_is_unsupported():
@@ -132,7 +132,7 @@ def test_unsupported_in_backward_is_unsupported():
 
     adapter, asks = resolve(Forward)[0], {"wrt": ("q",), "do": torch.ones(2, 3, 4, 8)}
     assert adapter.run(problem(causal=True, scale=0.5, **asks)).unsupported == "no gradients of two options"
-    assert "Unsupported: no gradients of two options; it needs causal alone" in adapter.run(problem(causal=True, **asks)).refusal
+    assert "Unsupported: no gradients of two options; it needs only causal" in adapter.run(problem(causal=True, **asks)).refusal
 
 
 def test_the_mark_of_a_cell_has_the_share():
