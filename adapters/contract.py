@@ -280,24 +280,24 @@ def check(adapter: Adapter) -> None:
         ("restrictions", unknown(adapter.restrictions), RESTRICTIONS),
     ):
         if given:
-            raise ValueError(f"{name}.{what} names {', '.join(sorted(given))}; there are {', '.join(there)}")
+            raise ValueError(f"{name}.{what} names unknown {', '.join(sorted(given))}; choose from {', '.join(there)}")
     takes = options_of(adapter.attend) if type(adapter).call is Adapter.call else None
     for feature in sorted(adapter.offers):
         words_for = [option for option, features in SAID_BY.items() if feature in features]
         if takes is not None and words_for and takes.isdisjoint(words_for):
             raise ValueError(
-                f"{name}.offers names {feature}, and {name}.attend() has no parameter {' or '.join(words_for)} to say it with: "
-                f"give it one, or take {feature} from offers"
+                f"{name}.offers names {feature}, but {name}.attend() has no parameter {' or '.join(words_for)} for it: "
+                f"add the parameter, or remove {feature} from offers"
             )
     for method, own in vars(Adapter).items():
         if inspect.isfunction(own) and not method.startswith("__") and method != "attend":
             _must_stand_for(adapter, method, own)
     if adapter.accuracy not in (None, *CLASSES):
-        raise ValueError(f"{name}.accuracy is {adapter.accuracy!r}; there are {', '.join(CLASSES)}")
+        raise ValueError(f"{name}.accuracy is {adapter.accuracy!r}; choose from {', '.join(CLASSES)}")
     for key, value in adapter.dialect.items():
         if key not in CHOICES or value not in CHOICES[key].values:
             raise ValueError(
-                f"{name}.dialect has {key}={value}; there are "
+                f"{name}.dialect has {key}={value}; choose from "
                 + "; ".join(f"{choice.name} = {' | '.join(choice.values)}" for choice in CHOICES.values())
             )
 

@@ -24,7 +24,7 @@ def short(text: str, most: int = 200) -> str:
 def load(target: str) -> tuple[Any, tuple[str, ...]]:
     """What a path names, and the lines of Python that name it `attend`. Raises ResolveError with what to write."""
     if "://" in target:
-        raise ResolveError(f"--impl={short(target)} is a URL, and nothing is fetched: download it and write file.py:name")
+        raise ResolveError(f"--impl={short(target)} is a URL, and attnspec fetches nothing: download it and write file.py:name")
     if os.path.isdir(target) and not target.isidentifier():
         raise ResolveError(f"--impl={short(target)} is a folder; write file.py:name, or package.module.name")
     if ".py:" in target:
@@ -34,7 +34,7 @@ def load(target: str) -> tuple[Any, tuple[str, ...]]:
         return found, (f"import sys; sys.path.insert(0, {str(path.resolve().parent)!r})", import_line(path.stem, name))
     if target.endswith(".py"):
         names = ", ".join(_callables(_load_file(Path(target)))) or "nothing callable"
-        raise ResolveError(f"--impl={target} names a file; say which of its names, {target}:NAME. It holds {names}.")
+        raise ResolveError(f"--impl={target} names a file; add the name to test, {target}:NAME. It has {names}.")
     sys.path.insert(0, "")  # as `python -m pytest` would
     parts = target.split(".")
     module = None
@@ -46,12 +46,12 @@ def load(target: str) -> tuple[Any, tuple[str, ...]]:
     if module is None:
         known = ", ".join(SHIPPED)
         raise ResolveError(
-            f"--impl={short(target)} was not found: no module {short(parts[0])!r} can be imported from here, and it is "
-            f"no shipped name ({known}). Write package.module.name, file.py:name, or install the package."
+            f"--impl={short(target)} was not found: Python can't import a module {short(parts[0])!r} from here, and it is "
+            f"not a shipped name ({known}). Write package.module.name, file.py:name, or install the package."
         )
     if not rest or (rest == parts[-1] and not hasattr(module, rest) and _import_module(target)):
         names = ", ".join(_callables(_import_module(target))[:8]) or "nothing callable"
-        raise ResolveError(f"--impl={target} names a module; say which of its names, {target}.NAME. It holds {names}.")
+        raise ResolveError(f"--impl={target} names a module; add the name to test, {target}.NAME. It has {names}.")
     return _attribute(module, rest, target), (import_line(module.__name__, rest),)
 
 
@@ -94,7 +94,7 @@ def load_file(path: Path, name: str) -> ModuleType:
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ResolveError(f"there is no file {path} (looked from {Path.cwd().name}/)")
+        raise ResolveError(f"file {path} does not exist (searched from {Path.cwd().name}/)")
     sys.path.insert(0, str(path.resolve().parent))
     return load_file(path, path.stem)
 

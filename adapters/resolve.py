@@ -78,7 +78,7 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
             "Name a function, a class with forward(q, k, v), or an adapter."
         )
     if kwargs and not inspect.isclass(found):
-        raise ResolveError(f"--impl-kwargs are constructor arguments, and {name} is no class")
+        raise ResolveError(f"--impl-kwargs are constructor arguments, but {name} is not a class")
     if isinstance(found, Adapter):
         return [_named(found, name, (*source, "attend = attend.attend"))]
     try:
@@ -108,7 +108,7 @@ def _construct(make: Callable[[], Any], name: str, kwargs: Mapping[str, Any]) ->
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments"
         raise ResolveError(
             f"constructing {name} with {given} raised {words(error)}. "
-            "Constructor arguments are given with --impl-kwargs name=value,name=value."
+            "Write constructor arguments as --impl-kwargs name=value,name=value."
         ) from None
 
 

@@ -66,5 +66,5 @@ def undeclared(offers: Iterable[str], restrictions: Iterable[str], problem: Prob
     beyond = needs(problem) - {plain, *(("causal",) if "always_causal" in restrictions else ())}
     if not needs(problem) <= offered or len(beyond) > 1:
         return ""
-    what = f"it needs {next(iter(beyond))} alone, which is offered: take it from `offers`" if beyond else "it is a plain call"
-    return f"{what}, or declare what is left out (`widths`, `restrictions`: {', '.join(RESTRICTIONS)})"
+    what = f"it needs only {next(iter(beyond))}, which is in `offers`: remove it there" if beyond else "it is a plain call"
+    return f"{what}, or declare a restriction (`widths`, `restrictions`: {', '.join(RESTRICTIONS)})"

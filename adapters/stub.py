@@ -17,7 +17,7 @@ def ten_lines(found: Any, name: str, problem: str) -> str:
     last = name.rpartition(":" if ".py:" in name else ".")[2].split(".")[-1]
     module = (inspect.isclass(found) and issubclass(found, Module)) or isinstance(found, Module)
     inside = (
-        "\nMost modules project embeddings before they attend: forward is then no attention of q, k, v. Call what lies inside."
+        "\nMost modules project embeddings before they attend: their forward does not take q, k, v. Call the attention inside."
         if module
         else ""
     )
@@ -72,7 +72,7 @@ def stub(found: Any, name: str, reading: Reading = PLAINLY, restrictions: tuple[
     ]
     keywords = "".join(f", {option}={DEFAULTS[option]}" for option in options)
     fill = (
-        "\n            # fill in what stands as ...: no convention knows it" if any(x.endswith("=...") for x in arguments) else ""
+        "\n            # replace each ...: no convention knows this parameter" if any(x.endswith("=...") for x in arguments) else ""
     )
     answer = f"attend({', '.join(arguments)}){pick}"
     answer = f"torch.from_numpy(np.array({answer}))" if there else answer
@@ -87,7 +87,7 @@ def stub(found: Any, name: str, reading: Reading = PLAINLY, restrictions: tuple[
         offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}{limits}
 
         def attend(self, q, k, v{", *" if options else ""}{keywords}):{fill}
-            # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); options that are not offered never arrive
+            # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); the suite passes only options that are offered
             return {answer}{turn}
 """
 

@@ -1,8 +1,8 @@
 """Hypothesis strategies of attention problems, for a library's own tests (docs/strategies.md).
 
-    from attnspec.conformance import strategies
+from attnspec.conformance import strategies
 
-    @given(strategies.problems(offers=("mha", "causal"), dtype="bfloat16"))
+@given(strategies.problems(offers=("mha", "causal"), dtype="bfloat16"))
 """
 
 from attnspec.conformance.problems.strategies import problems

@@ -75,7 +75,7 @@ class Dialect:
     def with_choice(self, key: str, value: str) -> Dialect:
         """The same dialect with one choice made otherwise. Raises ValueError for an unknown key or value."""
         if key not in CHOICES:
-            raise ValueError(f"no choice is called {key!r}; there are {', '.join(CHOICES)}")
+            raise ValueError(f"unknown choice {key!r}; choose from {', '.join(CHOICES)}")
         return replace(self, **{key: value})
 
 

@@ -60,7 +60,7 @@ def index() -> dict[str, Clause]:
     for path in sorted((Path(__file__).parent / "clauses").glob("*.md")):
         for clause in parse(path.read_text(encoding="utf-8"), path.name):
             if clause.id in found:
-                raise SpecError(f"{path.name}: {clause.id} stands already in {found[clause.id].source}; ids are unique")
+                raise SpecError(f"{path.name}: {clause.id} is already in {found[clause.id].source}; ids are unique")
             found[clause.id] = clause
     if not found:
         raise SpecError(f"no clause found in {Path(__file__).parent / 'clauses'}: the installation is incomplete")
@@ -129,7 +129,7 @@ def implements(*ids: str) -> Callable[[Function], Function]:
     def bind(function: Function) -> Function:
         for id_ in ids:
             if id_ not in index():
-                raise SpecError(f"{function.__module__}.{function.__qualname__} implements {id_}, which no chapter holds")
+                raise SpecError(f"{function.__module__}.{function.__qualname__} implements {id_}, which is not in the spec")
             _implementations.setdefault(id_, []).append(f"{function.__module__}.{function.__qualname__}")
         return function
 

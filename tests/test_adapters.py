@@ -187,15 +187,15 @@ def test_a_compiled_function_is_read_from_its_docstring():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere.attend", "no module 'nowhere'"),
-        ("nowhere", "no module 'nowhere'"),
+        ("nowhere.attend", "a module 'nowhere'"),
+        ("nowhere", "a module 'nowhere'"),
         ("", "was not found"),
-        ("kernel", "say which of its names, kernel.NAME. It holds Attend"),
-        ("kernel.py", "say which of its names, kernel.py:NAME"),
+        ("kernel", "add the name to test, kernel.NAME. It has Attend"),
+        ("kernel.py", "add the name to test, kernel.py:NAME"),
         ("kernel.atend", "kernel has no 'atend'; it has attend, Attend"),
         ("kernel.Inside.other", "Inside has no 'other'"),
         ("kernel.py:atend", "has no 'atend'"),
-        ("missing.py:attend", "there is no file missing.py"),
+        ("missing.py:attend", "file missing.py does not exist"),
         ("kernel.number", "not callable: it is a int, 7"),
         ("kernel.Bare", "the class has no __call__()"),
         ("kernel.Needs", "missing 1 required positional argument: 'heads'"),
@@ -297,7 +297,7 @@ def test_constructor_arguments_reach_the_constructor_and_nothing_else(write):
     (once,), (twice,) = resolve("kernel.Attend"), resolve("kernel.Attend", {"factor": 2.0})
     assert torch.equal(twice.run(asked).o, 2 * once.run(asked).o)
     for target in ("kernel.attend", "kernel.module", "sdpa", "sdpa-math"):
-        with pytest.raises(ResolveError, match="is no class"):
+        with pytest.raises(ResolveError, match="is not a class"):
             resolve(target, {"factor": 2.0})
     with pytest.raises(ResolveError, match=r"with other=1 raised TypeError.*unexpected keyword argument 'other'"):
         resolve("kernel.Attend", {"other": 1})
@@ -309,7 +309,7 @@ def test_an_option_that_is_fixed_is_no_longer_offered(write):
     assert "causal" not in adapter.offers
     assert "causal_alignment" not in adapter.dialect
     assert "no parameter for causal" in adapter.run(problem(causal=True)).unsupported
-    with pytest.raises(ResolveError, match="sets causal=True, which the suite varies by itself"):
+    with pytest.raises(ResolveError, match="sets causal=True, but the suite varies causal itself"):
         resolve("kernel.Attend", {"causal": True})
 
 
@@ -323,7 +323,7 @@ def test_a_declaration_with_an_unknown_word_is_refused():
     class Claims(Adapter):
         accuracy = "Z"
 
-    for kind, message in ((Offers, "offers names speed"), (Follows, "alignment=middle"), (Claims, "accuracy is 'Z'")):
+    for kind, message in ((Offers, "offers names unknown speed"), (Follows, "alignment=middle"), (Claims, "accuracy is 'Z'")):
         with pytest.raises(ResolveError, match=message):
             resolve(kind)
 
@@ -373,7 +373,7 @@ def test_an_offer_needs_a_parameter_to_say_it_with():
         def attend(self, q, k, v, *, causal=False):
             return textbook(q, k, v)
 
-    with pytest.raises(ResolveError, match=r"offers names scale, and Promises.attend\(\) has no parameter scale to say it with"):
+    with pytest.raises(ResolveError, match=r"offers names scale, but Promises.attend\(\) has no parameter scale for it"):
         resolve(Promises)
 
 

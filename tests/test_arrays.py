@@ -331,7 +331,7 @@ def test_a_case_is_read_from_its_token() -> None:
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        ("colour=red", r"no factor is called 'colour'; there are dtype, heads"),
+        ("colour=red", r"unknown factor 'colour'; choose from dtype, heads"),
         ("mask=diagonal", r"mask can't be 'diagonal'; it can be none, padding"),
         ("causal=yes", r"causal can't be 'yes'; it can be False, True"),
         ("i=many", "i can't be 'many'; it is a whole number"),

@@ -134,7 +134,7 @@ def run(*command: str, cwd: Path) -> Said:
 @pytest.mark.parametrize(
     ("impl", "message"),
     [
-        ("absent_module.attend", "no module 'absent_module' can be imported from here"),
+        ("absent_module.attend", "Python can't import a module 'absent_module' from here"),
         ("command_broken.attend", "importing command_broken raised OSError: no driver"),
         ("command_broken.py:attend", "importing command_broken.py raised OSError: no driver"),
         ("command_kernels.seven", "is not callable: it is a int, 7"),
@@ -159,14 +159,14 @@ def test_what_can_not_be_tested_is_said_once_and_ends_with_4(impl, message, here
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--clauses=SPEED", "--clauses SPEED: there is no such chapter or clause; chapters are ACCURACY"),
-        ("--clauses=CAUSAL-99", "--clauses CAUSAL-99: there is no such"),
-        ("--dialect=alignment=top_left", "there are canonical; causal_alignment=bottom_right|top_left"),
-        ("--dialect=causal_alignment=middle", "there are canonical; causal_alignment=bottom_right|top_left"),
-        ("--impl-dtypes=float8", "there are float64, float32, float16, bfloat16"),
-        ("--impl-device=abacus", "--impl-device abacus: this machine has cpu"),
-        ("--without=speed", "--without names speed; there are mha"),
-        ("--case=speed=3", "no factor is called 'speed'"),
+        ("--clauses=SPEED", "--clauses SPEED: unknown chapter or clause; chapters are ACCURACY"),
+        ("--clauses=CAUSAL-99", "--clauses CAUSAL-99: unknown chapter or clause"),
+        ("--dialect=alignment=top_left", "choose from canonical; causal_alignment=bottom_right|top_left"),
+        ("--dialect=causal_alignment=middle", "choose from canonical; causal_alignment=bottom_right|top_left"),
+        ("--impl-dtypes=float8", "choose from float64, float32, float16, bfloat16"),
+        ("--impl-device=abacus", "--impl-device abacus is not on this machine, which has cpu"),
+        ("--without=speed", "--without: unknown speed; choose from mha"),
+        ("--case=speed=3", "unknown factor 'speed'"),
         ("--case=mask=gas", "mask can't be 'gas'; it can be none"),
         ("--case=i=many", "i can't be 'many'"),
         ("--case=i=-2", "i can't be '-2'"),
@@ -175,9 +175,9 @@ def test_what_can_not_be_tested_is_said_once_and_ends_with_4(impl, message, here
         ("--accuracy=E", "invalid choice: 'E'"),
         ("--tier=whole", "invalid choice: 'whole'"),
         ("--attnspec-seed=x", "invalid int value: 'x'"),
-        ("--verdicts=absent/verdicts.jsonl", "there is no folder absent"),
+        ("--verdicts=absent/verdicts.jsonl", "folder absent does not exist"),
         ("--impl-kwargs=heads", "write heads=8,dim=64 or a JSON object"),
-        ("--impl-kwargs=heads=8", "command_kernels.attend is no class"),
+        ("--impl-kwargs=heads=8", "command_kernels.attend is not a class"),
     ],
 )
 def test_a_wrong_option_is_said_and_ends_with_4(option, message, here):
@@ -352,7 +352,7 @@ def test_nothing_judged_is_no_success(here):
     said = say("--impl=command_kernels.attend", *QUICK[::2], "--clauses=BIAS")
     said.no_fault_of_ours()
     assert said.exit == 5
-    assert "nothing was judged" in said.screen
+    assert "nothing was tested" in said.screen
 
 
 # OTHER WAYS TO RUN

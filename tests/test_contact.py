@@ -103,12 +103,12 @@ def test_the_adapter_has_the_parameters_of_the_function():
     text = str(raised.value)
     assert "module=..., query=q, key=k, value=v, attention_mask=mask, scaling=scale)" in text
     assert 'offers = {"mha", "backward", "key_padding", "mask", "scale"}' in text
-    assert "fill in what stands as ..." in text
+    assert "replace each ..." in text
 
     class Projecting(torch.nn.Module):
         def forward(self, x): ...
 
-    with pytest.raises(ResolveError, match="forward is then no attention of q, k, v"):
+    with pytest.raises(ResolveError, match="their forward does not take q, k, v"):
         resolve(Projecting)
 
 

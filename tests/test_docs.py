@@ -97,10 +97,10 @@ def test_the_options_of_the_readme_are_those_of_the_command() -> None:
     assert set(re.findall(r"`(--[\w-]+)", rows)) - {"--without"} == {name for name, _ in OPTIONS} - {"--impl", "--without"}
 
 
-def test_the_choices_of_the_readme_are_those_of_the_spec() -> None:
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+def test_the_choices_of_the_page_are_those_of_the_spec() -> None:
+    page = (DOCS / "dialect.md").read_text(encoding="utf-8")
     for name, choice in CHOICES.items():
-        row = re.search(rf"^\| `{name}` \| (.*?) \|", readme, re.MULTILINE)
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", page, re.MULTILINE)
         assert row is not None
         places = [row[1].index(f"`{value}`") for value in choice.values]
         assert places == sorted(places), f"the first value of {name} is the canonical one"

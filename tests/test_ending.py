@@ -129,7 +129,7 @@ def test_what_was_not_reached_does_not_conform(here):
     outcome = judge("kernel.py:right", *options)
     assert outcome.exit == 5  # nothing was judged at all
     assert "INCOMPLETE · MUST clauses: 0 of" in outcome.screen
-    assert "INCOMPLETE: 2 clauses not reached, for the time was up (--budget=1e-09): SHAPE-1, PURITY-4" in outcome.screen
+    assert "INCOMPLETE: 2 clauses not reached, because the time was up (--budget=1e-09): SHAPE-1, PURITY-4" in outcome.screen
     found = read(here / "v.jsonl")
     assert {key[0]: why for key, why in found.unreached.items()} == {"SHAPE-1": Why.TIME, "PURITY-4": Why.TIME}
 
@@ -162,7 +162,7 @@ def test_the_time_of_soak_is_its_normal_end(here, monkeypatch, tier):
     assert not result.ok
     assert result.exit == 1
     assert "PURITY-4" in result.incomplete[0]
-    with pytest.raises(AssertionError, match="not reached, for the time was up"):
+    with pytest.raises(AssertionError, match="not reached, because the time was up"):
         result.raise_for_failures()
     asked.clear()
     assert check("sdpa-math", clauses="SHAPE-1,CAUSAL-1,PURITY-4", dtypes="float32", search=False, allow_incomplete=True).ok

@@ -50,8 +50,8 @@ def test_a_caller_of_torch_is_red_by_default_and_each_issue_is_shown_once():
     assert result.broken == ("SCALE-3", "ERROR-5")
     assert [failure.inherited for failure in result.failures] == list(ORIGINS), str(result)
     for failure, origin in zip(result.failures, ORIGINS, strict=True):
-        assert f"inherited from {origin}: nothing else computes here, and sdpa-flash gives the same numbers" in failure.text
-        assert 'inherited="note" accepts that; it is shown once' in failure.text
+        assert f"inherited from {origin}: the call runs no other kernel, and sdpa-flash gives the same numbers" in failure.text
+        assert 'inherited="note" accepts it; it is printed once' in failure.text
     assert {cell["dtype"] for cell in result.verdicts if cell["counts"].get("FAIL")} == {"float32", "bfloat16"}
     assert not counted(result, Verdict.KNOWN_ISSUE)
 
@@ -64,7 +64,7 @@ def test_it_is_accepted_where_that_is_asked_for_and_never_held(kernel, tmp_path)
     assert not result.failures
     assert counted(result, Verdict.KNOWN_ISSUE).keys() == {"SCALE-3", "ERROR-5"}
     assert "MUST clauses: 0 of 73 hold, 0 broken, 2 inherited, " in str(result)
-    assert "known to be broken in what it calls (i): SCALE-3, ERROR-5" in str(result)
+    assert "known to be broken in the kernel that it calls (i): SCALE-3, ERROR-5" in str(result)
     assert [note.partition(", and accepted: ")[0] for note in result.notes] == [f"inherited from {origin}" for origin in ORIGINS]
     reasons = {cell["clause"]: cell["reason"] for cell in result.verdicts if cell["counts"].get("KNOWN_ISSUE")}
     assert list(reasons.values()) == [f"inherited from {origin}" for origin in ORIGINS]

@@ -101,7 +101,7 @@ def test_a_known_failure_is_no_failure_and_no_pass(tmp_path):
     wide = r"its region holds \d+ of 2267 problems that a test of CAUSAL-1 asks, 16\.0%: a wide region, more than 10%\n"
     assert re.search(wide, text)
     assert re.search(r"float32: hides (\d+) of \d+ problems asked, \d+\.\d%; \1 of them fail\n", text)
-    assert "pinned i=3,causal=True: fails, as is known" in text
+    assert "pinned i=3,causal=True: fails, as expected" in text
     assert "one too much https://tracker.example/7 · somebody, until 2999-01-01" in text
 
 
@@ -124,7 +124,7 @@ def test_a_region_that_is_too_narrow_does_not_excuse_what_lies_beside_it(tmp_pat
 def test_another_clause_is_not_excused(tmp_path):
     result = check(fails_at_equal_lengths, known_issues=write(tmp_path, clause='"CAUSAL-2"'), **QUICK)
     assert result.broken == ("CAUSAL-1",)
-    assert any("fails otherwise or, reduced, outside of the region: CAUSAL-1" in error for error in result.errors)
+    assert any("fails in another way, or outside of the region once reduced: CAUSAL-1" in error for error in result.errors)
 
 
 def test_what_a_test_says_of_its_own_problem_is_quoted(tmp_path):
@@ -137,7 +137,7 @@ def test_what_a_test_says_of_its_own_problem_is_quoted(tmp_path):
     path.write_text(path.read_text().replace("240 of 240 ", ""))
     result = check("sdpa-flash", known_issues=path, **options)
     assert result.broken == ("ERROR-5",)
-    assert "says something else than `found`" in result.errors[0]
+    assert "says something other than `found`" in result.errors[0]
 
 
 # WHAT IS OUT OF DATE
@@ -146,10 +146,10 @@ def test_what_a_test_says_of_its_own_problem_is_quoted(tmp_path):
 @pytest.mark.parametrize(
     ("kernel", "changes", "message"),
     [
-        (right, {}, "the pinned problem i=3,causal=True passes (XPASS). It is mended: delete the entry"),
+        (right, {}, "the pinned problem i=3,causal=True passes (XPASS). The issue is fixed: delete the entry"),
         (fails_at_equal_lengths, {"expiry": "2020-01-01"}, "known issue 1 (CAUSAL-1): it expired on 2020-01-01"),
-        (fails_at_equal_lengths, {"pinned": '["i=3,causal=True,mask=ij"]'}, "is not offered: mask can't be so here"),
-        (fails_at_equal_lengths, {"variant": '"flash"'}, "there is no variant 'flash'; there are only"),
+        (fails_at_equal_lengths, {"pinned": '["i=3,causal=True,mask=ij"]'}, "is not offered: it can't take this mask"),
+        (fails_at_equal_lengths, {"variant": '"flash"'}, "unknown variant 'flash'; choose from only"),
         (fails_at_equal_lengths, {"region": '"i >= 1"'}, "hide 2267 of 2267 problems that one of its tests asks, more than 50%"),
         # Two rows of the array, and all that CAUSAL-1 asks: every problem of its test has neither mask nor bias.
         (
@@ -160,7 +160,7 @@ def test_what_a_test_says_of_its_own_problem_is_quoted(tmp_path):
         (
             fails_at_equal_lengths,
             {"clause": '"SHAPE-5"', "pinned": '["causal=True"]', "region": '"causal and i == j == 1"'},
-            "shows nothing of SHAPE-5 (no case of this tier can show it); pin the problem that a failure prints",
+            "does not test SHAPE-5 (no case of this tier can show it); pin the problem that a failure prints",
         ),
     ],
 )
@@ -206,14 +206,14 @@ def test_what_a_run_leaves_out_is_said_and_no_error(tmp_path):
         right, known_issues=write(tmp_path, "right", device='"cuda"'), clauses="CAUSAL-1", dtypes="float32", device="cpu"
     )
     assert result.ok
-    assert "not asked: this run is not on cuda" in str(result)
+    assert "not tested: this run is not on cuda" in str(result)
     for options, reason in (
         ({"clauses": "SCALE-2"}, "--clauses leaves it out"),
         ({"dtypes": "bfloat16"}, "--impl-dtypes leaves it"),
     ):
         result = check(right, known_issues=write(tmp_path, "right"), **{**QUICK, **options})
         assert result.ok, result.errors
-        assert f"not asked, {reason}" in str(result)
+        assert f"not tested, {reason}" in str(result)
     assert path.exists()
 
 
@@ -223,24 +223,24 @@ def test_what_a_run_leaves_out_is_said_and_no_error(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reason": None}, "entry 1 (CAUSAL-1): it has no reason; write it"),
-        ({"reason": '"TODO"'}, "it has no reason"),
-        ({"owner": '" "'}, "it has no owner"),
-        ({"url": None}, 'it has no url; write it, for nobody else can (or url = "none known")'),
-        ({"expiry": None}, "it has no expiry; write a date, expiry = 2027-06-30"),
-        ({"expiry": '"2999-01-01"'}, "it has no expiry"),
-        ({"clause": '"CAUSAL-99"'}, "clause 'CAUSAL-99': there is no such clause"),
+        ({"reason": None}, "entry 1 (CAUSAL-1): reason is missing; write it"),
+        ({"reason": '"TODO"'}, "reason is missing"),
+        ({"owner": '" "'}, "owner is missing"),
+        ({"url": None}, 'url is missing; write it, because nobody else can (or url = "none known")'),
+        ({"expiry": None}, "expiry is missing; write a date, expiry = 2027-06-30"),
+        ({"expiry": '"2999-01-01"'}, "expiry is missing"),
+        ({"clause": '"CAUSAL-99"'}, "unknown clause 'CAUSAL-99'"),
         ({"clause": "7"}, "clause: write text in quotes"),
-        ({"region": None}, "it has no region"),
-        ({"region": '"causal and i >> j"'}, "region: this is no condition"),
+        ({"region": None}, "region is missing"),
+        ({"region": '"causal and i >> j"'}, "region: not a condition"),
         ({"region": '"causal and i > j"'}, "its pinned problem i=3,causal=True is not in its own region, causal and i > j"),
-        ({"pinned": None}, "it has no pinned problem"),
-        ({"pinned": '"speed=3"'}, "no factor is called 'speed'"),
-        ({"device": '"abacus"'}, "device 'abacus': torch knows none of that name"),
-        ({"since": '"today"'}, "there is no since; there are clause, region"),
-        ({"top": "colour = 3"}, "colour is not known there; write implementation and [[issue]]"),
-        ({"clause": '"CAUSAL-1'}, "this is no TOML"),
-        ({"name": "other"}, "is for other; this is right"),
+        ({"pinned": None}, "pinned is missing"),
+        ({"pinned": '"speed=3"'}, "unknown factor 'speed'"),
+        ({"device": '"abacus"'}, "unknown device 'abacus': torch has no device of that name"),
+        ({"since": '"today"'}, "unknown key since; choose from clause, region"),
+        ({"top": "colour = 3"}, "unknown key colour; write implementation and [[issue]]"),
+        ({"clause": '"CAUSAL-1'}, "not valid TOML"),
+        ({"name": "other"}, "is for other, but this run tests right"),
     ],
 )
 def test_a_file_that_says_too_little_is_refused(changes, message, tmp_path):
@@ -253,7 +253,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ResolveError, match="No such file"):
         check(right, known_issues=tmp_path / "none.toml")
     (tmp_path / "none.toml").write_text("")
-    with pytest.raises(ResolveError, match="say whose they are in its first line, implementation ="):
+    with pytest.raises(ResolveError, match="name the implementation in its first line, implementation ="):
         check(right, known_issues=tmp_path / "none.toml")
 
 
@@ -270,7 +270,7 @@ def test_a_draft_is_refused_until_it_is_written_and_then_holds(tmp_path, capsys)
     assert len(issue["pinned"]) == 1
     with pytest.raises(AssertionError, match="exit 4"):
         judge(kernel, *options, f"--known-issues={draft}")
-    assert "entry 1 (CAUSAL-1): it has no reason; write it" in capsys.readouterr().err
+    assert "entry 1 (CAUSAL-1): reason is missing; write it" in capsys.readouterr().err
     draft.write_text(draft.read_text().replace("TODO", "written"))
     outcome = judge(kernel, *options, f"--known-issues={draft}")
     assert outcome.exit == 0, outcome.screen
@@ -336,7 +336,7 @@ def test_what_is_asked_again_leaves_nothing_in_the_run(tmp_path):
     issues = read(write(tmp_path, clause='"CAUSAL-2"'), {adapter.name})
     run = Run("pytest", [subject], TIERS["smoke"], known=issues, draft=Draft(tmp_path / "draft.toml"), repros=False)
     pinned.ask_pinned(run)
-    assert any("fails otherwise" in error for error in issues.errors), issues.errors
+    assert any("fails in another way" in error for error in issues.errors), issues.errors
     assert not run.explained
     assert not run.draft.bad
     assert not run.record.failures

@@ -123,8 +123,8 @@ def test_the_page_says_what_broke_and_how_to_ask_again():
         (verdicts(), "conforms"),
         (verdicts(drop=("footer",)), "INCOMPLETE: this says nothing yet"),
         (verdicts(cell("SHAPE-1", "float32", {"FAIL": 1}), drop=("footer",)), "does not conform, and the run is INCOMPLETE"),
-        (verdicts(drop=tuple(CLAUSES)), "nothing was judged"),
-        (verdicts(drop=("SHAPE-1",)), "no broken clause in what was asked"),
+        (verdicts(drop=tuple(CLAUSES)), "nothing was tested"),
+        (verdicts(drop=("SHAPE-1",)), "no broken clause among those tested"),
         (verdicts(cell("MASK-5", "float32", {"FAIL": 1})), "conforms"),
         (verdicts(cell("SHAPE-1", "float32", {"PASS": 9, "KNOWN_ISSUE": 1})), "conforms, but for known issues"),
         (
@@ -219,7 +219,7 @@ def test_what_a_page_needs_is_said_before_the_run(monkeypatch, capsys, tmp_path)
     assert not (tmp_path / "v.html").exists()
 
 
-@pytest.mark.parametrize(("target", "message"), [("v.txt", "ends in .html"), ("absent/v.html", "there is no folder absent")])
+@pytest.mark.parametrize(("target", "message"), [("v.txt", "ends in .html"), ("absent/v.html", "folder absent does not exist")])
 def test_where_a_page_can_not_go(target, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VerdictError, match=message):

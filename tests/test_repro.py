@@ -130,7 +130,7 @@ def test_what_is_kept_of_an_unknown_call_has_none() -> None:
     (adapter,) = resolve("honest.tiled")
     subject, case = meet(adapter, "cpu", {}, None, None), Case()
     problem = subject.problem(case)
-    kept = Finding("value", "o", "a fresh instance answers this rightly: it remembers earlier calls", (0, 0, 0, 0))
+    kept = Finding("value", "o", "a new instance gives the right answer: this one remembers earlier calls", (0, 0, 0, 0))
     assert script(subject, Explained("PURITY-5", case, kept, problem, subject.solve(problem)), None) is None
 
 

@@ -80,7 +80,7 @@ def test_whoever_refuses_what_one_feature_needs_fails_that_clause():
     outcome = asked(NoLongMasks, "--clauses=MASK-2", "--case=i=3,j=17,mask=padding")
     assert outcome.exit == 1
     assert "MASK-2" in outcome.broken()
-    assert "raised Unsupported: no long masks; it needs key_padding alone, which is offered: take it from" in outcome.screen
+    assert "raised Unsupported: no long masks; it needs only key_padding, which is in `offers`: remove it" in outcome.screen
 
     class NoLongRows(Adapter):
         def attend(self, q, k, v):
@@ -113,7 +113,7 @@ def test_one_feature_is_a_promise_and_two_are_not(options, excuse):
 def test_what_is_always_causal_is_plain():
     asks = problem(causal=True, mask=padding())
     assert not undeclared(OneArgument.offers, (), asks)
-    assert "it needs key_padding alone" in undeclared(OneArgument.offers, {"always_causal"}, asks)
+    assert "it needs only key_padding" in undeclared(OneArgument.offers, {"always_causal"}, asks)
 
 
 def test_unsupported_in_backward_is_unsupported():
@@ -132,7 +132,7 @@ def test_unsupported_in_backward_is_unsupported():
 
     adapter, asks = resolve(Forward)[0], {"wrt": ("q",), "do": torch.ones(2, 3, 4, 8)}
     assert adapter.run(problem(causal=True, scale=0.5, **asks)).unsupported == "no gradients of two options"
-    assert "Unsupported: no gradients of two options; it needs causal alone" in adapter.run(problem(causal=True, **asks)).refusal
+    assert "Unsupported: no gradients of two options; it needs only causal" in adapter.run(problem(causal=True, **asks)).refusal
 
 
 def test_the_mark_of_a_cell_has_the_share():
@@ -156,7 +156,7 @@ def test_a_restriction_that_does_not_exist_is_refused():
     class Odd(OneArgument):
         restrictions = ("sundays",)
 
-    with pytest.raises(ResolveError, match=r"Odd.restrictions names sundays; there are always_causal, equal_lengths"):
+    with pytest.raises(ResolveError, match=r"Odd.restrictions names unknown sundays; choose from always_causal, equal_lengths"):
         resolve(Odd)
     assert set(RESTRICTIONS) >= {"always_causal", "one_tensor", "backward_method"}
 
@@ -208,7 +208,7 @@ def test_what_an_adapter_refuses_together_is_found_and_other_problems_are_asked_
     for clause in ("MASK-2", "BIAS-1"):
         assert counted(outcome, clause)["PASS"] > 12, clause
     assert standing(counted(outcome, "CAUSAL-6")) == "unsupported"
-    assert "restricted, mask_or_bias: a mask or a bias, not both (found: all of the first questions raised" in outcome.screen
+    assert "restricted, mask_or_bias: a mask or a bias, not both (found: each of the first calls raised" in outcome.screen
     assert "restricted: bias_or_causal, mask_or_bias, mask_or_causal" in outcome.record.reasons.values()
 
 

@@ -81,7 +81,7 @@ def test_a_shard_is_one_of_several(text):
 
 def test_more_shards_than_clauses_are_refused(capsys):
     assert judge(KERNEL, "--clauses=CAUSAL-1", "--impl-dtypes=float32", "--shard=2/2").exit == 4
-    assert "--shard 2/2: there are fewer clauses than shards, and this one has none; use fewer" in capsys.readouterr().err
+    assert "--shard 2/2: it has no clause, because there are more shards than clauses; use fewer" in capsys.readouterr().err
 
 
 def test_what_is_not_all_of_one_run_is_not_merged(shards, tmp_path):
@@ -98,13 +98,13 @@ def test_what_is_not_all_of_one_run_is_not_merged(shards, tmp_path):
     torn = tmp_path / "torn.jsonl"
     torn.write_text(three.read_text()[:-20])
     for paths, message in (
-        ([one, three], "shard 2/3 is missing: what it asked was not asked"),
+        ([one, three], "shard 2/3 is missing: its tests are not in the other files"),
         ([one, one, two], "shard 1/3 is there already"),
         ([one, two, whole], "this is the verdict file of a whole run, not of a shard"),
         ([one, two, cut], "it has no footer, so its run did not end"),
         ([one, two, torn], "it has no footer, so its run did not end"),
-        ([one, two, tmp_path / "absent.jsonl"], "this is no verdict file"),
-        ([one, two, HERE / "judging.py"], "this is no verdict file"),
+        ([one, two, tmp_path / "absent.jsonl"], "not a verdict file"),
+        ([one, two, HERE / "judging.py"], "not a verdict file"),
         ([], "there is no verdict file to merge"),
         ([one, changed(two, seed=5), three], "are of different runs: seed differ"),
         ([one, two, changed(three, shard="3/4")], "it is shard 3/4, and"),

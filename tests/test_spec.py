@@ -30,7 +30,7 @@ from attnspec.spec import (
     twin,
 )
 from attnspec.spec.index import LEVELS as MUST_SHOULD_MAY
-from attnspec.spec.index import _implementations, parse
+from attnspec.spec.index import Clause, _implementations, parse
 
 CLAUSE = """# TASTE
 
@@ -135,7 +135,7 @@ def test_an_id_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "clauses").mkdir()
     for name in ("01-taste.md", "02-taste.md"):
         (tmp_path / "clauses" / name).write_text(CLAUSE, encoding="utf-8")
-    with pytest.raises(SpecError, match=r"02-taste.md: TASTE-1 stands already in 01-taste.md; ids are unique"):
+    with pytest.raises(SpecError, match=r"02-taste.md: TASTE-1 is already in 01-taste.md; ids are unique"):
         module.index.__wrapped__()
 
 
@@ -143,7 +143,7 @@ def test_an_id_stands_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_code_can_only_claim_clauses_that_exist() -> None:
-    with pytest.raises(SpecError, match=r"function implements MASK-999, which no chapter holds"):
+    with pytest.raises(SpecError, match=r"function implements MASK-999, which is not in the spec"):
 
         @implements("MASK-999")
         def function() -> None: ...
@@ -173,9 +173,9 @@ def test_the_audit_reports_each_kind_of_problem(monkeypatch: pytest.MonkeyPatch)
     of_paths = {**index(), "MODE-3": replace(index()["MODE-3"], feature="paths")}
     monkeypatch.setattr(audit, "index", lambda: of_paths)
     unknown, unoffered, untested, unclaimed = audit.audit(complete=True)
-    assert unknown == "test_a, test_b names MASK-999, which no chapter holds"
+    assert unknown == "test_a, test_b names MASK-999, which is not in the spec"
     assert untested == "SCALE-1 has no test"
-    assert unclaimed == "SCALE-2 is a MUST, says what a value is, and no reference function claims it"
+    assert unclaimed == "SCALE-2 is a MUST of kind value, and no reference function claims it"
     assert unoffered.startswith("MODE-3 is bound to feature paths, which an adapter can't offer; choose from mha, mqa, ")
     assert audit.audit(complete=False) == [unknown, unoffered, unclaimed]
 
@@ -193,7 +193,7 @@ def test_a_dialect_knows_its_choices() -> None:
             Dialect(**{key: "sideways"})
         with pytest.raises(ValueError, match=f"{key} is 'sideways'"):
             CANONICAL.with_choice(key, "sideways")
-    with pytest.raises(ValueError, match=r"no choice is called 'colour'; there are causal_alignment, empty_row"):
+    with pytest.raises(ValueError, match=r"unknown choice 'colour'; choose from causal_alignment, empty_row"):
         CANONICAL.with_choice("colour", "red")
 
 
@@ -313,13 +313,40 @@ def test_no_clause_changed_without_its_version() -> None:
 
 def test_the_lock_sees_what_changes_goes_and_comes_back() -> None:
     [clause] = parse(CLAUSE, "taste.md")
-    locked = {"TASTE-1": (clause.since, lock.digest(clause))}
+    locked = {"TASTE-1": lock.Entry(clause.since, lock.digest(clause))}
     assert lock.changed(locked, {"TASTE-1": clause}) == lock.behind(locked, {"TASTE-1": clause}) == []
     for other in (replace(clause, sentence="It smells."), replace(clause, formula="x = 1"), replace(clause, level="MAY")):
-        assert "TASTE-1 says something else" in lock.changed(locked, {"TASTE-1": other})[0]
+        assert "TASTE-1 does not read as in version 0.1" in lock.changed(locked, {"TASTE-1": other})[0]
         assert lock.changed(locked, {"TASTE-1": replace(other, since="9.9")}) == []
         assert lock.behind(locked, {"TASTE-1": replace(other, since="9.9")}) == ["TASTE-1"]
     assert lock.changed(locked, {"TASTE-1": replace(clause, why="because", title="Other")}) == []
     assert "TASTE-1 is gone" in lock.changed(locked, {})[0]
-    assert lock.changed({"TASTE-1": ("0.1", lock.WITHDRAWN)}, {}) == []
-    assert "TASTE-1 was withdrawn" in lock.changed({"TASTE-1": ("0.1", lock.WITHDRAWN)}, {"TASTE-1": clause})[0]
+    assert lock.changed({"TASTE-1": lock.Entry("0.1", lock.WITHDRAWN)}, {}) == []
+    assert "TASTE-1 was withdrawn" in lock.changed({"TASTE-1": lock.Entry("0.1", lock.WITHDRAWN)}, {"TASTE-1": clause})[0]
+
+
+def test_a_sentence_can_be_reworded_and_demand_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its version stays, and the lock keeps the hash of the wording that the version was made with."""
+    [clause] = parse(CLAUSE, "taste.md")
+    other, later = replace(clause, sentence="What is good is the taste."), replace(clause, since="9.9", sentence="It smells.")
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "clauses.lock")
+    lock.LOCK.write_text(f"TASTE-1 0.1 {lock.digest(clause)}\n", encoding="utf-8")
+
+    def run(text: Clause, *arguments: str) -> int:
+        monkeypatch.setattr(lock, "index", lambda: {"TASTE-1": text})
+        return lock.main(arguments)
+
+    assert run(other) == 1
+    assert "--reworded TASTE-1" in capsys.readouterr().err
+    assert run(other, "--reworded", "TASTE-1") == 0
+    locked = lock.read(lock.LOCK.read_text(encoding="utf-8"))
+    assert locked == {"TASTE-1": lock.Entry("0.1", lock.digest(other), (lock.digest(clause),))}
+    assert lock.changed(locked, {"TASTE-1": other}) == lock.behind(locked, {"TASTE-1": other}) == []
+    assert "TASTE-1 does not read as in version 0.1" in lock.changed(locked, {"TASTE-1": clause})[0]
+    for text, id_ in ((other, "TASTE-1"), (later, "TASTE-1"), (other, "TASTE-2")):
+        with pytest.raises(SystemExit):
+            run(text, "--reworded", id_)
+    assert run(later) == 0
+    assert lock.read(lock.LOCK.read_text(encoding="utf-8")) == {"TASTE-1": lock.Entry("9.9", lock.digest(later))}

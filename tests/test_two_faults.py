@@ -85,7 +85,7 @@ def test_what_fails_by_another_clause_is_counted_there_and_not_passed() -> None:
     assert outcome.record.counts[cell]["NOT_RUN"] == sum(outcome.record.by[cell].values())
     line = next(line for line in outcome.record.lines.kept if line.get("clause") == "ACCURACY-1" and line["kind"] == "cell")
     assert line["fails_by"] == dict(outcome.record.by[cell])
-    assert line["reason"].startswith("fails by ")
+    assert line["reason"].startswith("its problems already fail ")
 
 
 def test_what_time_leaves_unexplained_is_said_to_be() -> None:

@@ -203,7 +203,7 @@ def test_a_failure_of_the_suite_itself_makes_a_run_incomplete(here, schema, monk
     monkeypatch.setattr("attnspec.conformance.testing.engine.Asking._comparison", fails)
     judge("kernels.py:attend", *OPTIONS, "--clauses=SHAPE-1", "--verdicts=v.jsonl", "--verdict-report=v.html")
     assert "HARNESS_ERROR" in json.dumps(valid(here / "v.jsonl", schema))
-    assert read(here / "v.jsonl").incomplete == ["attnspec itself failed in 1 test, which asked no further"]
+    assert read(here / "v.jsonl").incomplete == ["attnspec itself failed in 1 test, which then stopped"]
     assert "INCOMPLETE" in (here / "v.html").read_text(encoding="utf-8")
 
 
@@ -224,7 +224,7 @@ def test_a_worker_that_dies_leaves_an_incomplete_file(here, schema):
     done = apart(*options, cwd=here, ENDS="kill at nothing")
     assert done.returncode == 1
     found = valid(here / "v.jsonl", schema)
-    assert "died in the middle of a test" in found[-1]["reason"]
+    assert "died during a test" in found[-1]["reason"]
     assert any(line["kind"] == "cell" for line in found), "what its earlier tests saw is there"
 
 
@@ -255,18 +255,18 @@ def changed(**changes: object) -> str:
     [
         ("", "is empty: the run did not begin"),
         ('{"kind": "he', "is empty: the run did not begin"),
-        ("nothing\nof it\n", "line 1: this is no JSON"),
+        ("nothing\nof it\n", "line 1: not valid JSON"),
         ('{"kind": "cell"}\n', "does not begin with a header"),
         ('{"kind": "header", "suite": "0.1"}\n', "is of format 0, and this attnspec reads format 1"),
-        (json.dumps(lines()[0]) + '\n{"kind": "verdict"}\n', "line 2: kind 'verdict'; there are header, cell"),
+        (json.dumps(lines()[0]) + '\n{"kind": "verdict"}\n', "line 2: unknown kind 'verdict'; choose from header, cell"),
         ("".join(json.dumps(line) + "\n" for line in [*lines(), *lines()]), "a line after the end"),
         (changed(problems={"PASS": -1}), "line 4: PASS is '-1'; expected a number of problems, 0 or more"),
         (changed(problems={"PASS": True}), "line 4: PASS is 'True'; expected a number of problems"),
-        (changed(problems={"PASSED": 20}), "line 4: there is no verdict 'PASSED'; there are CRASH, FAIL"),
+        (changed(problems={"PASSED": 20}), "line 4: unknown verdict 'PASSED'; choose from CRASH, FAIL"),
         (changed(problems=20), "line 4: problems is '20'; expected counts by verdict"),
         (changed(fails_by=["MASK-2"]), "line 4: fails_by is \"['MASK-2']\"; expected counts by clause"),
         (changed(unclear=0.5), "line 4: unclear is '0.5'; expected a number"),
-        (changed(dtype=None), "line 4: dtype of the cell is no text"),
+        (changed(dtype=None), "line 4: dtype of the cell is not text"),
         (changed(problems={"PASS": 19}), "its footer counts 160 PASS, and its lines 159"),
     ],
 )

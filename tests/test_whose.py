@@ -141,7 +141,7 @@ def test_a_call_that_a_time_limit_ended_did_not_return() -> None:
     (failure,) = result.failures
     assert failure.names == {"no return": 0.0}, "and not that of the clause, inputs that were changed"
     assert (failure.clause, failure.data["what"], failure.data["repro"]) == ("PURITY-1", "timeout", None)
-    assert "the call did not return in 2 s" in failure.text
+    assert "the call had not returned after 2 s" in failure.text
     assert "q (1, 4, 17, 1)" in failure.text
     assert sum(cell["counts"].get("TIMEOUT", 0) for cell in result.verdicts) == 1
     assert result.exit == 1
@@ -162,7 +162,7 @@ def test_a_time_limit_is_no_fault_of_a_kernel_that_returns() -> None:
     assert not result.failures
     assert result.exit == 1
     assert re.fullmatch(
-        r"a time limit ended test_\w+\[float32\] after [\d.]+ s, before all of its problems were asked", result.incomplete[0]
+        r"a time limit ended test_\w+\[float32\] after [\d.]+ s, before all of its problems were tested", result.incomplete[0]
     )
 
 

@@ -49,8 +49,8 @@ class AttendAdapter(Adapter):
             if self.kwargs.get(parameter):
                 value, alone = self.kwargs[parameter], "None" if field == "scale" else "0"
                 raise ResolveError(
-                    f"--impl-kwargs sets {parameter}={value!r}, which the suite varies by itself; leave it "
-                    f"out, or have it left alone with {parameter}={alone}"
+                    f"--impl-kwargs sets {parameter}={value!r}, but the suite varies {parameter} itself; omit it, "
+                    f"or pass {parameter}={alone} to keep the default"
                 )
         if flash is not None:
             self.variant = f"{self.constructor.fields['flash']}={flash}"

@@ -57,7 +57,7 @@ class Signature:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
             elif p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
-                raise UnknownSignature(f"its parameter {p.name} is positional-only, and conventions go by name")
+                raise UnknownSignature(f"its parameter {p.name} is positional-only, but conventions pass arguments by name")
             elif p.name in FIELD_OF and FIELD_OF[p.name] not in fields and p.kind is not p.POSITIONAL_ONLY:
                 fields[FIELD_OF[p.name]] = p.name
                 if FIELD_OF[p.name] in OFF and isinstance(p.default, bool | int | float) and p.default:

@@ -92,8 +92,8 @@ class PinnedSDPA(FunctionAdapter):
         if seen.refusal is None and seen.operators and (not own or (self.name == "sdpa-math" and seen.fused)):
             raise ResolveError(
                 f"--impl={self.name} did not run its own backend: a plain {str(problem.dtype)[6:]} call on {problem.q.device} ran "
-                f"{seen or 'none that is known'}, expected {OPERATORS[self.name]}; nothing was tested. "
-                "--impl=sdpa tests whichever backend torch takes"
+                f"{seen or 'an unknown one'}, expected {OPERATORS[self.name]}; nothing was tested. "
+                "--impl=sdpa tests whichever backend torch chooses"
             )
         return seen
 
@@ -101,7 +101,7 @@ class PinnedSDPA(FunctionAdapter):
 def pinned(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     """The shipped adapters `sdpa`, `sdpa-math`, `sdpa-flash`, `sdpa-efficient` and `sdpa-cudnn`."""
     if kwargs:
-        raise ResolveError(f"--impl-kwargs are constructor arguments, and {name} is no class")
+        raise ResolveError(f"--impl-kwargs are constructor arguments, but {name} is not a class")
     if name == "sdpa":
         adapter: Adapter = FunctionAdapter(F.scaled_dot_product_attention, name, (SOURCE,))
         adapter.version = f"torch {torch.__version__}"

@@ -52,4 +52,4 @@ def test_errors_have_no_preferred_sign(subject: Subject, case: Case) -> None:
         meter.add(answer, exact, class_)
     for key, message in meter.biased().items():
         shown = subject.problem(generic(subject, case.dtype, meter.clearest(key)))
-        raise Broken(Finding("biased", key[0], f"{message}; of them this one leans furthest"), shown)
+        raise Broken(Finding("biased", key[0], f"{message}; the problem shown here leans furthest"), shown)

@@ -56,7 +56,7 @@ def test_what_is_not_offered_is_refused_or_right(subject: Subject, case: Case) -
             refused.append(f"{feature}: {answer.refusal[:90]}")
             continue
         must_be_right(
-            subject, problem, f"{FEATURES[feature]} is not promised, was asked for, was answered, and the answer is wrong", ("o",)
+            subject, problem, f"{FEATURES[feature]} is not offered, but the call gave an answer, and the answer is wrong", ("o",)
         )
         right.append(feature)
     if refused and not right:
@@ -72,7 +72,7 @@ def test_mask_and_is_causal_both_handed_over(subject: Subject, case: Case) -> No
         raise NotApplicable
     within = Within(partial(unmerged, adapter))
     try:
-        must_be_right(subject, subject.problem(case), "attn_mask and is_causal=True, both handed over", ("o",), within=within)
+        must_be_right(subject, subject.problem(case), "with both attn_mask and is_causal=True", ("o",), within=within)
     except Broken as broken:
         if broken.finding.kind == "raised":
             raise NotOffered(broken.finding.message) from None
@@ -119,7 +119,7 @@ def test_sizes_that_do_not_fit_are_refused(subject: Subject, case: Case) -> None
         if not isinstance(unchecked(subject, surrounded(problem, 1.0, False)), Refused):
             answered[what] = problem
     if answered:
-        what = f"answered, where an exception was expected: {'; '.join(answered)}"
+        what = f"it returned an answer where it should raise an exception: {'; '.join(answered)}"
         raise Broken(Finding("relation", "call", what), next(iter(answered.values())))
 
 
@@ -187,7 +187,7 @@ def test_a_rate_that_is_no_probability_is_refused(subject: Subject, case: Case) 
     for rate in (-0.1, 1.5):
         bad = misfit(plain, training=True, dropout=rate)
         if not isinstance(unchecked(subject, bad), Refused):
-            raise Broken(Finding("relation", "call", f"a dropout rate of {rate} was accepted"), bad)
+            raise Broken(Finding("relation", "call", f"it accepted a dropout rate of {rate}"), bad)
 
 
 def in_other_memory(problem: Problem) -> tuple[Problem, list[tuple[str, Problem]]]:

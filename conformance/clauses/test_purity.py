@@ -74,11 +74,11 @@ def test_asked_twice_answered_twice(subject: Subject, case: Case) -> None:
     """The second answer is as right as the first; the same bits where the implementation claims to be deterministic."""
     problem = subject.problem(case)
     first = must_answer(subject, problem)
-    second = must_be_right(subject, problem, "asked a second time", earlier=(problem,))
+    second = must_be_right(subject, problem, "in a second call", earlier=(problem,))
     if subject.adapter.deterministic:
-        must_keep_bits(subject, problem, first.o, second.o, "o", "asked a second time")
+        must_keep_bits(subject, problem, first.o, second.o, "o", "in a second call")
         for name, gradient in first.gradients.items():
-            must_keep_bits(subject, problem, gradient, second.gradients[name], name, "asked a second time")
+            must_keep_bits(subject, problem, gradient, second.gradients[name], name, "in a second call")
 
 
 @clause("PURITY-5")

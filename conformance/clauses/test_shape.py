@@ -78,7 +78,7 @@ def test_widths(subject: Subject, case: Case) -> None:
 def test_a_width_of_zero_makes_all_scores_zero(subject: Subject, case: Case) -> None:
     """With a scale, since the default has none to offer: means of the values, of the visible ones under a mask or causal."""
     if subject.adapter.widths is not None and 0 not in subject.adapter.widths:
-        raise NotOffered("width 0 is none of its widths")
+        raise NotOffered("width 0 is not one of its widths")
     plain = subject.problem(fit(Case(dtype=case.dtype, heads=case.heads, b=2, i=3, j=5, d=8, wrt="v"), subject.adapter))
     empty = plain.replace(q=plain.q[..., :0].clone(), k=plain.k[..., :0].clone(), scale=0.5)
     refusal = subject.run(empty).refusal

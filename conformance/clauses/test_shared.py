@@ -62,7 +62,7 @@ def test_other_queries_do_not_change_a_head(subject: Subject, case: Case) -> Non
         may_answer(subject, problem).o,
         exact,
         "o",
-        "the first head, when others ask something else",
+        "the first head, when the queries of the others change",
         other,
         (slice(None), slice(0, 1)),
     )

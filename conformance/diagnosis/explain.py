@@ -418,7 +418,7 @@ class Explainer:
                 break
         if not found:  # not repeatable: keep what was seen the first time, where it was seen
             problem = self.subject.problem(seen)
-            finding = replace(finding, message=finding.message or "seen once, and not again on the same problem: the answer varies")
+            finding = replace(finding, message=finding.message or "the answer varies: a second call on this problem did not fail")
             return Explained("PURITY-4", seen, finding, problem, self.subject.solve(problem, certain=True))
         finding = with_class(found[0], answer, exact)
         if finding.output == "o" and not finding.message and isinstance(answer.o, torch.Tensor):
@@ -428,7 +428,7 @@ class Explainer:
         kept = earlier(self.subject, case) if not finding.of_gradient and finding.kind not in ("raised", "changed") else None
         before, fresh = () if kept is None else (self.subject.problem(kept[0]),), self.subject.adapter.fresh()
         if fresh is not None and not judge(replace(self.subject, adapter=fresh).run(problem), exact, class_).findings:
-            finding = replace(finding, message="a fresh instance answers this rightly: it remembers earlier calls")
+            finding = replace(finding, message="a new instance gives the right answer: this one remembers earlier calls")
             return Explained("PURITY-5", case, finding, problem, exact, earlier=before)
         if kept is not None:
             return Explained("PURITY-5", case, replace(finding, message=KEPT.format(kept[1])), problem, exact, earlier=before)

@@ -22,11 +22,11 @@ BY_CLAUSE = {
     "PURITY-2": "memory shared",
     "PURITY-3": "global state changed",
     "PURITY-4": "answer varies",
-    "PURITY-5": "earlier call remembered",
-    "PURITY-6": "test framework looked for",
-    "ERROR-2": "misfits answered",
-    "ERROR-4": "rate accepted",
-    "ERROR-5": "foreign memory read",
+    "PURITY-5": "remembered an earlier call",
+    "PURITY-6": "detected the test framework",
+    "ERROR-2": "answered sizes that do not fit",
+    "ERROR-4": "accepted a bad rate",
+    "ERROR-5": "read foreign memory",
 }
 PLAIN = {"output_nan", "output_zero"}  # mistakes that are no more than what was found
 
@@ -63,7 +63,7 @@ def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
     """
     finding, diagnosis = explained.finding, explained.diagnosis
     if finding.hint:
-        return f"{finding.hint} is followed", diagnosis.cost if diagnosis is not None else {f"choice {finding.hint}": 0.0}
+        return f"follows {finding.hint}", diagnosis.cost if diagnosis is not None else {f"choice {finding.hint}": 0.0}
     if diagnosis is not None and diagnosis.best:
         plain = PLAIN.issuperset(diagnosis.best) and "the whole output" in finding.message
         return "" if plain else sentence(diagnosis), diagnosis.cost  # the finding itself says so

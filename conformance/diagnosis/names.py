@@ -72,4 +72,4 @@ def sentence(diagnosis: Diagnosis) -> str:
         return ""
     what = says[0] if len(says) == 1 else f"either {says[0]}, or {says[1]}"
     where = f" ({diagnosis.only} only)" if diagnosis.only else ""
-    return f"{what}{where}; that gives exactly this, on {diagnosis.asked} problem{'s' * (diagnosis.asked != 1)}"
+    return f"{what}{where}; this reproduces the wrong answer on {diagnosis.asked} problem{'s' * (diagnosis.asked != 1)}"

@@ -19,8 +19,8 @@ from attnspec.spec.words import OUTPUTS
 if TYPE_CHECKING:
     from attnspec.conformance.subject.subject import Subject
 
-BY_ADDRESS = "wrong where an earlier call's memory is in use again, and right elsewhere: something is kept by its address"
-KEPT = "right where its shapes are new, wrong after a call in them {}: something of that call is kept"
+BY_ADDRESS = "wrong only where a tensor reuses the memory of an earlier call: the kernel keeps something by its address"
+KEPT = "right in the first call with these shapes, wrong after a call {}: the kernel keeps something of that call"
 PLAIN: dict[str, Any] = {"mask": "none", "bias": "none", "causal": False, "scale": None}
 
 

@@ -80,7 +80,7 @@ class Draft:
         for x in self.bad:
             if decides(x.clause):
                 faults[x.clause, x.key, x.found, x.variant, x.device].append(x)
-        text = [f"# A draft, from {_on_a_line(command)}. It is refused until each TODO is written.", ""]
+        text = [f"# A draft, from {_on_a_line(command)}. attnspec refuses it until you replace each TODO.", ""]
         text += [f"implementation = {_quoted(implementation)}", ""]
         for (clause, _, found, variant, device), failures in faults.items():
             lines = ["[[issue]]", f'clause = "{clause}"  # {index()[clause].title}']
@@ -99,7 +99,7 @@ class Draft:
             expiry = datetime.date.today() + VALID
             text += [*lines, 'reason = "TODO"', 'url = "TODO"', 'owner = "TODO"', f"expiry = {expiry}", ""]
         if not faults:
-            text.append("# Nothing failed that decides the exit code.")
+            text.append("# No failure of this run decides the exit code.")
         self.path.write_text("\n".join(text), encoding="utf-8")
 
     def _region(self, failures: list[Failed]) -> list[str]:
@@ -181,7 +181,7 @@ def new_file(name: str) -> Path:
     """A path that nothing stands at yet. Raises ResolveError."""
     path = Path(name).absolute()
     if path.exists():
-        raise ResolveError(f"--write-known-issues {name}: it exists, and somebody may have written it; name a new file")
+        raise ResolveError(f"--write-known-issues {name}: the file exists, and may be somebody's work; name a new file")
     if not path.absolute().parent.is_dir():
-        raise ResolveError(f"--write-known-issues {name}: there is no folder {path.parent}")
+        raise ResolveError(f"--write-known-issues {name}: folder {path.parent} does not exist")
     return path

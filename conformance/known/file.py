@@ -25,18 +25,16 @@ def read(path: Path, names: set[str]) -> KnownIssues:
     except OSError as error:
         raise ResolveError(f"--known-issues {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ResolveError(f"--known-issues {path}: this is no TOML: {error}") from None
+        raise ResolveError(f"--known-issues {path}: not valid TOML: {error}") from None
     whose = data.pop("implementation", None)
     whose = [whose] if isinstance(whose, str) else whose
     entries = data.pop("issue", [])
     if not isinstance(whose, list) or not whose or not all(isinstance(x, str) for x in whose):
-        raise ResolveError(f'--known-issues {path}: say whose they are in its first line, implementation = "{min(names)}"')
+        raise ResolveError(f'--known-issues {path}: name the implementation in its first line, implementation = "{min(names)}"')
     if data or not isinstance(entries, list):
-        raise ResolveError(
-            f"--known-issues {path}: {', '.join(data) or 'issue'} is not known there; write implementation and [[issue]]"
-        )
+        raise ResolveError(f"--known-issues {path}: unknown key {', '.join(data) or 'issue'}; write implementation and [[issue]]")
     if not any(_same(x, name) for x in whose for name in names):
-        raise OtherImplementation(f"--known-issues {path} is for {', '.join(whose)}; this is {', '.join(sorted(names))}")
+        raise OtherImplementation(f"--known-issues {path} is for {', '.join(whose)}, but this run tests {', '.join(sorted(names))}")
     issues = []
     for number, entry in enumerate(entries, 1):
         try:
@@ -63,7 +61,7 @@ def _issue(number: int, entry: Any) -> Issue:
         raise ValueError("write each issue as a table, [[issue]]")
     strange = [key for key in entry if key not in KEYS]
     if strange:
-        raise ValueError(f"there is no {', '.join(strange)}; there are {', '.join(KEYS)}")
+        raise ValueError(f"unknown key {', '.join(strange)}; choose from {', '.join(KEYS)}")
     pins = entry.get("pinned")
     pins = [pins] if isinstance(pins, str) else pins
     texts = {name: entry.get(name, "") for name in ("clause", *TEXTS, "found", "device", "variant", "backend")}
@@ -71,19 +69,19 @@ def _issue(number: int, entry: Any) -> Issue:
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: write text in quotes")
     if texts["clause"] not in index():
-        raise ValueError(f"clause {texts['clause']!r}: there is no such clause")
+        raise ValueError(f"unknown clause {texts['clause']!r}")
     for name in TEXTS:
         if not texts[name].strip() or "TODO" in texts[name]:
             or_none = ' (or url = "none known")' if name == "url" else ""
-            raise ValueError(f"it has no {name}; write it, for nobody else can{or_none}")
+            raise ValueError(f"{name} is missing; write it, because nobody else can{or_none}")
     expiry = entry.get("expiry")
     if not isinstance(expiry, datetime.date) or isinstance(expiry, datetime.datetime):
-        raise ValueError("it has no expiry; write a date, expiry = 2027-06-30")
+        raise ValueError("expiry is missing; write a date, expiry = 2027-06-30")
     if not isinstance(pins, list) or not pins or not all(isinstance(x, str) for x in pins):
-        raise ValueError('it has no pinned problem; write what a failure prints after --case, pinned = "i=2,j=5,causal=True"')
+        raise ValueError('pinned is missing; copy what a failure prints after --case, pinned = "i=2,j=5,causal=True"')
     pinned = tuple(Case.parse(token) for token in pins)
     if not entry.get("region") and not texts["found"]:
-        raise ValueError('it has no region; write for which problems it speaks, region = "causal and i > j"')
+        raise ValueError('region is missing; write which problems it covers, region = "causal and i > j"')
     try:
         region = Region.parse(entry["region"]) if entry.get("region") else None
     except RegionError as error:
@@ -95,7 +93,7 @@ def _issue(number: int, entry: Any) -> Issue:
         try:
             torch.device(texts["device"])
         except RuntimeError:
-            raise ValueError(f"device {texts['device']!r}: torch knows none of that name") from None
+            raise ValueError(f"unknown device {texts['device']!r}: torch has no device of that name") from None
     versions = entry.get("torch", [])
     if not isinstance(versions, list) or not all(isinstance(x, str) for x in versions):
         raise ValueError('torch: write the versions in which it was seen, torch = ["2.13"]')

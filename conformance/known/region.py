@@ -82,7 +82,7 @@ class Region:
             tree = ast.parse(text, mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             column = (getattr(error, "offset", None) or 1) - 1
-            raise RegionError(text, max(column, 0), f"this is no expression ({getattr(error, 'msg', error)}); {_SAY}") from None
+            raise RegionError(text, max(column, 0), f"not a valid expression ({getattr(error, 'msg', error)}); {_SAY}") from None
         return cls(text, _condition(tree.body, text))
 
     def __call__(self, case: Case) -> bool:
@@ -117,8 +117,8 @@ def _condition(node: ast.AST, text: str) -> Callable[[Case], bool]:
     if isinstance(node, ast.Name) and node.id in (*WORDS, *NUMBERS):
         raise _wrong(node, text, f"{node.id} is not true or false by itself; compare it with something")
     if isinstance(node, ast.Name):
-        raise _wrong(node, text, f"there is no {node.id!r}; there are {', '.join(NAMES)}")
-    raise _wrong(node, text, f"this is no condition; {_SAY}")
+        raise _wrong(node, text, f"unknown name {node.id!r}; choose from {', '.join(NAMES)}")
+    raise _wrong(node, text, f"not a condition; {_SAY}")
 
 
 def _comparison(node: ast.Compare, text: str) -> Callable[[Case], bool]:
@@ -161,7 +161,7 @@ def _level(node: ast.AST, factor: str, text: str) -> Value:
 
 def _several(node: ast.AST, text: str, each: Callable[[ast.AST], Value]) -> Value:
     if not isinstance(node, ast.Tuple | ast.List) or not node.elts:
-        raise _wrong(node, text, '`in` wants several in parentheses, such as (1, 2) or ("q", "k")')
+        raise _wrong(node, text, '`in` needs several values in parentheses, such as (1, 2) or ("q", "k")')
     values = [each(element) for element in node.elts]
     return lambda case: [value(case) for value in values]
 
@@ -184,5 +184,5 @@ def _number(node: ast.AST, text: str) -> Value:
     if isinstance(node, ast.Name) and node.id in FLAGS:
         raise _wrong(node, text, f"{node.id} is true or false: write `{node.id}` or `not {node.id}`")
     if isinstance(node, ast.Name):
-        raise _wrong(node, text, f"there is no {node.id!r}; there are {', '.join(NAMES)}")
-    raise _wrong(node, text, "this is no number; numbers are " + ", ".join(NUMBERS) + ", literals, and + - * // % of them")
+        raise _wrong(node, text, f"unknown name {node.id!r}; choose from {', '.join(NAMES)}")
+    raise _wrong(node, text, "not a number; numbers are " + ", ".join(NUMBERS) + ", literals, and + - * // % of them")

@@ -59,7 +59,7 @@ def with_bias_of(x: Kernel, bias: Array) -> Wrong:
 
 special(
     "bias_values_ignored",
-    "of the bias only −∞ is read",
+    "only −∞ is read from the bias",
     lambda x: x.with_bias(like_bias(x, 0.0), np.zeros_like),
     "bias",
     of="bias_ignored",
@@ -80,11 +80,11 @@ special(
 )
 special(
     "bias_shows_where_not_zero",
-    "the bias is cast to bool: what is not zero may attend",
+    "the bias is cast to bool: a key is visible where it is not zero",
     lambda x: bias_mask(x, x.bias != 0),
     "bias",
 )
-special("bias_hides_where_not_zero", "the bias hides where it is not zero", lambda x: bias_mask(x, x.bias == 0), "bias")
+special("bias_hides_where_not_zero", "the bias hides keys where it is not zero", lambda x: bias_mask(x, x.bias == 0), "bias")
 special(
     "bias_subtracted",
     "the bias is subtracted",
@@ -93,7 +93,7 @@ special(
 )
 special(
     "bias_base_two",
-    "the scores are taken to base 2 and the bias is not",
+    "the scores use base 2, but the bias does not",
     lambda x: x.with_bias(x.bias * log(2), lambda dx: dx * log(2)),
     "bias",
 )
@@ -106,7 +106,7 @@ special(
 for n in (16, 32, 64):
     special(
         f"bias_ends_at_{n}",
-        f"for keys from {n} on the bias is zero",
+        f"the bias is zero for keys from {n} on",
         lambda x, n=n: x.with_bias(np.where(np.arange(x.bias.shape[-1]) < n, x.bias, 0.0)) if x.bias.shape[-1] > n else None,
         "bias",
         of="bias_ends_at_16",
@@ -118,9 +118,7 @@ special(
     lambda x: x.with_bias(of_first(x.bias, -4), lambda dx: first_alone(dx, -4)),
     "bias",
 )
-special(
-    "bias_of_kv_head", "the bias is read at the number of the key/value head", lambda x: x.with_bias(of_kv_head(x, x.bias)), "bias"
-)
+special("bias_of_kv_head", "the bias is indexed by the key/value head", lambda x: x.with_bias(of_kv_head(x, x.bias)), "bias")
 special(
     "bias_by_item",
     "a bias (h i j) is read as (b i j)",
@@ -137,7 +135,7 @@ special(
 )
 special(
     "bias_in_bfloat16",
-    "the bias passes through bfloat16",
+    "the bias is rounded to bfloat16",
     lambda x: x.with_bias(torch.from_numpy(np.array(x.bias)).bfloat16().double().numpy()),
     "bias",
 )

@@ -21,8 +21,8 @@ def other_corner(x: Kernel) -> Wrong:
     return x.seeing(x.masked & x.triangle(corner=corner))
 
 
-enter("causal_one_more", "under causal a query sees one key more", lambda x: x.seeing(x.masked & x.triangle(1)), "causal")
-enter("causal_one_less", "under causal a query sees one key less", lambda x: x.seeing(x.masked & x.triangle(-1)), "causal")
+enter("causal_one_more", "with causal, each query sees one key too many", lambda x: x.seeing(x.masked & x.triangle(1)), "causal")
+enter("causal_one_less", "with causal, each query sees one key too few", lambda x: x.seeing(x.masked & x.triangle(-1)), "causal")
 enter("causal_corner", "causal is aligned at the other corner", other_corner, "causal")
 enter("causal_ignored", "causal is ignored", lambda x: x.seeing(x.masked), "causal")
 enter("causal_ignored_with_mask", "causal is ignored beside a mask", lambda x: x.seeing(x.masked), "causal mask")
@@ -43,38 +43,43 @@ special(
     "causal_ignored_with_bias", "causal is ignored beside a bias", lambda x: x.seeing(x.masked), "causal bias", of="causal_ignored"
 )
 special(
-    "causal_transposed", "under causal a query sees the keys from its own on", causal_as(lambda i, last, j: j >= last), "causal"
+    "causal_transposed",
+    "with causal, each query sees its own key and the later ones",
+    causal_as(lambda i, last, j: j >= last),
+    "causal",
 )
 for n in (16, 32, 64, 128):
     special(
         f"causal_by_blocks_of_{n}",
-        f"under causal the {n} by {n} tile that the diagonal crosses is not masked",
+        f"with causal, the {n} by {n} tile that the diagonal crosses is not masked",
         causal_as(lambda i, last, j, n=n: (j <= last) | (j // n == last // n)),
         "causal",
         of="causal_by_blocks_of_16",
     )
     special(
         f"causal_without_block_of_{n}",
-        f"under causal the block of {n} keys that the diagonal crosses is not read",
+        f"with causal, the block of {n} keys that the diagonal crosses is skipped",
         causal_as(lambda i, last, j, n=n: (j <= last) & (j // n < last // n)),
         "causal",
         of="causal_without_block_of_16",
     )
     special(
         f"causal_less_{n}",
-        f"under causal a query sees {n} keys less",
+        f"with causal, each query sees {n} keys too few",
         lambda x, n=n: x.seeing(x.masked & x.triangle(-n)),
         "causal",
         of="causal_one_less",
     )
     special(
         f"causal_window_of_{n}",
-        f"under causal a query sees the last {n} keys only",
+        f"with causal, each query sees the last {n} keys only",
         causal_as(lambda i, last, j, n=n: (j <= last) & (j > last - n)),
         "causal",
         of="causal_window_of_16",
     )
-special("mask_or_causal", "a key is seen where mask or causal allow it", lambda x: x.seeing(x.masked | x.triangle()), "causal mask")
+special(
+    "mask_or_causal", "a query sees a key if mask or causal allows it", lambda x: x.seeing(x.masked | x.triangle()), "causal mask"
+)
 special(
     "causal_corner_with_mask",
     "causal is aligned at the other corner beside a mask",

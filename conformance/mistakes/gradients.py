@@ -59,16 +59,24 @@ def not_scaled(x: Kernel, name: str) -> Wrong:
     return {name: wrong[name]} if x.scale != 1 else None
 
 
-enter("delta_missing", "dS is P dP, without its row sum", lambda x: x.of_scores(x.p * x.dp), "do")
-enter("delta_of_neighbour", "dS takes the row sum of the row before", delta_of_neighbour, "do")
+enter("delta_missing", "dS is P dP: the row sum is not subtracted", lambda x: x.of_scores(x.p * x.dp), "do")
+enter("delta_of_neighbour", "dS uses the row sum of the previous row", delta_of_neighbour, "do")
 enter("dq_not_scaled", "dq is not scaled", lambda x: not_scaled(x, "dq"), "do")
 enter("dk_not_scaled", "dk is not scaled", lambda x: not_scaled(x, "dk"), "do")
 enter("group_not_summed", "dk and dv are those of the last query head of a group", lambda x: of_part(x, last_of_group(x)), "do")
 enter(
-    "query_tail_not_in_dk", "dk, dv leave out queries behind the last full 16", lambda x: of_part(x, full(x.i, 16)[:, None]), "do"
+    "query_tail_not_in_dk",
+    "dk and dv skip queries after the last full block of 16",
+    lambda x: of_part(x, full(x.i, 16)[:, None]),
+    "do",
 )
-enter("key_tail_not_in_dq", "dq leaves out keys behind the last full 16", key_tail_not_in_dq, "do")
-enter("dv_not_normalised", "dv is made of exp(s − m)", lambda x: x.of_values(np.where(x.empty, x.p, x.e)), "do")
+enter("key_tail_not_in_dq", "dq skips keys after the last full block of 16", key_tail_not_in_dq, "do")
+enter(
+    "dv_not_normalised",
+    "dv uses exp(s − m) without dividing by the row sum",
+    lambda x: x.of_values(np.where(x.empty, x.p, x.e)),
+    "do",
+)
 enter("dbias_of_first", "the gradient of a broadcast bias is not summed", lambda x: bias_gradient(x, False), "do bias")
 enter("dbias_averaged", "the gradient of a broadcast bias is averaged", lambda x: bias_gradient(x, True), "do bias")
 
@@ -90,8 +98,8 @@ CHANGES: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "twice": ("is twice what it should be", lambda g: 2 * g),
     "negated": ("has the other sign", lambda g: -g),
     "channels_reversed": ("has its channels reversed", lambda g: g[..., ::-1]),
-    "of_previous_key": ("is that of the place before", lambda g: np.roll(g, 1, -2)),
-    "of_next_key": ("is that of the place behind", lambda g: np.roll(g, -1, -2)),
+    "of_previous_key": ("is that of the previous position", lambda g: np.roll(g, 1, -2)),
+    "of_next_key": ("is that of the next position", lambda g: np.roll(g, -1, -2)),
 }
 
 
@@ -150,7 +158,7 @@ def of_ones(x: Kernel) -> Wrong:
     return x.of_scores(ds) | {"dv": x.summed(x.p.swapaxes(-1, -2) @ np.ones_like(x.do), x.v)}
 
 
-special("cotangent_of_ones", "the cotangent is taken for ones", of_ones, "do")
+special("cotangent_of_ones", "the cotangent is treated as ones", of_ones, "do")
 
 
 def with_delta(x: Kernel, delta: Array) -> Wrong:
@@ -167,26 +175,26 @@ def delta_of_width(x: Kernel, n: int) -> Wrong:
 
 special(
     "delta_of_first_head",
-    "dS takes the row sum of head 0",
+    "dS uses the row sum of head 0",
     lambda x: with_delta(x, np.broadcast_to(x.delta[:, :1], x.delta.shape)),
     "do",
 )
 special(
     "delta_without_last_channel",
-    "the row sum of dO · O leaves out the last channel",
+    "the row sum of dO · O skips the last channel",
     lambda x: delta_of_width(x, x.problem.e - 1),
     "do",
 )
 special(
     "delta_of_query_width",
-    "the row sum of dO · O takes as many channels as queries have",
+    "the row sum of dO · O uses as many channels as the queries have",
     lambda x: delta_of_width(x, x.problem.d),
     "do",
     of="delta_without_last_channel",
 )
 special(
     "delta_missing_behind_16",
-    "behind the first 16 keys dS is P dP, without its row sum",
+    "after the first 16 keys dS is P dP: the row sum is not subtracted",
     lambda x: with_delta(x, x.delta * (np.arange(x.j) < 16)),
     "do",
     of="delta_missing",
@@ -224,7 +232,7 @@ special(
 )
 special(
     "causal_less_in_backward",
-    "in backward a query sees one key less under causal",
+    "with causal, backward lets each query see one key too few",
     lambda x: again(x, scores(x, x.masked & x.triangle(-1))),
     "do causal",
 )
@@ -234,8 +242,8 @@ special(
     lambda x: again(x, np.where(x.s == -inf, -inf, x.s - np.where(x.bias == -inf, 0.0, x.bias))),
     "do bias",
 )
-special("lse_of_row_before", "backward takes the lse of the row before", lambda x: again(x, lse=lambda y: np.roll(y, 1, 2)), "do")
-special("lse_of_first_head", "backward takes the lse of head 0", lambda x: again(x, lse=lambda y: y[:, :1]), "do")
+special("lse_of_row_before", "backward uses the lse of the previous row", lambda x: again(x, lse=lambda y: np.roll(y, 1, 2)), "do")
+special("lse_of_first_head", "backward uses the lse of head 0", lambda x: again(x, lse=lambda y: y[:, :1]), "do")
 special("lse_without_maximum", "backward's lse lacks the maximum", lambda x: again(x, lse=lambda y: y - x.m), "do")
 
 
@@ -259,7 +267,7 @@ for n in (8, 16, 64):
     )
 special(
     "values_of_ones_in_dv",
-    "dv is made of equal weights",
+    "dv uses equal weights",
     lambda x: x.of_values((x.s > -inf) / np.maximum((x.s > -inf).sum(-1, keepdims=True), 1)),
     "do",
 )
@@ -286,14 +294,14 @@ for n in (16, 32, 64, 128):
 for n in (8, 32, 64, 128):
     special(
         f"queries_behind_{n}_not_in_dk",
-        f"dk, dv leave out queries behind the last full {n}",
+        f"dk and dv skip queries after the last full block of {n}",
         lambda x, n=n: of_keys(x, full(x.i, n)[:, None]),
         "do",
         of="query_tail_not_in_dk",
     )
     special(
         f"keys_behind_{n}_not_in_dq",
-        f"dq leaves out keys behind the last full {n}",
+        f"dq skips keys after the last full block of {n}",
         lambda x, n=n: some(x, "dq", full(x.j, n)),
         "do",
         of="key_tail_not_in_dq",
@@ -301,7 +309,7 @@ for n in (8, 32, 64, 128):
 for n in (16, 32, 64):
     special(
         f"queries_from_{n}_not_in_dk",
-        f"dk, dv leave out queries from {n} on",
+        f"dk and dv skip queries from {n} on",
         lambda x, n=n: of_keys(x, (np.arange(x.i) < n)[:, None]),
         "do",
         of="query_tail_not_in_dk",
@@ -375,7 +383,7 @@ for axis, over in enumerate(("batch items", "heads", "queries", "keys")):
     for step in (1, -1):
         special(
             f"dbias_of_neighbour_{axis}{'' if step == 1 else '_back'}",
-            f"the gradient of the bias is written to the place beside, along {over}",
+            f"the gradient of the bias is written to the neighbouring position along {over}",
             lambda x, axis=axis, step=step: dbias(x, np.roll(x.ds, step, axis)),
             "do bias",
             of="dbias_of_neighbour_0",

@@ -29,8 +29,8 @@ def of_first_kv(x: Kernel, axis: int) -> Wrong:
     return x.with_kv(lambda k: of_first(k, axis - k.ndim), lambda dk: first_alone(dk, axis))
 
 
-enter("head_map", "query heads are grouped the other way (n % g for n // (h / g))", head_map)
-enter("next_kv_head", "each query head uses the key/value head after its own", next_kv_head)
+enter("head_map", "query heads are grouped the other way (n % g instead of n // (h / g))", head_map)
+enter("next_kv_head", "each query head uses the next key/value head", next_kv_head)
 enter("first_kv_head", "all query heads use key/value head 0", lambda x: of_first_kv(x, 1) if x.g > 1 else None)
 enter("first_item", "all batch items use the keys and values of item 0", lambda x: of_first_kv(x, 0))
 
@@ -67,19 +67,19 @@ def of_item(x: Kernel, step: int, keys: bool = True) -> Wrong:
 
 special(
     "values_of_head_map",
-    "values, and not keys, are grouped the other way",
+    "values are grouped the other way, but keys are not",
     lambda x: kv_at(x, other_map(x), keys=False),
     of="head_map",
 )
 special(
     "previous_kv_head",
-    "each query head uses the key/value head before its own",
+    "each query head uses the previous key/value head",
     lambda x: kv_at(x, (x.kv_head - 1) % x.g),
     of="next_kv_head",
 )
 special(
     "last_head_of_neighbour",
-    "the last query head uses the key/value head before its own",
+    "the last query head uses the previous key/value head",
     lambda x: kv_at(x, np.r_[x.kv_head[:-1], (x.kv_head[-1:] - 1) % x.g]),
     of="next_kv_head",
 )
@@ -90,7 +90,7 @@ special(
     "values_of_first_head", "all query heads use the values of head 0", lambda x: kv_at(x, np.zeros_like(x.kv_head), keys=False)
 )
 special("next_item", "keys and values of the next batch item are used", lambda x: of_item(x, -1))
-special("previous_item", "keys and values of the batch item before are used", lambda x: of_item(x, 1), of="next_item")
+special("previous_item", "keys and values of the previous batch item are used", lambda x: of_item(x, 1), of="next_item")
 special(
     "values_of_first_item",
     "all batch items use the values of item 0",
@@ -99,7 +99,7 @@ special(
 )
 special(
     "keys_along_time",
-    "shared heads are written out along the keys",
+    "shared heads are expanded along the key axis",
     lambda x: (
         {"o": x.on(k=repeated(x, x.k), v=repeated(x, x.v))["o"]}
         if x.k.ndim == 4 and 1 < x.g < x.h and x.dialect.head_grouping == "blocked"
@@ -108,7 +108,7 @@ special(
 )
 special(
     "keys_and_values_swapped",
-    "keys and values are taken for each other",
+    "keys and values are swapped",
     lambda x: {"o": x.on(k=x.v, v=x.k)["o"]} if x.problem.d == x.problem.e else None,
 )
 special(

@@ -41,12 +41,20 @@ def by_item(x: Kernel) -> Array | None:
 
 enter("mask_ignored_with_causal", "a mask is ignored beside causal", lambda x: x.with_mask(np.ones_like(x.mask)), "causal mask")
 enter("mask_ignored", "the mask is ignored", lambda x: x.with_mask(np.ones_like(x.mask)), "mask")
-enter("mask_inverted", "the mask hides where it is True", lambda x: x.with_mask(~x.mask), "mask")
+enter("mask_inverted", "the mask hides keys where it is True", lambda x: x.with_mask(~x.mask), "mask")
 enter("mask_transposed", "the mask is read with queries and keys swapped", lambda x: x.with_mask(swapped(x.mask, 3)), "mask")
-enter("mask_of_neighbour", "the mask of another item is used", lambda x: x.with_mask(np.roll(x.mask, x.mask.ndim != 3, 0)), "mask")
+enter(
+    "mask_of_neighbour",
+    "the mask of another batch item is used",
+    lambda x: x.with_mask(np.roll(x.mask, x.mask.ndim != 3, 0)),
+    "mask",
+)
 enter("mask_of_first_head", "the mask of head 0 is used for all", lambda x: x.with_mask(of_first(x.mask, -3)), "mask")
 enter(
-    "mask_as_lengths", "of a row of the mask only the number of visible keys is used", lambda x: x.with_mask(as_lengths(x)), "mask"
+    "mask_as_lengths",
+    "only the number of visible keys in each row of the mask is used",
+    lambda x: x.with_mask(as_lengths(x)),
+    "mask",
 )
 enter("mask_by_item", "a mask (h i j) is read as (b i j)", lambda x: x.with_mask(by_item(x)), "mask")
 enter("mask_as_bias", "the mask is added to the scores as 0 and 1", mask_as_bias, "mask")
@@ -113,14 +121,14 @@ for letter in LETTERS:
     for step in (1, -1):
         special(
             f"mask_of_neighbour_{letter}{'' if step == 1 else '_back'}",
-            f"the mask is read at the place beside, along {OVER[letter]}",
+            f"the mask is read at the neighbouring position along {OVER[letter]}",
             lambda x, letter=letter, step=step: x.with_mask(shifted(as_four(x), letter, step)),
             "mask",
             of="mask_of_neighbour",
         )
         special(
             f"bias_of_neighbour_{letter}{'' if step == 1 else '_back'}",
-            f"the bias is read at the place beside, along {OVER[letter]}",
+            f"the bias is read at the neighbouring position along {OVER[letter]}",
             lambda x, letter=letter, step=step: x.with_bias(
                 shifted(x.bias, letter, step), partial(shifted, letter=letter, step=-step)
             ),
@@ -131,7 +139,7 @@ special("mask_of_first_item", "the mask of batch item 0 is used for all", lambda
 special("mask_of_first_query", "the mask of query 0 is used for all", lambda x: x.with_mask(of_first(as_four(x), -2)), "mask")
 special(
     "mask_of_kv_head",
-    "the mask is read at the number of the key/value head",
+    "the mask is indexed by the key/value head",
     lambda x: x.with_mask(of_kv_head(x, as_four(x))),
     "mask",
 )
@@ -164,7 +172,7 @@ for n in (16, 64, 512):
 for n in (8, 16, 32, 64):
     special(
         f"mask_of_tail_of_{n}_ignored",
-        f"the mask is not read for keys behind the last full {n}",
+        f"the mask is not read for keys after the last full block of {n}",
         lambda x, n=n: x.with_mask(x.masked | (np.arange(x.j) >= x.j - x.j % n)),
         "mask",
         of="mask_of_tail_of_16_ignored",
@@ -177,7 +185,7 @@ special(
 )
 special(
     "mask_all_hidden_ignored",
-    "a row of the mask that hides all keys hides none",
+    "a row of the mask that hides all keys is ignored",
     lambda x: x.with_mask(x.masked | ~x.masked.any(-1, keepdims=True)),
     "mask",
 )
@@ -190,27 +198,27 @@ special(
 )
 special(
     "block_skipped_by_first_key",
-    "16 keys of which the mask hides the first are skipped",
+    "a block of 16 keys is skipped if the mask hides its first key",
     lambda x: x.with_mask(in_blocks(x, 16, lambda m: m & m[..., :1])),
     "mask",
 )
 special(
     "block_skipped_by_first_query",
-    "16 keys that the mask hides from the first of 16 queries are skipped for all of them",
+    "a block of 16 keys is skipped for 16 queries if the mask hides it from the first of them",
     lambda x: x.with_mask(in_blocks(x, 16, lambda m: m & np.repeat(m[..., ::16, :].any(-1, keepdims=True), 16, -2)[..., : x.i, :])),
     "mask",
 )
 special(
     "partial_block_unmasked",
-    "16 keys of which the mask shows the first and the last are not masked",
+    "a block of 16 keys is not masked if the mask shows its first and its last key",
     lambda x: x.with_mask(in_blocks(x, 16, lambda m: m | (m[..., :1] & m[..., -1:]))),
     "mask",
 )
-special("mask_after_softmax", "hidden probabilities are zeroed after the softmax, which is not normalised again", after_softmax)
+special("mask_after_softmax", "hidden probabilities are zeroed after the softmax and not normalised again", after_softmax)
 for name, empty in (("mask_before_scale", False), ("mask_before_scale_everywhere", True)):  # in rows without a key, too
     special(
         name,
-        "hidden scores are −∞ before the scale multiplies them, and so +∞ or no number after it",
+        "hidden scores are set to −∞ before scaling and become +∞ or NaN",
         partial(before_scale, empty=empty),
         of="mask_before_scale",
     )
@@ -218,28 +226,28 @@ special("hidden_in_maximum", "hidden keys take part in the row's maximum", in_ma
 for number in (-50.0, -1e4, -1e9):
     special(
         f"hidden_scores_of_{-number:g}",
-        f"hidden scores are {number:g}, not −∞",
+        f"hidden scores are {number:g} instead of −∞",
         partial(filled_with, number=number),
         of="hidden_scores_of_10000",
     )
 
     special(
         f"hidden_scores_less_{-number:g}",
-        f"{-number:g} is subtracted from hidden scores, which are not −∞",
+        f"hidden scores are lowered by {-number:g} instead of set to −∞",
         partial(filled_less, number=number),
         of="hidden_scores_of_10000",
     )
 for name, zero in (("lowest_row_zero", True), ("lowest_row_mean", False)):
     special(
         name,
-        "a row in which the bias is the lowest number everywhere is taken for one without a key",
+        "a row whose biases are all the lowest number is treated as a row without a key",
         partial(lowest_hidden, zero=zero),
         "bias",
         of="lowest_row_zero",
     )
 special(
     "hidden_scores_of_lowest",
-    "hidden scores are the lowest finite number, not −∞",
+    "hidden scores are the lowest finite number instead of −∞",
     lambda x: filled_with(x, torch.finfo(x.problem.dtype).min),
     of="hidden_scores_of_10000",
 )

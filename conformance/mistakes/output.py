@@ -33,16 +33,19 @@ enter("mean_of_values", "the output is the mean of all values", lambda x: scores
 enter("scores_ignored", "all visible keys weigh the same", lambda x: scores_ignored(x, False))
 enter("last_row_zero", "the last row of the output is zero", lambda x: x.zeroed(np.s_[:, :, -1:]), coarse=True)
 enter(
-    "row_tail_zero", "rows behind the last full 16 are zero", lambda x: x.zeroed(np.s_[:, :, x.i - x.i % 16 or x.i :]), coarse=True
+    "row_tail_zero",
+    "rows after the last full block of 16 are zero",
+    lambda x: x.zeroed(np.s_[:, :, x.i - x.i % 16 or x.i :]),
+    coarse=True,
 )
 enter(
     "value_tail_zero",
-    "channels behind d are zero in the output",
+    "output channels after the first d are zero",
     lambda x: x.zeroed(np.s_[..., x.problem.d :]) if 0 < x.problem.d < x.problem.e else None,
     coarse=True,
 )
-enter("width_tail_of_8", "scores leave out channels behind the last full 8", lambda x: narrow(x, x.problem.d // 8 * 8))
-enter("width_tail_of_16", "scores leave out channels behind the last full 16", lambda x: narrow(x, x.problem.d // 16 * 16))
+enter("width_tail_of_8", "scores skip channels after the last full block of 8", lambda x: narrow(x, x.problem.d // 8 * 8))
+enter("width_tail_of_16", "scores skip channels after the last full block of 16", lambda x: narrow(x, x.problem.d // 16 * 16))
 
 
 def every(x: Kernel, number: float) -> Wrong:
@@ -57,21 +60,21 @@ for name, says, number in (("no_keys_nan", "NaN", np.nan), ("no_keys_one", "one"
 for n in (32, 64, 128):
     special(
         f"row_tail_zero_{n}",
-        f"rows behind the last full {n} are zero",
+        f"rows after the last full block of {n} are zero",
         lambda x, n=n: x.zeroed(np.s_[:, :, x.i - x.i % n or x.i :]),
         coarse=True,
     )
 for n in (16, 32, 64):
     special(
         f"value_tail_zero_{n}",
-        f"channels behind the last full {n} are zero in the output",
+        f"output channels after the last full block of {n} are zero",
         lambda x, n=n: x.zeroed(np.s_[..., x.problem.e - x.problem.e % n :]) if x.problem.e % n < x.problem.e else None,
         coarse=True,
         of="value_tail_zero_64",
     )
 special(
     "output_of_query_before",
-    "a row of the output is that of the query before",
+    "each row of the output is that of the previous query",
     lambda x: {"o": np.roll(x.p @ x.heads_v, 1, 2)} if x.i > 1 else None,
 )
 special(
@@ -82,7 +85,7 @@ special(
 for n in (2, 32, 64):
     special(
         f"width_tail_of_{n}",
-        f"scores leave out channels behind the last full {n}",
+        f"scores skip channels after the last full block of {n}",
         lambda x, n=n: x.on(q=x.q * (np.arange(x.problem.d) < x.problem.d // n * n)) if x.problem.d % n else None,
         of="width_tail_of_16",
     )

@@ -121,7 +121,7 @@ special(
 )
 special("softmax_over_queries", "the softmax runs over the queries", over_queries)
 special(
-    "one_in_row_sum", "the row sum has exp(0) added", lambda x: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + np.exp(-x.m)))
+    "one_in_row_sum", "exp(0) is added to the row sum", lambda x: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + np.exp(-x.m)))
 )
 for n in (5, 6, 7, 8, 9, 10, 12):
     special(

@@ -156,7 +156,7 @@ def check(
     for name, settings in OPTIONS:
         choices = settings.get("choices")
         if choices and options[name] not in (None, *choices):
-            raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: there are {', '.join(choices)}")
+            raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
         record = _Telling(Path(verdicts) if verdicts is not None else None)
         adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
@@ -284,7 +284,7 @@ def _own(impl: Any) -> Any:
         try:
             return copy.deepcopy(impl)
         except Exception as error:
-            raise ResolveError(f"{type(impl).__name__} can't be copied ({error}); hand its class over, or an adapter") from None
+            raise ResolveError(f"{type(impl).__name__} can't be copied ({error}); pass its class instead, or an adapter") from None
     return impl
 
 

@@ -58,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("\n".join(map(visible, str(error).split("\n")))) from None
     except KeyboardInterrupt:
         signals.leave()
-        who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised, and no signal had come,"
+        who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised without a signal"
         print(f"\nattnspec: {who} while {config.getoption('--impl')} was imported and asked the first questions", file=sys.stderr)
         raise
     from attnspec.conformance.plugin.workers import Controller, Worker
@@ -139,7 +139,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if run.shard is not None:
         keep = [item for item in items if run.shard.owns(getattr(getattr(item, "function", None), "clauses", ()), run.clauses)]
         if not keep:
-            raise pytest.UsageError(f"--shard {run.shard}: there are fewer clauses than shards, and this one has none; use fewer")
+            raise pytest.UsageError(f"--shard {run.shard}: it has no clause, because there are more shards than clauses; use fewer")
         config.hook.pytest_deselected(items=[item for item in items if item not in keep])
         items[:] = keep
 
@@ -331,7 +331,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus == pytest.ExitCode.INTERRUPTED and not (session.shouldfail or session.shouldstop):
         stopped = _who_stopped(run, config.stash[_SIGNALS].caught)
     if run.ended < run.collected or int(exitstatus) in _STOPPED:
-        run.record.interrupt(f"{run.ended} of {run.collected} tests were asked" + (f": {stopped}" if stopped else ""))
+        run.record.interrupt(f"{run.ended} of {run.collected} tests ran" + (f": {stopped}" if stopped else ""))
     session.exitstatus = exit_code(run, int(exitstatus))
     if session.exitstatus == NOTHING:
         print(f"\n{nothing_judged(run)}", file=sys.stderr)
@@ -363,7 +363,7 @@ def _who_stopped(run: Any, signal: str) -> str:
     at = f" at {run.asking}" if run.asking else ""
     if signal:
         return f"interrupted{at} by {'Ctrl-C' if signal == 'SIGINT' else signal}"
-    return f"KeyboardInterrupt was raised{at}, and no signal had come: the implementation raised it, or a plugin did"
+    return f"KeyboardInterrupt was raised{at} without a signal: by the implementation, or by a plugin"
 
 
 _STOPPED = {

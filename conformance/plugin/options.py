@@ -21,23 +21,23 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl-kwargs", {"default": "", "help": "constructor arguments: heads=8,dim=64 or a JSON object"}),
     ("--impl-device", {"action": "append", "help": "cpu, cuda, … (default: cpu and whatever accelerator torch reports)"}),
     ("--impl-dtypes", {"help": "float32,bfloat16,… that are promised (default: those that a plain call accepts)"}),
-    ("--without", {"default": "", "help": "features that are not promised after all, such as backward,gqa"}),
-    ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much is asked"}),
-    ("--budget", {"type": float, "help": "seconds after which nothing new is asked; what was not reached is counted"}),
+    ("--without", {"default": "", "help": "features to treat as not offered, such as backward,gqa"}),
+    ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much to test"}),
+    ("--budget", {"type": float, "help": "seconds after which nothing new starts; the summary counts what was not reached"}),
     ("--allow-incomplete", {"action": "store_true", "help": "what was not reached does not decide the exit code"}),
-    ("--few-shapes", {"action": "store_true", "help": "ask in a few shapes only, for what compiles for each"}),
-    ("--explain-budget", {"type": float, "default": EXPLAIN_BUDGET, "help": "seconds for explaining what fails, in all"}),
+    ("--few-shapes", {"action": "store_true", "help": "use a few shapes only, for a kernel that compiles for each"}),
+    ("--explain-budget", {"type": float, "default": EXPLAIN_BUDGET, "help": "seconds for explaining failures, in all"}),
     ("--dialect", {"action": "append", "default": [], "help": "causal_alignment=top_left, empty_row=uniform, … or canonical"}),
     ("--accuracy", {"choices": CLASSES[1:], "help": "the accuracy class claimed for every dtype"}),
-    ("--clauses", {"default": "", "help": "only these chapters or clauses: CAUSAL,GRAD-4"}),
+    ("--clauses", {"default": "", "help": "test these chapters or clauses only: CAUSAL,GRAD-4"}),
     ("--spec", {"help": "0.1: leave out the clauses and the tests that came after this version of the spec"}),
-    ("--case", {"help": "only this case, as a failure prints it"}),
+    ("--case", {"help": "test this case only, as a failure prints it"}),
     ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly. --hypothesis-seed wins"}),
-    ("--no-search", {"action": "store_true", "help": "ask the pinned problems only: the same ones whatever the seed; for gates"}),
-    ("--shard", {"help": "1/4: of four machines this is the first; each takes the tests of some clauses"}),
-    ("--known-issues", {"help": "TOML file of what is known to fail; '' for none (default: that of pyproject.toml)"}),
-    ("--inherited", {"choices": ("fail", "note"), "default": "fail", "help": "note: what torch breaks in it does not decide"}),
-    ("--write-known-issues", {"help": "draft such a file from what fails here"}),
+    ("--no-search", {"action": "store_true", "help": "test the pinned problems only: the same ones whatever the seed; for gates"}),
+    ("--shard", {"help": "1/4: the first of four machines; each runs the tests of some clauses"}),
+    ("--known-issues", {"help": "TOML file of failures that are known; '' for none (default: that of pyproject.toml)"}),
+    ("--inherited", {"choices": ("fail", "note"), "default": "fail", "help": "note: failures that torch causes do not decide"}),
+    ("--write-known-issues", {"help": "draft such a file from the failures of this run"}),
     ("--enforce-should", {"action": "store_true", "help": "a broken SHOULD decides the exit code too"}),
     ("--show", {"choices": ("hex",), "help": "hex: the numbers of a failure to the bit, and how many ulp they are apart"}),
     ("--verdicts", {"help": "write verdicts to this file, JSON lines, as they come"}),
@@ -133,7 +133,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
 
     without = {x for x in option("--without").split(",") if x}
     if without - FEATURES.keys():
-        raise ResolveError(f"--without names {', '.join(sorted(without - FEATURES.keys()))}; there are {', '.join(FEATURES)}")
+        raise ResolveError(f"--without: unknown {', '.join(sorted(without - FEATURES.keys()))}; choose from {', '.join(FEATURES)}")
     if without & {"backward", "bias"}:
         without.add("bias_grad")
     dialect: dict[str, str] = {}
@@ -144,16 +144,16 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         key, _, value = choice.partition("=")
         if key not in CHOICES or value not in CHOICES[key].values:
             raise ResolveError(
-                f"--dialect {choice!r}: there are canonical; "
+                f"--dialect {choice!r} is unknown; choose from canonical; "
                 + "; ".join(f"{open_.name}={'|'.join(open_.values)}" for open_ in CHOICES.values())
             )
         dialect[key] = value
     dtypes = tuple(x for x in (option("--impl-dtypes") or "").split(",") if x) or None
     if dtypes and set(dtypes) - UNIT.keys():
-        raise ResolveError(f"--impl-dtypes {option('--impl-dtypes')}: there are {', '.join(UNIT)}")
+        raise ResolveError(f"--impl-dtypes {option('--impl-dtypes')}: choose from {', '.join(UNIT)}")
     case = Case.parse(option("--case")) if option("--case") else None
     if option("--verdicts") and not Path(option("--verdicts")).absolute().parent.is_dir():
-        raise ResolveError(f"--verdicts {option('--verdicts')}: there is no folder {Path(option('--verdicts')).parent}")
+        raise ResolveError(f"--verdicts {option('--verdicts')}: folder {Path(option('--verdicts')).parent} does not exist")
     clauses = tuple(x for x in option("--clauses").split(",") if x)
     spec = option("--spec")
     if spec is not None and spec not in SPEC_VERSIONS:
@@ -179,7 +179,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         if getattr(subject.adapter, "flash", False) and seen is not None and seen.unfused:
             record.note(
                 f"{subject.adapter.name} {subject.label} on {subject.device} ran no fused kernel: a plain {subject.dtypes[0]} call "
-                f"is {', '.join(seen.parts)}; which kernel answers is no part of the answer, and decides nothing"
+                f"is {', '.join(seen.parts)}; the kernel that answers does not decide the verdict"
             )
         subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
         tier = TIERS[option("--tier")]
@@ -190,7 +190,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     for subject in subjects:
         measured = "" if option("--few-shapes") else slow_on_new(subject)
         if measured:
-            record.note(f"{subject.label} on {subject.device} is slow on new shapes ({measured}); it is asked as with --few-shapes")
+            record.note(f"{subject.label} on {subject.device} is slow on new shapes ({measured}); the suite turns on --few-shapes")
         if measured or option("--few-shapes"):
             small.add(id(subject))
     fallbacks = Fallbacks(subjects)
@@ -238,7 +238,7 @@ def _check_clauses(clauses: tuple[str, ...], spec: str | None) -> None:
     known = {clause.chapter for clause in index().values()}
     for name in clauses:
         if name not in index() and name not in known:
-            raise ResolveError(f"--clauses {name}: there is no such chapter or clause; chapters are {', '.join(sorted(known))}")
+            raise ResolveError(f"--clauses {name}: unknown chapter or clause; chapters are {', '.join(sorted(known))}")
         if name in index() and newer(index()[name].since, spec):
             raise ResolveError(f"--clauses {name}: it came with spec {index()[name].since}, and --spec asks for {spec}")
 
@@ -259,7 +259,7 @@ def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
         )
     for device in devices:
         if device.split(":")[0] not in present:
-            raise ResolveError(f"--impl-device {device}: this machine has {' and '.join(present)}")
+            raise ResolveError(f"--impl-device {device} is not on this machine, which has {' and '.join(present)}")
     return devices
 
 
@@ -271,5 +271,5 @@ def _refuses_everything(subject: Any) -> str:
         f"{f'{subject.adapter.name} {subject.adapter.variant}'.strip()} answers no plain call on {subject.device}: "
         f"q, k, v of shape (1, 2, 4, d) and no option, with d = {', '.join(map(str, widths(subject)))}, in "
         f"{', '.join(subject.refused_dtypes)}. It raised {'; '.join(reasons)}. "
-        "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it wants."
+        "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it needs."
     )

@@ -43,7 +43,7 @@ class Controller:
             self.run.absorb(seen)
             self.run.ended += ended
         else:
-            self.run.record.interrupt(f"worker {node.gateway.id} died in the middle of a test, whose verdicts are lost")
+            self.run.record.interrupt(f"worker {node.gateway.id} died during a test; the verdicts of that test are lost")
 
 
 class Worker:

@@ -36,7 +36,7 @@ def read(folder: Path, name: str, levels: Mapping[str, tuple[Any, ...]]) -> tupl
             for n, row in enumerate(table)
         )
     except KeyError as unknown:
-        raise ValueError(f"arrays/{folder.name}/{name}.csv has {unknown}, which no level stands for; {remedy}") from None
+        raise ValueError(f"arrays/{folder.name}/{name}.csv has {unknown}, which is not a level; {remedy}") from None
 
 
 @cache

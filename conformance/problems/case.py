@@ -107,7 +107,7 @@ class Case:
             name, _, text = part.partition("=")
             default = {f.name: f.default for f in fields(cls)}
             if name not in default:
-                raise ValueError(f"no factor is called {name!r}; there are {', '.join(default)}")
+                raise ValueError(f"unknown factor {name!r}; choose from {', '.join(default)}")
             if name in values:
                 raise ValueError(f"{name} is given twice; give it once")
             if name in (*OPEN_SIZES, "seed") and not (text.isascii() and text.isdecimal() and len(text) <= 10):

@@ -49,15 +49,13 @@ def failure(
         lines.append(f"  numbers   {written}")
     lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(seen)]
     if finding.hint:
-        lines.append(
-            f"  but       this is exactly what {finding.hint} gives; if that is what it means to do, --dialect {finding.hint}"
-        )
+        lines.append(f"  but       this is exactly what {finding.hint} gives; if that is intended, --dialect {finding.hint}")
     diagnosis, names = names_of(explained)
     if diagnosis and not finding.hint:
         lines.append(f"  because   {diagnosis}")
     if origin is not None:
-        lines.append(f"  inherited from {origin}: nothing else computes here, and {origin.issue.backend} gives the same numbers")
-        lines.append("            --inherited=note accepts that; it is shown once")
+        lines.append(f"  inherited from {origin}: the call runs no other kernel, and {origin.issue.backend} gives the same numbers")
+        lines.append("            --inherited=note accepts it; it is printed once")
     path = _script(run, subject, explained, other) if run.repros else None
     if path is not None:
         lines.append(f"  repro     python {path}")
@@ -142,7 +140,7 @@ def found(explained: Explained, subject: Subject, show: str | None = None) -> li
         ulps = abs(error / np.spacing(abs(finding.expected)) / (torch.finfo(getattr(torch, dtype)).eps * 2.0**52))
         lines.append(f"{finding.got.hex()}, {finding.expected.hex()}; {ulps:.4g} ulp of {dtype} apart")
     if not finding.ratio < float("inf") and finding.bound != 0 and not abs(finding.got) < float("inf"):
-        lines.append(f"not finite where the answer is; {finding.outside} of {finding.total} elements are outside their bounds")
+        lines.append(f"not finite, but the exact answer is; {finding.outside} of {finding.total} elements are outside their bounds")
     elif finding.bound == 0:
         same = "must be the same bit by bit" if finding.kind == "relation" else "must be exactly zero"
         lines.append(f"error {error:.3g}, where it {same}; {finding.outside} of {finding.total} elements are not")

@@ -47,7 +47,7 @@ def header(run: Run) -> list[str]:
         for name, (means, source) in restrictions(subject).items():
             lines.append(f"    restricted, {name}: {means} ({source})")
         if subject.refused_strides:
-            lines.append(f"    a last dimension that is not dense is refused by a plain call ({subject.refused_strides[:80]})")
+            lines.append(f"    a plain call refuses a last dimension that is not dense ({subject.refused_strides[:80]})")
         if subject.refused_widths:
             lines.append(
                 f"    widths refused by a plain call: {', '.join(map(str, subject.refused_widths))} "
@@ -70,7 +70,7 @@ def header(run: Run) -> list[str]:
     if run.known.source:
         lines.append(f"  known issues: {len(run.known.issues)}, from {run.known.source}")
     if run.inherited.accepted:
-        lines.append("  inherited failures of torch are noted, and decide nothing (--inherited=note)")
+        lines.append("  inherited failures of torch are noted and do not decide (--inherited=note)")
     return [visible(line) for line in lines]
 
 
@@ -80,9 +80,9 @@ def restrictions(subject: Subject) -> dict[str, tuple[str, str]]:
     for name in sorted(subject.adapter.restrictions):
         known = RESTRICTIONS["no_backward:DEVICE" if name.startswith(NO_BACKWARD) else name]
         found = subject.found.get(name)
-        source = "declared by its adapter" if found is None else f"found: all of the first questions raised {found[:100]}"
+        source = "declared by its adapter" if found is None else f"found: each of the first calls raised {found[:100]}"
         if name.startswith(NO_BACKWARD) and found is not None:
-            source += "; --without=backward says so"
+            source += "; --without=backward declares it"
         said[name] = (known.means, source)
     return said
 

@@ -72,7 +72,7 @@ def covered(subject: Subject) -> str:
     """Combinations of levels in the cases that were compared with the reference, of those that can be asked of the subject."""
     space = Space.of(subject.adapter, subject.dtypes)
     reached = [said(*space.reached(subject.compared, n), what) for n, what in ((2, "pairs"), (3, "triples"))]
-    return f"{' and '.join(reached)} of levels that it can be asked, in {len(subject.compared)} problems"
+    return f"{' and '.join(reached)} of the levels that it offers, in {len(subject.compared)} problems"
 
 
 def held(run: Run, subject: Subject, dtype: str) -> str:
@@ -107,7 +107,7 @@ def explained_by(record: Record, clauses: Iterable[str]) -> list[str]:
     for id_ in clauses:
         by: Counter[str] = sum((by for cell, by in record.by.items() if cell[0] == id_), Counter())
         passed = any(counts[Verdict.PASS] for cell, counts in record.counts.items() if cell[0] == id_)
-        said = ", ".join(by) if passed else "not judged, all " + ", ".join(f"{n} problems fail by {c}" for c, n in by.items())
+        said = ", ".join(by) if passed else "none passed: " + ", ".join(f"{n} problems already fail {c}" for c, n in by.items())
         found.append(f"{id_} ({said})")
     return found
 
@@ -123,7 +123,7 @@ def totals(record: Record, of: str = "") -> list[str]:
     if counted.known:
         lines.append("known to be broken: " + ", ".join(counted.known))
     if counted.inherited:
-        lines.append("known to be broken in what it calls (i): " + ", ".join(counted.inherited))
+        lines.append("known to be broken in the kernel that it calls (i): " + ", ".join(counted.inherited))
     lines += in_part(record)
     if counted.should_broken:
         lines.append("SHOULD, broken: " + ", ".join(counted.should_broken))

@@ -10,7 +10,7 @@ from attnspec.conformance.verdicts.verdict import BROKEN, Verdict
 from attnspec.spec import index
 
 CONFORMS, BROKE, INTERRUPTED, NOTHING = 0, 1, 2, 5
-SAID = {Why.TIME: "for the time was up", Why.INTERRUPTION: "for the run was interrupted"}
+SAID = {Why.TIME: "because the time was up", Why.INTERRUPTION: "because the run was interrupted"}
 
 
 def judged(record: Record) -> int:
@@ -40,7 +40,7 @@ def exit_code(run: Run, said: int = CONFORMS) -> int:
 def nothing_judged(run: Run) -> str:
     """Why what passed says nothing; '' where it does say something."""
     if not judged(run.record):
-        return "nothing was judged: no problem of these clauses could be put to the implementation"
+        return "nothing was tested: none of the selected clauses applies to what this implementation offers"
     compared, answers = sum(len(s.compared) for s in run.subjects), sum(s.judged for s in run.subjects)
     if compared > answers:
         return f"{compared} problems were compared with the reference and {answers} answers judged: something replaced the judge"

@@ -102,7 +102,7 @@ class Fallbacks(logging.Filter):
             return ""
         (name, before), calls = min(self.met.items(), key=lambda item: item[1]), self.calls
         return (
-            f"torch.compile gave up on {name} after {before} of {calls} calls, at a limit for compiling anew: the other "
+            f"torch.compile gave up on {name} after {before} of {calls} calls, at its limit for recompiling: the other "
             f"{calls - before} ran uncompiled where their shapes or options were new. Raise torch._dynamo.config.recompile_limit "
             "where the implementation is imported, or ask with --few-shapes, to test what is compiled"
         )

@@ -43,14 +43,14 @@ def look(subject: Subject) -> None:
             where = " and ".join(
                 words
                 for words, so in (
-                    ("its tensors are (b i h d), queries before heads, where (b h i d) is asked", transposed),
+                    ("its tensors are (b i h d), queries before heads, but the suite passes (b h i d)", transposed),
                     ("it returns a tuple whose first element is the output", first),
                     ("it returns an array of another framework, and no tensor of torch", arrays),
                 )
                 if so
             )
             raise ResolveError(
-                f"{subject.adapter.name}: {where}: read so, plain calls are answered rightly, and as they stand they are not.\n\n"
+                f"{subject.adapter.name}: {where}: read this way, its answers to plain calls are right; else they are wrong.\n\n"
                 + stub(function, subject.adapter.name, reading, restrictions)
             )
 

@@ -20,7 +20,7 @@ from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
 from attnspec.spec.words import DTYPES
 
-UNSEEN = "canonical, for it could not be observed"
+UNSEEN = "assumed canonical: could not be observed"
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 192, 256, 512)
 
 
@@ -125,13 +125,13 @@ def _observe(subject: Subject, choice: str, most: int | None = None) -> str:
     """Settle an open choice by one small problem, and say where it came from."""
     asked = questions(subject, choice, subject.dtypes[0] if subject.dtypes else "float32")[:most]
     if not asked:
-        return f"canonical, for {CHOICES[choice].needs} is not offered"
+        return f"assumed canonical: can't be observed without {CHOICES[choice].needs}"
     question, answer = answered(subject, asked)
     if answer.refusal:
         return f"{UNSEEN} ({answer.refusal})"
     value = followed(subject, choice, question.problem, answer)
     if value is None:
-        return f"canonical, for the answer followed no choice: {CHOICES[choice].consistent} says more"
+        return f"assumed canonical: the answer matched none of the choices, see {CHOICES[choice].consistent}"
     subject.dialect = subject.dialect.with_choice(choice, value)
     return "observed on a small problem"
 

@@ -37,5 +37,5 @@ def must_follow_a_choice(subject: Subject, choice: str, dtype: str) -> None:
         far = np.min([np.where(np.isfinite(got - x), np.abs(got - x), 1e300) for x in exacts.values()], axis=0)
     at = tuple(int(n) for n in np.unravel_index(int(far.argmax()), far.shape))
     values = "; ".join(f"{value} gives {x[at]:.6g}" for value, x in exacts.items())
-    what = f"the answer follows no {choice}: output [{', '.join(map(str, at))}] = {got[at]:.6g}, where {values}"
+    what = f"the answer matches no value of {choice}: output [{', '.join(map(str, at))}] = {got[at]:.6g}, where {values}"
     raise Broken(Finding("relation", "o", what), asked.problem)

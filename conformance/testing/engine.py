@@ -102,13 +102,13 @@ class Asking(Telling):
         now = time.monotonic()
         since, problem = self.subject.under_way or (now, None)
         if problem is not None and now - since > (now - self._began) / 2:
-            message = f"the call did not return in {now - since:.2g} s, when a time limit ended the test"
+            message = f"the call had not returned after {now - since:.2g} s, when a time limit ended the test"
             finding, case = Finding("timeout", "call", message), self._case or Case(dtype=self.dtype)
             self._tell(case, Explained(self.main.id, case, finding, problem, None, by_case=False), Verdict.TIMEOUT)
         else:
             reason = f"a time limit ended {self.test.__name__}[{self.dtype}] after {now - self._began:.2g} s"
             self._count(Verdict.NOT_RUN, int(not self.passed), reason, Why.INTERRUPTION)
-            self.run.record.interrupt(f"{reason}, before all of its problems were asked")
+            self.run.record.interrupt(f"{reason}, before all of its problems were tested")
         if self.shown:
             pytest.fail("\n\n".join([*self.shown, str(error)]), pytrace=False)
 

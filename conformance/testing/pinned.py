@@ -33,13 +33,13 @@ def ask_pinned(run: Run) -> None:
         known.lines.append(f"  {issue.clause}: {issue.region.text if issue.region else issue.found}")
         subjects = [subject for subject in run.subjects if issue.concerns(subject)]
         if not subjects and issue.device and all(s.device.split(":")[0] != issue.device for s in run.subjects):
-            known.lines.append(f"    not asked: this run is not on {issue.device}")
+            known.lines.append(f"    not tested: this run is not on {issue.device}")
             continue
         if not subjects:
             _wrong(
                 known,
                 issue,
-                f"there is no variant {issue.variant!r}; there are {', '.join(sorted({s.label for s in run.subjects}))}",
+                f"unknown variant {issue.variant!r}; choose from {', '.join(sorted({s.label for s in run.subjects}))}",
             )
             continue
         _share(known, issue, subjects)
@@ -88,14 +88,14 @@ def _pinned(issue: Issue, case: Case, subject: Subject, run: Run) -> None:
     """Ask as `--clauses --case` would, and expect the failure that the issue describes, and no other."""
     known, reason = run.known, _not_asked(issue, case, subject, run)
     if reason:
-        known.lines.append(f"    pinned {case.token()}: not asked, {reason}")
+        known.lines.append(f"    pinned {case.token()}: not tested, {reason}")
         return
     refused = subject.refused_dtypes.get(case.dtype)
     fitted = fit(case, subject.adapter)
     bent = [x.name for x in fields(Case) if getattr(fitted, x.name) != getattr(case, x.name) and x.name not in ("wrt", "do")]
     where = f"the pinned problem {case.token()}" + (f" of {subject.label}" if subject.adapter.variant else "")
     if refused or bent:
-        what = f"{case.dtype} is refused ({refused})" if refused else f"{', '.join(bent)} can't be so here"
+        what = f"{case.dtype} is refused ({refused})" if refused else f"it can't take this {', '.join(bent)}"
         _wrong(known, issue, f"{where} is not offered: {what}. Pin the problem that a failure prints, or delete the entry")
         return
     alone = KnownIssues((issue,), known.source)
@@ -113,17 +113,17 @@ def _pinned(issue: Issue, case: Case, subject: Subject, run: Run) -> None:
     cell = (issue.clause, case.dtype, subject.label, subject.device)
     if alone.failed:
         run.record.count(cell, Verdict.KNOWN_ISSUE, 1, issue.reason)
-        known.lines.append(f"    pinned {case.token()}: fails, as is known")
+        known.lines.append(f"    pinned {case.token()}: fails, as expected")
     elif again.record.failures:
         others = "; ".join(f"{f.clause} on {f.case}" for f in again.record.failures)
-        why = "says something else than `found`" if issue.found else "fails otherwise or, reduced, outside of the region"
+        why = "says something other than `found`" if issue.found else "fails in another way, or outside of the region once reduced"
         _wrong(known, issue, f"{where} {why}: {others}. Look at it again with {run.command} --case={case.token()}")
     elif any(seen[verdict] for verdict in JUDGED):
         run.record.count(cell, Verdict.XPASS, 1, issue.reason)
-        _wrong(known, issue, f"{where} passes (XPASS). It is mended: delete the entry, and with it the region that it hides")
+        _wrong(known, issue, f"{where} passes (XPASS). The issue is fixed: delete the entry and its region")
     else:
         why = "; ".join(dict.fromkeys(again.record.reasons.values()))
-        _wrong(known, issue, f"{where} shows nothing of {issue.clause} ({why}); pin the problem that a failure prints")
+        _wrong(known, issue, f"{where} does not test {issue.clause} ({why}); pin the problem that a failure prints")
 
 
 def share(issues: list[Issue], subjects: list[Subject]) -> tuple[int, int]:
@@ -143,13 +143,13 @@ def share(issues: list[Issue], subjects: list[Subject]) -> tuple[int, int]:
 def _not_asked(issue: Issue, case: Case, subject: Subject, run: Run) -> str:
     """Why this run does not ask a pinned problem, or ''."""
     if run.case is not None:
-        return "--case asks for one problem"
+        return "--case selects one problem"
     if run.clauses and issue.clause not in run.clauses and index()[issue.clause].chapter not in run.clauses:
         return "--clauses leaves it out"
     if not tests_of((issue.clause,), run.spec):
         return "--spec leaves it out"
     if run.shard is not None and not run.shard.owns((issue.clause,), run.clauses):
-        return "it is another shard's"
+        return "it belongs to another shard"
     if case.dtype not in subject.dtypes and case.dtype not in subject.refused_dtypes:
         return "--impl-dtypes leaves it out"
     return ""

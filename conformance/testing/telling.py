@@ -122,7 +122,7 @@ class Telling:
             pytest.fail("\n\n".join(self.shown), pytrace=False)
         fail_by = {**self.others, **self.again}
         if fail_by:
-            pytest.skip("not judged: " + ", ".join(f"{n} of its problems fail by {id_}" for id_, n in fail_by.items()))
+            pytest.skip("not judged: " + ", ".join(f"{n} of its problems already fail {id_}" for id_, n in fail_by.items()))
         if self.excused:
             pytest.xfail("known issues: " + ", ".join(f"{n} of its problems by {id_}" for id_, n in self.excused.items()))
         if not self.passed:

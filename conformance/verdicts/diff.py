@@ -20,12 +20,12 @@ QUIET = 0.1
 """The share of its bound below which an error is not compared: ten times of it are still inside."""
 
 KINDS = {
-    "new failures": "A clause is broken that was not, or a broken one breaks in another way.",
-    "no longer tested": "It was judged before, and now nothing of it was.",
-    "no longer offered": "A feature, dtype or width that was promised is not any more; its clauses don't bind.",
+    "new failures": "A clause is broken that was not broken before, or it breaks in another way.",
+    "no longer tested": "The old run judged it; the new run judged nothing of it.",
+    "no longer offered": "A feature, dtype or width is no longer promised, so its clauses do not bind.",
     "accuracy class lost": "Answers leave a class that they held, or a milder class is claimed.",
     "error grown": "The largest error, as a share of its bound, grew.",
-    "known issues grown": "A larger share of the problems is excused.",
+    "known issues grown": "Known issues excuse a larger share of the problems.",
 }
 
 
@@ -47,8 +47,8 @@ class Comparison:
     def sections(self) -> list[tuple[str, str, list[str]]]:
         """Title, explanation and lines of everything that there is to say."""
         found = [(kind, KINDS[kind], lines) for kind, lines in self.gated.items()]
-        found += [("mended", "It was broken, and holds.", self.mended)]
-        found += [("asked differently", "The two runs are not of one kind: read the rest with that in mind.", self.said)]
+        found += [("mended", "It was broken and holds now.", self.mended)]
+        found += [("tested differently", "The two runs did not test the same: read the rest with that in mind.", self.said)]
         return [section for section in found if section[2]]
 
     @property
@@ -131,7 +131,7 @@ def no_longer_tested(old: Verdicts, new: Verdicts) -> list[str]:
         if judged(cell["problems"]) and not judged(new.cells.get(key, {"problems": {}})["problems"])
     ]
     why = {key: new.cells[key].get("reason", "") for key in lost if key in new.cells}
-    return _listed(old, new, lost, lambda key: why.get(key) or "not asked")
+    return _listed(old, new, lost, lambda key: why.get(key) or "not tested")
 
 
 def no_longer_offered(old: Verdicts, new: Verdicts) -> list[str]:
@@ -140,7 +140,7 @@ def no_longer_offered(old: Verdicts, new: Verdicts) -> list[str]:
     present = {(s["variant"], s["device"]) for s in new.header["subjects"]}
     for subject in old.header["subjects"]:
         if (subject["variant"], subject["device"]) not in present:
-            found.append(f"{_place(subject['variant'], subject['device']).removeprefix(', ')}: not there any more")
+            found.append(f"{_place(subject['variant'], subject['device']).removeprefix(', ')}: gone")
     for where, a, b in _subjects(old, new):
         found += [f"{feature}{where}" for feature in a["offers"] if feature not in b["offers"]]
         found += [f"{dtype}{where}" for dtype in a["dtypes"] if dtype not in b["dtypes"]]

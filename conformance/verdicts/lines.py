@@ -150,7 +150,7 @@ class Verdicts:
             reasons.append("there is no footer: the run was killed, or is still going on")
         errors = sum(cell["problems"].get("HARNESS_ERROR", 0) for cell in self.cells.values())
         if errors:
-            reasons.append(f"attnspec itself failed in {errors} test{'s' if errors > 1 else ''}, which asked no further")
+            reasons.append(f"attnspec itself failed in {errors} test{'s' if errors > 1 else ''}, which then stopped")
         return reasons
 
     @property
@@ -213,7 +213,7 @@ def read(path: str | Path) -> Verdicts:
         except (ValueError, RecursionError):
             if not line.endswith("\n"):
                 continue  # cut off
-            raise VerdictError(f"{path}, line {n}: this is no JSON; expected a file that --verdicts wrote") from None
+            raise VerdictError(f"{path}, line {n}: not valid JSON; expected a file that --verdicts wrote") from None
     return collect(lines, str(path))
 
 
@@ -248,7 +248,7 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
             verdicts.interrupted = line["reason"]
         else:
             raise VerdictError(
-                f"{source}, line {n}: kind {kind!r}; there are header, cell, accuracy, failure, note, footer, interrupted"
+                f"{source}, line {n}: unknown kind {kind!r}; choose from header, cell, accuracy, failure, note, footer, interrupted"
             )
     if verdicts is not None and verdicts.footer is not None:
         _sums_agree(verdicts)
@@ -262,7 +262,7 @@ def _names(line: dict[str, Any], names: Iterable[str], where: str) -> tuple[str,
     lacking = [name for name in names if not isinstance(line.get(name), str)]
     if lacking:
         raise VerdictError(
-            f"{where}: {', '.join(lacking)} of the {line['kind']} is no text; run again, or use the file as it was written"
+            f"{where}: {', '.join(lacking)} of the {line['kind']} is not text; run again, or use the file as it was written"
         )
     return tuple(line[name] for name in names)
 
@@ -280,7 +280,7 @@ def _counted(cell: dict[str, Any], where: str) -> dict[str, Any]:
                 raise VerdictError(f"{where}: {name} is {str(n)[:40]!r}; expected a number of problems, 0 or more")
     strange = sorted(cell["problems"].keys() - set(Verdict))
     if strange:
-        raise VerdictError(f"{where}: there is no verdict {visible(strange[0])!r}; there are {', '.join(sorted(Verdict))}")
+        raise VerdictError(f"{where}: unknown verdict {visible(strange[0])!r}; choose from {', '.join(sorted(Verdict))}")
     return cell
 
 

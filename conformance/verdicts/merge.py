@@ -80,7 +80,7 @@ def merge(paths: Iterable[str | Path], out: str | Path) -> None:
         raise MergeError("there is no verdict file to merge")
     missing = [f"{n}/{of}" for n in range(1, of + 1) if n not in shards]
     if missing:
-        raise MergeError(f"shard {', '.join(missing)} is missing: what it asked was not asked")
+        raise MergeError(f"shard {', '.join(missing)} is missing: its tests are not in the other files")
     lines = Lines(Path(out))
     for line in together([shards[n] for n in sorted(shards)]):
         lines.add(line)
@@ -130,7 +130,7 @@ def _complete(path: str) -> Verdicts:
     try:
         run = read(path)
     except VerdictError as error:
-        raise MergeError(f"{path}: this is no verdict file: {error}") from None
+        raise MergeError(f"{path}: not a verdict file: {error}") from None
     if run.footer is None:
         raise MergeError(f"{path}: it has no footer, so its run did not end; run that shard again")
     return run

@@ -28,7 +28,7 @@ def check_target(path: Path, needs: Sequence[str] = NEEDS) -> None:
     if path.suffix != ".html":
         raise VerdictError(f"a page is written to a file that ends in .html, and its Markdown beside it in .md; found {path}")
     if not path.absolute().parent.is_dir():
-        raise VerdictError(f"{path} can't be written: there is no folder {path.parent}")
+        raise VerdictError(f"{path} can't be written: folder {path.parent} does not exist")
 
 
 def write(verdicts: Verdicts, path: Path) -> tuple[Path, Path]:
@@ -111,12 +111,12 @@ def outcome(v: Verdicts) -> tuple[str, str]:
     if v.incomplete:
         return "open", "INCOMPLETE: this says nothing yet"
     if not any(judged(cell["problems"]) for cell in v.cells.values()):
-        return "open", "nothing was judged"
+        return "open", "nothing was tested"
     if v.footer is not None and v.footer["exit"]:
         return "open", f"no clause is broken, but the run ended with exit code {v.footer['exit']}"
     but = {"known issues": tally.known, "what is inherited": tally.inherited}
     excused = f", but for {' and '.join(what for what, ids in but.items() if ids)}" if any(but.values()) else ""
-    return "good", ("no broken clause in what was asked" if tally.not_run else "conforms") + excused
+    return "good", ("no broken clause among those tested" if tally.not_run else "conforms") + excused
 
 
 def counted(v: Verdicts) -> str:
@@ -210,7 +210,7 @@ def further(failure: Mapping[str, Any]) -> list[tuple[str, str]]:
     inherited = f"from {failure['inherited']}; --inherited=note accepts it" if failure.get("inherited") else ""
     said = [("diagnosis", _words(failure.get("diagnosis"))), ("inherited", inherited)]
     if failure.get("hint"):
-        said.append(("but", f"this is exactly what {failure['hint']} gives; if that is meant, --dialect {failure['hint']}"))
+        said.append(("but", f"this is exactly what {failure['hint']} gives; if that is intended, --dialect {failure['hint']}"))
     said += [("repro", f"python {failure['repro']}" if failure.get("repro") else ""), ("re-run", failure.get("rerun", ""))]
     return [(name, text) for name, text in said if text]
 

@@ -232,7 +232,7 @@ class Record:
         if self.inherited[cell]:
             line["inherited"] = self.inherited[cell]
         if cell in self.reasons or self.by.get(cell):
-            line["reason"] = self.reasons.get(cell) or f"fails by {next(iter(self.by[cell]))}"
+            line["reason"] = self.reasons.get(cell) or f"its problems already fail {next(iter(self.by[cell]))}"
         if cell in self.whys:
             line["why"] = str(self.whys[cell])
         return line

@@ -71,7 +71,7 @@ def arithmetic(class_: str, dtype: str) -> Arithmetic:
     accumulators that are kept in the storage dtype and rounded after every block.
     """
     if class_ not in CLASSES or dtype not in UNIT:
-        raise ValueError(f"no accuracy class {class_!r} for {dtype!r}; there are {', '.join(CLASSES)} for {', '.join(UNIT)}")
+        raise ValueError(f"unknown accuracy class {class_!r} for {dtype!r}; choose from {', '.join(CLASSES)} for {', '.join(UNIT)}")
     u, eta = UNIT[dtype], UNDERFLOW[dtype]
     if class_.endswith("*"):
         return replace(arithmetic(class_[0], dtype), name=class_, u_grad=u)

@@ -76,7 +76,7 @@ def bias_of_first_head(call: Call) -> Tensor:
 
 @mutant("bias", "BIAS-2")
 def bias_of_kv_head(call: Call) -> Tensor:
-    """With grouped heads the bias is read at the number of the key/value head."""
+    """With grouped heads the bias is indexed by the key/value head."""
     h, g = call.shape[1], max(call.key.shape[1], 1)
     at = torch.arange(h) // max(h // g, 1)
     return with_bias(call, lambda bias: four(bias)[:, at] if four(bias).shape[1] == h else bias)

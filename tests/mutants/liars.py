@@ -447,7 +447,7 @@ class ClaimsClassA(_Claims):
         return eager(q, k, v, **options)
 
 
-@liar("state", "PURITY-4", "asked a second time", asked="i=5,j=33,d=16")
+@liar("state", "PURITY-4", "in a second call", asked="i=5,j=33,d=16")
 class ClaimsToBeDeterministic(_Claims):
     """Claims the same bits on every call, and takes one of two kernels in turn."""
 

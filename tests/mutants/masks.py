@@ -152,7 +152,7 @@ def mask_ignored_in_second_item_second_head(call: Call) -> Tensor:
 
 @mutant("mask", "MASK-1")
 def mask_of_kv_head(call: Call) -> Tensor:
-    """With grouped heads the mask is read at the number of the key/value head."""
+    """With grouped heads the mask is indexed by the key/value head."""
     h, g = call.shape[1], max(call.key.shape[1], 1)
     at = torch.arange(h) // max(h // g, 1)
     return with_bool_mask(call, lambda mask: four(mask)[:, at] if four(mask).shape[1] == h else mask)

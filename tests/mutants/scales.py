@@ -57,7 +57,7 @@ def scale_missing(call: Call) -> Tensor:
 
 @mutant("scale", "SCALE-1")
 def scale_of_kv_heads(call: Call) -> Tensor:
-    """With grouped heads the default scale is that of d·g/h."""
+    """With grouped heads the default scale uses the width d·g/h."""
     h, g, d = call.query.shape[1], call.key.shape[1], call.query.shape[3]
     return default(call, (max(d * g, 1) / max(h, 1)) ** -0.5)
 

@@ -112,7 +112,7 @@ for length_ in (64, 128, 256):
 
 @mutant("shape", "SHAPE-2")
 def last_key_dropped_with_more_queries(call: Call) -> Tensor:
-    """With more queries than keys the last key is not read."""
+    """With more queries than keys the last key is skipped."""
     i, j = call.shape[2:]
     return with_keys(call, torch.arange(j - 1 if i > j > 1 else j))
 

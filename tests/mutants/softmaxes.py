@@ -155,7 +155,7 @@ def epsilon_in_row_sum(call: Call) -> Tensor:
 
 @mutant("softmax", "SOFTMAX-3")
 def one_added_to_row_sum(call: Call) -> Tensor:
-    """Softmax-off-by-one: the row sum has exp(0) added."""
+    """Softmax-off-by-one: exp(0) is added to the row sum."""
 
     def normalise(scores: Tensor) -> Tensor:
         lse = torch.logsumexp(pad(scores, (0, 1)), -1, keepdim=True)
