@@ -9,7 +9,7 @@ from importlib import resources
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.factors import LEVELS, _level_of, alike, level_of
+from attnspec.conformance.problems.factors import LEVELS, alike, level_by_value, level_of
 from attnspec.conformance.problems.fit import decodes, fit
 
 
@@ -23,7 +23,7 @@ def _rows(name: str) -> tuple[Case, ...]:
         raise ValueError(
             f"arrays/{name}.csv has the factors {header}, case.py has {list(LEVELS)}; run conformance/problems/arrays/make.py"
         )
-    known = {factor: {str(value): value for value in _level_of(factor)} for factor in LEVELS}
+    known = {factor: {str(value): value for value in level_by_value(factor)} for factor in LEVELS}
     try:
         return tuple(
             Case(**{factor: known[factor][text] for factor, text in zip(LEVELS, row, strict=True)}, seed=n)

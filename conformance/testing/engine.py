@@ -26,7 +26,7 @@ from attnspec.conformance.diagnosis.order import wrong_by_itself
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.known.inherited import Origin
 from attnspec.conformance.problems.array import array
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.problems.shrink import as_case
@@ -208,7 +208,7 @@ class Asking:
         if not self.plan.comparison:
             some = list(islice(fitting, most))
             bare = (
-                self.plan.narrow(replace(case, mask="none", bias="none", causal=False, scale=None), self.subject) for case in some
+                self.plan.narrow(replace(case, **PLAIN), self.subject) for case in some
             )
             return diverse(list(dict.fromkeys((*filter(None, bare), *some))), tier.rows)
         return islice(fitting, most)
