@@ -20,19 +20,10 @@ from attnspec.adapters.reading import handlers, interrupted, plain, text, words
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
 from attnspec.adapters.watch.state import no_second_run
 from attnspec.adapters.watch.trace import Trace, operators
-from attnspec.spec import CHOICES, Problem
+from attnspec.spec import CHOICES, OPTIONS, Problem
 from attnspec.spec.words import CLASSES, FEATURES
 
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
-# The parameters of attend() that say an option, and the features that each has words for.
-SAID_BY = {
-    "mask": ("mask", "key_padding", "rank3"),
-    "bias": ("bias", "bias_grad", "rank3"),
-    "causal": ("causal",),
-    "scale": ("scale",),
-    "dropout": ("dropout",),
-    "training": (),
-}
 
 
 class Unsupported(Exception):
@@ -99,28 +90,26 @@ class Adapter:
         takes = options_of(vars(cls)["attend"]) if "attend" in vars(cls) and not said else None
         if takes is not None:
             cls._follows = True
-            cls.offers = DEFAULT_OFFERS.union(*(SAID_BY[name] for name in takes))
+            cls.offers = DEFAULT_OFFERS.union(*(OPTIONS[name].features for name in takes))
 
     _follows: ClassVar[bool] = False  # whether the offers were read from the parameters of attend
 
     def attend(self, *args: Any, **options: Any) -> Tensor:
         """Call the implementation with q (b h i d), k (b g j d), v (b g j e) and return (b h i e).
 
-        Write it as attend(self, q, k, v, *, …) with the options that the implementation has words for, of mask=None, bias=None,
-        causal=False, scale=None, dropout=0.0, training=False. What needs another is Unsupported, and never arrives.
+        Write it as attend(self, q, k, v, *, …) with the options that the implementation has words for, of those of
+        :class:`attnspec.spec.Problem`, with their names and defaults: mask=None, causal=False and so on. What needs another
+        is Unsupported, and never arrives.
         """
         raise Unsupported(f"{type(self).__name__} defines no attend()")
 
     def call(self, problem: Problem) -> Call:
         """The call that puts a problem. Raises Unsupported where the convention can't say it."""
-        options: dict[str, Any] = {name: x for name, x in problem.inputs().items() if name not in ("q", "k", "v")}
-        if problem.causal:
-            options["causal"] = True
-        if problem.scale is not None:
-            options["scale"] = problem.scale
+        options = problem.given()
         kind, takes = type(self), options_of(self.attend)
-        if problem.dropout and (problem.training or takes is None or "training" in takes):
-            options |= {"dropout": problem.dropout, "training": problem.training}
+        training, rate = options.pop("training", False), options.pop("dropout", 0.0)
+        if rate and (training or takes is None or "training" in takes):  # only in training does anything drop out
+            options |= {"dropout": rate, "training": training}
         if takes is not None:
             unsaid = options.keys() - takes - {"training"}
             if unsaid:
@@ -217,7 +206,7 @@ def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return frozenset(p.name for p in parameters) & SAID_BY.keys()
+    return frozenset(p.name for p in parameters) & OPTIONS.keys()
 
 
 def leaves_of(problem: Problem) -> dict[str, Tensor]:
@@ -283,7 +272,7 @@ def check(adapter: Adapter) -> None:
             raise ValueError(f"{name}.{what} names unknown {', '.join(sorted(given))}; choose from {', '.join(there)}")
     takes = options_of(adapter.attend) if type(adapter).call is Adapter.call else None
     for feature in sorted(adapter.offers):
-        words_for = [option for option, features in SAID_BY.items() if feature in features]
+        words_for = [name for name, option in OPTIONS.items() if feature in option.features]
         if takes is not None and words_for and takes.isdisjoint(words_for):
             raise ValueError(
                 f"{name}.offers names {feature}, but {name}.attend() has no parameter {' or '.join(words_for)} for it: "

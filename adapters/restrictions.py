@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from attnspec.spec import Problem
+from attnspec.spec import OPTIONS, Problem
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,7 @@ def needs(problem: Problem) -> frozenset[str]:
     """The features that a caller has words for and that a problem needs. Gradients and strides are none: no argument says them."""
     heads = "shared_kv" if problem.shared else "mha" if problem.g == problem.h else "mqa" if problem.g == 1 else "gqa"
     names = {heads, *(("value_width",) if problem.e != problem.d else ())}
-    if problem.mask is not None:
-        names.add({2: "key_padding", 3: "rank3"}.get(problem.mask.ndim, "mask"))
-    if problem.bias is not None:
-        names |= {"bias", *(("rank3",) if problem.bias.ndim == 3 else ())}
-    options = {"causal": problem.causal, "scale": problem.scale is not None, "dropout": problem.dropout > 0}
-    return frozenset(names | {name for name, given in options.items() if given})
+    return frozenset(names.union(*(OPTIONS[name].needed(value) for name, value in problem.given().items())))
 
 
 def undeclared(offers: Iterable[str], restrictions: Iterable[str], problem: Problem) -> str:

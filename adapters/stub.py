@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch.nn import Module
 
 from attnspec.adapters.conventions.signature import FIELD_OF, UnknownSignature, signature_of
+from attnspec.spec import OPTIONS
 from attnspec.spec.words import FEATURES
 
 
@@ -27,8 +28,9 @@ def ten_lines(found: Any, name: str, problem: str) -> str:
 {stub(found, name)}"""
 
 
-DEFAULTS = {"mask": "None", "bias": "None", "causal": "False", "scale": "None", "dropout": "0.0", "training": "False"}
-LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "drop": "dropout", "training": "training"}
+# The part of a parameter's name that shows an option, of several the first: causal_mask is causal. Others show by their own name.
+LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "drop": "dropout"}
+LIKE |= {name: name for name in OPTIONS if name not in LIKE.values()}
 
 
 class Reading(NamedTuple):
@@ -61,16 +63,16 @@ def stub(found: Any, name: str, reading: Reading = PLAINLY, restrictions: tuple[
         elif field in ("q", "k", "v"):
             arguments.append(f"{parameter}={field}{turn}{there}")
         else:
-            tensor = there and field in ("mask", "bias")
+            tensor = there and OPTIONS[field].tensor
             arguments.append(f"{parameter}=None if {field} is None else {field}{there}" if tensor else f"{parameter}={field}")
             options.append(field)
     offers = [
         "mha",
         *(() if there else ("backward",)),
         *(("key_padding",) if "mask" in options else ()),
-        *(x for x in options if x not in ("training",)),
+        *(OPTIONS[option].feature for option in options if OPTIONS[option].feature),
     ]
-    keywords = "".join(f", {option}={DEFAULTS[option]}" for option in options)
+    keywords = "".join(f", {option}={OPTIONS[option].default}" for option in options)
     fill = (
         "\n            # replace each ...: no convention knows this parameter" if any(x.endswith("=...") for x in arguments) else ""
     )
@@ -100,7 +102,7 @@ def _fields(found: Any) -> dict[str, str]:
     except UnknownSignature:
         return {"...": "..."}
     named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    fields = {p.name: FIELD_OF[p.name] for p in named if FIELD_OF.get(p.name) in (*DEFAULTS, *"qkv")}
+    fields = {p.name: FIELD_OF[p.name] for p in named if FIELD_OF.get(p.name) in (*OPTIONS, *"qkv")}
     for part, field in LIKE.items():  # a name shows a field where it is the only one that is like it
         like = [p.name for p in named if p.name not in fields and part in p.name.lower()]
         if len(like) == 1 and field not in fields.values():

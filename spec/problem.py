@@ -1,22 +1,61 @@
-"""One attention call: its tensors, exactly as the implementation receives them, and its options."""
+"""One attention call: its tensors, exactly as the implementation receives them, and its options. Importing it needs no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from attnspec.spec.index import implements
+from attnspec.spec.option import Option, option
 
-TENSORS = ("q", "k", "v", "mask", "bias", "do")
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 DIFFERENTIABLE = ("q", "k", "v", "bias")
+
+
+def _is_a_mask(problem: Problem, name: str) -> None:
+    mask = getattr(problem, name)
+    if mask is None:
+        return
+    if _dtype(mask) != "bool":
+        raise ValueError(f"a {name} is bool (True = may attend), found {mask.dtype}; a float is a bias")
+    padding = mask.ndim == 2
+    _must_broadcast(problem, name, (problem.b, problem.j) if padding else (problem.b, problem.h, problem.i, problem.j))
+
+
+def _is_a_bias(problem: Problem, name: str) -> None:
+    bias = getattr(problem, name)
+    if bias is None:
+        return
+    if not bias.dtype.is_floating_point or bias.element_size() < problem.q.element_size():
+        raise ValueError(f"a {name} is a float as wide as q, or wider; found {problem._dtypes('q', name)}; a bool is a mask")
+    _must_broadcast(problem, name, (problem.b, problem.h, problem.i, problem.j))
+
+
+def _is_finite(problem: Problem, name: str) -> None:
+    value = getattr(problem, name)
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"a {name} is a finite number, or None for the default; found {value}")
+
+
+def _is_a_probability(problem: Problem, name: str) -> None:
+    if not 0 <= getattr(problem, name) <= 1:
+        raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
+
+
+def _must_broadcast(problem: Problem, name: str, shape: tuple[int, ...]) -> None:
+    found = tuple(getattr(problem, name).shape)
+    fits = len(found) <= len(shape) and all(a in (1, b) for a, b in zip(reversed(found), reversed(shape), strict=False))
+    if not fits:
+        raise ValueError(f"{name} {found} does not broadcast to {shape}")
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +71,26 @@ class Problem:
     q: Tensor
     k: Tensor
     v: Tensor
-    mask: Tensor | None = None
-    bias: Tensor | None = None
-    causal: bool = False
-    scale: float | None = None
-    dropout: float = 0.0
-    training: bool = False
+    mask: Tensor | None = option(
+        None,
+        feature="mask",
+        says="bool mask that broadcasts to (b h i j)",
+        forms={"rank3": "mask or bias of three dimensions (h i j)", "key_padding": "bool key padding mask (b j)"},
+        needs=lambda mask: {{2: "key_padding", 3: "rank3"}.get(mask.ndim, "mask")},
+        check=_is_a_mask,
+    )
+    bias: Tensor | None = option(
+        None,
+        feature="bias",
+        says="float bias that is added to the scores",
+        also=("bias_grad", "rank3"),
+        needs=lambda bias: {"bias", "rank3"} if bias.ndim == 3 else {"bias"},
+        check=_is_a_bias,
+    )
+    causal: bool = option(False, feature="causal", says="causal masking")
+    scale: float | None = option(None, feature="scale", says="a given scale", check=_is_finite)
+    dropout: float = option(0.0, feature="dropout", says="dropout of probabilities", check=_is_a_probability)
+    training: bool = option(False)  # goes with dropout
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()
 
@@ -53,20 +106,11 @@ class Problem:
             raise ValueError(f"batch, key length or query width do not agree: {self._shapes('q', 'k', 'v')}")
         if self.h % self.g if self.g else self.h:
             raise ValueError(f"{self.h} query heads can't be shared evenly among {self.g} key/value heads")
-        if self.mask is not None:
-            if self.mask.dtype != torch.bool:
-                raise ValueError(f"a mask is bool (True = may attend), found {self.mask.dtype}; a float is a bias")
-            expected = (self.b, self.j) if self.mask.ndim == 2 else (self.b, self.h, self.i, self.j)
-            self._must_broadcast("mask", expected)
         if not self.q.dtype.is_floating_point or not self.q.dtype == self.k.dtype == self.v.dtype:
             raise ValueError(f"q, k, v are floats of one dtype; found {self._dtypes('q', 'k', 'v')}")
-        if self.bias is not None:
-            narrow = not self.bias.dtype.is_floating_point or self.bias.element_size() < self.q.element_size()
-            if narrow:
-                raise ValueError(f"a bias is a float as wide as q, or wider; found {self._dtypes('q', 'bias')}; a bool is a mask")
-            self._must_broadcast("bias", (self.b, self.h, self.i, self.j))
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise ValueError(f"a scale is a finite number, or None for the default; found {self.scale}")
+        for name, own in OPTIONS.items():
+            if own.check is not None:
+                own.check(self, name)
         strange = [name for name in self.wrt if name not in DIFFERENTIABLE or getattr(self, name) is None]
         if strange or len(set(self.wrt)) < len(self.wrt):
             given = [name for name in DIFFERENTIABLE if getattr(self, name) is not None]
@@ -75,8 +119,6 @@ class Problem:
             )
         if self.do is not None and self.do.dtype != self.dtype:
             raise ValueError(f"the cotangent has the dtype of the output; found {self._dtypes('q', 'do')}")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout is a probability, found {self.dropout}")
         if self.do is not None and self.do.shape != (self.b, self.h, self.i, self.e):
             raise ValueError(f"the cotangent has shape {tuple(self.do.shape)}, the output {(self.b, self.h, self.i, self.e)}")
 
@@ -84,13 +126,7 @@ class Problem:
         return ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in names)
 
     def _dtypes(self, *names: str) -> str:
-        return ", ".join(f"{name} {str(getattr(self, name).dtype).removeprefix('torch.')}" for name in names)
-
-    def _must_broadcast(self, name: str, shape: tuple[int, ...]) -> None:
-        found = tuple(getattr(self, name).shape)
-        fits = len(found) <= len(shape) and all(a in (1, b) for a, b in zip(reversed(found), reversed(shape), strict=False))
-        if not fits:
-            raise ValueError(f"{name} {found} does not broadcast to {shape}")
+        return ", ".join(f"{name} {_dtype(getattr(self, name))}" for name in names)
 
     # SIZES, in the letters of the spec
 
@@ -147,51 +183,29 @@ class Problem:
         """The tensors that are given to the implementation, by name."""
         return {name: x for name in TENSORS[:-1] if (x := getattr(self, name)) is not None}
 
-    # FILES, without pickle
+    def given(self) -> dict[str, Any]:
+        """The options that are more than their defaults, by name."""
+        return {name: value for name, own in OPTIONS.items() if own.given(value := getattr(self, name))}
 
     def to_bytes(self) -> bytes:
-        """The problem as an .npz archive: raw memory, shapes and strides, so that it comes back bit by bit."""
-        arrays: dict[str, np.ndarray] = {}
-        meta: dict[str, Any] = {name: getattr(self, name) for name in ("causal", "scale", "dropout", "training", "wrt")}
-        for name in TENSORS:
-            x = getattr(self, name)
-            if x is not None:
-                memory = memory_of(x)
-                arrays[name] = memory.view(torch.uint8).cpu().numpy()
-                meta[name] = {
-                    "dtype": str(x.dtype).removeprefix("torch."),
-                    "shape": list(x.shape),
-                    "stride": list(x.stride()),
-                    "offset": x.storage_offset(),
-                }
-        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        file = io.BytesIO()
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        return file.getvalue()
+        """The problem as bytes, its memory as it is; see :func:`attnspec.spec.memory.to_bytes`."""
+        from attnspec.spec.memory import to_bytes
+
+        return to_bytes(self)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Problem:
         """Read what :meth:`to_bytes` wrote."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            meta = json.loads(archive["meta"].tobytes())
-            fields: dict[str, Any] = {}
-            for name, value in meta.items():
-                if name in TENSORS:
-                    dtype, raw = getattr(torch, value["dtype"]), torch.from_numpy(archive[name].copy())
-                    memory = raw.view(dtype) if len(raw) else torch.empty(0, dtype=dtype)
-                    value = memory.as_strided(value["shape"], value["stride"], value["offset"])
-                fields[name] = tuple(value) if name == "wrt" else value
-        return cls(**fields)
+        from attnspec.spec.memory import from_bytes
+
+        return from_bytes(data)
 
 
-def twin(x: Tensor) -> Tensor:
-    """A copy in memory of its own with the same strides and offset, so that a kernel takes the same path through it."""
-    return memory_of(x).clone().as_strided(x.shape, x.stride(), x.storage_offset()) if x.numel() else x.clone()
-
-
-def memory_of(x: Tensor) -> Tensor:
-    """The storage that a tensor lies in, from its start to the tensor's last element, as a 1-D tensor."""
-    if x.numel() == 0:
-        return x.new_empty(0)
-    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.detach().as_strided((x.storage_offset() + span,), (1,), 0)
+# Each option of a call by name, in the order of the fields.
+OPTIONS: dict[str, Option] = {
+    f.name: dataclasses.replace(f.metadata["option"], tensor="Tensor" in str(f.type))
+    for f in dataclasses.fields(Problem)
+    if "option" in f.metadata
+}
+SCALARS = tuple(name for name, own in OPTIONS.items() if own.feature and not own.tensor)  # options that are one value
+TENSORS = tuple(f.name for f in dataclasses.fields(Problem) if "Tensor" in str(f.type))  # the cotangent is the last

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from attnspec.spec.problem import OPTIONS
+
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Output = Literal["o", "dq", "dk", "dv", "dbias"]
 AccuracyClass = Literal["R", "A", "T", "B", "B*", "C", "C*", "D"]
@@ -34,6 +36,7 @@ OUTPUTS: tuple[Output, ...] = get_args(Output)
 CLASSES: tuple[AccuracyClass, ...] = get_args(AccuracyClass)  # the strictest first
 INPUT_OF = {"dq": "q", "dk": "k", "dv": "v", "dbias": "bias"}  # of each gradient
 
+# What an implementation may offer, in words: forms of the inputs, what an option on its line in Problem says, and ways of use.
 FEATURES: dict[str, str] = {
     "mha": "as many key/value heads as query heads",
     "mqa": "one key/value head, 4-D",
@@ -41,13 +44,12 @@ FEATURES: dict[str, str] = {
     "shared_kv": "keys and values are one 3-D head (b j d)",
     "strided": "inputs whose last dimension is not dense",
     "value_width": "values wider or narrower than keys",
-    "mask": "bool mask that broadcasts to (b h i j)",
-    "rank3": "mask or bias of three dimensions (h i j)",
-    "key_padding": "bool key padding mask (b j)",
-    "bias": "float bias that is added to the scores",
-    "causal": "causal masking",
-    "scale": "a given scale",
-    "dropout": "dropout of probabilities",
+    **{
+        feature: says
+        for option in OPTIONS.values()
+        if option.feature
+        for feature, says in {option.feature: option.says, **option.forms}.items()
+    },
     "backward": "gradients of q, k, v",
     "bias_grad": "the gradient of the bias",
     "module": "a module with train() and eval()",

@@ -12,10 +12,7 @@ from attnspec.adapters.contract import Adapter, Call, Unsupported, quiet
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.watch.state import current_accelerator, watched
-from attnspec.spec import Problem
-
-# Options that a constructor or a forward may carry.
-OPTIONS = ("causal", "scale", "dropout")
+from attnspec.spec import OPTIONS, SCALARS, Problem
 
 
 class AttendAdapter(Adapter):
@@ -44,10 +41,10 @@ class AttendAdapter(Adapter):
                 if missing
                 else f"{method} requires {', '.join(required)}, which no convention knows"
             )
-        for field in OPTIONS:
+        for field in SCALARS:
             parameter = self.constructor.fields.get(field, "")
             if self.kwargs.get(parameter):
-                value, alone = self.kwargs[parameter], "None" if field == "scale" else "0"
+                value, alone = self.kwargs[parameter], "None" if OPTIONS[field].default is None else "0"
                 raise ResolveError(
                     f"--impl-kwargs sets {parameter}={value!r}, but the suite varies {parameter} itself; omit it, "
                     f"or pass {parameter}={alone} to keep the default"
@@ -64,7 +61,8 @@ class AttendAdapter(Adapter):
 
     def _offers(self) -> frozenset[str]:
         free = {field for field, parameter in self.constructor.fields.items() if parameter not in self.kwargs}
-        offers = {"backward", "strided"} | ({"bias", *OPTIONS} & (self.forward.fields.keys() | free))
+        said = {option.feature for option in OPTIONS.values()} - {"mask"}  # of a mask only key padding is promised
+        offers = {"backward", "strided"} | (said & (self.forward.fields.keys() | free))
         if "mask" in self.forward.fields:
             offers.add("key_padding")
         if "bias" in offers:
@@ -101,8 +99,9 @@ class AttendAdapter(Adapter):
         if problem.shared != ("shared_kv" in self.heads) and self.heads != {"mha", "shared_kv"}:
             raise Unsupported("its keys have a head axis" if problem.shared else "its keys have no head axis")
         arguments: dict[str, Any] = {forward["q"]: problem.q, forward["k"]: problem.k, forward["v"]: problem.v}
-        for field, value in (("mask", problem.mask), ("bias", problem.bias)):
-            if value is None:
+        given = problem.given()
+        for field, value in given.items():
+            if not OPTIONS[field].tensor:
                 continue
             if field not in forward:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
@@ -113,14 +112,15 @@ class AttendAdapter(Adapter):
         # Only a module knows of itself whether it is training.
         rate = problem.dropout if problem.training or "training" in forward or (self.module and "dropout" not in forward) else 0.0
         stated = {**self.constructor.off, **self.forward.off}
-        for field, asked in zip(OPTIONS, (problem.causal or None, problem.scale, rate or None), strict=True):
-            given = stated.get(field) if asked is None else asked
-            if given is None or (asked is None and constructor.get(field) in self.kwargs):
+        for field in SCALARS:
+            asked = (rate or None) if field == "dropout" else given.get(field)
+            value = stated.get(field) if asked is None else asked
+            if value is None or (asked is None and constructor.get(field) in self.kwargs):
                 continue
             if field in forward:
-                arguments[forward[field]] = given
+                arguments[forward[field]] = value
             elif field in constructor and constructor[field] not in self.kwargs:
-                settings[constructor[field]] = given
+                settings[constructor[field]] = value
             else:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
         instance, mode = self.instance(**settings), ""

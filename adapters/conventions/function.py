@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Call, Unsupported
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
-from attnspec.spec import Problem
+from attnspec.spec import OPTIONS, Problem
 
 
 def is_torch_convention(signature: Signature) -> bool:
@@ -42,7 +42,7 @@ class FunctionAdapter(Adapter):
                 )
             )
         self.torch_convention = is_torch_convention(self.signature)
-        offers = set(DEFAULT_OFFERS) | ({"mask", "key_padding", "causal", "scale", "dropout", "bias"} & fields.keys())
+        offers = set(DEFAULT_OFFERS) | ({option.feature for option in OPTIONS.values()} & fields.keys())
         if "mask" in fields:
             offers |= {"key_padding", "rank3"}
         if "enable_gqa" in fields:
@@ -81,15 +81,12 @@ class FunctionAdapter(Adapter):
         mask, bias, causal = self.merged(problem)
         if self.torch_convention and bias is not None:
             mask, bias = bias, None
-        options = {
-            "mask": mask,
-            "bias": bias,
-            "causal": causal or None,
-            "scale": problem.scale,
-            "dropout": (problem.dropout or None) if problem.training or "training" in fields else None,
-            "training": problem.training if "training" in fields else None,
-            "enable_gqa": True if "enable_gqa" in fields and problem.g != problem.h else None,
-        }
+        options: dict[str, Any] = dict.fromkeys(OPTIONS) | problem.given()  # None where an option is not asked for
+        options |= {"mask": mask, "bias": bias, "causal": causal or None}
+        options["training"] = problem.training if "training" in fields else None
+        if not problem.training and "training" not in fields:
+            options["dropout"] = None
+        options["enable_gqa"] = True if "enable_gqa" in fields and problem.g != problem.h else None
         for field, asked in options.items():
             value = self.signature.off.get(field) if asked is None else asked
             if value is None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from attnspec.spec import OPTIONS, SCALARS
+
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "q": ("q", "query", "queries"),
     "k": ("k", "key", "keys"),
@@ -24,7 +26,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "enable_gqa": ("enable_gqa",),
 }
 FIELD_OF = {name: field for field, names in PARAMETERS.items() for name in names}
-OFF = {"causal": False, "dropout": 0.0}  # what turns an option off, where leaving it out would not
+# What turns an option off, where leaving it out would not.
+OFF = {name: OPTIONS[name].default for name in SCALARS if OPTIONS[name].default is not None}
 
 
 class ResolveError(Exception):

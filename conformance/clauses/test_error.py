@@ -13,7 +13,7 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.reading import readable
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import no_answer
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import FACTORS, OPTIONS, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.subject.subject import Subject, Within
@@ -26,18 +26,7 @@ from attnspec.spec.words import FEATURES
 
 # What needs each feature, as changes of a plain case.
 NEEDS: dict[str, dict[str, Any]] = {
-    "mha": {"heads": "2/2"},
-    "mqa": {"heads": "4/1"},
-    "gqa": {"heads": "6/2"},
-    "shared_kv": {"heads": "3/shared"},
-    "value_width": {"e": 5},
-    "mask": {"mask": "bhij"},
-    "rank3": {"mask": "rank3"},
-    "key_padding": {"mask": "padding"},
-    "bias": {"bias": "bhij"},
-    "causal": {"causal": True},
-    "scale": {"scale": 0.3},
-    "strided": {"layout": "strided"},
+    feature: {name: level} for name, factor in FACTORS.items() for feature, level in factor.examples.items()
 }
 
 
@@ -158,7 +147,8 @@ def misfits(subject: Subject, case: Case) -> Iterator[tuple[str, Problem]]:
 def test_every_accepted_option_matters(subject: Subject, case: Case) -> None:
     """Each offered option, on an input where the exact answers with and without it are far apart."""
     base = Case(dtype=case.dtype, heads=case.heads, b=2, i=6, j=9, d=case.d, values="peaked", wrt="none")
-    options = {name: NEEDS[name] for name in ("mask", "key_padding", "bias", "causal", "scale") if subject.offers(name)}
+    features = [feature for factor in OPTIONS.values() for feature in factor.examples if feature != "rank3"]  # a form of others
+    options = {feature: NEEDS[feature] for feature in features if subject.offers(feature)}
     without = subject.problem(base)
     plain = must_answer(subject, without)
     class_ = subject.required_class(case.dtype)

@@ -12,7 +12,7 @@ from attnspec.adapters.contract import quiet
 from attnspec.adapters.reading import plain
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, no_answer
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import OPTIONS, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.subject import Subject, Within
@@ -28,7 +28,7 @@ from attnspec.conformance.testing.outcomes import (
 )
 from attnspec.conformance.testing.plan import on_cases, once
 from attnspec.reference import solve, to_float64
-from attnspec.spec import CHOICES
+from attnspec.spec import CHOICES, SCALARS
 
 
 @clause("MODE-1")
@@ -123,9 +123,11 @@ def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
     """torch.compile of the call, with each offered option: traced in standard, down to generated code from thorough on."""
     if not subject.compiled or case.dtype not in ("float32", "bfloat16"):
         raise NotApplicable
-    options: dict[str, dict[str, Any]] = {"causal": {"causal": True}, "scale": {"scale": 0.3}, "mask": {"mask": "bhij"}}
+    # Options that are no tensors, and one that is: for a compiler one tensor is like another.
+    names = [name for name in (*SCALARS, "mask") if name in OPTIONS and subject.offers(name)]
+    changes: list[dict[str, Any]] = [{}, *({name: OPTIONS[name].examples[name]} for name in names)]
     compared = 0
-    for change in ({}, *(change for name, change in options.items() if subject.offers(name))):
+    for change in changes:
         asked = replace(Case(dtype=case.dtype, heads=case.heads, b=2, i=9, j=17, d=case.d, wrt="none"), **change)
         problem = subject.problem(asked)
         exact = subject.solve(problem)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
@@ -147,7 +147,7 @@ def test_other_shapes_in_between(subject: Subject, case: Case) -> None:
         for change in (
             {"i": case.i + 3, "j": case.keys + 5},
             {"i": 1, "j": case.keys},
-            {"mask": "none", "bias": "none", "causal": False},
+            {name: plain for name, plain in PLAIN.items() if name != "scale"},  # another scale is a test of its own
             {"b": case.b + 1},
         )
     )

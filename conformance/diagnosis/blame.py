@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import FACTORS, Case
+from attnspec.conformance.problems.factors.core import GRADIENT
+from attnspec.conformance.problems.factors.factor import Failing
 from attnspec.spec import CHOICES, Dialect
 
-# A backward that raises gives no gradient; the first speaks for all.
-GRADIENT = {"call": "GRAD-1", "dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4"}
-MASK_FORMS = {"padding": "MASK-2", "bhij": "MASK-1"}
 FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "device": "DTYPE-3", "changed": "PURITY-1"}
 ROUNDED = ("float32_", "row_sum_plus_")  # mistakes that are too small for anything but float64 to show
-LAYOUT_CLAUSE = {"fused": "LAYOUT-2", "offset": "LAYOUT-2", "expanded": "LAYOUT-3"}
 
 
 def choice_clause(finding: Finding, dialect: Dialect, observed: frozenset[str]) -> str:
@@ -54,59 +54,28 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
     # A row without a key that is off by little has no fault of arithmetic that other rows have not: what is left would lack it.
     accuracy = "" if has_empty and not gradient else accuracy_clause(finding, case.dtype, plain)
-    return accuracy or _by_what_is_left(case, finding, dialect, has_empty, gradient)
+    failing = Failing(finding.kind, finding.output, gradient, has_empty, dialect)
+    return accuracy or next(filter(None, (clause(case, failing) for _, clause in IN_TURN)))
 
 
-def _by_what_is_left(case: Case, finding: Finding, dialect: Dialect, has_empty: bool, gradient: bool) -> str:
-    if finding.kind == "raised":  # options that are refused together, or here; not what would have come out
-        if case.causal and (case.mask != "none" or case.bias != "none"):
-            return "CAUSAL-6"
-        has_empty = has_empty and not case.causal
-    if case.layout != "contiguous":
-        return LAYOUT_CLAUSE.get(case.layout, "LAYOUT-1")
-    if gradient and case.do in ("turned", "expanded"):
-        return "GRAD-6"
-    if gradient and case.do == "one_row":
-        return "GRAD-8"
-    if gradient and case.wrt not in ("all", "none"):
-        return "GRAD-5"
-    if finding.output == "dbias":
-        return "GRAD-4"
-    if case.bias != "none" and case.biases == "lowest":
-        return "SOFTMAX-2"
-    if has_empty:
-        return "EMPTY-3" if gradient else "EMPTY-1"
-    if case.scale is not None and case.scale <= 0:
-        return "SCALE-3"
-    if case.causal:
-        if case.mask != "none" or case.bias != "none":
-            return "CAUSAL-6"
-        if case.i == case.keys:
-            return "CAUSAL-1"
-        return "CAUSAL-2" if dialect.causal_alignment == "bottom_right" else "CAUSAL-3"
-    if case.mask != "none":
-        if gradient and finding.kind == "zero":
-            return "MASK-6"
-        return MASK_FORMS.get(case.mask, "MASK-3")
-    if case.bias != "none":
-        by_values = {"inf": "BIAS-3", "shift": "BIAS-4"}
-        return by_values.get(case.biases) or ("BIAS-1" if case.bias in ("bhij", "ij") else "BIAS-2")
-    if case.sharing != "mha":
-        if finding.output in ("dk", "dv"):
-            return "SHARED-4"
-        return {"mqa": "SHARED-1", "gqa": "SHARED-2", "shared_kv": "SHARED-3"}[case.sharing]
-    if case.scale is not None:
-        return "SCALE-2"
-    if case.values in ("large", "negative") or finding.kind == "nonfinite":
-        return GRADIENT[finding.output] if gradient else "SOFTMAX-2"
-    if case.width != case.d:
-        return "SHAPE-3"
-    if gradient:
-        return GRADIENT[finding.output]
-    if finding.kind == "raised":
-        return "SHAPE-2"
-    if case.b > 1:
-        return "SHAPE-5"
-    if case.h > 1:
-        return "SCALE-1" if finding.output == "o" and case.d > 1 and case.b == 1 else "SHAPE-5"
+def _empty(case: Case, failing: Failing) -> str:
+    """Of a row without a visible key; where causal made it, a refusal is of causal."""
+    if not failing.has_empty or (failing.kind == "raised" and case.causal):
+        return ""
+    return "EMPTY-3" if failing.gradient else "EMPTY-1"
+
+
+def _nothing_left(case: Case, failing: Failing) -> str:
+    """Of a problem that has nothing special."""
     return "SHAPE-2" if case.keys > 4 or case.i > 4 else "SOFTMAX-1"
+
+
+# Who is asked for the clause, beside the factors: each with its number among theirs.
+BESIDE: tuple[tuple[int, Callable[[Case, Failing], str]], ...] = (
+    (40, lambda case, failing: "GRAD-4" if failing.output == "dbias" else ""),
+    (60, _empty),
+    (150, lambda case, failing: GRADIENT[failing.output] if failing.gradient else ""),
+    (160, lambda case, failing: "SHAPE-2" if failing.kind == "raised" else ""),
+    (1000, _nothing_left),
+)
+IN_TURN = sorted((*BESIDE, *(who for own in FACTORS.values() for who in own.blames.items())), key=lambda who: who[0])

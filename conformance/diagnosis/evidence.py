@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import Problem
@@ -28,16 +28,9 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         (other,) = (biases for biases in ENORMOUS if biases != case.biases)
         yield from (fit(replace(case, biases=other, seed=case.seed + n), subject.adapter) for n in range(3))
     case = calmer(case)
-    for name, simple in (
-        ("mask", "none"),
-        ("bias", "none"),
-        ("causal", False),
-        ("scale", None),
-        ("layout", "contiguous"),
-        ("do", "dense"),
-    ):
-        if getattr(case, name) != simple:
-            yield fit(replace(case, **{name: simple}), subject.adapter)  # type: ignore[arg-type]
+    for name, own in FACTORS.items():
+        if own.probed and getattr(case, name) != own.plain:
+            yield fit(replace(case, **{name: own.plain}), subject.adapter)
     if case.bias != "none":
         yield replace(case, biases="inf" if case.biases != "inf" else "normal")
     if case.h > 1:
@@ -58,8 +51,9 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         yield fit(replace(case, **change), subject.adapter)
     if case.values != "normal":
         yield replace(case, values="normal")
-    if case.scale is not None:
-        yield replace(case, scale=0.7 if case.scale != 0.7 else 0.3)
+    for name, own in FACTORS.items():
+        if own.another is not None and (value := getattr(case, name)) != own.plain:
+            yield replace(case, **{name: next(x for x in own.another if x != value)})
     if case.wrt not in ("all", "none"):
         yield replace(case, wrt="all")
 

@@ -25,7 +25,7 @@ from attnspec.conformance.diagnosis.purse import COMPARING, FIRST, OTHERS, SIMPL
 from attnspec.conformance.judging.coarser import coarser, with_class
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import SMALL, descend, factor, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
@@ -398,8 +398,7 @@ class Explainer:
         if known.finding.hint or known.clause.startswith(("PURITY", "ACCURACY")) or not known.by_case:
             return False
         needs = {factor(trait).removesuffix("≤0") for trait in known.needs()}
-        more = [name for name in ("mask", "bias", "causal", "scale") if getattr(case, name) != getattr(Case(), name)]
-        changes: dict[str, Any] = {name: getattr(Case(), name) for name in more if name not in needs}
+        changes = {name: plain for name, plain in PLAIN.items() if getattr(case, name) != plain and name not in needs}
         bare = fit(replace(case, **changes), self.subject.adapter)
         if not changes or bare == case or self.subject.judgement(bare).findings:
             return False

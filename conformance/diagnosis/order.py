@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import OPTIONS, PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, surrounded
 from attnspec.spec import Problem
@@ -21,18 +21,15 @@ if TYPE_CHECKING:
 
 BY_ADDRESS = "wrong only where a tensor reuses the memory of an earlier call: the kernel keeps something by its address"
 KEPT = "right in the first call with these shapes, wrong after a call {}: the kernel keeps something of that call"
-PLAIN: dict[str, Any] = {"mask": "none", "bias": "none", "causal": False, "scale": None}
+# The options as an earlier call may have them otherwise, the last that a reduction takes away first.
+LAST_FIRST = sorted(OPTIONS.values(), key=lambda own: own.turn or 0, reverse=True)
 
 
 def others(case: Case, subject: Subject) -> dict[str, dict[str, Any]]:
     """What an earlier call in the same shapes may have had otherwise, in words: numbers, options, or one option alone."""
     found: dict[str, dict[str, Any]] = {"with other numbers": {"seed": case.seed + 1}, "without options": PLAIN}
-    found["with another scale"] = {"scale": 0.3 if case.scale is None else None}
-    found["causal" if not case.causal else "without causal"] = {"causal": not case.causal}
-    found["with a mask" if case.mask == "none" else "without its mask"] = {"mask": "padding" if case.mask == "none" else "none"}
-    if case.mask != "none":
-        found["with another mask"] = {"holes": "random" if case.holes != "random" else "prefix", "seed": case.seed + 1}
-    found["with a bias" if case.bias == "none" else "without its bias"] = {"bias": "bhij" if case.bias == "none" else "none"}
+    for own in LAST_FIRST:
+        found |= {words: dict(changes) for words, changes in (own.otherwise(case) if own.otherwise else {}).items()}
     return {words: changes for words, changes in found.items() if fit(replace(case, **changes), subject.adapter) != case}
 
 

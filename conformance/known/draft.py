@@ -11,8 +11,8 @@ from typing import Any
 
 from attnspec.adapters import ResolveError
 from attnspec.conformance.diagnosis.explained import Explained
-from attnspec.conformance.known.region import WORDS, Region
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.known.region import NUMBERS, WORDS, Region
+from attnspec.conformance.problems.case import IN_WORDS, OPTIONS, Case
 from attnspec.conformance.problems.reduce import simpler
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import index
@@ -137,7 +137,7 @@ def guess(failing: list[Case], passing: list[Case]) -> Region:
 def _conditions(failing: Iterable[Case]) -> list[str]:
     """Conditions that a fault may need, the most telling first; those with numbers of the cases themselves last."""
     cases = list(failing)
-    plain = ["causal", "not causal", 'mask != "none"', 'bias != "none"', "scale <= 0", "scale < 0", "scaled", "not scaled"]
+    plain = [condition for factor in IN_WORDS for condition in factor.conditions]
     plain += ["i < j", "i > j", "i != j", "i == j", "j > 1", "i > 1", "b > 1", "h > 1", "g < h", "e != d", "d > 1"]
     for name, levels in WORDS.items():
         met = {getattr(case, name) for case in cases}
@@ -147,11 +147,12 @@ def _conditions(failing: Iterable[Case]) -> list[str]:
         elif len(several) <= len(levels) // 2:
             plain.append(f"{name} in ({', '.join(_quoted(level) for level in several)})")
     for name in ("j", "i", "d", "e", "h", "g", "b"):
-        sizes = [{"j": case.keys, "e": case.width, "g": case.g or 1}.get(name) or getattr(case, name) for case in cases]
+        sizes = [NUMBERS[name](case) for case in cases]
         plain += [f"{name} == {sizes[0]}"] if len(set(sizes)) == 1 else [f"{name} >= {min(sizes)}", f"{name} <= {max(sizes)}"]
-    scales = {case.scale for case in cases}
-    if len(scales) == 1 and None not in scales:
-        plain.append(f"scale == {scales.pop()}")
+    for name in (name for name, factor in OPTIONS.items() if name in factor.numbers):
+        given = {getattr(case, name) for case in cases}
+        if len(given) == 1 and None not in given:
+            plain.append(f"{name} == {given.pop()}")
     return plain
 
 

@@ -13,27 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.case import FACTORS, IN_WORDS, Case
 
+# What a factor lets a region say: its levels, where they are words, and what it says of itself beside them.
 WORDS: dict[str, tuple[str, ...]] = {
-    **{name: LEVELS[name] for name in ("dtype", "mask", "holes", "bias", "biases", "layout", "values", "wrt", "do")},
-    "sharing": ("mha", "mqa", "gqa", "shared_kv"),
+    **{name: own.levels for name, own in FACTORS.items() if own.in_words and not own.words},
+    **{word: values for own in FACTORS.values() for word, values in own.words.items()},
 }
-NUMBERS: dict[str, Callable[[Case], float]] = {
-    "b": lambda case: case.b,
-    "h": lambda case: case.h,
-    "g": lambda case: case.g or 1,  # a shared 3-D head is one head
-    "i": lambda case: case.i,
-    "j": lambda case: case.keys,
-    "d": lambda case: case.d,
-    "e": lambda case: case.width,
-    "scale": lambda case: case.d**-0.5 if case.scale is None else case.scale,
-}
-FLAGS: dict[str, Callable[[Case], bool]] = {
-    "causal": lambda case: case.causal,
-    "scaled": lambda case: case.scale is not None,  # a scale is given
-}
+NUMBERS: dict[str, Callable[[Case], float]] = {name: of for own in IN_WORDS for name, of in own.numbers.items()}
+FLAGS: dict[str, Callable[[Case], bool]] = {name: of for own in IN_WORDS for name, of in own.flags.items()}
 NAMES = (*WORDS, *NUMBERS, *FLAGS)
 _COMPARE: dict[type, Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -66,9 +54,9 @@ class RegionError(ValueError):
 class Region:
     """For which cases an entry speaks; calling it with a case says whether the case lies inside.
 
-    Words: dtype, sharing (mha, mqa, gqa, shared_kv), mask, holes, bias, biases, layout, values, wrt, do. Numbers: b, h, g, i, j,
+    Words: factors whose levels are words, such as mask and dtype, and sharing (mha, mqa, gqa, shared_kv). Numbers: b, h, g, i, j,
     d, e (j keys and values e wide, even where a case leaves them out), and scale, the one that is used. True or false: causal, and
-    scaled, whether a scale is given.
+    scaled, whether a scale is given. All of them stand in WORDS, NUMBERS and FLAGS.
     """
 
     text: str

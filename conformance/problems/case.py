@@ -6,53 +6,47 @@ shrinks; :func:`attnspec.conformance.problems.tensors.build` makes the tensors.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
-from math import isfinite
+from functools import cache
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, OPEN_SIZES, alike
-
-NUMBERS = re.compile(r"((q|k|v|bias|do):(zeros|ones|rounded|hot|at\d+)(\+|$))+")
-
+from attnspec.conformance.problems.factors import core, options, sizes
+from attnspec.conformance.problems.factors.factor import Factor, factor
 
 LARGEST_CASE = 1 << 34  # elements that one case may ask for; beyond that a machine is more likely to die than to answer
 
 
-def _scale(text: str) -> float:
-    """A given scale. Raises ValueError for what is no finite number."""
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = float("nan")
-    if not isfinite(scale):
-        raise ValueError(f"scale can't be {text[:40]!r}; it is a finite number, such as 0.3 or -0.5, or None for the default")
-    return scale
+@cache
+def _sharing(heads: str) -> str:
+    h, g = heads.split("/")
+    if g == "shared":
+        return "shared_kv"
+    return "mha" if int(g) == int(h) else "mqa" if int(g) == 1 else "gqa"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One value for each factor of LEVELS (sizes may be any), and the seed of the numbers. Defaults are the simplest."""
+    """One value for each factor: a level, or what a level stands for; sizes may be any. Defaults are the simplest."""
 
-    dtype: str = "float32"
-    heads: str = "1/1"
-    b: int = 1
-    i: int = 1
-    j: int = 0
-    d: int = 8
-    e: int = 0
-    mask: str = "none"
-    holes: str = "random"
-    bias: str = "none"
-    biases: str = "normal"
-    causal: bool = False
-    scale: float | None = None
-    layout: str = "contiguous"
-    values: str = "normal"
-    wrt: str = "all"
-    do: str = "dense"
-    seed: int = 0
-    numbers: str = ""  # what was made of the numbers, tensor by tensor: "q:ones+v:at3"; see tensors.simple
+    dtype: str = factor(core.DTYPE)
+    heads: str = factor(sizes.HEADS)
+    b: int = factor(sizes.B)
+    i: int = factor(sizes.I)
+    j: int = factor(sizes.J)
+    d: int = factor(sizes.D)
+    e: int = factor(sizes.E)
+    mask: str = factor(options.MASK)
+    holes: str = factor(options.HOLES)
+    bias: str = factor(options.BIAS)
+    biases: str = factor(options.BIASES)
+    causal: bool = factor(options.CAUSAL)
+    scale: float | None = factor(options.SCALE)
+    layout: str = factor(core.LAYOUT)
+    values: str = factor(core.VALUES)
+    wrt: str = factor(core.WRT)
+    do: str = factor(core.DO)
+    seed: int = factor(core.SEED)
+    numbers: str = factor(core.NUMBERS)  # what was made of the numbers, tensor by tensor: "q:ones+v:at3"; see tensors.simple
 
     @property
     def h(self) -> int:
@@ -78,9 +72,7 @@ class Case:
     @property
     def sharing(self) -> str:
         """Which of the features mha, mqa, gqa and shared_kv the heads need."""
-        if self.g is None:
-            return "shared_kv"
-        return "mha" if self.g == self.h else "mqa" if self.g == 1 else "gqa"
+        return _sharing(self.heads)
 
     @property
     def cost(self) -> int:
@@ -105,35 +97,11 @@ class Case:
         values: dict[str, Any] = {}
         for part in [] if token == "simplest" else token.split(","):
             name, _, text = part.partition("=")
-            default = {f.name: f.default for f in fields(cls)}
-            if name not in default:
-                raise ValueError(f"unknown factor {name!r}; choose from {', '.join(default)}")
+            if name not in FACTORS:
+                raise ValueError(f"unknown factor {name!r}; choose from {', '.join(FACTORS)}")
             if name in values:
                 raise ValueError(f"{name} is given twice; give it once")
-            if name in (*OPEN_SIZES, "seed") and not (text.isascii() and text.isdecimal() and len(text) <= 10):
-                raise ValueError(f"{name} can't be {text[:40]!r}; it is a whole number below 10 000 000 000")
-            if name in ("b", "i", "d") and int(text) == 0:
-                raise ValueError(f"{name} can't be 0; it is at least 1")
-            h, _, g = text.partition("/")
-            if name == "heads" and not (h.isdecimal() and (g == "shared" or (g.isdecimal() and int(g) and not int(h) % int(g)))):
-                raise ValueError(f"heads can't be {text!r}; it is query heads/key heads, or query heads/shared")
-            if name == "numbers":
-                if not NUMBERS.fullmatch(text):
-                    raise ValueError(
-                        f"numbers can't be {text!r}; it is like q:ones+k:rounded+v:at3, of zeros, ones, rounded, hot and at…"
-                    )
-                values[name] = text
-            elif name in OPEN_SIZES or name == "seed":
-                values[name] = int(text)
-            elif name == "heads":
-                values[name] = text
-            else:
-                known = {str(value): value for level in LEVELS[name] for value in alike(name, level)}
-                if name == "scale" and text not in known:
-                    known[text] = _scale(text)
-                if text not in known:
-                    raise ValueError(f"{name} can't be {text!r}; it can be {', '.join(known)}")
-                values[name] = known[text]
+            values[name] = FACTORS[name].read(text)
         case = cls(**values)
         if case.elements > LARGEST_CASE:
             raise ValueError(
@@ -144,33 +112,20 @@ class Case:
     def traits(self) -> frozenset[str]:
         """What is special about a case, for saying that one failure explains another."""
         special = {
-            f"{name}={getattr(self, name)}"
-            for name in ("mask", "bias", "causal", "layout", "values", "wrt", "do")
-            if getattr(self, name) != LEVELS[name][0]
+            f"{name}={level}"
+            for name, plain, of, idle in NAMED
+            if (level := getattr(self, name)) != plain and not (of and getattr(self, of) == idle)
         }
-        if self.mask != "none" and self.holes != "random":
-            special.add(f"holes={self.holes}")
-        if self.bias != "none" and self.biases != "normal":
-            special.add(f"biases={self.biases}")
-        if self.sharing != "mha":
-            special.add(self.sharing)
-        special |= {
-            trait
-            for trait, holds in (
-                ("scale", self.scale is not None),
-                ("scale≤0", self.scale is not None and self.scale <= 0),
-                ("e≠d", self.width != self.d),
-                ("b>1", self.b > 1),
-                ("h>1", self.h > 1),
-                ("i<j", self.i < self.keys),
-                ("i>j", self.i > self.keys),
-            )
-            if holds
-        }
+        special.update(trait for trait, holds in TRAITS if holds(self))
         return frozenset(special)
 
 
-# COVERING ARRAYS
-
-
-# REDUCTION
+FACTORS: dict[str, Factor] = {f.name: f.metadata["factor"] for f in fields(Case)}
+# Those that are options of the call, and all of them left out.
+OPTIONS = {name: own for name, own in FACTORS.items() if own.option}
+PLAIN: dict[str, Any] = {name: own.plain for name, own in OPTIONS.items()}
+# In the order of words: what comes first in its part of a sentence, then as in the fields.
+IN_WORDS = sorted(FACTORS.values(), key=lambda own: not own.foremost)
+# Of traits that are called after a level: the factor, its simplest level, and what it speaks of, with the level of which it can't.
+NAMED = [(name, x.plain, x.of.name if x.of else "", x.of.plain if x.of else None) for name, x in FACTORS.items() if x.named]
+TRAITS = [trait for own in FACTORS.values() for trait in own.traits.items()]

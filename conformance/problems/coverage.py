@@ -17,7 +17,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.factors import LEVELS, alike, level_of
 from attnspec.conformance.problems.fit import fit
 
@@ -32,9 +32,10 @@ class Space:
     @classmethod
     def of(cls, adapter: Adapter, dtypes: tuple[str, ...]) -> Space:
         """What an adapter can be asked in these dtypes."""
-        masks, biases = (next((x for x in LEVELS[name][1:] if _offered(adapter, name, x)), "none") for name in ("mask", "bias"))
+        holding = {own.of.name: own.of for own in FACTORS.values() if own.of is not None}  # without these others have no say
+        most = {name: next((x for x in own.levels[1:] if _offered(adapter, name, x)), own.plain) for name, own in holding.items()}
         # Where options exclude each other no case has them all: the seed says which are left.
-        free = [Case(dtype=dtypes[0], mask=masks, bias=biases, seed=n) for n in range(8 if adapter.restrictions else 1)]
+        free = [Case(dtype=dtypes[0], seed=n, **most) for n in range(8 if adapter.restrictions else 1)]
         values: dict[str, dict[Any, Any]] = {}  # of each factor level → a value of it that is offered
         for name in LEVELS:
             values[name] = {}

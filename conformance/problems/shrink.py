@@ -16,7 +16,8 @@ from torch import Tensor
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
-from attnspec.spec import Problem
+from attnspec.conformance.problems.tensors import GIVEN_BY_CASE
+from attnspec.spec import OPTIONS, SCALARS, Problem
 
 TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
@@ -103,18 +104,16 @@ def _without_options(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, 
         yield 1, problem.replace(bias=None, wrt=tuple(name for name in problem.wrt if name != "bias"))
     if problem.mask is not None:
         yield 2, problem.replace(mask=None)
-    if problem.causal:
-        yield 3, problem.replace(causal=False)
-    if problem.scale is not None:
-        yield 4, problem.replace(scale=None)
-    if problem.dropout and not problem.training:
-        yield 5, problem.replace(dropout=0.0)
+    given = problem.given()
+    for n, name in enumerate(SCALARS, 3):
+        if name in given and not (name == "dropout" and problem.training):  # first without training, which has it do nothing
+            yield n, problem.replace(**{name: OPTIONS[name].default})
     if problem.training:
-        yield 6, problem.replace(training=False)
+        yield 100, problem.replace(training=False)
     tensors = {name: x for name, x in (*problem.inputs().items(), ("do", problem.do)) if x is not None}
     if not all(_plain(x) for x in tensors.values()):
         once: dict[int, Tensor] = {}
-        yield 7, problem.replace(**{name: once.setdefault(id(x), _compact(x)) for name, x in tensors.items()})
+        yield 101, problem.replace(**{name: once.setdefault(id(x), _compact(x)) for name, x in tensors.items()})
 
 
 def _every_gradient(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
@@ -218,12 +217,11 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
         j=problem.j if problem.j != problem.i else 0,
         d=problem.d,
         e=problem.e if problem.e != problem.d else 0,
-        causal=problem.causal,
-        scale=problem.scale,
         layout=_layout(problem),
         values=_values(problem),
         wrt=_wrt(problem),
         do=_cotangent(problem),
+        **{name: getattr(problem, name) for name in GIVEN_BY_CASE},
     )
     if problem.mask is not None:
         every = bool(problem.mask.all())

@@ -12,13 +12,14 @@ import torch
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
-from attnspec.conformance.problems.case import Case
-from attnspec.spec import DIFFERENTIABLE, TENSORS, Problem, memory_of
+from attnspec.conformance.problems.case import OPTIONS, Case
+from attnspec.spec import DIFFERENTIABLE, SCALARS, TENSORS, Problem, memory_of
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
 LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
 SMALL = 32  # queries times keys
 BLOCKS = (16, 32, 64, 128, 256, 512)  # keys that a kernel takes at once
+GIVEN_BY_CASE = tuple(name for name in SCALARS if name in OPTIONS)  # options whose value is the level of a factor
 STREAMS = ("q", "k", "v", "mask", "bias", "do")
 
 
@@ -45,7 +46,7 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     if present and case.wrt != "none":
         do = cotangent(case, rng["do"], made.get("do", "")).to(device)
         wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
-    return Problem(q_, k_, v_, mask, bias, causal=case.causal, scale=case.scale, do=do, wrt=wrt)
+    return Problem(q_, k_, v_, mask, bias, do=do, wrt=wrt, **{name: getattr(case, name) for name in GIVEN_BY_CASE})
 
 
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 
 from attnspec.conformance.problems.array import array
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
@@ -31,7 +31,7 @@ def rows(run: Run, subject: Subject, dtype: str, plan: Plan) -> Iterable[Case]:
     if plan.comparison:
         return islice(fitting, most)
     some = list(islice(fitting, most))
-    bare = (plan.narrow(replace(case, mask="none", bias="none", causal=False, scale=None), subject) for case in some)
+    bare = (plan.narrow(replace(case, **PLAIN), subject) for case in some)
     return diverse(list(dict.fromkeys((*filter(None, bare), *some))), run.tier.rows)
 
 
