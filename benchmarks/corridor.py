@@ -16,21 +16,22 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shlex
 import signal
 import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import corridor_tally
 import numpy as np
 import torch
+from corridor_report import picture, table
+from corridor_tally import Tally, distributions, shares
 from numpy.random import Generator, default_rng
 
 from attnspec.adapters import Adapter, Answer, resolve
@@ -65,9 +66,6 @@ STRETCH = {
     "float32": ((40, -40), (-100, -122, -130, 60, 110), (-60, -100, -122, 60)),
     "float64": ((300, -300), (-900, -1015, -1030, 500, 900), (-500, -900, -1015, 500)),
 }
-# log10 of error/bound in steps of STEP, from LEAST on; the last bin is all that is outside.
-LEAST, STEP = -9.0, 0.05
-BINS = round(-LEAST / STEP) + 1
 
 
 # IMPLEMENTATIONS
@@ -229,86 +227,6 @@ def sizes(rng: Generator, choose: Any) -> dict[str, Any]:
 # JUDGING
 
 
-@dataclass
-class Share:
-    """How the error/bound of one output of one implementation is distributed."""
-
-    bins: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
-    exact: int = 0  # elements without an error
-    largest: float = 0.0
-    number: int = -1  # the problem that has the largest
-
-    def merge(self, other: Share) -> None:
-        self.bins += other.bins
-        self.exact += other.exact
-        if other.largest > self.largest:
-            self.largest, self.number = other.largest, other.number
-
-    def quantile(self, q: float) -> float:
-        """The upper edge of the bin that holds this quantile of the elements with an error; never above the largest."""
-        total = np.cumsum(self.bins)
-        if not total[-1]:
-            return 0.0
-        return min(10 ** (LEAST + STEP * int(np.searchsorted(total, q * total[-1]))), self.largest)
-
-    def to_json(self) -> list[Any]:
-        used = np.flatnonzero(self.bins)
-        return [
-            self.exact,
-            self.largest,
-            self.number,
-            *([int(used[0]), *self.bins[used[0] : used[-1] + 1].tolist()] if used.size else []),
-        ]
-
-    @classmethod
-    def of_json(cls, data: list[Any]) -> Share:
-        share = cls(exact=data[0], largest=data[1], number=data[2])
-        if len(data) > 3:
-            share.bins[data[3] : data[3] + len(data) - 4] = data[4:]
-        return share
-
-
-@dataclass
-class Tally:
-    """What was found on a number of problems. Keys of shares: implementation, class, dtype, output."""
-
-    problems: int = 0
-    seconds: float = 0.0
-    asked: Counter[tuple[str, str]] = field(default_factory=Counter)  # implementation, dtype → answers
-    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)  # implementation, reason → problems
-    shares: defaultdict[tuple[str, str, str, str], Share] = field(default_factory=lambda: defaultdict(Share))
-    exempt: Counter[tuple[str, str]] = field(default_factory=Counter)  # class, dtype → elements
-    elements: Counter[tuple[str, str]] = field(default_factory=Counter)
-    violations: list[dict[str, Any]] = field(default_factory=list)
-
-    def merge(self, other: Tally) -> None:
-        self.problems += other.problems
-        self.seconds += other.seconds
-        for name in ("asked", "left_out", "exempt", "elements"):
-            getattr(self, name).update(getattr(other, name))
-        for key, share in other.shares.items():
-            self.shares[key].merge(share)
-        self.violations += other.violations
-
-    def to_json(self) -> dict[str, Any]:
-        counters = ("asked", "left_out", "exempt", "elements")
-        return {
-            "problems": self.problems,
-            "seconds": round(self.seconds, 2),
-            **{name: {"|".join(key): n for key, n in getattr(self, name).items()} for name in counters},
-            "shares": {"|".join(key): share.to_json() for key, share in self.shares.items()},
-            "violations": self.violations,
-        }
-
-    @classmethod
-    def of_json(cls, data: dict[str, Any]) -> Tally:
-        tally = cls(data["problems"], data["seconds"], violations=data["violations"])
-        for name in ("asked", "left_out", "exempt", "elements"):
-            getattr(tally, name).update({tuple(key.split("|")): n for key, n in data[name].items()})
-        tally.shares.update({tuple(key.split("|")): Share.of_json(x) for key, x in data["shares"].items()})
-        return tally
-
-
 def ask(question: Question, among: list[Implementation], tally: Tally) -> None:
     """Put one problem to all, solved once for each dialect, and enter what is found."""
     problem, keep = question.problem()
@@ -404,27 +322,6 @@ def measure(number: int, answers: list[tuple[Implementation, Answer]], exact: Ex
     return outside
 
 
-def shares(got: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Error/bound as the judge has it, of every element: infinite where a number is missing, 0 where the error is."""
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        error = np.abs(got - expected)
-        ratio = np.where(error == 0, 0.0, error / bound)
-    both_nan = np.isnan(got) & np.isnan(expected)
-    missing = ~(np.isfinite(got) & np.isfinite(expected)) | np.isnan(ratio)
-    return np.where(both_nan, 0.0, np.where(missing, np.inf, ratio))
-
-
-def distributions(ratio: np.ndarray, number: int) -> Iterator[Share]:
-    """A Share for each row; −1 stands for what does not count."""
-    wrong = ratio > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        place = np.clip(np.ceil((np.log10(ratio) - LEAST) / STEP), 0, BINS - 1)
-    place = (np.where(wrong, place, 0) + BINS * np.arange(len(ratio))[:, None]).astype(np.int64)
-    bins = np.bincount(place[wrong], minlength=BINS * len(ratio)).reshape(-1, BINS)
-    exact, largest = (ratio == 0).sum(1), ratio.max(1)
-    return (Share(b, int(n), max(float(x), 0.0), number if x > 0 else -1) for b, n, x in zip(bins, exact, largest, strict=True))
-
-
 # CHUNKS
 
 _among: list[Implementation] = []
@@ -449,7 +346,7 @@ def work(seed: int, first: int, last: int) -> dict[str, Any]:
 
 def fingerprint() -> str:
     """Changes where the bounds, the problems or the kernels do."""
-    files = [*ROOT.glob("reference/**/*.py"), *ROOT.glob("adapters/**/*.py"), Path(__file__)]
+    files = [*ROOT.glob("reference/**/*.py"), *ROOT.glob("adapters/**/*.py"), Path(__file__), Path(corridor_tally.__file__)]
     files += [ROOT / "conformance" / f"{name}.py" for name in ("problems/case", "problems/tensors", "judging/judge")]
     files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
@@ -525,138 +422,7 @@ def run(store: Store, options: argparse.Namespace) -> None:
                 store.append(future.result())
 
 
-# TABLES
-
-
-def number(x: float) -> str:
-    return "0" if x == 0 else f"{x:.2f}" if x >= 0.095 else f"{x:.1g}" if x >= 1e-4 else f"{x:.0e}".replace("e-0", "e-")
-
-
-def row(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(str(x) for x in cells) + " |"
-
-
-def heading(*cells: str) -> list[str]:
-    return [row(cells), "|---" * len(cells) + "|"]
-
-
-def pooled(tally: Tally, class_: str, dtype: str, output: str) -> Share:
-    """All implementations of a class together."""
-    total = Share()
-    for (_, c, t, o), share in tally.shares.items():
-        if (c, t, o) == (class_, dtype, output):
-            total.merge(share)
-    return total
-
-
-def triple(share: Share | None) -> str:
-    if share is None or not (share.exact or share.bins.any()):
-        return "–"
-    return " / ".join(number(x) for x in (share.largest, share.quantile(0.999), share.quantile(0.5)))
-
-
-def groups(tally: Tally) -> list[tuple[str, str]]:
-    """The classes of each dtype."""
-    return sorted({(c, t) for _, c, t, _ in tally.shares}, key=lambda x: (DTYPES.index(x[1]), CLASSES.index(x[0])))
-
-
-def table(tally: Tally, header: dict[str, Any], command: str, picture: str) -> list[str]:
-    """The report, in Markdown."""
-    answers, elements = sum(tally.asked.values()), sum(int(x.bins.sum()) + x.exact for x in tally.shares.values())
-    rate, names = tally.problems / max(tally.seconds, 1e-9), len({name for name, _ in tally.asked})
-    where = f"torch {header['torch']}, CPU, one thread, {rate:.0f} problems a second and worker; seed {header['seed']}"
-    lines = [
-        "# No false alarm, measured",
-        "",
-        f"**{tally.problems:,} random problems, {answers:,} answers of {names} correct implementations, "
-        f"{elements:,} numbers judged: {len(tally.violations):,} outside their bounds.**",
-        "",
-        f"    {command}",
-        "",
-        f"{where}; code {header['code']}.",
-        "Every implementation is judged in the class that its arithmetic belongs to (`tests/variants.py` says why). An entry is",
-        "error/bound: **largest / 99.9 % / median**, of all elements with an error. 1 is the most that rounding can do.",
-        "",
-        *([f"![error/bound by class and dtype]({picture})", ""] if picture else []),
-        "## By class",
-        "",
-        *heading("dtype", "class", *OUTPUTS, "exempt elements"),
-    ]
-    for class_, dtype in groups(tally):
-        share = tally.exempt[class_, dtype] / max(1, tally.elements[class_, dtype])
-        cells = (triple(pooled(tally, class_, dtype, output)) for output in OUTPUTS)
-        lines.append(row((dtype, class_, *cells, f"{share:.3%}")))
-    lines += ["", "Exempt is what no kernel of the class can promise, because a legal intermediate may overflow.", ""]
-    for dtype in DTYPES:
-        lines += [f"## {dtype}", "", *heading("implementation", "class", "answers", *OUTPUTS)]
-        seen = {(name, c) for name, c, t, _ in tally.shares if t == dtype}
-        lines += [
-            row((name, c, f"{tally.asked[name, dtype]:,}", *(triple(tally.shares.get((name, c, dtype, o))) for o in OUTPUTS)))
-            for name, c in sorted(seen, key=lambda x: (CLASSES.index(x[1]), x[0]))
-        ]
-        lines.append("")
-    lines += ["## Not asked", "", *heading("implementation", "why", "problems")]
-    lines += [row((name, why, f"{n:,}")) for (name, why), n in sorted(tally.left_out.items()) if why != "another dtype"]
-    lines += ["", "## Outside their bounds", ""]
-    if not tally.violations:
-        return [*lines, "None."]
-    lines += heading("problem", "implementation", "class", "output", "times the bound", "at", "got", "expected", "case")
-    lines += [
-        row(
-            (
-                x["number"],
-                x["implementation"],
-                x["class"],
-                x["output"],
-                f"{x['ratio']:.3g}" if x["kind"] == "value" else f"{x['kind']} {x['message']}",
-                tuple(x["index"]),
-                f"{x['got']:.9g}",
-                f"{x['expected']:.9g}",
-                f"`{x['problem']}`",
-            )
-        )
-        for x in tally.violations[:200]
-    ]
-    return lines
-
-
-def picture(tally: Tally, path: Path) -> None:
-    """Distributions of error/bound: a panel for each output, a row for each class and dtype. Readable on white and black."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    ink = "#808080"
-    look = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
-    colours = {"float32": "#3b82c4", "float64": "#7a68b3", "bfloat16": "#c9772b", "float16": "#3f9a64"}
-    rows = groups(tally)[::-1]
-    edges = (LEAST + STEP * np.arange(BINS))[::2]
-    with mpl.rc_context(look | {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "corridor"}):
-        figure, panels = plt.subplots(1, len(OUTPUTS), figsize=(13, 1.4 + 0.42 * len(rows)), sharey=True, layout="constrained")
-        for output, axes in zip(OUTPUTS, panels, strict=True):
-            for y, (class_, dtype) in enumerate(rows):
-                share = pooled(tally, class_, dtype, output)
-                if not share.bins.any():
-                    continue
-                height = np.convolve(share.bins, np.ones(6), "same")[::2]
-                shown = (edges > -6.2) & (height > 0)
-                axes.fill_between(edges[shown], y, y + 0.85 * height[shown] / height.max(), color=colours[dtype], linewidth=0)
-                axes.plot([np.log10(max(share.quantile(0.5), 1e-9))] * 2, [y, y + 0.85], color="#222222", linewidth=1)
-                axes.plot(np.log10(min(share.largest, 2.0)), y + 0.12, "D", color=colours[dtype], markeredgecolor=ink, markersize=4)
-            axes.axvline(0, color="#d0342c", linewidth=1.2)
-            axes.set_title(output, color=ink)
-            axes.set_xlim(-6.2, 0.4)
-            axes.set_xticks(range(-6, 1, 2), [f"$10^{{{n}}}$" if n else "1" for n in range(-6, 1, 2)])
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="x", color=ink, alpha=0.25, linewidth=0.5)
-            axes.set_xlabel("error / bound")
-        panels[0].set_yticks([y + 0.3 for y in range(len(rows))], [f"{dtype}  {class_}" for class_, dtype in rows])
-        figure.suptitle("Correct kernels: elements with an error.  │ median   ◆ largest   red: the bound", color=ink, fontsize=10)
-        figure.savefig(path, transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")  # half the size
+# REPORT
 
 
 def publish(store: Store, options: argparse.Namespace, command: str) -> int:

@@ -40,8 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.force_short_summary = True
     # A foreign project's patterns for its own tests are not ours.
     if all(arg.startswith("attnspec.") or Path(arg.split("::")[0]).absolute().is_relative_to(TESTS) for arg in config.args):
-        config._inicache["python_functions"] = ["test_*"]
-        config._inicache["python_files"] = ["test_*.py"]
+        config.getini("python_functions")[:] = ["test_*"]
+        config.getini("python_files")[:] = ["test_*.py"]
     from attnspec.adapters import ResolveError
     from attnspec.conformance.plugin.process import Signals, Surroundings, streams_kept
     from attnspec.spec import SpecError
