@@ -41,8 +41,11 @@ class Cap:
     def curvature(self, given: Given) -> float:
         return 0.77 / CAP
 
+    def slope_rounding(self, a: Arithmetic) -> float:
+        return 8 * a.u_acc + 6 * a.u_s
+
     def rounding(self, a: Arithmetic) -> tuple[float, ...]:
-        return 4 * a.u_acc, 2 * a.u_s
+        return 4 * a.u_acc, 3 * a.u_s
 
     def constant(self, given: Given, a: Arithmetic) -> None:
         return None
@@ -57,6 +60,9 @@ class Straight(Cap):
     """A map that says that it does not curve, and rounds nothing."""
 
     def curvature(self, given: Given) -> float:
+        return 0.0
+
+    def slope_rounding(self, a: Arithmetic) -> float:
         return 0.0
 
     def rounding(self, a: Arithmetic) -> tuple[float, ...]:

@@ -251,12 +251,10 @@ def through_slopes(x: Tile, ds: Array, error: Array, a: Arithmetic) -> tuple[Arr
         slope = one.slope(before, x.given)
         if slope is None:
             continue
-        off = one.curvature(x.given) * mapped_error(x, x.maps[:n], a).at(np.abs(before)) + sum(one.rounding(a)) + kappa(3, a.u_acc)
-        slope = np.abs(slope)
-        error = (slope + off) * error + off * ds + a.eta_acc + a.eta_s
-        ds = slope * ds
-        if a.u_s:
-            error = error + a.u_s * (ds + error)
+        off = one.curvature(x.given) * mapped_error(x, x.maps[:n], a).at(np.abs(before)) + one.slope_rounding(a)
+        error = (np.abs(slope) + off) * error + off * ds
+        ds = np.abs(slope) * ds
+        error = error + (kappa(2, a.u_acc) + a.u_s) * (ds + error) + a.eta_acc + a.eta_s
     return ds, error, of_maps
 
 

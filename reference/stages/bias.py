@@ -34,6 +34,10 @@ class Bias:
         """0: the map is a shift."""
         return 0.0
 
+    def slope_rounding(self, a: Arithmetic) -> float:
+        """0."""
+        return 0.0
+
     def rounding(self, a: Arithmetic) -> tuple[float, ...]:
         """The sum is rounded, and stored by the eager classes."""
         return a.u_acc, a.u_s

@@ -26,7 +26,7 @@ class ScoreMap(Protocol):
     gradient of what it is added to.
 
     The bounds need no more than what is here: where z is off by Δ, f(z) is off by at most (largest slope) · Δ + rounding, and where
-    the gradient dS of f(z) is off by ε, that of z is off by at most slope · ε + |dS| · (curvature · Δ).
+    the gradient dS of f(z) is off by ε, that of z is off by at most slope · ε + |dS| · (curvature · Δ + rounding of the slope).
     """
 
     option: str
@@ -43,6 +43,9 @@ class ScoreMap(Protocol):
 
     def curvature(self, given: Given) -> float:
         """The largest |f″|."""
+
+    def slope_rounding(self, a: Arithmetic) -> float:
+        """What rounding adds to the error of f′(z)."""
 
     def rounding(self, a: Arithmetic) -> tuple[float, ...]:
         """What rounding adds to the error of f(z), as multiples of |f(z)|: for each operation one."""

@@ -7,6 +7,7 @@ visible keys of one row at a time, so nothing is filled, masked or multiplied by
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from attnspec.spec import Dialect, Problem
 
 # What is done to the scaled products of a row and the keys that it sees, in this order, where the problem has the option.
-SCORE_MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"bias": lambda s, bias: s + bias}
+SCORE_MAPS: dict[str, Callable[[Tensor, Any], Tensor]] = {"bias": lambda s, bias: s + bias}
 
 
 def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
@@ -41,7 +42,8 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     mask = problem.mask
     if mask is not None:
         mask = (mask.view(problem.b, 1, 1, problem.j) if mask.dim() == 2 else mask).expand(full)
-    options = {name: x[name].expand(full) for name in SCORE_MAPS if name in x}
+    options = {name: x[name].expand(full) if name in x else getattr(problem, name) for name in SCORE_MAPS}
+    options = {name: option for name, option in options.items() if option is not None}
     bias = options.get("bias")
     per_group = problem.h // max(k.shape[1], 1)
     outputs, sums = [], []
@@ -64,7 +66,7 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
                     q[n, head, row],
                     k[n, kv],
                     v[n, kv],
-                    {name: y[n, head, row] for name, y in options.items()},
+                    {name: y[n, head, row] if name in x else y for name, y in options.items()},
                     keys,
                     scale,
                     dialect,
@@ -82,13 +84,13 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
 
 
 def _row(
-    q: Tensor, k: Tensor, v: Tensor, options: dict[str, Tensor], keys: list[int], scale: float, dialect: Dialect
+    q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], keys: list[int], scale: float, dialect: Dialect
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The values that a row sees, their weights, and the log of the sum of exponentials."""
     if keys:
         s = scale * (k[keys] @ q)
         for name, option in options.items():
-            s = SCORE_MAPS[name](s, option[keys])
+            s = SCORE_MAPS[name](s, option[keys] if isinstance(option, Tensor) else option)
         return v[keys], torch.softmax(s, 0), torch.logsumexp(s, 0)
     lse = torch.full((), float("-inf"), dtype=torch.float64)
     if dialect.empty_row == "zero" or not len(k):

@@ -184,7 +184,7 @@ class _Given:
     v: Array  # (b g j e)
     do: Array | None  # (b h i e)
     scale: float
-    options: dict[str, Array]  # of SCORE_MAPS, (b h i j)
+    options: dict[str, Any]  # of SCORE_MAPS: (b h i j), or a number
     visible: Array  # (b h i j) bool
     serving: list[int]  # the key/value head of each query head
     kept: Array | None  # (b h i j) bool; None without dropout
@@ -221,7 +221,7 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         do=None if problem.do is None else _numbers(problem.do),
         # The float64 number, as every form takes it: another rounding of 1/√d would be another problem.
         scale=float(problem.scale) if problem.scale is not None else problem.d**-0.5 if problem.d else 1.0,
-        options={} if bias is None else {"bias": bias},
+        options={name: y for name in SCORE_MAPS if (y := bias if name == "bias" else getattr(problem, name)) is not None},
         visible=_visible(problem, dialect, full, bias),
         serving=[n // group if dialect.head_grouping == "blocked" else n % problem.g for n in range(problem.h)],
         kept=kept,
@@ -251,19 +251,19 @@ def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Ar
 
 # What is done to the scaled product where the key is visible, in this order, where the problem has the option; and the slope of
 # that, None where it is 1.
-SCORE_MAPS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array] | None]] = {
+SCORE_MAPS: dict[str, tuple[Callable[[Array, Any], Array], Callable[[Array, Any], Array] | None]] = {
     "bias": (lambda s, bias: s + bias, None),
 }
 
 
-def _scores(q: Array, k: Array, scale: float, options: dict[str, Array], visible: Array) -> tuple[Array, list[Array]]:
+def _scores(q: Array, k: Array, scale: float, options: dict[str, Any], visible: Array) -> tuple[Array, list[Array]]:
     """scale · q kᵀ, and what the options make of it where the key is visible (−∞ is never added), and their slopes. (i j)."""
     s, slopes = _product(q, k.T) * _flint().arb(scale), []
     for name, option in options.items():
         value, slope = SCORE_MAPS[name]
         if slope is not None:
             slopes.append(slope(s, option))
-        s[visible] = value(s[visible], option[visible])
+        s[visible] = value(s[visible], option[visible] if isinstance(option, np.ndarray) else option)
     return s, slopes
 
 
@@ -317,7 +317,13 @@ def _answer(x: _Given) -> dict[str, Array]:
     dq, dk, dv, ds = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape), _zeros(*x.visible.shape)
     for at in np.ndindex(*x.q.shape[:2]):
         kv = at[0], x.serving[at[1]]
-        s, slopes = _scores(x.q[at], x.k[kv], x.scale, {name: option[at] for name, option in x.options.items()}, x.visible[at])
+        s, slopes = _scores(
+            x.q[at],
+            x.k[kv],
+            x.scale,
+            {name: y[at] if isinstance(y, np.ndarray) else y for name, y in x.options.items()},
+            x.visible[at],
+        )
         p, lse[at] = _softmax(s, x.visible[at], x.empty_row)
         factor = None if x.kept is None else _dropout_factor(x.kept[at], x.rate)
         w = p if factor is None else p * factor
