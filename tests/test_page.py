@@ -18,6 +18,7 @@ from attnspec.conformance import check
 from attnspec.conformance.verdicts import matrix, page
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.lines import VerdictError, counts_of, read
+from attnspec.conformance.verdicts.plots import accuracy_plot
 
 EVIL = (
     "</pre></dd><script>alert(1)</script><img src=x onerror=alert(2)> ```\n</details> @everyone **b** | "
@@ -320,10 +321,30 @@ def test_it_follows_the_dark_and_goes_on_paper(drawn):
     assert (drawn / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_without_matplotlib_nothing_but_the_page_is_lost(tmp_path):
+def test_the_plot_shows_each_error_once():
+    """What is outside is a cross at its place or, where that is too far, at the edge; what is no number is outside."""
+    from xml.etree import ElementTree
+
+    def run(*shares):
+        made = (cell(f"MADE-{n}", "float32", {"PASS": 1}, share=share) for n, share in enumerate(shares))
+        return verdicts(*made, drop=tuple(CLAUSES))
+
+    key = ("only", "cpu")
+    assert accuracy_plot(run(None), *key) == ""
+    drawn = ElementTree.fromstring(accuracy_plot(run(0.0, 0.5, 1.0), *key))
+    circles = [float(x.get("cx")) for x in drawn.iter("{http://www.w3.org/2000/svg}circle")]
+    assert len(circles) == 3
+    assert circles == sorted(circles)
+    crosses = re.findall(r'M([\d.]+) [\d.]+l8 8m0 -8l-8 8', accuracy_plot(run(0.5, 4.0, "inf", "nan"), *key))
+    assert len(crosses) == 3
+    assert crosses[1] == crosses[2]
+    assert "nan" not in accuracy_plot(run(0.5, "nan"), *key)
+
+
+def test_without_the_extra_nothing_but_the_page_is_lost(tmp_path):
     """Verdicts, diff and the terminal's matrix are there where the extra is not."""
     blocked = (
-        "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; "
+        "import sys; sys.modules['jinja2'] = None; "
         "import attnspec.conformance.verdicts.cli, attnspec.conformance.plugin.hooks"
     )
     assert subprocess.run([sys.executable, "-c", blocked], capture_output=True, cwd=tmp_path).returncode == 0

@@ -17,7 +17,7 @@ from attnspec.conformance.verdicts.lines import SIGNS, VerdictError, Verdicts, c
 from attnspec.conformance.verdicts.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
-NEEDS = ("jinja2", "matplotlib")
+NEEDS = ("jinja2",)
 
 
 def check_target(path: Path, needs: Sequence[str] = NEEDS) -> None:

@@ -2,84 +2,82 @@
 
 from __future__ import annotations
 
-import io
-import re
-from typing import Any
+from html import escape
+from math import ceil, floor, inf, log10
 
 from attnspec.conformance.verdicts.lines import Verdicts
 from attnspec.spec.words import CLASSES, OUTPUTS
 
-# Colours that no plot has, to be replaced by the page's own, which follow light, dark and paper.
-TEXT, INSIDE, OUTSIDE, FAINT = "#010101", "#010102", "#010103", "#010104"
-PAINT = {TEXT: "currentColor", INSIDE: "var(--good)", OUTSIDE: "var(--bad)", FAINT: "var(--line)"}
 LEAST, MOST = 1e-3, 1e3  # what is smaller or larger is drawn at the edge
+LEFT, RIGHT, LANE, FOOT = 150, 446, 19, 40  # where the axis begins and ends, the height of a lane, and what is below them
+GOOD, BAD, LINE = "var(--good)", "var(--bad)", "var(--line)"  # colours of the page, which follow light, dark and paper
 
 
 def accuracy_plot(verdicts: Verdicts, variant: str, device: str) -> str:
     """The largest error of each clause, tensor and dtype as a share of its bound; '' where nothing was measured."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     points: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for (_, dtype, *where), cell in verdicts.cells.items():
         for output, worst in cell.get("worst", {}).items() if tuple(where) == (variant, device) else ():
-            points.setdefault((dtype, output), []).append((float(worst["share"]), worst["class"]))
+            share = float(worst["share"])
+            points.setdefault((dtype, output), []).append((share if share == share else inf, worst["class"]))  # NaN is outside
     order = [dtype for s in verdicts.header["subjects"] for dtype in s["dtypes"]]
-    lanes = sorted(points, key=lambda lane: (order.index(lane[0]), OUTPUTS.index(lane[1])), reverse=True)
+    lanes = sorted(points, key=lambda lane: (order.index(lane[0]), OUTPUTS.index(lane[1])))
     if not lanes:
         return ""
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"{variant} {device}", "font.size": 9, "text.color": TEXT}
-    with rc_context(settings):
-        figure = Figure(figsize=(4.6, 0.75 + 0.19 * len(lanes)), layout="constrained")
-        axes = figure.subplots()
-        farthest = max(x for lane in points.values() for x, _ in lane)
-        labels, last = [], ""
-        for y, lane in enumerate(lanes):
-            held = verdicts.strands.get((lane[0], variant, device), {}).get("held", CLASSES[-1])
-            for inside in (True, False):
-                for filled in (True, False):
-                    xs = [x for x, class_ in points[lane] if (x <= 1, x > 1 or class_ == held) == (inside, filled)]
-                    colour = INSIDE if inside else OUTSIDE
-                    axes.scatter(
-                        [min(max(x, LEAST), MOST) for x in xs],
-                        [y] * len(xs),
-                        s=16 if inside else 30,
-                        marker="o" if inside else "X",
-                        facecolors=colour if filled else "none",
-                        edgecolors=colour,
-                        linewidths=0.7,
-                        zorder=3,
-                    )
-            labels.append(f"{lane[0]}  {lane[1]}  ({held})")
-            if last and lane[0] != last:
-                axes.axhline(y - 0.5, color=FAINT, linewidth=0.6)
-            last = lane[0]
-        axes.axvline(1, color=TEXT, linewidth=1)
-        axes.set_xscale("log")
-        axes.set_xlim(LEAST * 0.7, 2 if farthest <= 1 else min(farthest, MOST) * 2)
-        axes.set_ylim(-0.6, len(lanes) - 0.4)
-        axes.set_yticks(range(len(lanes)), labels)
-        axes.set_xlabel("error as a share of the bound", color=TEXT)
-        axes.tick_params(colors=TEXT, which="both", length=2)
-        axes.grid(axis="x", color=FAINT, linewidth=0.5)
-        axes.set_axisbelow(True)
-        for side in axes.spines.values():
-            side.set_visible(False)
-        figure.patch.set_alpha(0)
-        axes.patch.set_alpha(0)
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(drawn.getvalue(), f"{variant}-{device}")
+    farthest = max(x for lane in points.values() for x, _ in lane)
+    axis = _Axis(LEAST * 0.7, 2 if farthest <= 1 else min(farthest, MOST) * 2)
+    bottom = 8 + LANE * len(lanes)
+    parts = _grid(axis, bottom)
+    for n, (dtype, output) in enumerate(lanes):
+        held = verdicts.strands.get((dtype, variant, device), {}).get("held", CLASSES[-1])
+        y = 8 + LANE * n + LANE // 2
+        if n and dtype != lanes[n - 1][0]:
+            parts.append(_line(LEFT, y - LANE / 2, RIGHT, y - LANE / 2, LINE))
+        parts.append(_text(LEFT - 8, y + 4, f"{dtype} {output} ({held})", "end"))
+        for x, class_ in sorted(points[dtype, output]):  # those outside come last, and so lie above
+            parts.append(_point(axis.place(x), y, inside=x <= 1, filled=x > 1 or class_ == held))
+    parts.append(_text((LEFT + RIGHT) / 2, bottom + 34, "error as a share of the bound", "middle"))
+    size = f'viewBox="0 0 {RIGHT + 14} {bottom + FOOT}" style="max-width:{1.35 * (RIGHT + 14):.0f}px"'
+    label = 'role="img" aria-label="error as a share of the bound"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {label} {size} font-size="12" fill="currentColor">{"".join(parts)}</svg>'
 
 
-def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of a page: no prologue, ids of its own, the page's colours and letters."""
-    svg = svg[svg.index("<svg") :]
-    prefix = re.sub(r"\W", "-", name)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"', r'<svg \1style="max-width:calc(\2px * 1.35)"', svg)
-    for sign, colour in PAINT.items():
-        svg = svg.replace(sign, colour)
-    return svg.replace("<svg ", '<svg role="img" aria-label="error as a share of the bound" ', 1)
+class _Axis:
+    """A logarithmic axis."""
+
+    def __init__(self, first: float, last: float) -> None:
+        self.first, self.last = log10(first), log10(last)
+
+    def place(self, x: float) -> float:
+        """Where a value lies, as the picture counts."""
+        inner = log10(min(max(x, LEAST), MOST))
+        return LEFT + (inner - self.first) / (self.last - self.first) * (RIGHT - LEFT)
+
+    def decades(self) -> range:
+        """The powers of ten that lie on it."""
+        return range(ceil(self.first), floor(self.last) + 1)
+
+
+def _grid(axis: _Axis, bottom: float) -> list[str]:
+    """A line and a number for each power of ten; the bound, which is 1, in the colour of the text."""
+    parts = []
+    for n in axis.decades():
+        x = axis.place(10.0**n)
+        parts.append(_line(x, 8, x, bottom, "currentColor" if n == 0 else LINE))
+        parts.append(_text(x, bottom + 16, f"{10.0**n:g}", "middle"))
+    return parts
+
+
+def _line(x: float, y: float, to_x: float, to_y: float, colour: str) -> str:
+    return f'<path d="M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}" stroke="{colour}" stroke-width="0.8"/>'
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _point(x: float, y: float, *, inside: bool, filled: bool) -> str:
+    """A dot within the bound, a cross outside of it; hollow where the bound is not that of the class that is held."""
+    if not inside:
+        return f'<path d="M{x - 4:.1f} {y - 4}l8 8m0 -8l-8 8" stroke="{BAD}" stroke-width="2.5"/>'
+    return f'<circle cx="{x:.1f}" cy="{y}" r="3" fill="{GOOD if filled else "none"}" stroke="{GOOD}" stroke-width="0.8"/>'
