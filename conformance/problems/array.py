@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.extension import EXTENSIONS
 from attnspec.conformance.problems.factors import LEVELS, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
@@ -29,7 +29,7 @@ def read(folder: Path, name: str, levels: Mapping[str, tuple[Any, ...]]) -> tupl
     header, remedy = next(table), f"run conformance/problems/arrays/make.py {folder.name}"
     if header != list(levels):
         raise ValueError(f"arrays/{folder.name}/{name}.csv has the factors {header}, and there are {list(levels)}; {remedy}")
-    known = {factor: {str(x): x for level in some for x in alike(factor, level)} for factor, some in levels.items()}
+    known = {name: {str(x): x for level in some for x in FACTORS[name].values(level)} for name, some in levels.items()}
     try:
         return tuple(
             Case(**{factor: known[factor][text] for factor, text in zip(levels, row, strict=True)}, seed=n)

@@ -16,7 +16,7 @@ from hypothesis.database import ExampleDatabase
 from hypothesis.errors import HypothesisException
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
 from attnspec.conformance.problems.factors import COST, LEVELS, OPEN_SIZES, alike
 from attnspec.conformance.problems.fit import decodes, fit
@@ -39,6 +39,9 @@ def cases(adapter: Adapter, dtype: str) -> st.SearchStrategy[Case]:
         "holes": (*_values("holes"), "single", "single", "single", "empty_row", "empty_row", "inner_blocks"),
     }
     levels = {name: st.sampled_from(often.get(name, _values(name))) for name in LEVELS if name not in (*OPEN_SIZES, "dtype")}
+    for name, factor in FACTORS.items():  # of an extension, where it is offered
+        if factor.array not in ("", "core") and factor.needs in adapter.offers:
+            levels[name] = st.sampled_from(factor.levels)
     drawn = st.builds(
         Case,
         dtype=st.just(dtype),
