@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
@@ -240,21 +241,29 @@ def lay_out(qkv: list[Tensor], layout: str, shared: bool) -> list[Tensor]:
     q, k, v = qkv
     match layout:
         case "bihd":  # the usual projection output (b i h d), seen as (b h i d)
-            return [x if x.ndim == 3 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv]
+            return [x if x.ndim == 3 else stored(x, "b h i d -> b i h d") for x in qkv]
         case "fused":
             if q.shape == k.shape == v.shape:
-                return list(torch.stack([x.transpose(1, 2) for x in qkv], dim=2).transpose(1, 3).unbind(2))
+                together = torch.stack([rearrange(x, "b h i d -> b i h d") for x in qkv], dim=2)
+                return list(rearrange(together, "b i n h d -> n b h i d"))
             return [_inside(x, 1) for x in qkv]
         case "offset":
             return [_inside(x, n) for n, x in enumerate(qkv, 1)]
         case "strided":  # the last dimension is not dense
             return [torch.stack([x, torch.full_like(x, 7.0)], dim=-1)[..., 0] for x in qkv]
         case "turned":  # stored (… d j)
-            return [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in qkv]
+            return [stored(x, "... j d -> ... d j") for x in qkv]
         case "expanded":
             axis = 0 if shared or k.shape[1] == 1 else 1
             return [q, *(x.narrow(axis, 0, 1).expand(x.shape) for x in (k, v))]
     return qkv
+
+
+def stored(x: Tensor, pattern: str) -> Tensor:
+    """The same values in memory that has the order of the right side of an einops pattern."""
+    given, order = pattern.split(" -> ")
+    there: Tensor = rearrange(rearrange(x, pattern).contiguous(), f"{order} -> {given}")
+    return there
 
 
 def _inside(x: Tensor, margin: int) -> Tensor:
