@@ -122,87 +122,32 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.known.issues import KnownIssues
     from attnspec.conformance.problems.case import Case
     from attnspec.conformance.run.run import Run
-    from attnspec.conformance.run.shapes import Fallbacks, slow_on_new
+    from attnspec.conformance.run.shapes import Fallbacks
     from attnspec.conformance.run.tier import TIERS
-    from attnspec.conformance.subject.meeting import meet
     from attnspec.conformance.testing.clause import left_out
     from attnspec.conformance.verdicts.merge import Shard
-    from attnspec.reference.bounds.accuracy import UNIT
-    from attnspec.spec import CHOICES, SPEC_VERSIONS
-    from attnspec.spec.words import FEATURES
 
-    without = {x for x in option("--without").split(",") if x}
-    if without - FEATURES.keys():
-        raise ResolveError(f"--without: unknown {', '.join(sorted(without - FEATURES.keys()))}; choose from {', '.join(FEATURES)}")
-    if without & {"backward", "bias"}:
-        without.add("bias_grad")
-    dialect: dict[str, str] = {}
-    for choice in option("--dialect"):
-        if choice == "canonical":
-            dialect |= {name: open_.values[0] for name, open_ in CHOICES.items()}
-            continue
-        key, _, value = choice.partition("=")
-        if key not in CHOICES or value not in CHOICES[key].values:
-            raise ResolveError(
-                f"--dialect {choice!r} is unknown; choose from canonical; "
-                + "; ".join(f"{open_.name}={'|'.join(open_.values)}" for open_ in CHOICES.values())
-            )
-        dialect[key] = value
-    dtypes = tuple(x for x in (option("--impl-dtypes") or "").split(",") if x) or None
-    if dtypes and set(dtypes) - UNIT.keys():
-        raise ResolveError(f"--impl-dtypes {option('--impl-dtypes')}: choose from {', '.join(UNIT)}")
+    without, dialect, dtypes = _without(option("--without")), _dialect(option("--dialect")), _dtypes(option("--impl-dtypes"))
     case = Case.parse(option("--case")) if option("--case") else None
     if option("--verdicts") and not Path(option("--verdicts")).absolute().parent.is_dir():
         raise ResolveError(f"--verdicts {option('--verdicts')}: folder {Path(option('--verdicts')).parent} does not exist")
-    clauses = tuple(x for x in option("--clauses").split(",") if x)
-    spec = option("--spec")
-    if spec is not None and spec not in SPEC_VERSIONS:
-        raise ResolveError(f"--spec {spec}: there is no such version of the spec; choose from {', '.join(SPEC_VERSIONS)}")
+    clauses, spec = tuple(x for x in option("--clauses").split(",") if x), option("--spec")
     _check_clauses(clauses, spec)
     names = {adapter.name for adapter in adapters}
     known = read(Path(option("--known-issues")), names) if option("--known-issues") else KnownIssues()
     inherited = Inherited(accepted=option("--inherited") == "note")
     shard = Shard.parse(option("--shard")) if option("--shard") else None
     draft = Draft(new_file(option("--write-known-issues")) if option("--write-known-issues") else None)
-
-    subjects = []
     for adapter in adapters:
         adapter.offers = frozenset(adapter.offers) - without
-        for device in _devices(adapter, option("--impl-device")):
-            subjects.append(
-                meet(adapter.on(device), device, dialect, option("--accuracy"), dtypes or ((case.dtype,) if case else None))
-            )
+    subjects = _subjects(option, adapters, dialect, dtypes or ((case.dtype,) if case else None), record)
     for subject in subjects:
-        if not subject.dtypes:
-            raise ResolveError(_refuses_everything(subject))
-        seen = subject.backend
-        if getattr(subject.adapter, "flash", False) and seen is not None and seen.unfused:
-            record.note(
-                f"{subject.adapter.name} {subject.label} on {subject.device} ran no fused kernel: a plain {subject.dtypes[0]} call "
-                f"is {', '.join(seen.parts)}; the kernel that answers does not decide the verdict"
-            )
-        subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
-        tier = TIERS[option("--tier")]
-        subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
-        sides = known.same_side(subject), inherited.same_side(subject)
-        subject.same_side = partial(_on_each_side, sides)
-    small = set()
-    for subject in subjects:
-        measured = "" if option("--few-shapes") else slow_on_new(subject)
-        if measured:
-            record.note(f"{subject.label} on {subject.device} is slow on new shapes ({measured}); the suite turns on --few-shapes")
-        if measured or option("--few-shapes"):
-            small.add(id(subject))
+        subject.same_side = partial(_on_each_side, (known.same_side(subject), inherited.same_side(subject)))
+    few_shapes = _few_shapes(option, subjects, record)
     fallbacks = Fallbacks(subjects)
     fallbacks.watch()
-    kept = ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy", "--spec")
-    words = ["pytest"]
-    for name in kept:
-        value = option(name)
-        for item in value if isinstance(value, list) else [value] if value else []:
-            words.append(shlex.quote(f"{name}={item}"))
     return Run(
-        command=" ".join(words),
+        command=_command(option),
         subjects=subjects,
         tier=TIERS[option("--tier")],
         seed=option("--attnspec-seed"),
@@ -215,7 +160,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         enforce_should=option("--enforce-should"),
         allow_incomplete=option("--allow-incomplete"),
         pinned_only=option("--no-search"),
-        few_shapes=frozenset(small),
+        few_shapes=few_shapes,
         fallbacks=fallbacks,
         shard=shard,
         record=record,
@@ -226,6 +171,95 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     )
 
 
+def _without(given: str) -> set[str]:
+    from attnspec.adapters import ResolveError
+    from attnspec.spec.words import FEATURES
+
+    without = {x for x in given.split(",") if x}
+    if without - FEATURES.keys():
+        raise ResolveError(f"--without: unknown {', '.join(sorted(without - FEATURES.keys()))}; choose from {', '.join(FEATURES)}")
+    return without | {"bias_grad"} if without & {"backward", "bias"} else without
+
+
+def _dialect(given: list[str]) -> dict[str, str]:
+    from attnspec.adapters import ResolveError
+    from attnspec.spec import CHOICES
+
+    dialect: dict[str, str] = {}
+    for choice in given:
+        if choice == "canonical":
+            dialect |= {name: open_.values[0] for name, open_ in CHOICES.items()}
+            continue
+        key, _, value = choice.partition("=")
+        if key not in CHOICES or value not in CHOICES[key].values:
+            raise ResolveError(
+                f"--dialect {choice!r} is unknown; choose from canonical; "
+                + "; ".join(f"{open_.name}={'|'.join(open_.values)}" for open_ in CHOICES.values())
+            )
+        dialect[key] = value
+    return dialect
+
+
+def _dtypes(given: str | None) -> tuple[str, ...] | None:
+    from attnspec.adapters import ResolveError
+    from attnspec.reference.bounds.accuracy import UNIT
+
+    dtypes = tuple(x for x in (given or "").split(",") if x) or None
+    if dtypes and set(dtypes) - UNIT.keys():
+        raise ResolveError(f"--impl-dtypes {given}: choose from {', '.join(UNIT)}")
+    return dtypes
+
+
+def _subjects(
+    option: Callable[[str], Any], adapters: list[Any], dialect: dict[str, str], dtypes: tuple[str, ...] | None, record: Any
+) -> list[Any]:
+    """Each variant on each device, after its first questions, with what the tier asks of it."""
+    from attnspec.adapters import ResolveError
+    from attnspec.conformance.run.tier import TIERS
+    from attnspec.conformance.subject.meeting import meet
+
+    subjects, tier = [], TIERS[option("--tier")]
+    for adapter in adapters:
+        for device in _devices(adapter, option("--impl-device")):
+            subjects.append(meet(adapter.on(device), device, dialect, option("--accuracy"), dtypes))
+    for subject in subjects:
+        if not subject.dtypes:
+            raise ResolveError(_refuses_everything(subject))
+        seen = subject.backend
+        if getattr(subject.adapter, "flash", False) and seen is not None and seen.unfused:
+            record.note(
+                f"{subject.adapter.name} {subject.label} on {subject.device} ran no fused kernel: a plain {subject.dtypes[0]} call "
+                f"is {', '.join(seen.parts)}; the kernel that answers does not decide the verdict"
+            )
+        subject.siblings = tuple(s for s in subjects if s is not subject and s.device == subject.device)
+        subject.slow, subject.generic, subject.compiled = tier.slow, tier.generic, tier.compiled
+    return subjects
+
+
+def _few_shapes(option: Callable[[str], Any], subjects: list[Any], record: Any) -> frozenset[int]:
+    """The ids of the subjects that keep to a few shapes: all, or those that are slow on new ones."""
+    from attnspec.conformance.run.shapes import slow_on_new
+
+    small = set()
+    for subject in subjects:
+        measured = "" if option("--few-shapes") else slow_on_new(subject)
+        if measured:
+            record.note(f"{subject.label} on {subject.device} is slow on new shapes ({measured}); the suite turns on --few-shapes")
+        if measured or option("--few-shapes"):
+            small.add(id(subject))
+    return frozenset(small)
+
+
+def _command(option: Callable[[str], Any]) -> str:
+    """What asks one case of this implementation again, without the case."""
+    words = ["pytest"]
+    for name in ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy", "--spec"):
+        value = option(name)
+        for item in value if isinstance(value, list) else [value] if value else []:
+            words.append(shlex.quote(f"{name}={item}"))
+    return " ".join(words)
+
+
 def _on_each_side(sides: tuple[Callable[[Any, Any], bool], ...], met: Any, other: Any) -> bool:
     """Whether a failure met on one case may be explained by another, by what is known and by what is inherited."""
     return all(same(met, other) for same in sides)
@@ -233,8 +267,10 @@ def _on_each_side(sides: tuple[Callable[[Any, Any], bool], ...], met: Any, other
 
 def _check_clauses(clauses: tuple[str, ...], spec: str | None) -> None:
     from attnspec.adapters import ResolveError
-    from attnspec.spec import index, newer
+    from attnspec.spec import SPEC_VERSIONS, index, newer
 
+    if spec is not None and spec not in SPEC_VERSIONS:
+        raise ResolveError(f"--spec {spec}: unknown version of the spec; choose from {', '.join(SPEC_VERSIONS)}")
     known = {clause.chapter for clause in index().values()}
     for name in clauses:
         if name not in index() and name not in known:
