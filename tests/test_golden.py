@@ -61,7 +61,7 @@ def shown(impl: str, *options: str) -> str:
         (r" in \d+\.\d+s( \(\d+:\d\d:\d\d\))?", ""),
         (r"^=+ (\d+ (?:passed|failed|skipped).*?) =+$", r"== \1 =="),  # as wide as the seconds leave
         (r"^time: .*\n", ""),
-        (r"engine\.py:\d+", "engine.py"),
+        (r"(engine|telling)\.py:\d+", r"\1.py"),
         (r"^\S*test_\w+\.py [.sFExX]+ *(\[ *\d+%\])?\n", ""),
         (r"^[.sFExX]+ *(\[ *\d+%\])?\n", ""),
         (r"[ \t]+$", ""),
