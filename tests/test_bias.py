@@ -122,7 +122,7 @@ def test_a_bias_is_reported_and_fails_where_should_is_enforced() -> None:
     assert enforced.exit == 1
     (shown,) = (failure for failure in enforced.failures if failure.clause == "ACCURACY-5")
     assert shown.data["what"] == "biased"
-    assert "of them this one leans furthest" in shown.text
+    assert "the problem shown here leans furthest" in shown.text
     keys = int(re.search(r"problem .* k \(1, 2, (\d+), \d+\)", shown.text)[1])
     assert keys >= 17  # one of the problems that were measured, and not the simplest
     assert judge(HONEST, "--clauses=ACCURACY-5", "--impl-dtypes=bfloat16", "--enforce-should", tier="standard").exit == 0

@@ -84,7 +84,7 @@ def mean_of_visible_values(call: Call) -> Tensor:
     return call.but(query=call.query * 0).run() if hides else call.run()
 
 
-@liar("control", "SOFTMAX-2", "the whole output is NaN", "not finite where the answer is", asked="i=3,j=7")
+@liar("control", "SOFTMAX-2", "the whole output is NaN", "not finite, but the exact answer is", asked="i=3,j=7")
 def nan_everywhere(call: Call) -> Tensor:
     """NaN, as a wildcard that compares with nothing."""
     return call.run() * torch.nan
@@ -94,7 +94,7 @@ def nan_everywhere(call: Call) -> Tensor:
     "softmax",
     "SOFTMAX-2",
     "= nan, expected",
-    "not finite where the answer is",
+    "not finite, but the exact answer is",
     source="pytorch/pytorch#121558",
     asked="i=3,j=7,values=large",
 )
@@ -105,7 +105,7 @@ def nan_where_it_is_hard(call: Call) -> Tensor:
     return call.run().masked_fill(hard, torch.nan)
 
 
-@liar("mask", "MASK-2", "the whole output is NaN", "not finite where the answer is", asked="i=3,j=7,mask=padding")
+@liar("mask", "MASK-2", "the whole output is NaN", "not finite, but the exact answer is", asked="i=3,j=7,mask=padding")
 def nan_with_any_mask(call: Call) -> Tensor:
     """NaN as soon as a mask hides anything."""
     hides = call.attn_mask is not None and not bool(call.visible.all())
@@ -404,7 +404,7 @@ class ClaimsBlockedGroupsAndStrides(_Claims):
         return super().kernel(q, k[:, heads], v[:, heads], **options)
 
 
-@liar("error", "SHARED-2", "raised Unsupported: no groups on Sundays; it needs gqa alone", asked="i=3,j=7,heads=4/2")
+@liar("error", "SHARED-2", "raised Unsupported: no groups on Sundays; it needs only gqa", asked="i=3,j=7,heads=4/2")
 class ClaimsAndIsUnsupported(_Claims):
     """Promises gqa, and says Unsupported where it is asked for."""
 
