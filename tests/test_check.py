@@ -105,7 +105,7 @@ def test_an_error_of_ours_is_not_the_implementations(monkeypatch) -> None:
     def test_broken(run, subject, dtype):
         raise ZeroDivisionError("ours")
 
-    test_broken.clauses, test_broken.dangerous = ("CAUSAL-1",), False
+    test_broken.clauses, test_broken.dangerous, test_broken.since = ("CAUSAL-1",), False, None
     monkeypatch.setattr(test_causal, "test_broken", test_broken, raising=False)
     result = check(honest.tiled, **QUICK)
     assert not result.ok
@@ -178,7 +178,7 @@ def test_a_broken_should_decides_where_it_is_asked_to() -> None:
     [
         ({"tier": "quick"}, "tier 'quick': choose from smoke"),
         ({"accuracy": "E"}, "accuracy 'E': choose from A"),
-        ({"clauses": "CASUAL"}, "no such chapter"),
+        ({"clauses": "CASUAL"}, "unknown chapter"),
         ({"dtypes": "float31"}, "float31"),
         ({"dialect": {"causal_alignment": "left"}}, "causal_alignment=left"),
         ({"without": "dropuot"}, "dropuot"),
