@@ -36,7 +36,7 @@ from mutants.base import FAMILIES, load  # noqa: E402
 
 from attnspec.conformance.diagnosis import explain  # noqa: E402
 from attnspec.conformance.diagnosis.folding import PLAIN, Fault, fold  # noqa: E402
-from attnspec.conformance.diagnosis.names import told  # noqa: E402
+from attnspec.conformance.diagnosis.names import names_to_print  # noqa: E402
 from attnspec.conformance.mistakes.vocabulary import MISTAKES  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.spec import CHOICES, index  # noqa: E402
@@ -51,7 +51,7 @@ def said(fault: Fault) -> list[str]:
     names = fault.failure.names
     first = next(iter(names))
     if names.keys() <= MISTAKES.keys():
-        return list(told(names))
+        return list(names_to_print(names))
     kind, _, rest = first.partition(" ")
     if kind == "choice":
         choice, _, value = rest.partition("=")

@@ -14,7 +14,6 @@ from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
 from attnspec.reference.stages import heads, maps
 from attnspec.spec import Dialect, Problem
-from attnspec.spec.words import OUTPUTS
 
 # float64's own error in the reference is that of class A in float64 (docs/certificate.md: a fifth of it). Every term of a
 # bound grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there. Enclosures are
@@ -92,10 +91,30 @@ class Exact:
     strict: bool = False  # nothing is exempt for an intermediate that may overflow
     _cache: dict[tuple[str, str], Tolerance] = field(default_factory=dict)
 
-    def __getattr__(self, name: str) -> Array | None:
-        if name in OUTPUTS:
-            return self.values.get(name)
-        raise AttributeError(name)
+    @property
+    def o(self) -> Array:
+        """The output (b h i e)."""
+        return self.values["o"]
+
+    @property
+    def dq(self) -> Array | None:
+        """The gradient of the queries, in their shape."""
+        return self.values.get("dq")
+
+    @property
+    def dk(self) -> Array | None:
+        """The gradient of the keys, in their shape."""
+        return self.values.get("dk")
+
+    @property
+    def dv(self) -> Array | None:
+        """The gradient of the values, in their shape."""
+        return self.values.get("dv")
+
+    @property
+    def dbias(self) -> Array | None:
+        """The gradient of the bias, in its shape."""
+        return self.values.get("dbias")
 
     @cached_property
     def empty(self) -> Array:

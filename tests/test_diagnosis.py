@@ -21,7 +21,7 @@ from attnspec.conformance.diagnosis.evidence import probes, shuffled
 from attnspec.conformance.diagnosis.explain import Explainer
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.match import look, screen
-from attnspec.conformance.diagnosis.names import COARSE, Diagnosis, other_choice, sentence, told
+from attnspec.conformance.diagnosis.names import COARSE, Diagnosis, names_to_print, other_choice, sentence
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.table import kernel_at
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
@@ -239,9 +239,9 @@ def test_what_cannot_be_told_apart_is_said_so() -> None:
     one = Diagnosis({"causal_corner": 1.0, "causal_ignored": 1.0, "scores_ignored": 2.0}, asked=3)
     assert one.best == ("causal_corner", "causal_ignored")
     assert sentence(one).startswith("either causal is aligned at the other corner, or causal is ignored;")
-    assert told({"causal_corner": 1.0, "causal_ignored": 1.0, "mask_ignored": 1.0}) == ()
-    assert told({"tail_of_32_dropped": 0.4, "tail_of_128_dropped": 0.4}) == ("tail_of_16_dropped",)
-    assert told({"output_zero": 0.4 + COARSE, "row_tail_zero": COARSE + 1}) == ("output_zero",)
+    assert names_to_print({"causal_corner": 1.0, "causal_ignored": 1.0, "mask_ignored": 1.0}) == ()
+    assert names_to_print({"tail_of_32_dropped": 0.4, "tail_of_128_dropped": 0.4}) == ("tail_of_16_dropped",)
+    assert names_to_print({"output_zero": 0.4 + COARSE, "row_tail_zero": COARSE + 1}) == ("output_zero",)
 
 
 def test_a_choice_is_named_only_where_all_of_it_is_made() -> None:

@@ -335,7 +335,7 @@ def test_the_plot_shows_each_error_once():
     circles = [float(x.get("cx")) for x in drawn.iter("{http://www.w3.org/2000/svg}circle")]
     assert len(circles) == 3
     assert circles == sorted(circles)
-    crosses = re.findall(r'M([\d.]+) [\d.]+l8 8m0 -8l-8 8', accuracy_plot(run(0.5, 4.0, "inf", "nan"), *key))
+    crosses = re.findall(r"M([\d.]+) [\d.]+l8 8m0 -8l-8 8", accuracy_plot(run(0.5, 4.0, "inf", "nan"), *key))
     assert len(crosses) == 3
     assert crosses[1] == crosses[2]
     assert "nan" not in accuracy_plot(run(0.5, "nan"), *key)
@@ -344,8 +344,7 @@ def test_the_plot_shows_each_error_once():
 def test_without_the_extra_nothing_but_the_page_is_lost(tmp_path):
     """Verdicts, diff and the terminal's matrix are there where the extra is not."""
     blocked = (
-        "import sys; sys.modules['jinja2'] = None; "
-        "import attnspec.conformance.verdicts.cli, attnspec.conformance.plugin.hooks"
+        "import sys; sys.modules['jinja2'] = None; import attnspec.conformance.verdicts.cli, attnspec.conformance.plugin.hooks"
     )
     assert subprocess.run([sys.executable, "-c", blocked], capture_output=True, cwd=tmp_path).returncode == 0
 

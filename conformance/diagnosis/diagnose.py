@@ -20,7 +20,7 @@ from attnspec.conformance.diagnosis.blame import ROUNDED
 from attnspec.conformance.diagnosis.dropped import dropped
 from attnspec.conformance.diagnosis.evidence import ENORMOUS, EVIDENCE, calmer, dense, finer, probes, shuffled, steady
 from attnspec.conformance.diagnosis.match import CLOSE, Fit, Seen, look, place, screen, shows, touches
-from attnspec.conformance.diagnosis.names import COARSE, FEW, SPECIAL, Diagnosis, exceptions_of, told
+from attnspec.conformance.diagnosis.names import COARSE, FEW, SPECIAL, Diagnosis, exceptions_of, names_to_print
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.shrink import as_case
@@ -141,7 +141,7 @@ def _diagnose(
     if not cost:
         return None
     cost = dict(sorted(cost.items(), key=lambda item: item[1]))
-    best = (told(cost) or tuple(cost))[0]
+    best = (names_to_print(cost) or tuple(cost))[0]
     those = alive.get(best, [])
     return Diagnosis(cost, place(best, seen_at(0)), asked, not any(one.spared for one in those))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from attnspec.conformance.diagnosis.names import sentence, told
+from attnspec.conformance.diagnosis.names import names_to_print, sentence
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.verdicts.record import Failure
 from attnspec.spec import index
@@ -107,5 +107,5 @@ def fold(failures: Sequence[Failure]) -> list[Fault]:
 def told_of(names: dict[str, float]) -> tuple[str, ...]:
     """The names under which a failure may be told."""
     if names.keys() <= MISTAKES.keys():
-        return tuple(name for name in told(names) if name in names) or (next(iter(names)),)
+        return tuple(name for name in names_to_print(names) if name in names) or (next(iter(names)),)
     return tuple(names)

@@ -24,7 +24,7 @@ class Diagnosis:
     @property
     def best(self) -> tuple[str, ...]:
         """The one mistake, or the two that nothing tells apart; none where there are more that share no name."""
-        return told(self.cost)
+        return names_to_print(self.cost)
 
 
 def exceptions_of(cost: dict[str, float]) -> dict[str, float]:
@@ -32,7 +32,7 @@ def exceptions_of(cost: dict[str, float]) -> dict[str, float]:
     return {name: round(x - SPECIAL * MISTAKES[name].special - COARSE * MISTAKES[name].coarse, 9) for name, x in cost.items()}
 
 
-def told(cost: dict[str, float]) -> tuple[str, ...]:
+def names_to_print(cost: dict[str, float]) -> tuple[str, ...]:
     """Which of the mistakes that explain a failure are said: one, or two that nothing tells apart, or what their like is called."""
     exceptions = exceptions_of(cost)
     plain = {name: x + COARSE * MISTAKES[name].coarse for name, x in exceptions.items()}
