@@ -37,7 +37,7 @@ def test_a_run_beside_itself_says_nothing():
     ("kind", "new", "words"),
     [
         ("new failures", verdicts(*BROKEN), "CAUSAL-1 · The past · in float32"),
-        ("no longer tested", verdicts(drop=("SHAPE-1",)), "SHAPE-1 · Rows · in float32, bfloat16, cpu: not asked"),
+        ("no longer tested", verdicts(drop=("SHAPE-1",)), "SHAPE-1 · Rows · in float32, bfloat16, cpu: not tested"),
         (
             "no longer tested",
             verdicts(cell("SHAPE-1", "float32", {"NOT_RUN": 1}, None, reason="the time was up")),

@@ -15,12 +15,12 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.contact import look
 from attnspec.conformance.subject.refusals import find
-from attnspec.conformance.subject.subject import Subject
+from attnspec.conformance.subject.subject import ASSUMED, OBSERVED, Subject
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES, Problem
 from attnspec.spec.words import DTYPES
 
-UNSEEN = "assumed canonical: could not be observed"
+UNSEEN = f"{ASSUMED}: could not be observed"
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 192, 256, 512)
 
 
@@ -125,15 +125,15 @@ def _observe(subject: Subject, choice: str, most: int | None = None) -> str:
     """Settle an open choice by one small problem, and say where it came from."""
     asked = questions(subject, choice, subject.dtypes[0] if subject.dtypes else "float32")[:most]
     if not asked:
-        return f"assumed canonical: can't be observed without {CHOICES[choice].needs}"
+        return f"{ASSUMED}: can't be observed without {CHOICES[choice].needs}"
     question, answer = answered(subject, asked)
     if answer.refusal:
         return f"{UNSEEN} ({answer.refusal})"
     value = followed(subject, choice, question.problem, answer)
     if value is None:
-        return f"assumed canonical: the answer matched none of the choices, see {CHOICES[choice].consistent}"
+        return f"{ASSUMED}: the answer matched none of the choices, see {CHOICES[choice].consistent}"
     subject.dialect = subject.dialect.with_choice(choice, value)
-    return "observed on a small problem"
+    return f"{OBSERVED} on a small problem"
 
 
 class Question(NamedTuple):

@@ -28,6 +28,7 @@ from attnspec.spec import Clause, Dialect, Problem
 from attnspec.spec.words import DTYPES, FEATURES
 
 ORACLE = "arb" if find_spec("flint") else "float64"
+OBSERVED, ASSUMED = "observed", "assumed canonical"  # how the source of a choice begins that nobody promised
 ASK = compile("ask(problem)", "<attnspec>", "eval")
 
 
@@ -233,4 +234,4 @@ class Subject:
     @property
     def observed(self) -> frozenset[str]:
         """The choices that nobody promised."""
-        return frozenset(name for name, source in self.sources.items() if source.startswith("observed"))
+        return frozenset(name for name, source in self.sources.items() if source.startswith(OBSERVED))
