@@ -113,6 +113,15 @@ def product_gradients(q: Array, k: Array, dz: Array, scale: float) -> tuple[Arra
     return dq, dk
 
 
+def operand_gradients(dscores: tuple[Array, ...], given: Given) -> dict[str, Array]:
+    """The gradients of what the score maps add, such as dbias, in the operands' shapes, from those of the scores after them."""
+    return {
+        f"d{one.option}": reduce_to(of_sum, tuple(getattr(given.problem, one.option).shape))
+        for one, of_sum in zip(maps.active(given), dscores[1:], strict=True)
+        if one.gradient
+    }
+
+
 @implements("GRAD-4")
 def reduce_to(dx: Array, like: tuple[int, ...]) -> Array:
     """A gradient (b h i j) summed over every dimension along which an operand of shape `like` was repeated."""

@@ -12,7 +12,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
-from attnspec.reference.stages import heads, maps
+from attnspec.reference.stages import heads
 from attnspec.spec import Dialect, Problem
 
 # float64's own error in the reference is that of class A in float64 (docs/certificate.md: a fifth of it). Every term of a
@@ -192,7 +192,7 @@ class Exact:
             for name, head, like in (("dk", keys.dk, problem.k.shape), ("dv", keys.dv, problem.v.shape)):
                 value = self.values[name]
                 bound[name], exempt[name] = bound_of_keys(head, keys.stored[name], value, touched, tuple(like), grouping, a)
-            for one, of_sum in zip(maps.active(self._tile.given), back.dscores[1:], strict=True):
+            for one, of_sum in zip(self._tile.maps, back.dscores[1:], strict=True):
                 if one.gradient:
                     shape, output = tuple(getattr(problem, one.option).shape), f"d{one.option}"
                     each = keys.of_maps[one.option]

@@ -14,7 +14,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.exact import Exact
 from attnspec.reference.numbers import to_float64
-from attnspec.reference.stages import heads, maps
+from attnspec.reference.stages import heads
 from attnspec.reference.stages.given import Given
 from attnspec.reference.witnesses.enclosure import enclose
 from attnspec.reference.zeros import is_undefined, must_be_zero
@@ -49,9 +49,7 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
         values["dq"] = back.dq
         values["dk"] = heads.sum_over_group(back.dk, tuple(problem.k.shape), grouping)
         values["dv"] = heads.sum_over_group(back.dv, tuple(problem.v.shape), grouping)
-        for one, of_sum in zip(maps.active(given), back.dscores[1:], strict=True):
-            if one.gradient:
-                values[f"d{one.option}"] = dense.reduce_to(of_sum, tuple(getattr(problem, one.option).shape))
+        values |= dense.operand_gradients(back.dscores, given)
     zero = must_be_zero(problem, dialect, values, live, f, given.factor, do)
     undefined = is_undefined(problem, dialect, operands, given.operand("bias"), f, values)
     tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back)

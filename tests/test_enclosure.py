@@ -291,7 +291,7 @@ PLANTED = {
         "if not given.problem.causal:",
         "if not given.problem.causal or given.problem.mask is not None:",
     ),
-    "padding of the first batch item": ("masked", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
+    "padding of the first batch item": ("right_aligned", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
     "causal excludes itself": ("causal_mask", "given.positions <= (", "given.positions < ("),
     "causal sees one key more": ("causal_mask", "[:, None]", "[:, None] + 1"),
     "the other alignment": ("last_visible", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
@@ -355,6 +355,7 @@ PLANTED = {
     "dq without scale": ("product_gradients", "dq = scale * (dz @ k)", "dq = dz @ k"),
     "dk without scale": ("product_gradients", "dk = scale * (dz", "dk = (dz"),
     "dk of the rows reversed": ("product_gradients", "(dz.swapaxes(-1, -2) @ q)", "(dz[..., ::-1, :].swapaxes(-1, -2) @ q)"),
+    "dbias doubled": ("operand_gradients", "reduce_to(of_sum,", "reduce_to(2 * of_sum,"),
     "the mean over a broadcast bias": ("reduce_to", "dx.sum(repeated, keepdims=True)", "dx.mean(repeated, keepdims=True)"),
     "the last write to a broadcast bias": (
         "reduce_to",

@@ -15,7 +15,7 @@ from attnspec.conformance.judging.judge import compare, no_answer
 from attnspec.conformance.problems.case import OPTIONS, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
-from attnspec.conformance.subject.subject import ASSUMED, Subject, Within
+from attnspec.conformance.subject.subject import Subject, Within
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import (
     Broken,
@@ -88,7 +88,7 @@ def test_all_paths_make_the_same_choices(subject: Subject, case: Case) -> None:
     """What the variants promised or were seen to do, choice by choice."""
     for other in subject.siblings:
         for name in CHOICES:
-            known = not any(s.sources.get(name, ASSUMED).startswith(ASSUMED) for s in (subject, other))
+            known = all(name in s.sources.keys() - s.assumed for s in (subject, other))
             mine, theirs = getattr(subject.dialect, name), getattr(other.dialect, name)
             if known and mine != theirs:
                 what = f"{name} is {mine} with {subject.label}, and {theirs} with {other.label}"

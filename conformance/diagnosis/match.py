@@ -12,11 +12,11 @@ from numpy import ndarray as Array
 
 from attnspec.conformance.diagnosis.names import Diagnosis
 from attnspec.conformance.judging.judge import form, together
-from attnspec.conformance.mistakes.kernel import reduced
 from attnspec.conformance.mistakes.power import asked_outputs, combined
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
+from attnspec.reference.dense import reduce_to
 from attnspec.spec import Problem
 
 BREADTH = 32.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
@@ -52,7 +52,7 @@ class Seen:
             if wrong is None:
                 continue
             if exact is self.presented and "dbias" in wrong:  # what reaches the bias through the mask it was merged with
-                wrong = wrong | {"dbias": reduced(wrong["dbias"], self.exact.values["dbias"].shape)}
+                wrong = wrong | {"dbias": reduce_to(wrong["dbias"], self.exact.values["dbias"].shape)}
             found.append(wrong)
         return found
 

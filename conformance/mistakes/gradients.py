@@ -9,8 +9,9 @@ from math import inf
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.conformance.mistakes.kernel import Kernel, Wrong, reduced
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
+from attnspec.reference.dense import reduce_to
 
 GRADIENTS = Chapter()
 enter, special = GRADIENTS.enter, GRADIENTS.special
@@ -43,7 +44,7 @@ def bias_gradient(x: Kernel, averaged: bool) -> Wrong:
         return None
     shape, ds = (1,) * (4 - x.bias.ndim) + x.bias.shape, np.where(x.empty, 0.0, x.ds)
     if averaged:
-        return {"dbias": reduced(ds, x.bias.shape) * x.bias.size / x.s.size}
+        return {"dbias": reduce_to(ds, x.bias.shape) * x.bias.size / x.s.size}
     return {"dbias": ds[tuple(slice(n) for n in shape)].reshape(x.bias.shape)}
 
 
@@ -54,9 +55,7 @@ def delta_of_neighbour(x: Kernel) -> Wrong:
 
 def not_scaled(x: Kernel, name: str) -> Wrong:
     """dq or dk as if the scale were one."""
-    ds = np.where(x.empty, 0.0, x.ds)
-    wrong = {"dq": ds @ x.heads_k, "dk": x.summed(ds.swapaxes(-1, -2) @ x.q, x.k)}
-    return {name: wrong[name]} if x.scale != 1 else None
+    return {name: x.of_scores(x.ds, scale=1.0)[name]} if x.scale != 1 else None
 
 
 enter("delta_missing", "dS is P dP: the row sum is not subtracted", lambda x: x.of_scores(x.p * x.dp), "do")
@@ -251,8 +250,8 @@ def other_scale(x: Kernel, scale: float) -> Wrong:
     """Backward with another scale: in its probabilities and in dq and dk, or in the latter alone."""
     if scale == x.scale:
         return None
-    ds = np.where(x.empty, 0.0, x.ds)
-    return {"dq": scale * (ds @ x.heads_k), "dk": x.summed(scale * (ds.swapaxes(-1, -2) @ x.q), x.k)}
+    wrong = x.of_scores(x.ds, scale)
+    return {name: wrong[name] for name in ("dq", "dk")}
 
 
 special("scale_default_in_backward", "backward multiplies by the default scale", lambda x: other_scale(x, x.default_scale), "do")
@@ -364,12 +363,12 @@ def first_along(x: Kernel, axis: int) -> Wrong:
     if shape[axis] > 1 or x.s.shape[axis] == 1:
         return None
     ds = np.where(x.empty, 0.0, x.ds)
-    return {"dbias": reduced(ds.take([0], axis), x.bias.shape)}
+    return {"dbias": reduce_to(ds.take([0], axis), x.bias.shape)}
 
 
 def dbias(x: Kernel, ds: Array) -> Wrong:
     """dbias from another dS."""
-    return {"dbias": reduced(np.broadcast_to(np.where(x.empty, 0.0, ds), x.s.shape), x.bias.shape)}
+    return {"dbias": reduce_to(np.broadcast_to(np.where(x.empty, 0.0, ds), x.s.shape), x.bias.shape)}
 
 
 for axis, over in enumerate(("batch items", "heads", "queries", "keys")):

@@ -13,18 +13,12 @@ from numpy import ndarray as Array
 
 from attnspec.reference import dense, solve, to_float64
 from attnspec.reference.stages import heads, maps, softmax
-from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
-from attnspec.reference.stages.visible import last_visible
+from attnspec.reference.stages.visible import last_visible, right_aligned
 from attnspec.spec import Dialect, Problem
 
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
-
-
-def reduced(x: Array, like: tuple[int, ...]) -> Array:
-    """Summed over what an operand of shape `like` was repeated along."""
-    return dense.reduce_to(x, like)
 
 
 def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Array], Array] = lambda e: e) -> Array:
@@ -65,8 +59,7 @@ class Kernel:
 
     def full(self, mask: Array | None) -> Array:
         """A mask as (b h i j), all True where there is none."""
-        x = np.array(True) if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask
-        return np.broadcast_to(x, (self.b, self.h, self.i, self.j))
+        return np.broadcast_to(True if mask is None else right_aligned(mask), (self.b, self.h, self.i, self.j))
 
     def triangle(self, shift: int = 0, keys: int | None = None, corner: str = "") -> Array:
         """The keys that causal lets each query see (i j), `shift` more of them, of `keys` columns."""
@@ -75,11 +68,9 @@ class Kernel:
 
     # STEPS
 
-    def scores(self, scale: float | None = None) -> Array:
-        """The scores of all keys, of those that mask and causal hide, too, with the scale or another one."""
-        z = products.scores(self.q, self.heads_k, self.scale if scale is None else scale)
-        s = maps.through(z, self.given)[-1]
-        return s if self.bias is None else np.where(self.bias == -inf, -inf, s)
+    def scores(self) -> Array:
+        """The scores of all keys, of those that mask and causal hide, too."""
+        return self.forward.s if self.bias is None else np.where(self.bias == -inf, -inf, self.forward.s)
 
     def over(self, e: Array, summed: Array) -> Array:
         """Weights over a row sum, 0 where that is 0; in empty rows what the dialect says."""
@@ -87,15 +78,11 @@ class Kernel:
         p = np.where(self.empty, 0.0, e / np.where(total == 0, 1.0, total))
         return softmax.fill_empty_rows(p, self.forward.empty, self.dialect.empty_row, self.j)
 
-    def of_scores(self, ds: Array) -> dict[str, Array]:
-        """dq, dk and what score maps add, from the gradient of the scores; nothing comes from an empty row."""
+    def of_scores(self, ds: Array, scale: float | None = None) -> dict[str, Array]:
+        """dq, dk and what score maps add, from the gradient of the scores; nothing comes from an empty row. scale: another one."""
         dscores = maps.back_through(np.where(self.empty, 0.0, ds), self.forward.scores, self.given)
-        dq, each = dense.product_gradients(self.q, self.heads_k, dscores[0], self.scale)
-        wrong = {"dq": dq, "dk": self.summed(each, self.k)}
-        for one, of_sum in zip(maps.active(self.given), dscores[1:], strict=True):
-            if one.gradient:
-                wrong[f"d{one.option}"] = reduced(of_sum, tuple(getattr(self.problem, one.option).shape))
-        return wrong
+        dq, each = dense.product_gradients(self.q, self.heads_k, dscores[0], self.scale if scale is None else scale)
+        return {"dq": dq, "dk": self.summed(each, self.k), **dense.operand_gradients(dscores, self.given)}
 
     def of_values(self, p: Array) -> dict[str, Array]:
         """dv from the probabilities."""
@@ -111,7 +98,8 @@ class Kernel:
         wrong = {"o": p @ self.heads_v}
         if self.problem.do is not None:
             back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
-            wrong |= self.of_scores(back.ds) | {"dv": self.summed(back.dv, self.v)}
+            wrong |= {"dq": back.dq, "dk": self.summed(back.dk, self.k), "dv": self.summed(back.dv, self.v)}
+            wrong |= dense.operand_gradients(back.dscores, self.given)
         return wrong
 
     # OTHER CALLS

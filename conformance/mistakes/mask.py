@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.conformance.mistakes.kernel import Kernel, Wrong, reduced, weights
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong, weights
 from attnspec.conformance.mistakes.places import LETTERS, OVER, of_first, of_kv_head, shifted, swapped
 from attnspec.conformance.mistakes.table import Chapter
+from attnspec.reference.dense import reduce_to
 
 MASK = Chapter()
 enter, special = MASK.enter, MASK.special
@@ -25,7 +26,7 @@ def mask_as_bias(x: Kernel) -> Wrong:
     wrong = x.on(mask=None, bias=x.masked + (0.0 if x.bias is None else x.bias))
     if "dbias" in wrong:
         gradient = wrong.pop("dbias")
-        return wrong if x.bias is None else wrong | {"dbias": reduced(gradient, x.bias.shape)}
+        return wrong if x.bias is None else wrong | {"dbias": reduce_to(gradient, x.bias.shape)}
     return wrong
 
 

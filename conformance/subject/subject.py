@@ -233,5 +233,10 @@ class Subject:
 
     @property
     def observed(self) -> frozenset[str]:
-        """The choices that nobody promised."""
+        """The choices that nobody promised and a call showed."""
         return frozenset(name for name, source in self.sources.items() if source.startswith(OBSERVED))
+
+    @property
+    def assumed(self) -> frozenset[str]:
+        """The choices that nobody promised and no call showed: they are taken for canonical."""
+        return frozenset(name for name, source in self.sources.items() if source.startswith(ASSUMED))

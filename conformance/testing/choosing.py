@@ -7,7 +7,7 @@ import numpy as np
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.subject.meeting import answered, followed, questions
-from attnspec.conformance.subject.subject import ASSUMED, OBSERVED, Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CHOICES
@@ -15,11 +15,10 @@ from attnspec.spec import CHOICES
 
 def must_follow_a_choice(subject: Subject, choice: str, dtype: str) -> None:
     """Where nobody promised a value, the answer must be that of one. Raises Broken, with the numbers, NotOffered, NotApplicable."""
-    source = subject.sources.get(choice, "")
     every = questions(subject, choice, dtype)
     if not every:
         raise NotOffered(f"{CHOICES[choice].needs} is not offered")
-    if not source.startswith((OBSERVED, ASSUMED)):
+    if choice not in subject.observed | subject.assumed:
         raise NotApplicable  # promised: what a promise is worth other clauses say
     asked, answer = answered(subject, every)
     if answer.refusal:

@@ -32,8 +32,11 @@ def last_visible(q_len: int, k_len: int, alignment: str) -> Array:
 def masked(given: Given) -> Array | None:
     """Where the mask allows it: key padding (b j), or anything right-aligned, as what broadcasts to (b h i j); None without one."""
     mask = given.operand("mask")
-    if mask is None:
-        return None
+    return None if mask is None else right_aligned(mask)
+
+
+def right_aligned(mask: Array) -> Array:
+    """A mask as what broadcasts to (b h i j): key padding (b j) is the same for all heads and queries."""
     return mask[:, None, None, :] if mask.ndim == 2 else mask
 
 
@@ -54,5 +57,5 @@ def visible_keys(shape: tuple[int, ...], given: Given) -> Array:
     for stage in VISIBILITY:
         allowed = stage(given)
         if allowed is not None:
-            visible &= np.broadcast_to(allowed, shape)
+            visible &= allowed
     return visible
