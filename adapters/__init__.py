@@ -1,9 +1,10 @@
 """How an implementation is called. Subclass :class:`Adapter`, or let :func:`resolve` recognise a signature."""
 
-from attnspec.adapters.contract import Adapter, Answer, Call, Unsupported, same_bits
+from attnspec.adapters.contract import Adapter, Answer, Unsupported, same_bits
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.resolve import parse_kwargs, resolve
 from attnspec.adapters.restrictions import RESTRICTIONS
+from attnspec.adapters.within import Call
 from attnspec.spec.words import FEATURES
 
 __all__ = [

@@ -10,20 +10,25 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from attnspec.adapters.reading import handlers, interrupted, plain, text, words
+from attnspec.adapters.reading import handlers, interrupted, plain, raised_in, readable, text, words
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
-from attnspec.adapters.watch.state import no_second_run
-from attnspec.adapters.watch.trace import Trace, operators
+from attnspec.adapters.watch.compiled import given_up
+from attnspec.adapters.watch.state import RANDOM, no_second_run, watched
+from attnspec.adapters.watch.trace import Trace, operators, wholly
+from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within, direction, made, surrounded
 from attnspec.spec import CHOICES, OPTIONS, Problem
+from attnspec.spec.place import Place
 from attnspec.spec.words import CLASSES, FEATURES
 
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
+KEPT = "an earlier answer"
 
 
 class Unsupported(Exception):
@@ -31,20 +36,14 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call, ready to make: function(**arguments). `source` are lines of Python that define the name `attend`."""
-
-    function: Callable[..., Any]
-    arguments: dict[str, Any]
-    source: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Answer:
     """What came back: tensors, or what was raised, and in which stage.
 
     gradients by name (dq, dk, dv, dbias); None where autograd gave none. changed: inputs that the call modified, or around which
-    it wrote in the memory in which they lie.
+    it wrote in the memory in which they lie. disturbed: what it changed of the global state, by name, in words. shares: the
+    inputs whose memory the output shares, and KEPT where it shares that of an answer which is kept. refuses: whether the
+    implementation raised the error by itself, and did not stumble. gave_up: functions on which torch.compile gave up. ended: CRASH
+    or TIMEOUT, where the process of the implementation ended; log: the last lines that it wrote.
     """
 
     o: Any = None
@@ -53,6 +52,17 @@ class Answer:
     stage: str = "forward"
     unsupported: str | None = None
     changed: tuple[str, ...] = ()
+    disturbed: Mapping[str, str] = field(default_factory=dict)
+    shares: tuple[str, ...] = ()
+    refuses: bool = False
+    gave_up: tuple[str, ...] = ()
+    ended: str = ""
+    log: tuple[str, ...] = ()
+
+    @property
+    def raised(self) -> str:
+        """The class of what was raised, '' where nothing was."""
+        return "Unsupported" if self.unsupported is not None else "" if self.error is None else words(self.error).partition(":")[0]
 
     @property
     def refusal(self) -> str | None:
@@ -83,6 +93,7 @@ class Adapter:
     disturbed: Mapping[str, str] = {}  # global state that calls have changed while this was made, in words
     devices: Iterable[str] | None = None
     source: tuple[str, ...] = ()
+    torch_convention: bool = False  # mask and causal exclude each other, as torch documents it of its own, and are merged
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -93,6 +104,13 @@ class Adapter:
             cls.offers = DEFAULT_OFFERS.union(*(OPTIONS[name].features for name in takes))
 
     _follows: ClassVar[bool] = False  # whether the offers were read from the parameters of attend
+    kept: Answer | None = None  # an answer that is read again later
+    topic: str = ""  # what the calls are about, in the words of who asks
+
+    @property
+    def kernel(self) -> Any:
+        """What the convention calls, a function or a class; None for an adapter that says itself how it is called."""
+        return getattr(self, "function", getattr(self, "kind", None))
 
     def attend(self, *args: Any, **options: Any) -> Tensor:
         """Call the implementation with q (b h i d), k (b g j d), v (b g j e) and return (b h i e).
@@ -135,8 +153,80 @@ class Adapter:
 
     def trace(self, problem: Problem) -> Trace:
         """Which operators really run for a problem, as torch's dispatcher records them."""
-        answer, seen = operators(lambda: self.run(problem))
-        return Trace(seen, answer.refusal)
+        with watched() as changes:
+            answer, seen = operators(lambda: self.run(problem))
+        return Trace(seen, answer.refusal, changes)
+
+    def wholly(self, problem: Problem) -> str:
+        """The kernel of torch that is all of a call, or ''; see :func:`attnspec.adapters.watch.trace.wholly`."""
+        asked = problem.replace(**leaves_of(problem)) if problem.wrt else problem
+        call = self.call(asked)
+        with watched(), quiet():
+            return wholly(partial(call.function, **call.arguments))
+
+    def script(self, problem: Problem, within: Within = PLAINLY) -> Call:
+        """The call for a script: the lines that define `attend`, and the arguments. Raises Unsupported."""
+        with surrounded(within, self, problem.q.device):
+            return self.call(problem)
+
+    def begin(self, problem: Problem, within: Within = PLAINLY) -> Callable[[], Answer]:
+        """Ask; what is returned gives the answer, once it is there. Until then something else can be done."""
+        answer = self.ask(problem, within)
+        return lambda: answer
+
+    def ask(self, problem: Problem, within: Within = PLAINLY) -> Answer:
+        """The answer to a problem that is put in some surroundings, and what the call changed of the global state."""
+        if within.seed is not None:
+            torch.manual_seed(within.seed)
+        compiled = within.surroundings.startswith(COMPILED)
+        state: contextlib.AbstractContextManager[dict[str, str]] = (
+            contextlib.nullcontext({}) if compiled else watched(apart_from=RANDOM if problem.dropout else ())
+        )
+        with surrounded(within, self, problem.q.device), given_up() as functions, state as changes:
+            answer = self._ask(problem, within)
+        memory = _memory(answer.o)
+        shares = [name for name, x in problem.inputs().items() if x.numel() and memory and memory == _memory(x)]
+        if memory and self.kept is not None and memory == _memory(self.kept.o):
+            shares.append(KEPT)
+        answer = replace(answer, disturbed=changes, shares=tuple(shares), refuses=self._refuses(answer), gave_up=tuple(functions))
+        if within.kept:
+            self.kept = answer
+        return answer
+
+    def again(self, answer: Answer) -> Answer:
+        """What an answer that was kept holds now. It is kept no more."""
+        self.kept = None
+        return answer
+
+    def stub(self, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
+        """An adapter to begin with, for what the convention does not cover."""
+        from attnspec.adapters.stub import stub
+
+        return stub(self.kernel, self.name, reading, restrictions)
+
+    def holds(self, place: Place) -> bool:
+        """Whether something holds the memory of a place in which nothing lies for the suite any more."""
+        return place.taken
+
+    def _ask(self, problem: Problem, within: Within) -> Answer:
+        if within.surroundings == SECOND:
+            return self._second(problem)
+        if within == PLAINLY or (within.checked and within.reading == AS_IT_IS and not within.surroundings.startswith(COMPILED)):
+            return self.run(problem)
+        with quiet(), torch.no_grad() if within.surroundings.startswith(COMPILED) else contextlib.nullcontext():
+            return self._run(problem, {}, within)
+
+    def _refuses(self, answer: Answer) -> bool:
+        """Whether an implementation says by itself that it does not do this.
+
+        An adapter has a word for it, Unsupported; a function raises in its own code. What an operator throws on its way, as where
+        sizes do not match, is no refusal but a crash.
+        """
+        if answer.unsupported is not None or answer.error is None:
+            return answer.unsupported is not None
+        if self.kernel is None:
+            return False
+        return isinstance(answer.error, NotImplementedError) or raised_in(answer.error, self.kernel)
 
     def run(self, problem: Problem) -> Answer:
         """The answer to a problem: forward and, for the inputs in `problem.wrt`, backward, and what is raised there.
@@ -160,19 +250,30 @@ class Adapter:
         changed = tuple(name for at in written for name in _changed(problem, at, before[at]))
         for at in written:  # problems are shared between tests
             memories[at].copy_(before[at])
-        return (
-            answer if not changed else Answer(answer.o, answer.gradients, answer.error, answer.stage, answer.unsupported, changed)
-        )
+        return replace(answer, changed=changed) if changed else answer
 
     def unchecked(self, problem: Problem) -> Answer:
         """The output for a problem that may be none, for its sizes contradict each other, or what is raised."""
         with quiet():
             return self._run(problem, {})
 
-    def _run(self, problem: Problem, leaves: dict[str, Tensor]) -> Answer:
+    def _second(self, problem: Problem) -> Answer:
+        """The output, and as dq the derivative of ⟨dq, r⟩ with respect to q."""
+        leaves = {name: x.detach().clone().requires_grad_(name != "mask") for name, x in problem.inputs().items()}
+        try:
+            with quiet():
+                call = self.call(problem.replace(**leaves))
+                o = plain(call.function(**call.arguments))
+                (first,) = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
+                (second,) = torch.autograd.grad((first * direction(first).to(first.device)).sum(), leaves["q"])
+                return Answer(o.detach(), {"dq": plain(second)})
+        except Exception as error:
+            return Answer(error=error)
+
+    def _run(self, problem: Problem, leaves: dict[str, Tensor], within: Within = PLAINLY) -> Answer:
         installed = handlers()
         try:
-            call = self.call(problem)
+            call = made(self.call(problem), within)
             o = plain(call.function(**call.arguments))
         except Unsupported as error:
             return Answer(unsupported=text(error))
@@ -240,6 +341,11 @@ def _changed(problem: Problem, at: int, before: Tensor) -> Iterator[str]:
         if not same_bits(x, whole.as_strided(x.shape, x.stride(), x.storage_offset())):
             found.append(name)
     yield from found or [f"{name} (in the memory around it)" for name in inside]
+
+
+def _memory(x: Any) -> int:
+    """The address of the memory of a tensor that holds numbers; 0 for all else."""
+    return x.untyped_storage().data_ptr() if readable(x) and x.numel() else 0
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -5,6 +5,8 @@ A tensor may be of a class that answers for it, hold no numbers, or say that the
 
 from __future__ import annotations
 
+import dis
+import inspect
 import signal
 from dataclasses import dataclass
 from types import CodeType
@@ -21,6 +23,30 @@ class Unreadable:
     """A tensor whose numbers can't be read; `what` says what it is."""
 
     what: str
+
+
+@dataclass(frozen=True)
+class NoTensor:
+    """Something that was returned and is no tensor; `kind` says what it is. It was returned in another process."""
+
+    kind: str
+
+
+class Elsewhere(Exception):
+    """An exception that was raised in another process: its line, and whether it says that there was no memory."""
+
+    def __init__(self, line: str, *, memory: bool = False) -> None:
+        super().__init__(line)
+        self.line, self.memory = line, memory
+
+
+def kind_of(x: Any) -> str:
+    """What something is that is no tensor."""
+    if isinstance(x, NoTensor):
+        return x.kind
+    if isinstance(x, tuple):
+        return f"a tuple of {tuple.__len__(x)}"
+    return "nothing (None)" if x is None else f"a {type(x).__name__}"
 
 
 def plain(x: Any) -> Any:
@@ -57,6 +83,8 @@ def readable(x: Any) -> bool:
 
 def words(error: BaseException) -> str:
     """The class and the text of an exception in one line of at most 240 characters; some have no text that can be read."""
+    if isinstance(error, Elsewhere):
+        return error.line
     name = _exact(type(error).__name__)
     try:
         text = " ".join(_exact(str(error)).split())
@@ -70,7 +98,21 @@ def words(error: BaseException) -> str:
 def text(error: BaseException) -> str:
     """What an exception says, without its class."""
     said = words(error)
-    return said.removeprefix(f"{_exact(type(error).__name__)}: ")
+    return said.partition(": ")[2] if isinstance(error, Elsewhere) else said.removeprefix(f"{_exact(type(error).__name__)}: ")
+
+
+# How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")
+
+
+def no_memory(error: BaseException | None) -> bool:
+    """Whether an exception says that there was no memory. A limit of the chip, such as shared memory, is none."""
+    if isinstance(error, Elsewhere):
+        return error.memory
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = text(error) if isinstance(error, RuntimeError) else ""
+    return any(words in said for words in NO_MEMORY)
 
 
 def _exact(said: str) -> str:
@@ -79,6 +121,24 @@ def _exact(said: str) -> str:
 
 
 # WHO RAISED IT
+
+RAISE = dis.opmap["RAISE_VARARGS"]
+
+
+def raised_in(error: BaseException, kernel: Any) -> bool:
+    """Whether the package of a function or class raised an error itself, by `raise` or `assert`."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    if trace.tb_frame.f_code.co_code[trace.tb_lasti] != RAISE:
+        return False
+    own = inspect.unwrap(kernel)
+    module = getattr(own, "__module__", None) or type(own).__module__
+    here = trace.tb_frame.f_globals.get("__name__", "")
+    return here.partition(".")[0] == module.partition(".")[0]
+
 
 _SIGNALS = tuple(
     getattr(signal, name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.nn import Module
 
 from attnspec.adapters.conventions.signature import FIELD_OF, UnknownSignature, signature_of
+from attnspec.adapters.within import AS_IT_IS, Reading
 from attnspec.spec import OPTIONS
 from attnspec.spec.words import FEATURES
 
@@ -33,18 +34,7 @@ LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "dr
 LIKE |= {name: name for name in OPTIONS if name not in LIKE.values()}
 
 
-class Reading(NamedTuple):
-    """How a call is to be read: it takes and returns (b i h d), the output is the first of a tuple, its arrays are not torch's."""
-
-    transposed: bool = False
-    first: bool = False
-    arrays: bool = False
-
-
-PLAINLY = Reading()
-
-
-def stub(found: Any, name: str, reading: Reading = PLAINLY, restrictions: tuple[str, ...] = ()) -> str:
+def stub(found: Any, name: str, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
     """An adapter for what no convention covers, made from its own parameters; what nobody can guess is left as `...`.
 
     restrictions: those that were found.

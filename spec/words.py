@@ -9,13 +9,15 @@ from attnspec.spec.problem import OPTIONS
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Output = Literal["o", "dq", "dk", "dv", "dbias"]
 AccuracyClass = Literal["R", "A", "T", "B", "B*", "C", "C*", "D"]
-# What is wrong with an answer. There was none: it raised, there was no memory, or it did not come in time. Its form: type, shape,
+# What is wrong with an answer. There was none: it raised, there was no memory, its process ended (crash), or it did not come in
+# time. Its form: type, shape,
 # dtype, device, or a gradient is missing. It changed its inputs. Its numbers: nonfinite, not exactly zero, outside of the bound
 # (value). Two answers do not fit together (relation), or errors lean in one direction (biased). unsupported is no fault: it was
 # not asked.
 FindingKind = Literal[
     "raised",
     "memory",
+    "crash",
     "timeout",
     "type",
     "shape",

@@ -18,7 +18,8 @@ from judging import judge
 from attnspec.adapters import resolve
 from attnspec.conformance import check
 from attnspec.conformance.problems.array import array
-from attnspec.conformance.run.shapes import Fallbacks, fewer, slow_on_new
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.run.shapes import fewer, note_of_fallbacks, slow_on_new
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import clause as of_clauses  # its tests_of would be collected here as a test
 from attnspec.conformance.verdicts.cli import main
@@ -330,16 +331,20 @@ def test_what_is_slow_on_new_shapes_is_found(here):
 
 
 def test_compiled_code_that_falls_back_is_told():
-    subject = Subject(resolve("sdpa-math", {})[0], calls=9)
-    watch = Fallbacks([subject])
-    watch.watch()
-    logging.getLogger("torch._dynamo.convert_frame").warning(
-        "torch._dynamo hit config.%s (%s)\n   function: %s", "recompile_limit", 8, "'attend' (kernel.py:7)"
-    )
-    watch.leave()
+    def compiles(q, k, v):
+        logging.getLogger("torch._dynamo.convert_frame").warning(
+            "torch._dynamo hit config.%s (%s)\n   function: %s", "recompile_limit", 8, "'attend' (kernel.py:7)"
+        )
+        return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+
+    subject = Subject(resolve(compiles)[0], calls=8)
+    assert not note_of_fallbacks([subject])
+    subject.run(subject.problem(Case(wrt="none")))
+    subject.run(subject.problem(Case(wrt="none")))
     subject.calls = 100
-    assert "gave up on 'attend' (kernel.py:7) after 9 of 100 calls" in watch.note
-    assert "the other 91 ran uncompiled" in watch.note
+    note = note_of_fallbacks([subject])
+    assert "gave up on 'attend' (kernel.py:7) after 9 of 100 calls" in note
+    assert "the other 91 ran uncompiled" in note
 
 
 def shape(case) -> tuple:

@@ -15,7 +15,7 @@ from numpy.random import default_rng
 from torch import Tensor
 
 from attnspec.adapters import Answer, resolve
-from attnspec.conformance.judging.judge import out_of_memory
+from attnspec.adapters.reading import no_memory
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.fit import fit
@@ -182,9 +182,9 @@ def greedy(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p=
 
 
 def test_no_memory_is_no_failure() -> None:
-    assert out_of_memory(Answer(error=torch.OutOfMemoryError("CUDA out of memory")))
-    assert out_of_memory(Answer(error=RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …")))
-    assert not out_of_memory(Answer(error=RuntimeError("shapes")))
+    assert no_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert no_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"))
+    assert not no_memory(RuntimeError("shapes"))
 
     said = judge(f"{__file__}:greedy", "--clauses=SHAPE-2", "--impl-dtypes=float32", "-k", "million", tier="thorough")
     assert said.exit == 5  # nothing was judged

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from attnspec.adapters.contract import Adapter, Call, Unsupported, quiet
+from attnspec.adapters.contract import Adapter, Unsupported, quiet
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.watch.state import current_accelerator, watched
+from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, SCALARS, Problem
 
 

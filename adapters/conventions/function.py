@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Call, Unsupported
+from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
+from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
 
 

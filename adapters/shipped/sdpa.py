@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnspec.adapters.contract import Adapter, Call
+from attnspec.adapters.contract import Adapter
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.watch.trace import Trace
+from attnspec.adapters.within import Call
 from attnspec.spec import Problem
 
 BACKENDS = {

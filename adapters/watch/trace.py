@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,10 +22,14 @@ WEIGHTS = ("softmax", "_softmax", "_safe_softmax", "exp", "exp_", "exp2", "exp2_
 
 @dataclass(frozen=True)
 class Trace:
-    """The operators of one call, each once and in order, "aten::bmm"; empty where none went through torch's dispatcher."""
+    """The operators of one call, each once and in order, "aten::bmm"; empty where none went through torch's dispatcher.
+
+    disturbed: what the call changed of the global state, by name, in words.
+    """
 
     operators: tuple[str, ...]
     refusal: str | None = None
+    disturbed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fused(self) -> tuple[str, ...]:

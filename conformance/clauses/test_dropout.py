@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from attnspec.adapters.within import Within
 from attnspec.conformance.diagnosis.dropped import SIGMAS
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
@@ -34,8 +35,7 @@ def readable(subject: Subject, case: Case, rate: float, j: int = 16, i: int = 11
 
 def asked(subject: Subject, problem: Problem, seed: int = 1) -> tuple[object, np.ndarray]:
     """The answer, and the keep mask that its output shows."""
-    torch.manual_seed(seed)
-    answer = must_answer(subject, problem)
+    answer = must_answer(subject, problem, Within(seed=seed))
     return answer, to_float64(answer.o) != 0
 
 
@@ -138,8 +138,7 @@ def test_each_probability_is_dropped_on_its_own(subject: Subject, case: Case) ->
     rate = 0.3
     problem = readable(subject, case, rate, 128, 33).replace(do=None, wrt=())
     _, keep = asked(subject, problem)
-    torch.manual_seed(1)
-    must_answer(subject, problem)
+    must_answer(subject, problem, Within(seed=1))
     again = to_float64(must_answer(subject, problem).o) != 0
     count(problem, keep, 1 - rate, "kept")
     for axis, what in enumerate(("batch item", "head", "query", "key")):

@@ -1,22 +1,20 @@
 """ERROR: what an implementation can't do it says."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.reading import readable
+from attnspec.adapters.within import Within
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import no_answer
 from attnspec.conformance.problems.case import FACTORS, OPTIONS, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
-from attnspec.conformance.subject.subject import Subject, Within
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, must_answer, must_be_right, must_keep_bits
 from attnspec.conformance.testing.plan import on_cases, once
@@ -56,26 +54,15 @@ def test_what_is_not_offered_is_refused_or_right(subject: Subject, case: Case) -
 @on_cases(offering=("mask", "causal"), where=lambda case: case.mask not in ("none", "rank3"), bias="none", causal=True, wrt="none")
 def test_mask_and_is_causal_both_handed_over(subject: Subject, case: Case) -> None:
     """A convention that calls them exclusive: given both, refused or both obeyed, never one of them dropped."""
-    adapter = subject.adapter
-    if not isinstance(adapter, FunctionAdapter) or not adapter.torch_convention:
+    if not subject.adapter.torch_convention:
         raise NotApplicable
-    within = Within(partial(unmerged, adapter))
+    within = Within("unmerged")
     try:
         must_be_right(subject, subject.problem(case), "with both attn_mask and is_causal=True", ("o",), within=within)
     except Broken as broken:
         if broken.finding.kind == "raised":
             raise NotOffered(broken.finding.message) from None
         raise
-
-
-@contextlib.contextmanager
-def unmerged(adapter: FunctionAdapter) -> Iterator[None]:
-    """Mask and causal are handed over as they are."""
-    adapter.torch_convention = False
-    try:
-        yield
-    finally:
-        adapter.torch_convention = True
 
 
 @clause("ERROR-1")
@@ -118,8 +105,7 @@ class Refused(Exception):
 
 def unchecked(subject: Subject, problem: Problem) -> Any:
     """What a call returns whose arguments may be invalid, or the exception that it raises."""
-    with subject.watching(problem):
-        answer = subject.adapter.unchecked(problem)
+    answer = subject.run(problem, Within(checked=False))
     return Refused(answer.refusal) if answer.refusal is not None else answer.o
 
 

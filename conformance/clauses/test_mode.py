@@ -1,21 +1,17 @@
 """MODE: the surroundings of a call never choose another answer."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from attnspec.adapters import Answer
-from attnspec.adapters.contract import quiet
-from attnspec.adapters.reading import plain
+from attnspec.adapters.within import COMPILED, Within
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, no_answer
 from attnspec.conformance.problems.case import OPTIONS, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
-from attnspec.conformance.subject.subject import Subject, Within
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import (
     Broken,
@@ -36,9 +32,8 @@ from attnspec.spec import CHOICES, SCALARS
 def test_without_gradients_the_answer_is_the_same(subject: Subject, case: Case) -> None:
     """no_grad, inference_mode, and inputs that require no gradient."""
     problem = subject.problem(case).replace(wrt=(), do=None)
-    for name, mode in (("no_grad", torch.no_grad), ("inference_mode", torch.inference_mode)):
-        within = Within(mode, f"with torch.{name}():\n    {{call}}")
-        must_be_right(subject, problem, f"under {name}", ("o",), within=within)
+    for name in ("no_grad", "inference_mode"):
+        must_be_right(subject, problem, f"under {name}", ("o",), within=Within(name))
     must_be_right(subject, problem, "with inputs that require no gradient", ("o",))
 
 
@@ -103,10 +98,7 @@ def test_autocast_is_only_a_dtype(subject: Subject, case: Case) -> None:
     """float32 inputs that bfloat16 can hold, under autocast to bfloat16: within class C of bfloat16."""
     half = build(replace(case, dtype="bfloat16"), subject.device, ())
     wide = half.replace(**{name: x.float() for name, x in half.inputs().items() if name != "mask"})
-    where = torch.device(subject.device).type
-    within = Within(
-        partial(torch.autocast, where, dtype=torch.bfloat16), f'with torch.autocast("{where}", dtype=torch.bfloat16):\n    {{call}}'
-    )
+    within = Within("autocast")
     answer = must_answer(subject, wide, within, any_dtype=True)
     exact = solve(half, subject.dialect)
     tolerance = exact.tolerance("C")
@@ -134,21 +126,17 @@ def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
         if subject.judge(subject.run(problem), exact).findings:
             continue  # wrong as it is: another clause says so
         compared += 1
-        call = subject.adapter.call(problem)
-        torch.compiler.reset()  # what was compiled too often runs as it is, and would say nothing
-        with quiet(), torch.no_grad():
-            try:
-                o = plain(torch.compile(call.function, backend=subject.compiled)(**call.arguments))
-            except Exception as refusal:
-                raise NotOffered(f"torch.compile raised {type(refusal).__name__}") from None
-        wrong = no_answer(Answer(o), problem)
+        within = Within(COMPILED + subject.compiled)
+        answer = subject.run(problem, within)
+        if answer.raised:
+            raise NotOffered(f"torch.compile raised {answer.raised}")
+        wrong = no_answer(answer, problem)
         if wrong is not None:
             raise Broken(replace(wrong, message=f"compiled, with {change or 'no option'}: {wrong.message}"), problem, exact)
         tolerance = exact.tolerance(subject.required_class(case.dtype))
-        finding, _ = compare(to_float64(o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
+        finding, _ = compare(to_float64(answer.o), exact.values["o"], tolerance.bound["o"], tolerance.exempt["o"], "o")
         if finding is not None:
-            source = f'attend = torch.compile(attend, backend="{subject.compiled}")\nwith torch.no_grad():\n    {{call}}'
             said = replace(finding, message=f"compiled, with {change or 'no option'}")
-            raise Broken(said, problem, exact, within=Within(torch.no_grad, source))
+            raise Broken(said, problem, exact, within=within)
     if not compared:
         raise NotApplicable

@@ -1,16 +1,13 @@
 """PURITY: the same question has the same answer, and asking changes nothing."""
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from attnspec.adapters.contract import KEPT
+from attnspec.adapters.within import Within
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import PLAIN, Case
 from attnspec.conformance.problems.fit import fit
@@ -19,10 +16,8 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, is_right, must_answer, must_be_right, must_keep_bits
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.spec import Problem
+from attnspec.spec.place import Place
 from attnspec.spec.words import OUTPUTS
-
-ALIGNED = 64  # bytes; torch's allocator for the CPU aligns so
-TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kernel might look for
 
 
 @clause("PURITY-1")
@@ -46,17 +41,15 @@ def test_the_output_for_a_single_key_is_the_callers_own(subject: Subject, case: 
 
 
 def _owns(subject: Subject, problem: Any) -> None:
-    first = must_answer(subject, problem).o
-    memory = first.untyped_storage().data_ptr()
-    for name, x in problem.inputs().items():
-        if first.numel() and memory == x.untyped_storage().data_ptr():
+    answer = must_answer(subject, problem, Within(kept=True))
+    for name in answer.shares:
+        if name != KEPT:
             raise Broken(Finding("relation", "call", f"the output shares its memory with {name}"), problem)
-    kept = first.clone()
-    other = problem.replace(v=1 - problem.v)
-    second = must_answer(subject, other).o
-    if first.numel() and second.untyped_storage().data_ptr() == memory:
+    first = answer.o.clone()
+    second = must_answer(subject, problem.replace(v=1 - problem.v))
+    if KEPT in second.shares:
         raise Broken(Finding("relation", "call", "two calls returned the same memory"), problem)
-    must_keep_bits(subject, problem, kept, first, "o", "the first answer, after a second call")
+    must_keep_bits(subject, problem, first, subject.adapter.again(answer).o, "o", "the first answer, after a second call")
 
 
 @clause("PURITY-3")
@@ -108,9 +101,8 @@ def test_another_mask_in_the_same_memory(subject: Subject, case: Case) -> None:
     if subject.offers("bias"):
         some["bias"] = [torch.randn(2, 1, 1, 1500, generator=draw).to(plain.dtype) for draw in draws]
     for name, (first, second, third) in some.items():
-        memory = np.empty(first.nbytes + ALIGNED, np.uint8)
-        free = sys.getrefcount(memory)
-        problem = plain.replace(**{name: _laid(first, subject.device, memory)})
+        place = Place(first.nbytes)
+        problem = plain.replace(**{name: _laid(first, subject.device, place)})
         elsewhere = [plain.replace(**{name: x.to(subject.device, copy=True)}) for x in (second, third)]
         if any(subject.judge(subject.run(x), subject.solve(x)).findings for x in (problem, *elsewhere)):
             raise NotApplicable  # wrong the first time, or kept by its shape: others say so
@@ -118,22 +110,18 @@ def test_another_mask_in_the_same_memory(subject: Subject, case: Case) -> None:
         must_be_right(subject, problem, f"with another {name}, written to the memory of the one before", alone=False)
         address = getattr(problem, name).data_ptr()
         del problem
-        if sys.getrefcount(memory) > free:
+        if subject.adapter.holds(place):
             continue  # the kernel keeps the earlier one, so nothing new can come to lie there
-        tried = [_laid(third, subject.device, memory)]
+        tried = [_laid(third, subject.device, place)]
         while tried[-1].data_ptr() != address and len(tried) < 20:  # on a device, whose allocator decides
             tried.append(third.to(subject.device, copy=True))
         there = plain.replace(**{name: tried[-1]})
         must_be_right(subject, there, f"with a new {name}, in memory of an earlier one", alone=False)
 
 
-def _laid(x: Tensor, device: str, memory: np.ndarray) -> Tensor:
-    """A new tensor with these numbers: on the CPU in this memory, which it holds as long as it lives."""
-    if device != "cpu":
-        return x.to(device, copy=True)
-    start = -memory.ctypes.data % ALIGNED
-    memory[start : start + x.nbytes] = x.flatten().view(torch.uint8).numpy()
-    return torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=start).view(x.shape)
+def _laid(x: Tensor, device: str, place: Place) -> Tensor:
+    """A new tensor with these numbers: on the CPU in this place."""
+    return place.lay(x) if device == "cpu" else x.to(device, copy=True)
 
 
 @clause("PURITY-5")
@@ -175,22 +163,4 @@ def test_causal_lengths_up_and_down(subject: Subject, case: Case) -> None:
 @on_cases()
 def test_nobody_watching(subject: Subject, case: Case) -> None:
     """A call during which no test framework can be found among the modules or in the environment."""
-    problem = subject.problem(case)
-    exact = subject.solve(problem)
-    with _unwatched():
-        must_be_right(subject, problem, "where no test framework is imported", exact=exact)
-
-
-@contextlib.contextmanager
-def _unwatched() -> Iterator[None]:
-    modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in TESTING}
-    variables = {name: value for name, value in os.environ.items() if name.startswith(("PYTEST_", "HYPOTHESIS_"))}
-    for name in modules:
-        del sys.modules[name]
-    for name in variables:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        sys.modules.update(modules)
-        os.environ.update(variables)
+    must_be_right(subject, subject.problem(case), "where no test framework is imported", within=Within("unwatched"))

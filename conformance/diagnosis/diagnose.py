@@ -9,13 +9,13 @@ answered rightly counts against a mistake that would have shown there, so that t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
+from attnspec.adapters.watch.spent import spent
 from attnspec.conformance.diagnosis.blame import ROUNDED
 from attnspec.conformance.diagnosis.dropped import dropped
 from attnspec.conformance.diagnosis.evidence import ENORMOUS, EVIDENCE, calmer, dense, finer, probes, shuffled, steady
@@ -98,13 +98,13 @@ def _diagnose(
     What fails by another fault, too, is no evidence: where one of the mistakes `others`, found already, gives what is wrong or
     is part of it, or in its output where the problem itself is wrong in its gradients alone.
     """
-    started, cases = time.thread_time(), any(isinstance(this, Case) for this in evidence)
+    started, cases = spent(), any(isinstance(this, Case) for this in evidence)
     alive: dict[str, list[Fit]] | None = None
     against: dict[str, float] = {}
     scope: tuple[str, ...] | None = None
     asked = 0
     for n, this in enumerate(evidence):
-        if (alive is not None and not alive) or time.thread_time() - started > SECONDS:
+        if (alive is not None and not alive) or spent() - started > SECONDS:
             break
         if n > 1 and cases and asked > 2 and not isinstance(this, Case):
             break  # only where it was the test that made the problem do cases say little of it

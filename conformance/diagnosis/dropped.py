@@ -14,6 +14,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
+from attnspec.adapters.within import Within
 from attnspec.conformance.judging.judge import no_answer
 from attnspec.conformance.mistakes.kernel import Kernel
 from attnspec.reference import Exact, to_float64
@@ -38,8 +39,7 @@ def dropped(subject: Subject, problem: Problem) -> tuple[list[str], int]:
         return [], 0
     exact, names, asked = subject.solve(problem.replace(dropout=0.0)), None, 0
     for seed in range(3):
-        torch.manual_seed(seed)
-        first, second = subject.run(problem), subject.run(problem)
+        first, second = subject.run(problem, Within(seed=seed)), subject.run(problem)
         if any(no_answer(x, problem) is not None for x in (first, second)):
             return [], 0
         found = list(_patterns(problem, exact, *(to_float64(x.o) for x in (first, second))))

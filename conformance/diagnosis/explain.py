@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from attnspec.adapters.watch.spent import spent
+from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.diagnosis.diagnose import diagnose
 from attnspec.conformance.diagnosis.evidence import ENORMOUS, calmer
@@ -27,7 +28,6 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import SMALL, descend, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
-from attnspec.conformance.subject.subject import PLAINLY, Within
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 
@@ -207,11 +207,11 @@ class Explainer(Recognizer):
         return self._descend(case, own, apart) if another and not apart(smallest) else smallest
 
     def _descend(self, case: Case, own: Callable[[Case], bool], fails: Callable[[Case], bool]) -> Case:
-        adapter, began, seconds = self.subject.adapter, time.thread_time(), self.purse.one
+        adapter, began, seconds = self.subject.adapter, spent(), self.purse.one
         begin = next((small for small in small_cases(case, adapter, own) if fails(small)), case)
         smallest = descend(begin, adapter, fails, seconds=seconds)
         # Where the time was up, it may have traits that it does not need, and what has them not would be taken for another fault.
-        return stripped(smallest, adapter, fails) if time.thread_time() - began > seconds else smallest
+        return stripped(smallest, adapter, fails) if spent() - began > seconds else smallest
 
     def reduce_apart(self, case: Case, finding: Finding, own: Callable[[Case], bool], known: Explained) -> Case:
         """The simplest case of the clause's own that still fails in the same way, and not by what is known."""
@@ -244,7 +244,7 @@ class Explainer(Recognizer):
             everything = to_float64(answer.o)
             what = "zero" if not everything.any() else "NaN" if np.isnan(everything).all() else ""
             finding = replace(finding, message=f"the whole output is {what}" if what else "")
-        kept = earlier(self.subject, case) if not finding.of_gradient and finding.kind not in ("raised", "changed") else None
+        kept = earlier(self.subject, case) if not finding.of_gradient and not finding.ended and finding.kind != "changed" else None
         before, fresh = () if kept is None else (self.subject.problem(kept[0]),), self.subject.adapter.fresh()
         if fresh is not None and not judge(replace(self.subject, adapter=fresh).run(problem), exact, class_).findings:
             finding = replace(finding, message="a new instance gives the right answer: this one remembers earlier calls")
@@ -313,7 +313,7 @@ class Explainer(Recognizer):
             coarse = with_class(alike[0], answer, exact).class_ if alike else ""
             return bool(alike) and coarse == finding.class_ and alike[0].ratio >= min(finding.ratio, 4.0)
 
-        until = time.thread_time() + self.purse.one
+        until = spent() + self.purse.one
         for known in self.explained:
             same = known.key == explained.key and replace(known.case, numbers="") == case
             trial = replace(case, numbers=known.case.numbers)
@@ -326,7 +326,7 @@ class Explainer(Recognizer):
                 continue
             places = [f"at{n}" for n in range(min(tensor.numel(), 4))] if tensor.numel() > 1 else []
             for how in ("zeros", "ones", *(["hot"] if name == "v" and tensor.shape[-1] > 1 else []), *places, "rounded"):
-                if trials < 1 or time.thread_time() > until:
+                if trials < 1 or spent() > until:
                     break
                 trial = replace(case, numbers="+".join(f"{n}:{x}" for n, x in {**made, name: how}.items()))
                 problem = self.subject.problem(trial)
@@ -371,17 +371,17 @@ class Explainer(Recognizer):
             return FORM_CLAUSE[finding.kind], finding, None
         if clause == "DROPOUT-1" and finding.of_gradient:  # what the output shows was dropped, backward must drop
             clause = "DROPOUT-2"
-        if finding.kind == "raised" and problem.causal and not (problem.mask is None and problem.bias is None):
+        if finding.ended and problem.causal and not (problem.mask is None and problem.bias is None):
             return "CAUSAL-6", finding, None
         answer = self.subject.run(problem)
         if not judge(answer, exact, self.subject.required_class(str(problem.dtype)[6:])).findings:
-            if within is PLAINLY:
+            if within == PLAINLY:
                 return clause, finding, None
-            with within.enter():  # right when asked like this: the surroundings of the call matter
+            with self.subject.surrounded(within):  # right when asked like this: the surroundings of the call matter
                 return clause, finding, self.diagnose(problem, exact, finding, [replace(case, wrt="none") for case in met], made)
-        if within is PLAINLY and clause != "PURITY-5" and self._by_address(finding, problem):
+        if within == PLAINLY and clause != "PURITY-5" and self._by_address(finding, problem):
             return "PURITY-5", replace(finding, message=BY_ADDRESS), None
-        if within is PLAINLY and finding.output == "o" and finding.of_numbers and not self.exhausted:
+        if within == PLAINLY and finding.output == "o" and finding.of_numbers and not self.exhausted:
             kept = None
             with self.purse.timed("explaining"), contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
                 kept = earlier(self.subject, left or as_case(problem))

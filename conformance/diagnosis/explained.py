@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.names import Diagnosis
 from attnspec.conformance.diagnosis.order import BY_ADDRESS
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.reduce import factor
-from attnspec.conformance.subject.subject import PLAINLY, Within
 from attnspec.reference import Exact
 from attnspec.spec import Problem
 

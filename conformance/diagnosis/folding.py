@@ -71,6 +71,8 @@ def names_of(explained: Explained) -> tuple[str, dict[str, float]]:
         return "", {"coarse arithmetic": 0.0}  # the finding itself says in which class it would be right
     if finding.kind == "timeout":  # whatever clause has asked it
         return "", {"no return": 0.0}
+    if finding.kind == "crash":
+        return "", {finding.message: 0.0}
     if explained.clause in BY_CLAUSE and finding.kind != "raised":
         return "", {BY_CLAUSE[explained.clause]: 0.0}
     if finding.kind == "raised":

@@ -12,7 +12,8 @@ from attnspec.reference import Exact
 from attnspec.spec import Problem
 
 if TYPE_CHECKING:
-    from attnspec.conformance.subject.subject import Subject, Within
+    from attnspec.adapters.within import Within
+    from attnspec.conformance.subject.subject import Subject
 
 
 class Made(NamedTuple):
@@ -41,8 +42,7 @@ def smallest(subject: Subject, problem: Problem, finding: Finding, within: Withi
     def alike(trial: Problem) -> tuple[Finding, Exact] | None:
         if not subject.same_side(as_case(problem), as_case(trial)):
             return None
-        with within.enter():
-            judgement, exact = subject.judged_now(trial)
+        judgement, exact = subject.judged_now(trial, within)
         found = next((f for f in judgement.findings if f.likeness == finding.likeness), None)
         return None if found is None else (found, exact)
 

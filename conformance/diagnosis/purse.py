@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from attnspec.adapters.watch.spent import spent
 
 EXPLAIN_BUDGET = 20.0  # seconds, the default of --explain-budget
 KEPT = 0.5  # the share of all time that is kept, in equal parts, for each variant in each dtype, whenever its turn comes
@@ -52,11 +53,11 @@ class Purse:
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """What is spent on this; what is timed inside counts by itself."""
-        began, inside = time.thread_time(), self.out
+        began, inside = spent(), self.out
         try:
             yield
         finally:
-            self.spent[what] += time.thread_time() - began - (self.out - inside)
+            self.spent[what] += spent() - began - (self.out - inside)
 
     def used(self, share: float = 1.0) -> bool:
         """Whether explaining took this share, or everything together all of it."""

@@ -11,10 +11,10 @@ from attnspec.spec.words import FindingKind
 class Finding:
     """One thing that is wrong with an answer.
 
-    kind is one of raised, memory (there was none for an answer), type, shape, dtype, device, missing, changed, nonfinite, zero,
-    value, relation, biased (errors lean); or unsupported, which is no fault: it was not asked. output is o, a gradient, or call:
-    what ended the call, so that it concerns every output. For a value: index of the worst element, what was got and expected
-    there, its bound, the error as a multiple of the bound, and how many of how many elements are outside.
+    kind is one of raised, memory (there was none for an answer), crash, timeout, type, shape, dtype, device, missing, changed,
+    nonfinite, zero, value, relation, biased (errors lean); or unsupported, which is no fault: it was not asked. output is o, a
+    gradient, or call: what ended the call, so that it concerns every output. For a value: index of the worst element, what was got
+    and expected there, its bound, the error as a multiple of the bound, and how many of how many elements are outside.
     """
 
     kind: FindingKind
@@ -30,11 +30,17 @@ class Finding:
     hint: str = ""
     class_: str = ""  # the finest arithmetic in which a value would be right, "C of bfloat16"; "" if none
     stage: str = "forward"  # or backward: where the call ended
+    log: tuple[str, ...] = ()  # the last lines that its process wrote, where that ended
 
     @property
     def of_gradient(self) -> bool:
         """Whether the fault is one of the backward."""
         return self.stage == "backward" or self.output not in ("o", "call")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the call ended without an answer, by an exception or with its process."""
+        return self.kind in ("raised", "crash", "timeout")
 
     @property
     def of_numbers(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
-from attnspec.adapters.reading import Unreadable, text
+from attnspec.adapters.reading import Unreadable, kind_of, no_memory
 from attnspec.conformance.judging.finding import Finding, Judgement
 from attnspec.reference import Exact, to_float64
 from attnspec.reference.check import beyond as beyond
@@ -21,9 +21,6 @@ from attnspec.reference.check import together as together
 from attnspec.reference.check import worst
 from attnspec.spec import Problem
 from attnspec.spec.words import INPUT_OF, FindingKind
-
-# How allocators say, in a plain RuntimeError, that there is no memory: torch's for CPUs and for Apple's, XLA's, cuBLAS's.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "RESOURCE_EXHAUSTED", "STATUS_ALLOC_FAILED")
 
 
 def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) -> Judgement:
@@ -67,17 +64,13 @@ def ending(answer: Answer) -> Finding | None:
         return None
     if answer.unsupported is not None:
         return Finding("unsupported", "call", answer.unsupported)
+    if answer.ended == "TIMEOUT":
+        return Finding("timeout", "call", f"no answer: {answer.refusal}", log=answer.log)
+    if answer.ended:
+        return Finding("crash", "call", f"crashed: {answer.refusal}", log=answer.log)
     where = "backward " if answer.stage == "backward" else ""
-    kind: FindingKind = "memory" if out_of_memory(answer) else "raised"
+    kind: FindingKind = "memory" if no_memory(answer.error) else "raised"
     return Finding(kind, "call", f"{where}raised {answer.refusal}", stage=answer.stage)
-
-
-def out_of_memory(answer: Answer) -> bool:
-    """Whether an answer is missing because there was no memory for it. A limit of the chip, such as shared memory, is none."""
-    if isinstance(answer.error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    said = text(answer.error) if isinstance(answer.error, RuntimeError) else ""
-    return any(words in said for words in NO_MEMORY)
 
 
 def no_answer(answer: Answer, problem: Problem) -> Finding | None:
@@ -100,9 +93,7 @@ def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: st
     if isinstance(x, Unreadable):
         return Finding("type", output, f"the {what} is {x.what}; expected a plain tensor {shape}")
     if not isinstance(x, torch.Tensor):
-        kind = "nothing (None)" if x is None else f"a {type(x).__name__}"
-        kind = f"a tuple of {tuple.__len__(x)}" if isinstance(x, tuple) else kind
-        return Finding("type", output, f"returned {kind}, expected one tensor {shape}; an adapter's attend() can pick it out")
+        return Finding("type", output, f"returned {kind_of(x)}, expected one tensor {shape}; an adapter's attend() can pick it out")
     if x.layout != torch.strided:
         return Finding("type", output, f"the {what} is a {dtype_name(x.layout)} tensor, expected a dense one")
     if tuple(x.shape) != shape:

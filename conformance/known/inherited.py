@@ -13,23 +13,21 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.adapters.contract import leaves_of, quiet
 from attnspec.adapters.reading import readable
 from attnspec.adapters.shipped.sdpa import OPERATORS, pinned
-from attnspec.adapters.watch.trace import wholly
+from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.judge import compare, judge, together
 from attnspec.conformance.known.file import read
 from attnspec.conformance.known.issues import Issue
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.subject.subject import PLAINLY, Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, solve, to_float64
 from attnspec.spec import Dialect, Problem
 
@@ -57,7 +55,7 @@ class Inherited:
 
     def origin(self, subject: Subject, met: Case, explained: Explained, other: Problem | None) -> Origin | None:
         """What a failure is inherited from, or None. `other`: the second problem, where a test compares two calls."""
-        if explained.earlier or explained.within is not PLAINLY:
+        if explained.earlier or explained.within != PLAINLY:
             return None
         for issue in issues(subject):
             if issue.clause != explained.clause:
@@ -104,8 +102,7 @@ def shipped() -> tuple[Issue, ...]:
 def issues(subject: Subject) -> list[Issue]:
     """The issues that a subject may inherit: of the kernels that a plain call of it ran. What is torch's own inherits nothing."""
     adapter = subject.adapter
-    kernel = getattr(adapter, "function", getattr(adapter, "kind", None))
-    if str(getattr(kernel, "__module__", "")).partition(".")[0] in ("torch", "torch._ops") or subject.backend is None:
+    if str(getattr(adapter.kernel, "__module__", "")).partition(".")[0] in ("torch", "torch._ops") or subject.backend is None:
         return []
     ran = subject.backend.operators
     return [x for x in shipped() if x.concerns(subject) and any(OPERATORS[x.backend] in name for name in ran)]
@@ -136,15 +133,14 @@ def _same_answer(issue: Issue, subject: Subject, problem: Problem) -> bool:
     found = [judge(answer, exact, class_).findings for answer in (mine, other)]
     if not all(found) or found[0][0].likeness != found[1][0].likeness or not _equal(mine, other, exact, class_):
         return False
-    return _is_all_of(issue, subject, problem.replace(**leaves_of(problem)))
+    return _is_all_of(issue, subject, problem)
 
 
 def _same_misfits(issue: Issue, subject: Subject, problems: tuple[Problem, ...]) -> bool:
     """The same for problems that are none, for their sizes contradict each other: bit by bit."""
     kernel = _kernel(issue, subject)
     for problem in problems:
-        with subject.watching(problem):
-            mine = subject.adapter.unchecked(problem)
+        mine = subject.run(problem, Within(checked=False))
         other = kernel.unchecked(_with_heads(problem))
         if not (readable(mine.o) and readable(other.o)) or mine.o.shape != other.o.shape:
             return False
@@ -161,9 +157,7 @@ def _kernel(issue: Issue, subject: Subject) -> Adapter:
 
 def _is_all_of(issue: Issue, subject: Subject, problem: Problem) -> bool:
     """Whether the call for a problem went wholly to the kernel."""
-    call = subject.adapter.call(problem)
-    with subject.watching(problem), quiet():
-        return OPERATORS[issue.backend] in wholly(partial(call.function, **call.arguments))
+    return OPERATORS[issue.backend] in subject.adapter.wholly(problem)
 
 
 def _with_heads(problem: Problem) -> Problem:

@@ -152,6 +152,10 @@ def check(
         "--write-known-issues": None,
         "--no-search": not search,
         "--shard": None,
+        "--isolate": False,
+        "--in-process": True,
+        "--case-timeout": None,
+        "--memory-limit": None,
     }
     for name, settings in OPTIONS:
         choices = settings.get("choices")
@@ -191,8 +195,6 @@ def _asked(run: Run) -> Result:
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
                     )
     record = run.record
-    if run.fallbacks is not None:
-        run.fallbacks.leave()
     run.note_at_the_end()
     ask_pinned(run)
     errors += run.known.errors

@@ -352,7 +352,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     from attnspec.conformance.plugin.process import end_despite
 
     config.stash[_SIGNALS].leave()
-    config.stash[_RUN].fallbacks.leave()
     threads = config.stash[_SURROUNDINGS].left_running()
     if threads and _EXIT in config.stash:
         end_despite(threads, config.stash[_EXIT])

@@ -21,6 +21,16 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl-kwargs", {"default": "", "help": "constructor arguments: heads=8,dim=64 or a JSON object"}),
     ("--impl-device", {"action": "append", "help": "cpu, cuda, … (default: cpu and whatever accelerator torch reports)"}),
     ("--impl-dtypes", {"help": "float32,bfloat16,… that are promised (default: those that a plain call accepts)"}),
+    (
+        "--isolate",
+        {"action": "store_true", "help": "a process of its own for the implementation: a crash or a hang costs one problem"},
+    ),
+    ("--in-process", {"action": "store_true", "help": "the implementation in this process, for a debugger"}),
+    (
+        "--case-timeout",
+        {"type": float, "default": 60.0, "help": "with --isolate: seconds for a call; 600 for the first, which may compile"},
+    ),
+    ("--memory-limit", {"help": "with --isolate: memory that the process may use, 8GiB"}),
     ("--without", {"default": "", "help": "features to treat as not offered, such as backward,gqa"}),
     ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much to test"}),
     ("--budget", {"type": float, "help": "seconds after which nothing new starts; the summary counts what was not reached"}),
@@ -65,7 +75,10 @@ def run_of(config: pytest.Config) -> Any:
         raise ResolveError(f"{error.filename} can't be written: {error.strerror}; name a file in another folder") from None
     record = Record(path)
     kwargs = parse_kwargs(option("--impl-kwargs"))
-    adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
+    if _apart(option):
+        adapters = _isolated(option, kwargs, record)
+    else:
+        adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
     run = make_run(_with_pyproject(config, adapters), adapters, record)
     run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
     run.asked = command
@@ -75,6 +88,44 @@ def run_of(config: pytest.Config) -> Any:
     # Hypothesis replays nothing either under a given seed or in CI: what is asked there is the same each time.
     run.replays = run.searches and seed is None and os.environ.get("CI", "").lower() in ("", "0", "false")
     return run
+
+
+def _apart(option: Callable[[str], Any]) -> bool:
+    """Whether the implementation has a process of its own."""
+    from attnspec.adapters import ResolveError
+    from attnspec.adapters.remote.isolated import COMMAND
+
+    if option("--isolate") and option("--in-process"):
+        raise ResolveError("--isolate and --in-process exclude each other; choose one")
+    if option("--impl").startswith(COMMAND) and option("--in-process"):
+        raise ResolveError(f"--impl={option('--impl')} is a process of its own; leave out --in-process")
+    return bool(option("--isolate")) or option("--impl").startswith(COMMAND)
+
+
+def _isolated(option: Callable[[str], Any], kwargs: Any, record: Any) -> list[Any]:
+    """The adapters of an implementation in a process of its own; what importing it changed there is noted."""
+    from attnspec.adapters.remote.isolated import Limits, isolated
+
+    limits = Limits(case=option("--case-timeout"), memory=_bytes(option("--memory-limit")))
+    adapters = isolated(option("--impl"), kwargs, limits)
+    for how in adapters[0].peer.disturbed.values():
+        record.note(f"importing it changed {how}, before anything was called")
+    return list(adapters)
+
+
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _bytes(given: str | None) -> int | None:
+    """8GiB, 500MiB or a number of bytes."""
+    from attnspec.adapters import ResolveError
+
+    if given is None:
+        return None
+    number, unit = given.rstrip("KMGiB"), given[len(given.rstrip("KMGiB")) :]
+    if unit not in UNITS or not number.isdecimal() or not int(number):
+        raise ResolveError(f"--memory-limit {given!r} can't be read; write 8GiB, 500MiB, or a number of bytes")
+    return int(number) * UNITS[unit]
 
 
 def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
@@ -122,7 +173,6 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     from attnspec.conformance.known.issues import KnownIssues
     from attnspec.conformance.problems.case import Case
     from attnspec.conformance.run.run import Run
-    from attnspec.conformance.run.shapes import Fallbacks
     from attnspec.conformance.run.tier import TIERS
     from attnspec.conformance.testing.clause import left_out
     from attnspec.conformance.verdicts.merge import Shard
@@ -144,8 +194,6 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     for subject in subjects:
         subject.same_side = partial(_on_each_side, (known.same_side(subject), inherited.same_side(subject)))
     few_shapes = _few_shapes(option, subjects, record)
-    fallbacks = Fallbacks(subjects)
-    fallbacks.watch()
     return Run(
         command=_command(option),
         subjects=subjects,
@@ -161,7 +209,6 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
         allow_incomplete=option("--allow-incomplete"),
         pinned_only=option("--no-search"),
         few_shapes=few_shapes,
-        fallbacks=fallbacks,
         shard=shard,
         record=record,
         show=option("--show"),

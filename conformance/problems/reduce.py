@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from attnspec.adapters import Adapter
+from attnspec.adapters.watch.spent import spent
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.factors import COST
 from attnspec.conformance.problems.fit import fit
@@ -75,14 +75,14 @@ def small_cases(case: Case, adapter: Adapter, own: Callable[[Case], bool]) -> It
 
 def descend(case: Case, adapter: Adapter, fails: Callable[[Case], bool], most: int = REDUCTIONS, seconds: float = math.inf) -> Case:
     """Greedy descent: take the first simpler case that still fails, until none does, `most` were asked or the time is up."""
-    asked, tried, began = 0, {case}, time.thread_time()
+    asked, tried, began = 0, {case}, spent()
     while True:
         for trial in (fit(simple, adapter) for simple in simpler(case)):
             if trial in tried or grows(trial, case):
                 continue
             tried.add(trial)
             asked += 1
-            if asked > most or time.thread_time() - began > seconds:
+            if asked > most or spent() - began > seconds:
                 return case
             if fails(trial):
                 case = trial

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +132,7 @@ def found(explained: Explained, subject: Subject, show: str | None = None) -> li
     """What was got and what was expected, in a line or three; with `show` "hex" to the bit."""
     finding, dtype = explained.finding, explained.case.dtype
     lines = [finding.message] if finding.message else []
+    lines += [f"log: {line}" for line in telling(finding.log)]
     if not finding.total:
         return lines or [finding.kind]
     at = ", ".join(map(str, finding.index))
@@ -153,6 +156,16 @@ def found(explained: Explained, subject: Subject, show: str | None = None) -> li
     if finding.class_:
         lines.append(f"it would be right in class {finding.class_}")
     return lines
+
+
+def telling(log: Sequence[str], most: int = 6) -> list[str]:
+    """The lines of a log that say what happened: what Python says of a crash and where it was, else the last ones."""
+    fatal = next((n for n, line in enumerate(log) if line.startswith(("Fatal Python error", "Traceback"))), None)
+    if fatal is None:
+        return [line for line in log if line.strip()][-most:]
+    where = [line for line in log[fatal + 1 :] if line.strip().startswith("File ")]
+    own = [line for line in where if f"{os.sep}adapters{os.sep}" not in line and "<attnspec" not in line]
+    return [log[fatal], *(own or where)[: most - 1]]
 
 
 def _terms(explained: Explained, subject: Subject) -> str:

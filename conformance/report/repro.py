@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
+from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import beyond, together
-from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.text import quoted
 from attnspec.spec import Problem, index
 from attnspec.spec.words import INPUT_OF
@@ -147,7 +148,7 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         "import numpy as np",
         "import torch",
         ENDS,
-        *subject.adapter.call(explained.problem).source,
+        *subject.adapter.script(explained.problem).source,
         "",
         f'DEVICE = "{subject.device}"',
         TENSOR,
@@ -162,9 +163,10 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
         mode = [f"attend.train({earlier.training})"] if modes else []
         lines += ["# an earlier call, which must not matter", *mode, *_call(subject, earlier, f"_before{n}", "o"), ""]
     lines += [f"attend.train({explained.problem.training})"] if modes else []
-    with explained.within.enter():
-        call = _call(subject, explained.problem, "", _asks_for(finding), explained.within, missing=finding.kind == "missing")
-        lines += _ending(call, ends)
+    if finding.kind == "crash":
+        lines += [f"print({finding.message!r}, flush=True)  # the call that follows ends this process, too"]
+    call = _call(subject, explained.problem, "", _asks_for(finding), explained.within, missing=finding.kind == "missing")
+    lines += _ending(call, ends)
     if other is not None:
         second = _ending(_call(subject, other, "_2", _asks_for(finding)), ends)
         lines += ["", "# the second call, whose answer must be the same", *second]
@@ -185,7 +187,7 @@ def _call(
     subject: Subject, problem: Problem, suffix: str, output: str, within: Within = PLAINLY, *, missing: bool = False
 ) -> list[str]:
     """The tensors, the call and, where one is asked for, the gradient; that may be `missing`. Raises Unsupported."""
-    call = subject.adapter.call(problem)
+    call = subject.adapter.script(problem, within)
     lines, names = [], {}
     by_id: dict[int, str] = {}
     for parameter, value in call.arguments.items():
@@ -209,7 +211,7 @@ def _call(
     if needs:
         lines += [f"{x}.requires_grad_()" for x in dict.fromkeys(wanted)]
     made = f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})"
-    lines += within.source.format(call=made).splitlines()
+    lines += within.source(made, subject.device).splitlines()
     if needs:
         assert problem.do is not None
         lines.append(f"do{suffix} = {literal(problem.do)}")
@@ -271,7 +273,7 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
     if finding.kind == "changed":
         names = [name for name in explained.problem.inputs() if name in finding.message.split()]
         return ["", f"print({finding.message!r})", f"# compare {', '.join(names)} before and after the call", "end(1)"]
-    if finding.kind == "raised":
+    if finding.ended:
         return ["", 'print("answered", getattr(o, "shape", o))', "end(0)"]
     if explained.clause in ("ERROR-2", "ERROR-4"):
         return ["", f"print({finding.message!r})", "end(1)"]
@@ -283,7 +285,7 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
             "end(int(bool(changed)))",
         ]
     if explained.clause == "PURITY-2" and output == "call":
-        arguments = subject.adapter.call(explained.problem).arguments
+        arguments = subject.adapter.script(explained.problem).arguments
         first: dict[int, str] = {}
         given = {p: first.setdefault(id(x), p) if isinstance(x, Tensor) else repr(x) for p, x in arguments.items()}
         again, tensors = ", ".join(f"{p}={x}" for p, x in given.items()), ", ".join(first.values())

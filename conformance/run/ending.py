@@ -10,7 +10,11 @@ from attnspec.conformance.verdicts.verdict import BROKEN, Verdict
 from attnspec.spec import index
 
 CONFORMS, BROKE, INTERRUPTED, NOTHING = 0, 1, 2, 5
-SAID = {Why.TIME: "because the time was up", Why.INTERRUPTION: "because the run was interrupted"}
+SAID = {
+    Why.TIME: "because the time was up",
+    Why.INTERRUPTION: "because the run was interrupted",
+    Why.ENDINGS: "because the process of the implementation ended too often",
+}
 
 
 def judged(record: Record) -> int:

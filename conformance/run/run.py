@@ -21,7 +21,7 @@ from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
-from attnspec.conformance.run.shapes import Fallbacks, few, fewer
+from attnspec.conformance.run.shapes import few, fewer, note_of_fallbacks
 from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard
@@ -66,7 +66,6 @@ class Run:
     ended: int = 0  # tests that were asked to their end
     started: float = field(default_factory=time.monotonic)
     explained: list[tuple[Explainer, Explained, Failure]] = field(default_factory=list)
-    fallbacks: Fallbacks | None = None  # of torch.compile inside the implementation
     begun: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # tests that have asked their first problems
     _shown: set[tuple[Any, ...]] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
@@ -253,8 +252,9 @@ class Run:
 
     def note_fallbacks(self) -> None:
         """Say where compiled code became code that is not compiled."""
-        if self.fallbacks is not None and self.fallbacks.note:
-            self.record.note(self.fallbacks.note)
+        note = note_of_fallbacks(self.subjects)
+        if note:
+            self.record.note(note)
 
     def write_draft(self) -> None:
         """Write a draft of known issues from what failed here, where one is wanted."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
@@ -66,43 +64,14 @@ def slow_on_new(subject: Subject) -> str:
     return f"{new:.1f} s for a call in a new shape, {again:.2g} s for the next one" if new > TIMES * again else ""
 
 
-@dataclass
-class Fallbacks(logging.Filter):
-    """Watches torch.compile inside an implementation give up on a function and run it uncompiled."""
-
-    subjects: list[Subject]
-    met: dict[str, int] = field(default_factory=dict)  # function → calls before that
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def watch(self) -> None:
-        """From now on; :meth:`leave` ends it."""
-        logging.getLogger("torch._dynamo.convert_frame").addFilter(self)
-
-    def leave(self) -> None:
-        """No longer."""
-        logging.getLogger("torch._dynamo.convert_frame").removeFilter(self)
-
-    @property
-    def calls(self) -> int:
-        """Calls of the implementation so far."""
-        return sum(subject.calls for subject in self.subjects)
-
-    def filter(self, record: Any) -> bool:
-        """A record of the log: torch says there, and nowhere else, that a limit was hit."""
-        if "torch._dynamo hit config." in str(record.msg) and len(record.args) > 2:
-            self.met.setdefault(str(record.args[2]), self.calls)
-        return True
-
-    @property
-    def note(self) -> str:
-        """What a reader must know of it; '' where nothing gave up."""
-        if not self.met:
-            return ""
-        (name, before), calls = min(self.met.items(), key=lambda item: item[1]), self.calls
-        return (
-            f"torch.compile gave up on {name} after {before} of {calls} calls, at its limit for recompiling: the other "
-            f"{calls - before} ran uncompiled where their shapes or options were new. Raise torch._dynamo.config.recompile_limit "
-            "where the implementation is imported, or ask with --few-shapes, to test what is compiled"
-        )
+def note_of_fallbacks(subjects: list[Subject]) -> str:
+    """What a reader must know where torch.compile gave up on a function inside the implementation; '' where it did not."""
+    gave_up = [(before, name) for subject in subjects for name, before in subject.gave_up.items()]
+    if not gave_up:
+        return ""
+    (before, name), calls = min(gave_up), sum(subject.calls for subject in subjects)
+    return (
+        f"torch.compile gave up on {name} after {before} of {calls} calls, at its limit for recompiling: the other "
+        f"{calls - before} ran uncompiled where their shapes or options were new. Raise torch._dynamo.config.recompile_limit "
+        "where the implementation is imported, or ask with --few-shapes, to test what is compiled"
+    )

@@ -50,8 +50,8 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
             if source.startswith(UNSEEN):  # a restriction that is known by now may be why
                 subject.sources[name] = _observe(subject, name)
         plain = _plain(subject, subject.dtypes[0])
-        with subject.watching(plain):
-            subject.backend = adapter.trace(plain)
+        subject.backend = adapter.trace(plain)
+        subject.note(plain, subject.backend.disturbed)
     return subject
 
 

@@ -8,19 +8,14 @@ the same sizes is answered rightly. What an operator throws on its way, as where
 from __future__ import annotations
 
 import copy
-import dis
-import inspect
 from dataclasses import replace
-from typing import Any
 
-from attnspec.adapters import Answer
 from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 
 SIZES = ((2, 3, 7), (1, 8, 4), (3, 5, 33))
-RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def find(subject: Subject) -> None:
@@ -56,7 +51,7 @@ def _try(subject: Subject, name: str, refused: list[Case], left: list[Case], ori
     answers = (subject.run(subject.problem(fit(case, adapter))) for case in refused)
     reasons = []
     for answer in answers:
-        if answer.refusal is None or (origin and not _is_refusal(answer, adapter)):
+        if answer.refusal is None or (origin and not answer.refuses):
             return
         reasons.append(answer.refusal)
     restricted = copy.copy(adapter)
@@ -72,27 +67,3 @@ def _try(subject: Subject, name: str, refused: list[Case], left: list[Case], ori
 def _right(subject: Subject, case: Case) -> bool:
     problem = subject.problem(case)
     return not subject.judge(subject.run(problem), subject.solve(problem)).findings
-
-
-def _is_refusal(answer: Answer, adapter: Any) -> bool:
-    """Whether an implementation says by itself that it does not do this."""
-    if answer.unsupported is not None or answer.error is None:
-        return answer.unsupported is not None
-    function = getattr(adapter, "function", getattr(adapter, "kind", None))
-    if function is None:  # an adapter has a word for it: Unsupported
-        return False
-    if isinstance(answer.error, NotImplementedError):
-        return True
-    trace = answer.error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    own = inspect.unwrap(function)
-    module = getattr(own, "__module__", None) or type(own).__module__
-    here = trace.tb_frame.f_globals.get("__name__", "")
-    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == RAISE and _top(here) == _top(module)
-
-
-def _top(module: str) -> str:
-    return module.partition(".")[0]

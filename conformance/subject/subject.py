@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, Answer
-from attnspec.adapters.watch.state import RANDOM, watched
 from attnspec.adapters.watch.trace import Trace
+from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.judging.finding import Judgement
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
@@ -30,16 +30,6 @@ from attnspec.spec.words import DTYPES, FEATURES
 ORACLE = "arb" if find_spec("flint") else "float64"
 OBSERVED, ASSUMED = "observed", "assumed canonical"  # how the source of a choice begins that nobody promised
 ASK = compile("ask(problem)", "<attnspec>", "eval")
-
-
-class Within(NamedTuple):
-    """Surroundings of a call: a context that makes them, and Python that makes them around '{call}'."""
-
-    enter: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    source: str = "{call}"
-
-
-PLAINLY = Within()
 
 
 @dataclass
@@ -72,10 +62,12 @@ class Subject:
     elements: int = 0
     judged: int = 0
     calls: int = 0  # of the implementation
+    gave_up: dict[str, int] = field(default_factory=dict)  # function on which torch.compile gave up → calls up to then
     backend: Trace | None = None  # what a plain call ran
     called: bool = False
     # dtype ("": while it was made) and global state → which call changed it how, and where
     disturbed: dict[tuple[str, str], tuple[str, Problem]] = field(default_factory=dict)
+    around: Within = PLAINLY  # what surrounds each call that says nothing of it
     asking: str = ""  # clause and case that the suite is at, for who reads the traceback of a crash
     under_way: tuple[float, Problem] | None = None  # since when, on the monotonic clock, a call is, and with which problem
     compared: set[Case] = field(default_factory=set)  # cases that tests had compared with the reference
@@ -119,12 +111,23 @@ class Subject:
         problem = build(case, self.device, names if self.offers("backward") else ())
         return restricted(problem, self.adapter.restrictions) if self.adapter.restrictions else problem
 
-    def run(self, problem: Problem) -> Answer:
+    def run(self, problem: Problem, within: Within = PLAINLY) -> Answer:
         """The implementation's answer. What the call changes around it is remembered, and set back."""
+        return self.begin(problem, within)()
+
+    def begin(self, problem: Problem, within: Within = PLAINLY) -> Callable[[], Answer]:
+        """Ask; what is returned gives the answer, once it is there. Until then something else can be done."""
         self.calls, self.under_way = self.calls + 1, (time.monotonic(), problem)
-        with self.watching(problem):
-            answer = self.named(problem, self.adapter.run)
-        self.under_way = None  # it stays where something ended the call from outside
+        later = self.named(problem, lambda asked: self.adapter.begin(asked, within if within != PLAINLY else self.around))
+
+        def answer() -> Answer:
+            got = later()
+            self.under_way = None  # it stays where something ended the call from outside
+            self.note(problem, got.disturbed)
+            for function in got.gave_up:
+                self.gave_up.setdefault(function, self.calls)
+            return got
+
         return answer
 
     def named(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
@@ -136,11 +139,17 @@ class Subject:
         return eval(ASK.replace(co_filename=where), {"ask": ask, "problem": problem})
 
     @contextlib.contextmanager
-    def watching(self, problem: Problem) -> Iterator[dict[str, str]]:
-        """Around a call: what it changes of the global state, in words, goes to `disturbed`, and is set back (PURITY-3)."""
+    def surrounded(self, within: Within) -> Iterator[None]:
+        """All calls in it are made within these surroundings, but for those that have their own."""
+        before, self.around = self.around, within
+        try:
+            yield
+        finally:
+            self.around = before
+
+    def note(self, problem: Problem, changes: Mapping[str, str]) -> None:
+        """Remember what a call changed of the global state, in words (PURITY-3)."""
         which, self.called = "the call" if self.called else "the first call", True
-        with watched(apart_from=RANDOM if problem.dropout else ()) as changes:
-            yield changes
         for name, how in changes.items():
             self.disturbed.setdefault((str(problem.dtype)[6:], name), (f"{which} changed {how}", problem))
 
@@ -149,13 +158,9 @@ class Subject:
         mine = (dtype, "") if dtype == self.dtypes[0] else (dtype,)
         return {name: seen for (where, name), seen in reversed(self.disturbed.items()) if where in mine}  # what came first stays
 
-    def disturbs(self, case: Case) -> dict[str, str]:
+    def disturbs(self, case: Case) -> Mapping[str, str]:
         """What a call changes of the global state."""
-        problem = self.problem(case)
-        torch.rand(1)  # so that a call that always sets the same random state is seen to set it
-        with self.watching(problem) as changes:
-            self.adapter.run(problem)
-        return changes
+        return self.run(self.problem(case), Within("after a draw")).disturbed
 
     def solve(self, problem: Problem, keep: np.ndarray | None = None, *, certain: bool = False) -> Exact:
         """The exact answer in the dialect of this subject. `certain`: from ball arithmetic, where it is installed."""
@@ -213,7 +218,7 @@ class Subject:
         """Whether a case was judged before."""
         return case in self._judgements
 
-    def judged_now(self, problem: Problem) -> tuple[Judgement, Exact]:
+    def judged_now(self, problem: Problem, within: Within = PLAINLY) -> tuple[Judgement, Exact]:
         """What the judge says of a problem, asked now, and the exact answer.
 
         Beside an answer in float64 the error of a float64 reference counts as much as its own: balls decide.
@@ -221,8 +226,8 @@ class Subject:
         Where that is too slow for every problem, they decide what is not clear without them: the tolerance beside a float64
         reference is twice the bound, of which the reference itself was never seen to need more than a quarter.
         """
-        answer, double = self.run(problem), problem.dtype == torch.float64
-        exact = self.solve(problem, certain=double and self.slow)
+        double = problem.dtype == torch.float64
+        answer, exact = self.answered(problem, within, certain=double and self.slow)
         if (
             double
             and not self.slow
@@ -230,6 +235,12 @@ class Subject:
         ):
             exact = self.solve(problem, certain=True)
         return self.judge(answer, exact), exact
+
+    def answered(self, problem: Problem, within: Within = PLAINLY, *, certain: bool = False) -> tuple[Answer, Exact]:
+        """The implementation's answer, and the exact one, which is computed meanwhile."""
+        later = self.begin(problem, within)
+        exact = self.solve(problem, certain=certain)
+        return later(), exact
 
     @property
     def observed(self) -> frozenset[str]:

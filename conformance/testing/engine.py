@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from attnspec.adapters.reading import handlers, interrupted
+from attnspec.adapters.within import PLAINLY
 from attnspec.conformance.diagnosis.explained import By, Explained
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
@@ -27,16 +28,17 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.run.run import Run
-from attnspec.conformance.subject.subject import PLAINLY, Subject
+from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge, there_was_memory
 from attnspec.conformance.testing.plan import Plan
 from attnspec.conformance.testing.rows import restricted, rows
-from attnspec.conformance.testing.telling import Telling
+from attnspec.conformance.testing.telling import Telling, verdict_of
 from attnspec.conformance.verdicts.lines import Why
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import index
 
 AROUND = 24  # problems beside those that fail by another clause, for one test
+ENDINGS = 3  # problems without an answer, for its process ended or its time was up, after which a test ends
 
 
 class Asking(Telling):
@@ -56,6 +58,7 @@ class Asking(Telling):
         self._began = time.monotonic()
         self._started = self._ended = False
         self._error: BaseException | None = None
+        self._endings = 0  # problems on which the process of the implementation ended
 
     def begin(self) -> None:
         """Ask the first problems, at least one, until the time of this test is up; :meth:`go` goes on from there."""
@@ -218,7 +221,17 @@ class Asking(Telling):
         self.run.asking = self.subject.asking = f"{self.main.id} --case={case.token()}"
         self.run.known.ask(self.subject, case)
         self._count_outcome(case, ask)
+        if self._endings >= ENDINGS:
+            self._count_unasked()
+            return False
         return len(self.shown) < self.run.enough
+
+    def _count_unasked(self) -> None:
+        """The process ended too often: what is left is not asked, and counted."""
+        left = len(self._cases or ())
+        if left:
+            reason = f"{ENDINGS} problems ended the process or had no answer in time; {left} were not asked after them"
+            self._count(Verdict.NOT_RUN, left, reason, Why.ENDINGS)
 
     def _count_outcome(self, case: Case, ask: Callable[[Case], bool]) -> None:
         self._held = True
@@ -264,6 +277,7 @@ class Asking(Telling):
         # A wrong output makes wrong gradients: the first finding is the fault, the others follow from it.
         finding = judgement.findings[0]
         there_was_memory(finding)
+        self._endings += finding.kind in ("crash", "timeout")
         with self._kept(case, finding):
             by = self.explainer.met_before(case, finding, self.main.chapter)
         return self._by(case, finding, by) if by else self._new(case, finding)
@@ -314,6 +328,7 @@ class Asking(Telling):
         broken = self._breaks(case)
         if broken is None:
             return True
+        self._endings += broken.finding.kind in ("crash", "timeout")
         compared = tuple(problem for problem in (broken.problem, broken.other) if problem is not None)
         known = self.explainer.relation(case, broken.finding, compared, agree=broken.exact is not None)
         if known is not None and self._may_be(known, broken):
@@ -321,7 +336,7 @@ class Asking(Telling):
             self._fails_by(case, (known,))
             return False
         if self._told():
-            self.run.record.count(self._cell(self.main.id), Verdict.FAIL)
+            self.run.record.count(self._cell(self.main.id), verdict_of(broken.finding))
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
 

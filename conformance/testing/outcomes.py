@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from attnspec.adapters import Answer, same_bits
+from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, no_answer, together
-from attnspec.conformance.subject.subject import PLAINLY, Subject, Within
+from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 from attnspec.spec.words import OUTPUTS
@@ -51,9 +52,13 @@ class NotApplicable(Exception):
     """This case can't show the clause."""
 
 
-def answer_of(subject: Subject, problem: Problem) -> Answer:
+def answer_of(subject: Subject, problem: Problem, within: Within = PLAINLY) -> Answer:
     """The implementation's answer, whatever it is. Raises NotOffered where the convention has no words for the problem."""
-    answer = subject.run(problem)
+    return offered(subject.run(problem, within))
+
+
+def offered(answer: Answer) -> Answer:
+    """The answer. Raises NotOffered where the convention has no words for the problem."""
     if answer.unsupported is not None:
         raise NotOffered(answer.unsupported)
     return answer
@@ -61,7 +66,8 @@ def answer_of(subject: Subject, problem: Problem) -> Answer:
 
 def is_right(subject: Subject, problem: Problem) -> bool:
     """Whether the answer agrees with the reference. Raises NotOffered where the convention has no words for the problem."""
-    return not subject.judge(answer_of(subject, problem), subject.solve(problem)).findings
+    answer, exact = subject.answered(problem)
+    return not subject.judge(offered(answer), exact).findings
 
 
 def must_be_right(
@@ -79,9 +85,9 @@ def must_be_right(
     earlier: the problems that the test asked before. within: what the call is put into. alone: False where the test has seen a
     right answer to the same numbers in other memory.
     """
-    with within.enter():
-        answer = answer_of(subject, problem)
+    later = subject.begin(problem, within)
     exact = exact or subject.solve(problem)
+    answer = offered(later())
     findings = subject.judge(answer, exact).of(outputs)
     if findings:
         first = findings[0]
@@ -96,12 +102,11 @@ def must_answer(subject: Subject, problem: Problem, within: Within = PLAINLY, *,
 
     within: what the call is put into. any_dtype: its dtype is free.
     """
-    with within.enter():
-        answer = answer_of(subject, problem)
+    answer = answer_of(subject, problem, within)
     wrong = no_answer(answer, problem)
     if wrong is not None and not (any_dtype and wrong.kind == "dtype" and answer.o.is_floating_point()):
         there_was_memory(wrong)
-        exact = None if wrong.kind == "raised" else subject.solve(problem)
+        exact = None if wrong.ended else subject.solve(problem)
         raise Broken(wrong, problem, exact, within=within)
     return answer
 

@@ -23,6 +23,11 @@ from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import Problem, index
 
 
+def verdict_of(finding: Finding) -> Verdict:
+    """What is counted of a problem on which something was found."""
+    return {"crash": Verdict.CRASH, "timeout": Verdict.TIMEOUT}.get(finding.kind, Verdict.FAIL)
+
+
 class Telling:
     """What one test on one subject in one dtype says of its clauses."""
 
@@ -74,7 +79,7 @@ class Telling:
                 self.run.record.note(f"inherited from {origin}, and accepted: {origin.issue.reason} {origin.issue.url}")
             self.excused[broken.id] = self.excused.get(broken.id, 0) + 1
             return
-        self._tell(met, explained, Verdict.FAIL, other, origin)
+        self._tell(met, explained, verdict_of(explained.finding), other, origin)
 
     def _tell(
         self, met: Case, explained: Explained, verdict: Verdict, other: Problem | None = None, origin: Origin | None = None

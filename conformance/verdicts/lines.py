@@ -41,11 +41,12 @@ class Why(StrEnum):
     SOAKED = "soaked"  # the time of soak is its normal end
     TIME = "time"
     INTERRUPTION = "interruption"
+    ENDINGS = "endings"  # of the implementation's process
 
     @property
     def cut(self) -> bool:
         """Whether something else came first: there may be problems that were not reached."""
-        return self in (Why.TIME, Why.INTERRUPTION)
+        return self in (Why.TIME, Why.INTERRUPTION, Why.ENDINGS)
 
 
 class VerdictError(ValueError):

@@ -1,0 +1,432 @@
+"""An implementation in another process, asked like any other adapter."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from attnspec.adapters.contract import Adapter, Answer, Unsupported
+from attnspec.adapters.conventions.signature import ResolveError
+from attnspec.adapters.reading import Elsewhere
+from attnspec.adapters.remote.process import Ended, Process
+from attnspec.adapters.remote.protocol import ABILITIES, VERSION, options_of, said, settings, tensors_of
+from attnspec.adapters.remote.tensors import Receiver, Sender, returned
+from attnspec.adapters.watch.trace import Trace
+from attnspec.adapters.within import AS_IT_IS, PLAINLY, Call, Reading, Within
+from attnspec.spec import Problem
+from attnspec.spec.place import Place
+
+WORKER = (sys.executable, "-m", "attnspec.adapters.remote.worker")
+COMMAND = "cmd:"  # how an implementation is named that is a command of its own
+LEAST = 2.0  # seconds that a call has in any case
+TIMES = 20.0  # and, after one was too slow, how many times the slowest that was answered
+
+
+@dataclass
+class Limits:
+    """What an implementation may use. case: seconds for a call. first: for the first call of a process, which may compile.
+
+    memory: bytes, or none.
+    """
+
+    case: float = 60.0
+    first: float = 600.0
+    memory: int | None = None
+
+
+class Broken(Exception):
+    """The peer does not keep to the protocol."""
+
+
+@dataclass
+class Peer:
+    """The process of an implementation, started again where it ended, and what is on its way to it."""
+
+    implementation: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    starts: int = 0  # of the process; a start forgets what the one before knew
+    disturbed: dict[str, str] = field(default_factory=dict)  # what importing it changed of the global state, in words
+    slowest: float = 0.0  # call that was answered, in seconds
+    _process: Process | None = None
+    _spare: Process | None = None
+    _sender: Sender = field(default_factory=Sender)
+    _settled: dict[int, dict[str, Any]] = field(default_factory=dict)  # by implementation, as the process knows it
+    _requests: int = 0
+    _outstanding: Callable[[], Any] | None = None
+    _late: set[str] = field(default_factory=set)  # topics in which a call was too slow
+    _answered: bool = False  # whether this process has answered a call
+    _ended_late: bool = False  # whether the one before was too slow
+
+    @property
+    def command(self) -> list[str]:
+        """What starts it."""
+        own = self.implementation.startswith(COMMAND)
+        return shlex.split(self.implementation.removeprefix(COMMAND)) if own else list(WORKER)
+
+    # STARTING AND ENDING
+
+    def start(self) -> list[dict[str, Any]]:
+        """Start the process, and return what its implementations say of themselves. Raises ResolveError where it does not start."""
+        try:
+            self._process, self._spare = self._spare or Process(self.command), None
+        except OSError as error:
+            raise ResolveError(f"--impl={self.implementation}: {error.strerror}: {error.filename}") from None
+        self.starts, self._answered = self.starts + 1, False
+        self._settled.clear()
+        try:
+            reply = self._talk(
+                "start",
+                self.limits.first,
+                version=VERSION,
+                implementation=self.implementation,
+                kwargs=dict(self.kwargs),
+                folder=str(self._process.folder),
+                path=[x for x in sys.path if x],
+                memory_limit=self.limits.memory,
+            )
+            if reply.get("version") != VERSION:
+                raise ResolveError(
+                    f"--impl={self.implementation} speaks version {reply.get('version')!r} of the protocol, and this attnspec "
+                    f"version {VERSION}: see docs/protocol.md"
+                )
+            self.disturbed = reply.get("disturbed", {})
+            described = list(self._talk("describe", self.limits.first)["implementations"])
+        except Ended as ended:
+            self.close()
+            log = "".join(f"\n  {line}" for line in ended.log[-12:])
+            raise ResolveError(f"--impl={self.implementation} did not start: {ended.how}{log}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            self.close()
+            raise ResolveError(
+                f"--impl={self.implementation} does not keep to the protocol: {error!r}; see docs/protocol.md"
+            ) from None
+        except ResolveError:
+            self.close()
+            raise
+        does = {ability for one in described for ability in one.get("does", ())}
+        self._sender = Sender(contiguous="memory" not in does)
+        return described
+
+    def close(self) -> None:
+        """End the process."""
+        for process in (self._process, self._spare):
+            if process is not None:
+                process.close()
+        self._process = self._spare = self._outstanding = None
+
+    # TALKING
+
+    def _talk(self, op: str, seconds: float, **message: Any) -> dict[str, Any]:
+        process, number = self._sent(op, message)
+        return self._received(process, op, number, seconds)
+
+    def _sent(self, op: str, message: dict[str, Any]) -> tuple[Process, int]:
+        assert self._process is not None
+        self._requests += 1
+        self._process.send({"op": op, "id": self._requests, **message})
+        return self._process, self._requests
+
+    def _received(self, process: Process, op: str, number: int, seconds: float) -> dict[str, Any]:
+        while True:
+            reply = process.receive(seconds)
+            if reply.get("op") == op and reply.get("id") == number:
+                break
+            raise Broken(f"it answered {reply.get('op')!r} {reply.get('id')!r} where {op!r} {number} was asked")
+        if "failed" in reply:
+            raise ResolveError(str(reply["failed"])) if op in ("start", "trace") else Broken(str(reply["failed"]))
+        return reply
+
+    def limit(self, topic: str) -> float:
+        """Seconds that the next call may take."""
+        if topic in self._late:
+            return min(self.limits.case, max(LEAST, TIMES * self.slowest))
+        return self.limits.case if self._answered or self._ended_late else self.limits.first
+
+    def ask(
+        self, op: str, adapter: Isolated, message: dict[str, Any], tensors: Mapping[str, Any] | None = None
+    ) -> Callable[[], dict[str, Any]]:
+        """Send a request; what is returned waits for the reply. Raises Ended, there or here, where the process ended."""
+        if self._outstanding is not None:  # nobody waited for it
+            self._outstanding()
+        if self._process is None:
+            self.start()
+        assert self._process is not None
+        number = adapter.here()
+        if tensors is not None:
+            message["file"], message["into"] = "in.safetensors", "out.safetensors"
+            message["free"] = self._sender.write(self._process.folder / message["file"], tensors)
+        known = settings(adapter)
+        if self._settled.get(number) != known:
+            message["settings"] = self._settled[number] = known
+        topic, began = adapter.topic, time.monotonic()
+        seconds, starts = self.limit(topic), self.starts
+        try:
+            process, request = self._sent(op, {"implementation": number, **message})
+        except Ended as ended:
+            self._gone(ended, topic)
+            raise
+        found: dict[str, Any] | None = None
+
+        def reply() -> dict[str, Any]:
+            nonlocal found
+            if found is not None:
+                return found
+            self._outstanding = None
+            if self.starts != starts or self._process is not process:
+                raise Ended("it was started again meanwhile")
+            try:
+                found = self._received(process, op, request, seconds)
+            except Ended as ended:
+                self._gone(ended, topic)
+                raise
+            except BaseException:  # Ctrl-C, a time limit of whoever runs the tests: what is on its way is nobody's
+                self.close()
+                raise
+            self.slowest, self._answered = max(self.slowest, time.monotonic() - began), True
+            return found
+
+        self._outstanding = reply
+        return reply
+
+    def path(self, reply: Mapping[str, Any]) -> Any:
+        """Of the file that a reply names."""
+        assert self._process is not None
+        return self._process.folder / str(reply["file"])
+
+    def taken(self) -> list[str]:
+        """What the process logged since the last call."""
+        return self._process.taken() if self._process is not None else []
+
+    def _gone(self, ended: Ended, topic: str) -> None:
+        if self._process is not None:
+            self._process.close()
+        self._process = self._outstanding = None
+        self._ended_late = ended.timeout
+        if ended.timeout:
+            self._late.add(topic)
+        if self._spare is None:  # it will hardly be the last time
+            self._spare = Process(self.command)
+
+
+class Isolated(Adapter):
+    """An adapter whose implementation is in another process."""
+
+    def __init__(self, peer: Peer, told: Mapping[str, Any]) -> None:
+        self.peer, self._starts = peer, peer.starts
+        self._made: tuple[Any, ...] = ("described", told["implementation"])  # how this one comes to be in a new process
+        self._number: int = told["implementation"]
+        self.does = frozenset(told.get("does", ()))
+        self.name, self.version, self.variant = (str(told.get(name, "")) for name in ("name", "version", "variant"))
+        self.offers, self.restrictions = frozenset(told.get("offers", ())), frozenset(told.get("restrictions", ()))
+        self.dialect, self.disturbed = dict(told.get("dialect", {})), dict(told.get("disturbed", {}))
+        self.widths = None if told.get("widths") is None else tuple(told["widths"])
+        self.devices = None if told.get("devices") is None else tuple(told["devices"])
+        self.accuracy, self.deterministic = told.get("accuracy"), bool(told.get("deterministic"))
+        self.flash, self.torch_convention = bool(told.get("flash")), bool(told.get("torch_convention"))
+        self._kernel, self._presents = told.get("kernel"), bool(told.get("presents"))
+
+    def here(self) -> int:
+        """Its number in the process that runs now."""
+        if self._starts != self.peer.starts:
+            how, *rest = self._made
+            if how == "described":
+                (self._number,) = rest
+            else:
+                base, more = rest
+                reply = self.peer._talk(how, self.peer.limits.first, implementation=base.here(), **more)
+                self._number = reply["implementations"][0]["implementation"]
+            self._starts = self.peer.starts
+        return self._number
+
+    @property
+    def kernel(self) -> Any:
+        """A stand-in for what the convention calls: whether there is something, and of which module."""
+        return None if self._kernel is None else SimpleNamespace(__module__=self._kernel)
+
+    def _derived(self, op: str, **more: Any) -> Isolated | None:
+        reply = self.peer._talk(op, self.peer.limits.first, implementation=self.here(), settings=settings(self), **more)
+        if not reply.get("implementations"):
+            return None
+        other = Isolated(self.peer, reply["implementations"][0])
+        other._made = (op, self, more)
+        return other
+
+    def on(self, device: str) -> Adapter:
+        """The same for one device."""
+        return (self._derived("on", device=device) or self) if "on" in self.does else copy.copy(self)
+
+    def fresh(self) -> Adapter | None:
+        """The same, of which nothing was asked yet."""
+        return self._derived("fresh") if "fresh" in self.does else None
+
+    # ASKING
+
+    def begin(self, problem: Problem, within: Within = PLAINLY) -> Callable[[], Answer]:
+        """Send the problem; what is returned waits for the answer."""
+        told = said(within)
+        if told.keys() - {"checked"} and "surroundings" not in self.does:
+            what = within.surroundings or "this"
+            answer = Answer(unsupported=f"the peer has no words for a call like {what}")
+            return lambda: answer
+        try:
+            reply = self._asked("run", problem, within)
+        except Ended as ended:
+            gone = _ended(ended)
+            return lambda: gone
+        return lambda: self._answer(problem, reply)
+
+    def ask(self, problem: Problem, within: Within = PLAINLY) -> Answer:
+        """Send the problem, and wait for the answer."""
+        return self.begin(problem, within)()
+
+    def run(self, problem: Problem) -> Answer:
+        """The same, with nothing around it."""
+        return self.ask(problem)
+
+    def unchecked(self, problem: Problem) -> Answer:
+        """The same for a problem that may be none."""
+        return self.ask(problem, Within(checked=False))
+
+    def _asked(self, op: str, problem: Problem, within: Within = PLAINLY, **more: Any) -> Callable[[], dict[str, Any]]:
+        message: dict[str, Any] = {"options": options_of(problem), **more}
+        if problem.q.device.type != "cpu":
+            message["device"] = str(problem.q.device)
+        told = said(within)
+        if told:
+            message["within"] = told
+        return self.peer.ask(op, self, message, tensors_of(problem))
+
+    def _answer(self, problem: Problem, waiting: Callable[[], dict[str, Any]]) -> Answer:
+        try:
+            reply = waiting()
+            return self._read(problem, reply)
+        except Ended as ended:
+            return _ended(ended)
+        except (Broken, ValueError, KeyError, TypeError, OSError) as error:
+            return Answer(error=Elsewhere(f"the peer does not keep to the protocol: {error}"))
+        finally:
+            for line in self.peer.taken():
+                print(line)
+
+    def _read(self, problem: Problem, reply: Mapping[str, Any]) -> Answer:
+        error, found = None, {}
+        if "error" in reply:
+            error = Elsewhere(str(reply["error"]["line"]), memory=bool(reply["error"].get("memory")))
+        if "file" in reply:
+            found = returned(self.peer.path(reply), reply.get("strange", {}), str(problem.q.device))
+        names = [f"d{name}" for name in problem.wrt] if error is None and problem.do is not None else []
+        names = [name for name in reply.get("outputs", names) if name != "o"]
+        return Answer(
+            found.get("o"),
+            {name: found.get(name) for name in names},
+            error,
+            str(reply.get("stage", "forward")),
+            reply.get("refusal"),
+            tuple(reply.get("changed", ())),
+            dict(reply.get("disturbed", {})),
+            tuple(reply.get("shares", ())),
+            bool(reply.get("error", reply).get("refuses")),
+            tuple(reply.get("gave_up", ())),
+        )
+
+    # WHAT ELSE THE SUITE WANTS TO KNOW
+
+    def _told(self, op: str, problem: Problem, within: Within = PLAINLY) -> dict[str, Any]:
+        return self._asked(op, problem, within)()
+
+    def again(self, answer: Answer) -> Answer:
+        """What an answer that was kept holds now; as it came, where the peer keeps none."""
+        if "again" not in self.does:
+            return answer
+        message = {"into": "out.safetensors"}
+        reply = self.peer.ask("again", self, message)()
+        return Answer(returned(self.peer.path(reply), reply.get("strange", {}), "cpu").get("o")) if "file" in reply else answer
+
+    def holds(self, place: Place) -> bool:
+        """Whether the process holds the memory of a place in which nothing lies for the suite any more."""
+        if "holds" not in self.does:
+            return True
+        free = self.peer._sender.freed()
+        return bool(self.peer.ask("holds", self, {"place": place.number, "free": free})()["holds"])
+
+    def trace(self, problem: Problem) -> Trace:
+        """Which operators run, as the process tells it."""
+        if "trace" not in self.does:
+            return Trace((), None)
+        try:
+            told = self._told("trace", problem)["trace"]
+        except Ended as ended:
+            return Trace((), ended.how)
+        return Trace(tuple(told["operators"]), told["refusal"], told["disturbed"])
+
+    def wholly(self, problem: Problem) -> str:
+        """The kernel of torch that is all of a call, as the process tells it."""
+        return str(self._told("wholly", problem)["kernel"]) if "wholly" in self.does else ""
+
+    def presented(self, problem: Problem) -> Problem:
+        """The problem as the implementation sees it."""
+        if not self._presents or "presented" not in self.does:
+            return problem
+        reply = self._told("presented", problem)
+        found = Receiver(str(problem.q.device)).read(self.peer.path(reply)) if "file" in reply else {}
+        other = {name: getattr(problem, name) if same else found.get(name) for name, same in reply["same"].items()}
+        return problem.replace(causal=bool(reply["causal"]), **other)
+
+    def script(self, problem: Problem, within: Within = PLAINLY) -> Call:
+        """The call for a script. Raises Unsupported where the peer has no words for it, or is not written in Python."""
+        if "script" not in self.does:
+            raise Unsupported("the peer is another program")
+        reply = self._told("script", problem, within)
+        if "refusal" in reply:
+            raise Unsupported(reply["refusal"])
+        found = Receiver(str(problem.q.device)).read(self.peer.path(reply)) if "file" in reply else {}
+        arguments = {
+            name: getattr(problem, how["input"]) if "input" in how else _Says(how["says"]) if "says" in how else found[name]
+            for name, how in reply["arguments"].items()
+        }
+        return Call(_elsewhere, arguments, tuple(reply["source"]))
+
+    def stub(self, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
+        """An adapter to begin with."""
+        if "stub" not in self.does:
+            return ""
+        return str(self.peer.ask("stub", self, {"reading": list(reading), "restrictions": list(restrictions)})()["text"])
+
+
+class _Says:
+    """A value of the other process, of which only its repr is known here."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _elsewhere(**arguments: Any) -> Any:
+    raise RuntimeError("this function is in another process")
+
+
+def _ended(ended: Ended) -> Answer:
+    kind = "TIMEOUT" if ended.timeout else "CRASH"
+    return Answer(error=Elsewhere(ended.how), ended=kind, log=ended.log)
+
+
+def isolated(implementation: str, kwargs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> list[Isolated]:
+    """The adapters of an implementation in a process of its own, one for each variant. Raises ResolveError."""
+    peer = Peer(implementation, kwargs or {}, limits or Limits())
+    described = peer.start()
+    unknown = {x for told in described for x in told.get("does", ())} - set(ABILITIES)
+    if unknown:
+        peer.close()
+        raise ResolveError(
+            f"--impl={implementation} says that it does {', '.join(sorted(unknown))}; choose from {', '.join(ABILITIES)}"
+        )
+    return [Isolated(peer, told) for told in described]

@@ -1,0 +1,174 @@
+"""A peer's process: started, spoken to line by line, with a limit of time for each answer, and ended."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attnspec.adapters.watch.spent import waiting
+
+LOG = 64  # lines of a peer's log that are kept
+HIDDEN = ("PYTEST_", "HYPOTHESIS_")  # variables that say who asks
+GRACE = 2.0  # seconds that a process which says no more has to end
+
+
+class Ended(Exception):
+    """The process ended before it answered, or its time was up (`timeout`). `how` says it in words, `log` are its last lines."""
+
+    def __init__(self, how: str, log: Sequence[str] = (), *, timeout: bool = False) -> None:
+        super().__init__(how)
+        self.how, self.log, self.timeout = how, tuple(log), timeout
+
+
+_ALIVE: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    for process in list(_ALIVE):
+        process.close()
+
+
+class Process:
+    """One process that speaks the protocol: JSON objects in lines, on its standard input and output.
+
+    All other lines, and its standard error, are its log. folder: a folder on a memory file system, for tensors; it is removed at
+    the end.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="attnspec-", dir=memory))
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
+        try:
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**kept, **(environment or {})},
+                start_new_session=True,  # Ctrl-C is for who asks, and all that it starts can be ended with it
+                bufsize=0,
+            )
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self.log: deque[str] = deque(maxlen=LOG)
+        self._new: deque[str] = deque(maxlen=4096)  # lines of the log that nobody has taken
+        self._buffer = b""
+        self._reader = threading.Thread(target=self._drain, name="attnspec-log", daemon=True)
+        self._reader.start()
+        _ALIVE.add(self)
+
+    # TALKING
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Write one line. Raises Ended where nobody reads it."""
+        assert self.process.stdin is not None
+        try:
+            data = memoryview(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+            while data:
+                data = data[self.process.stdin.write(data) :]
+        except (BrokenPipeError, OSError):
+            raise self._ended() from None
+
+    def receive(self, seconds: float) -> dict[str, Any]:
+        """The next line that is a message. Raises Ended where none comes in time, or ever."""
+        end = time.monotonic() + seconds
+        assert self.process.stdout is not None
+        while True:
+            line, found, rest = self._buffer.partition(b"\n")
+            if found:
+                self._buffer = rest
+                message = self._message(line)
+                if message is not None:
+                    return message
+                continue
+            left = end - time.monotonic()
+            with waiting():
+                there = left > 0 and bool(select.select([self.process.stdout], [], [], left)[0])
+            if not there:
+                raise Ended(f"it had not answered after {seconds:.3g} s", self._stop(), timeout=True)
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not data:
+                raise self._ended()
+            self._buffer += data
+
+    def _message(self, line: bytes) -> dict[str, Any] | None:
+        text = line.decode("utf-8", "backslashreplace")
+        if text.lstrip().startswith('{"op"'):
+            with contextlib.suppress(ValueError, RecursionError):
+                found = json.loads(text)
+                if isinstance(found, dict):
+                    return found
+        self._logged(text)
+        return None
+
+    def taken(self) -> list[str]:
+        """The lines of the log that came since the last call."""
+        lines = []
+        while self._new:
+            lines.append(self._new.popleft())
+        return lines
+
+    def _logged(self, line: str) -> None:
+        line = line.rstrip("\r\n")
+        self.log.append(line)
+        self._new.append(line)
+
+    def _drain(self) -> None:
+        assert self.process.stderr is not None
+        with contextlib.suppress(ValueError, OSError):
+            for line in iter(self.process.stderr.readline, b""):
+                self._logged(line.decode("utf-8", "backslashreplace"))
+
+    # ENDING
+
+    def _ended(self) -> Ended:
+        """What became of a process that says no more."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE)
+        code = self.process.poll()
+        log = self._stop()
+        if code is None:
+            return Ended("its process closed the line to the suite and went on", log)
+        if code >= 0:
+            return Ended(f"its process ended with exit code {code}", log)
+        name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
+        return Ended(f"{name} ended its process", log)
+
+    def _stop(self) -> list[str]:
+        """End the process and all that it started. Returns the last lines of its log."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE)
+        self._reader.join(GRACE)
+        return list(self.log)
+
+    def close(self) -> None:
+        """End it, and remove its folder."""
+        if self.process.poll() is None:
+            with contextlib.suppress(Ended, OSError):
+                self.send({"op": "stop"})
+                self.process.wait(0.2)
+        self._stop()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

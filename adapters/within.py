@@ -1,0 +1,157 @@
+"""How a call is put, beside its problem: all by name, so that it can be put in another process, too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+COMPILED = "compiled "  # and the backend
+SECOND = "second derivative"
+TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kernel might look for
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, ready to make: function(**arguments). `source` are lines of Python that define the name `attend`."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    source: tuple[str, ...]
+
+
+class Reading(NamedTuple):
+    """How a call is to be read: it takes and returns (b i h d), the output is the first of a tuple, its arrays are not torch's."""
+
+    transposed: bool = False
+    first: bool = False
+    arrays: bool = False
+
+
+AS_IT_IS = Reading()
+
+
+class Within(NamedTuple):
+    """What surrounds a call.
+
+    surroundings: one of SURROUNDINGS, COMPILED with a backend of torch.compile, or SECOND: the derivative of ⟨dq, r⟩ with respect
+    to q in the place of the gradients, r as :func:`direction` has it. seed: of torch's random state before the call. reading: how
+    the call is read. checked: False where the problem may be none, for its sizes contradict each other; only the output is asked
+    for then. kept: the answer is kept, to be read again after the next call; see :meth:`attnspec.adapters.Adapter.again`.
+    """
+
+    surroundings: str = ""
+    seed: int | None = None
+    reading: Reading = AS_IT_IS
+    checked: bool = True
+    kept: bool = False
+
+    def source(self, call: str, device: str) -> str:
+        """Python that makes the call in these surroundings. `call` is the line that makes it plainly."""
+        if self.surroundings.startswith(COMPILED):
+            backend = self.surroundings.removeprefix(COMPILED)
+            return f'attend = torch.compile(attend, backend="{backend}")\nwith torch.no_grad():\n    {call}'
+        made = SURROUNDINGS[self.surroundings].source if self.surroundings in SURROUNDINGS else "{call}"
+        return made.format(call=call, device=torch.device(device).type)
+
+
+PLAINLY = Within()
+
+
+class Surroundings(NamedTuple):
+    """A context, made of the adapter and the type of device, and Python that makes the same around '{call}'."""
+
+    enter: Callable[[Any, str], contextlib.AbstractContextManager[Any]]
+    source: str = "{call}"
+
+
+def surrounded(within: Within, adapter: Any, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context of the surroundings that a name stands for."""
+    if within.surroundings not in SURROUNDINGS:
+        return contextlib.nullcontext()
+    return SURROUNDINGS[within.surroundings].enter(adapter, device.type)
+
+
+@contextlib.contextmanager
+def _unwatched(adapter: Any, device: str) -> Iterator[None]:
+    """No test framework can be found among the modules or in the environment."""
+    modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in TESTING}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("PYTEST_", "HYPOTHESIS_"))}
+    for name in modules:
+        del sys.modules[name]
+    for name in variables:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(modules)
+        os.environ.update(variables)
+
+
+@contextlib.contextmanager
+def _unmerged(adapter: Any, device: str) -> Iterator[None]:
+    """Mask and causal are handed over as they are, although the convention merges them."""
+    adapter.torch_convention = False
+    try:
+        yield
+    finally:
+        adapter.torch_convention = True
+
+
+def _after_a_draw(adapter: Any, device: str) -> contextlib.AbstractContextManager[Any]:
+    """A number is drawn before, so that a call that always sets the same random state is seen to set it."""
+    torch.rand(1)
+    return contextlib.nullcontext()
+
+
+SURROUNDINGS: dict[str, Surroundings] = {
+    "no_grad": Surroundings(lambda adapter, device: torch.no_grad(), "with torch.no_grad():\n    {call}"),
+    "inference_mode": Surroundings(lambda adapter, device: torch.inference_mode(), "with torch.inference_mode():\n    {call}"),
+    "autocast": Surroundings(
+        lambda adapter, device: torch.autocast(device, dtype=torch.bfloat16),
+        'with torch.autocast("{device}", dtype=torch.bfloat16):\n    {call}',
+    ),
+    "unwatched": Surroundings(_unwatched),
+    "unmerged": Surroundings(_unmerged),
+    "after a draw": Surroundings(_after_a_draw),
+}
+
+
+# THE CALL ITSELF, MADE OTHERWISE
+
+
+def made(call: Call, within: Within) -> Call:
+    """The call as it is read, or compiled."""
+    if within.surroundings.startswith(COMPILED):
+        torch.compiler.reset()  # what was compiled too often runs as it is, and would say nothing
+        return replace(call, function=torch.compile(call.function, backend=within.surroundings.removeprefix(COMPILED)))
+    if within.reading == AS_IT_IS:
+        return call
+    arguments = {name: _turned(x, within.reading) for name, x in call.arguments.items()}
+    return replace(call, function=partial(_read, call.function, within.reading), arguments=arguments)
+
+
+def _read(called: Callable[..., Any], how: Reading, /, **arguments: Any) -> Any:
+    if how.arrays:
+        arguments = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+    o = called(**arguments)
+    o = o[0] if how.first and isinstance(o, tuple | list) and o else o
+    if how.arrays and not isinstance(o, torch.Tensor) and hasattr(o, "__array__"):
+        o = torch.from_numpy(np.array(o))
+    return _turned(o, how)
+
+
+def _turned(x: Any, how: Reading) -> Any:
+    return x.transpose(1, 2) if how.transposed and isinstance(x, torch.Tensor) and x.ndim == 4 else x
+
+
+def direction(q: torch.Tensor) -> torch.Tensor:
+    """The r of ⟨dq, r⟩, whose derivative is asked for: standard normal numbers in the shape of q, float64, the same each time."""
+    return torch.randn(q.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
