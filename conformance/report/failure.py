@@ -164,7 +164,7 @@ def telling(log: Sequence[str], most: int = 6) -> list[str]:
     if fatal is None:
         return [line for line in log if line.strip()][-most:]
     where = [line for line in log[fatal + 1 :] if line.strip().startswith("File ")]
-    own = [line for line in where if f"{os.sep}adapters{os.sep}" not in line and "<attnspec" not in line]
+    own = [line.strip() for line in where if f"{os.sep}adapters{os.sep}" not in line and '"<' not in line]
     return [log[fatal], *(own or where)[: most - 1]]
 
 
