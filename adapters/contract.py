@@ -106,6 +106,8 @@ class Adapter:
     _follows: ClassVar[bool] = False  # whether the offers were read from the parameters of attend
     kept: Answer | None = None  # an answer that is read again later
     topic: str = ""  # what the calls are about, in the words of who asks
+    isolated: bool = False  # whether the implementation is in a process of its own
+    endings: Mapping[str, int] = {}  # how often that ended, by how
 
     @property
     def kernel(self) -> Any:
@@ -146,6 +148,9 @@ class Adapter:
         if NO_BACKWARD + device.split(":")[0] in self.restrictions:
             adapter.offers = frozenset(self.offers) - {"backward", "bias_grad"}
         return adapter
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
 
     def fresh(self) -> Adapter | None:
         """This adapter with an implementation that was never called, or None where it can't make one."""

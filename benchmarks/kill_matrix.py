@@ -57,6 +57,7 @@ from attnspec.spec import Problem, index  # noqa: E402
 KERNELS = ("honest.tiled", "honest.split_k", "honest.eager", "honest.Attend", "sdpa-math", "kill_matrix_kernels.steps")
 STOPPED = ("own", "chapter", "other")
 NOT_STOPPED = ("survived", "errored", "timeout")
+EVERY: list[str] = []  # options of every run
 LIMIT = {"smoke": 300, "standard": 1800, "thorough": 7200}  # seconds for one mutant
 
 
@@ -118,7 +119,7 @@ def watched(impl: str, tier: str, *options: str, enough: str = "") -> dict[str, 
     record.Record.fail, testing.Asking.go = noted, going  # type: ignore[method-assign]
     simplify, explain.Explainer.simplify = explain.Explainer.simplify, lambda self, explained: explained  # type: ignore[method-assign]
     try:
-        outcome = judge(impl, *options, tier=tier)
+        outcome = judge(impl, *options, *EVERY, tier=tier)
     finally:
         record.Record.fail, testing.Asking.go = fail, go  # type: ignore[method-assign]
         explain.Explainer.simplify = simplify  # type: ignore[method-assign]
@@ -379,6 +380,7 @@ def main() -> int:
     parser.add_argument("--whole", action="store_true", help="the whole suite first, not the tests of the mutant's own clause")
     parser.add_argument("--tabulate", action="store_true", help="measure nothing")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="time N whole commands")
+    parser.add_argument("--isolate", action="store_true", help="each in a process of its own, as --isolate of the suite has it")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, by the hash of their names, and the controls")
@@ -386,6 +388,7 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)
     kernels()  # under their dotted names
+    EVERY.extend(["--isolate"] if arguments.isolate else ["--in-process"])
     path, names = arguments.into / f"{arguments.tier}.jsonl", asked(arguments)
     unknown = [name for name in arguments.only if name not in load() and "." not in name and name not in KERNELS]
     if unknown:

@@ -6,6 +6,7 @@ import copy
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -54,6 +55,7 @@ class Peer:
     starts: int = 0  # of the process; a start forgets what the one before knew
     disturbed: dict[str, str] = field(default_factory=dict)  # what importing it changed of the global state, in words
     slowest: float = 0.0  # call that was answered, in seconds
+    endings: Counter[str] = field(default_factory=Counter)  # how often the process ended, by how
     _process: Process | None = None
     _spare: Process | None = None
     _sender: Sender = field(default_factory=Sender)
@@ -209,6 +211,7 @@ class Peer:
             self._process.close()
         self._process = self._outstanding = None
         self._ended_late = ended.timeout
+        self.endings["too slow" if ended.timeout else ended.how.removesuffix(" its process").removeprefix("its process ")] += 1
         if ended.timeout:
             self._late.add(topic)
         if self._spare is None:  # it will hardly be the last time
@@ -217,6 +220,8 @@ class Peer:
 
 class Isolated(Adapter):
     """An adapter whose implementation is in another process."""
+
+    isolated = True
 
     def __init__(self, peer: Peer, told: Mapping[str, Any]) -> None:
         self.peer, self._starts = peer, peer.starts
@@ -231,6 +236,15 @@ class Isolated(Adapter):
         self.accuracy, self.deterministic = told.get("accuracy"), bool(told.get("deterministic"))
         self.flash, self.torch_convention = bool(told.get("flash")), bool(told.get("torch_convention"))
         self._kernel, self._presents = told.get("kernel"), bool(told.get("presents"))
+
+    @property
+    def endings(self) -> Mapping[str, int]:  # type: ignore[override]
+        """How often the process ended, by how."""
+        return self.peer.endings
+
+    def close(self) -> None:
+        """End the process."""
+        self.peer.close()
 
     def here(self) -> int:
         """Its number in the process that runs now."""

@@ -352,6 +352,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     from attnspec.conformance.plugin.process import end_despite
 
     config.stash[_SIGNALS].leave()
+    for subject in config.stash[_RUN].subjects:
+        subject.adapter.close()
     threads = config.stash[_SURROUNDINGS].left_running()
     if threads and _EXIT in config.stash:
         end_despite(threads, config.stash[_EXIT])

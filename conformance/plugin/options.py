@@ -79,7 +79,12 @@ def run_of(config: pytest.Config) -> Any:
         adapters = _isolated(option, kwargs, record)
     else:
         adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
-    run = make_run(_with_pyproject(config, adapters), adapters, record)
+    try:
+        run = make_run(_with_pyproject(config, adapters), adapters, record)
+    except BaseException:
+        for adapter in adapters:
+            adapter.close()
+        raise
     run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
     run.asked = command
     seed = config.getoption("--hypothesis-seed", None)
@@ -300,11 +305,12 @@ def _few_shapes(option: Callable[[str], Any], subjects: list[Any], record: Any) 
 def _command(option: Callable[[str], Any]) -> str:
     """What asks one case of this implementation again, without the case."""
     words = ["pytest"]
-    for name in ("--impl", "--impl-kwargs", "--impl-device", "--without", "--dialect", "--accuracy", "--spec"):
+    named = ("--impl", "--impl-kwargs", "--impl-device", "--memory-limit", "--without", "--dialect", "--accuracy", "--spec")
+    for name in named:
         value = option(name)
         for item in value if isinstance(value, list) else [value] if value else []:
             words.append(shlex.quote(f"{name}={item}"))
-    return " ".join(words)
+    return " ".join([*words, *(name for name in ("--isolate", "--in-process") if option(name))])
 
 
 def _on_each_side(sides: tuple[Callable[[Any, Any], bool], ...], met: Any, other: Any) -> bool:

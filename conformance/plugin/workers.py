@@ -73,6 +73,7 @@ class Worker:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """What is left, and how much was asked."""
         self.run.note_fallbacks()
+        self.run.note_endings()
         self.run.weigh_again()
         session.config.workeroutput["attnspec"] = [self.run.take(), self.run.collected, self.run.ended]  # type: ignore[attr-defined]
 

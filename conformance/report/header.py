@@ -35,6 +35,7 @@ def header(run: Run) -> list[str]:
             f"  {'variant ' + subject.label if subject.adapter.variant else 'implementation'} on {device_name(subject.device)}: "
             f"{', '.join(subject.dtypes) or 'no dtype'}; class "
             + ", ".join(dict.fromkeys(f"{subject.required_class(d)} for {d}" for d in subject.dtypes))
+            + ("; in a process of its own" if subject.adapter.isolated else "")
         )
         if subject.backend is not None and str(subject.backend):
             lines.append(f"    backend seen in a plain {subject.dtypes[0]} call: {subject.backend}")
@@ -135,6 +136,7 @@ def header_data(run: Run) -> dict[str, Any]:
                 },
                 "offers": sorted(s.adapter.offers),
                 "restrictions": {name: source for name, (_, source) in restrictions(s).items()},
+                **({"isolated": True} if s.adapter.isolated else {}),
                 "widths": sorted(s.adapter.widths) if s.adapter.widths is not None else None,
                 "class": {d: s.required_class(d) for d in s.dtypes},
                 "dialect": {name: {"value": getattr(s.dialect, name), "source": source} for name, source in s.sources.items()},

@@ -245,10 +245,18 @@ class Run:
     def note_at_the_end(self) -> None:
         """Say where compiled code became code that is not compiled, and how far outputs lie from the exact ones in long rows."""
         self.note_fallbacks()
+        self.note_endings()
         for subject in self.subjects:
             for dtype in subject.dtypes:
                 if dtype in subject.long:
                     self.record.note(f"{subject.label}, {dtype} on {subject.device}: {subject.long[dtype].words()}")
+
+    def note_endings(self) -> None:
+        """Say how often the process of the implementation ended, and was started again."""
+        endings = self.subjects[0].adapter.endings
+        if endings:
+            how = ", ".join(f"{n} × {what}" for what, n in endings.items())
+            self.record.note(f"the process of the implementation was started again {sum(endings.values())} times: {how}")
 
     def note_fallbacks(self) -> None:
         """Say where compiled code became code that is not compiled."""
