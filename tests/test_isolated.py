@@ -1,0 +1,325 @@
+"""An implementation in a process of its own: what ends it costs one problem, and what it answers is what it would answer here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnspec.adapters import ResolveError, resolve, same_bits
+from attnspec.adapters.contract import KEPT
+from attnspec.adapters.remote.isolated import Isolated, Limits, isolated
+from attnspec.adapters.remote.tensors import Receiver, Sender
+from attnspec.adapters.within import SECOND, Within
+from attnspec.spec import Problem
+from attnspec.spec.place import Place
+
+KERNEL = """
+import ctypes, os, signal, sys, threading, time
+import torch
+
+
+def good(q, k, v):
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+
+
+def where(q, k, v, what={}):
+    if q.shape[2] == 3:
+        ctypes.string_at(0)
+    if q.shape[2] == 4:
+        os._exit(0)
+    if q.shape[2] == 5:
+        while True:
+            time.sleep(1)
+    if q.shape[2] == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if q.shape[2] == 7:
+        raise KeyboardInterrupt("not by anybody's hand")
+    if q.shape[2] == 8:
+        print("said by the kernel")
+    if q.shape[2] == 9:
+        os.closerange(0, 64)
+    if q.shape[2] == 10 and os.fork() == 0:
+        return good(q, k, v) * 2
+    if q.shape[2] == 11:
+        torch.empty(8 << 30, dtype=torch.uint8).fill_(1)
+    if q.shape[2] == 12:
+        return (good(q, k, v), 1)
+    if q.shape[2] == 13:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+    if q.shape[2] == 14:
+        q[0, 0, 0, 0] += 1
+    if q.shape[2] == 15:
+        return q
+    return good(q, k, v)
+
+
+def exits(q, k, v):
+    return good(q, k, v)
+
+
+FIRST = None
+
+
+def once(q, k, v):
+    global FIRST
+    FIRST = good(q, k, v) if FIRST is None or FIRST.shape != q.shape else FIRST.copy_(good(q, k, v))
+    return FIRST
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    (tmp_path / "kernel.py").write_text(KERNEL)
+    return f"{tmp_path / 'kernel.py'}"
+
+
+@pytest.fixture
+def where(kernel: str):
+    (adapter,) = isolated(f"{kernel}:where", limits=Limits(case=3, first=60, memory=2 << 30))
+    yield adapter
+    adapter.close()
+
+
+def problem(i: int, **options) -> Problem:
+    rng = torch.Generator().manual_seed(i)
+    q, k, v, do = (torch.randn(1, 2, n, 8, generator=rng) for n in (i, 6, 6, i))
+    return Problem(q, k, v, do=do, wrt=("q", "k", "v"), **options)
+
+
+def test_the_answer_is_the_same_bit_by_bit(kernel: str) -> None:
+    """Output and gradients, in the half types too, of strided and of shared inputs, and what the adapter says of itself."""
+    (here,), (there,) = resolve(f"{kernel}:good"), isolated(f"{kernel}:good")
+    assert (there.name, there.variant, frozenset(there.offers)) == (here.name, here.variant, frozenset(here.offers))
+    plain = problem(4)
+    asked = [plain, plain.replace(q=plain.q.transpose(1, 2).contiguous().transpose(1, 2)), plain.replace(v=plain.k)]
+    asked.append(Problem(*(x.to(torch.bfloat16) for x in (plain.q, plain.k, plain.v))))
+    for one in asked:
+        mine, theirs = here.ask(one), there.ask(one)
+        assert theirs.refusal is None
+        assert same_bits(mine.o, theirs.o)
+        assert mine.gradients.keys() == theirs.gradients.keys()
+        assert all(same_bits(mine.gradients[name], theirs.gradients[name]) for name in mine.gradients)
+    for within in (Within("no_grad"), Within("autocast"), Within("unwatched"), Within("compiled eager")):
+        assert same_bits(here.ask(plain.replace(wrt=(), do=None), within).o, there.ask(plain.replace(wrt=(), do=None), within).o)
+    double = problem(3).replace(**{name: getattr(problem(3), name).double() for name in ("q", "k", "v", "do")})
+    mine, theirs = here.ask(double, Within(SECOND)), there.ask(double, Within(SECOND))
+    assert same_bits(mine.gradients["dq"], theirs.gradients["dq"])
+    assert there.trace(plain.replace(wrt=(), do=None)).operators == here.trace(plain.replace(wrt=(), do=None)).operators
+    assert there.script(plain).source == here.script(plain).source
+    assert there.script(plain).arguments["q"] is plain.q
+    there.close()
+
+
+@pytest.mark.parametrize(
+    ("i", "ended", "says"),
+    [
+        (3, "CRASH", "SIGSEGV ended its process"),
+        (4, "CRASH", "its process ended with exit code 0"),
+        (5, "TIMEOUT", "it had not answered after 3 s"),
+        (6, "CRASH", "SIGKILL ended its process"),
+        (9, "CRASH", "its process"),
+    ],
+)
+def test_what_ends_the_process_ends_one_call(where: Isolated, i: int, ended: str, says: str) -> None:
+    """The next call is answered by a new process."""
+    assert where.ask(problem(2)).refusal is None
+    answer = where.ask(problem(i))
+    assert (answer.ended, says in str(answer.refusal)) == (ended, True), answer
+    assert where.ask(problem(2)).refusal is None
+    assert sum(where.endings.values()) == 1
+
+
+def test_a_crash_shows_where_it_was(where: Isolated) -> None:
+    """The log has Python's own words."""
+    log = "\n".join(where.ask(problem(3)).log)
+    assert "Fatal Python error: Segmentation fault" in log
+    assert "in where" in log
+
+
+def test_what_a_call_does_beside_is_seen(where: Isolated, capsys: pytest.CaptureFixture[str]) -> None:
+    """It raises, prints, has no memory, returns a tuple or an input, changes a setting or an input; a child does not go on."""
+    assert where.ask(problem(7)).refusal == "KeyboardInterrupt: not by anybody's hand"
+    where.ask(problem(8))
+    where.ask(problem(2))
+    assert "said by the kernel" in capsys.readouterr().out
+    from attnspec.conformance.judging.judge import ending, form
+
+    assert ending(where.ask(problem(11))).kind == "memory"
+    finding = form(where.ask(problem(12)).o, "output", (1, 2, 12, 8), problem(12), "call")
+    assert "a tuple of 2" in finding.message
+    assert "the number of threads" in where.ask(problem(13)).disturbed
+    assert where.ask(problem(14)).changed == ("q",)
+    assert where.ask(problem(15)).shares == ("q",)
+    assert where.ask(problem(10)).refusal is None
+    assert where.ask(problem(2)).refusal is None
+    assert not where.endings
+
+
+def test_an_answer_that_is_kept_is_read_again(kernel: str) -> None:
+    """A buffer that is used for every call shows what the second call wrote, and that it is the same memory."""
+    (once,) = isolated(f"{kernel}:once")
+    first = once.ask(problem(2).replace(wrt=(), do=None), Within(kept=True))
+    second = once.ask(problem(2).replace(v=1 - problem(2).v, wrt=(), do=None))
+    assert KEPT in second.shares
+    assert same_bits(once.again(first).o, second.o)
+    assert not same_bits(first.o, second.o)
+    once.close()
+
+
+# STARTING
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import os; os._exit(0)", "its process ended with exit code 0"),
+        ("import ctypes; ctypes.string_at(0)", "SIGSEGV ended its process"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("attend = 3", "is not callable"),
+        ("", "has no 'attend'"),
+    ],
+)
+def test_what_does_not_start_says_so(tmp_path: Path, source: str, says: str) -> None:
+    """With a usage error, whatever it does while it is imported."""
+    (tmp_path / "bad.py").write_text(source)
+    with pytest.raises(ResolveError, match=says):
+        isolated(f"{tmp_path / 'bad.py'}:attend")
+
+
+def test_it_sees_inputs_and_nothing_else(tmp_path: Path) -> None:
+    """No test framework, no variable of one, no clause and no case among its arguments, files and frames."""
+    (tmp_path / "looks.py").write_text(
+        textwrap.dedent("""
+        import gc, json, os, sys, torch
+
+        def attend(q, k, v):
+            seen = {
+                "modules": [m for m in sys.modules if m.partition(".")[0] in ("pytest", "_pytest", "hypothesis", "pluggy")],
+                "judge": [m for m in sys.modules if m.startswith(("attnspec.conformance", "attnspec.reference"))],
+                "variables": [n for n in os.environ if n.startswith(("PYTEST_", "HYPOTHESIS_"))],
+                "arguments": sys.argv,
+            }
+            open(os.path.join(os.path.dirname(__file__), "seen.json"), "w").write(json.dumps(seen))
+            return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+        """)
+    )
+    (adapter,) = isolated(f"{tmp_path / 'looks.py'}:attend")
+    assert adapter.ask(problem(2)).refusal is None
+    adapter.close()
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["modules"] == seen["judge"] == seen["variables"] == []
+    assert not any("--" in word for word in seen["arguments"])
+
+
+# MEMORY
+
+
+def test_memory_is_mirrored(tmp_path: Path) -> None:
+    """A storage that comes again lies where it lay, with what it holds now; views and one tensor given twice stay what they are."""
+    sender, receiver, path = Sender(), Receiver(), tmp_path / "x.safetensors"
+    fused = torch.arange(24.0).reshape(2, 3, 4)
+    q, k = fused[:, 0], fused[:, 1, ::2]
+    sender.write(path, {"q": q, "k": k, "v": k})
+    got = receiver.read(path)
+    assert got["v"] is got["k"]
+    assert got["q"].tolist() == q.tolist()
+    assert got["k"].stride() == k.stride()
+    assert got["q"].untyped_storage().data_ptr() == got["k"].untyped_storage().data_ptr()
+    address = got["q"].data_ptr()
+    fused *= 2
+    sender.write(path, {"q": q})
+    again = receiver.read(path)["q"]
+    assert (again.data_ptr(), again.tolist()) == (address, q.tolist())
+    del fused, q, k
+    other = torch.zeros(2)
+    freed = sender.write(path, {"q": other})
+    assert freed == [0]
+    receiver.free(freed)
+    assert receiver.read(path)["q"].tolist() == [0.0, 0.0]
+
+
+def test_a_place_is_mirrored(tmp_path: Path) -> None:
+    """A new tensor that lies where an earlier one lay does so there, too; who keeps the earlier one is seen."""
+    sender, receiver, path, place = Sender(), Receiver(), tmp_path / "x.safetensors", Place(64)
+    mask = place.lay(torch.tensor([True, False]))
+    sender.write(path, {"mask": mask})
+    got = receiver.read(path)["mask"]
+    address = got.data_ptr()
+    del mask
+    assert not place.taken
+    receiver.free(sender.freed())
+    assert receiver.holds(place.number)
+    del got
+    assert not receiver.holds(place.number)
+    second = place.lay(torch.tensor([False, False]))
+    sender.write(path, {"mask": second})
+    assert receiver.read(path)["mask"].data_ptr() == address
+
+
+@pytest.mark.parametrize("offset", range(0, 64, 8))
+def test_alignment_is_mirrored(tmp_path: Path, offset: int) -> None:
+    """A kernel may take another path for it."""
+    place = Place(256)
+    x = place.lay(torch.arange(4.0), offset)
+    path, receiver = tmp_path / "x.safetensors", Receiver()
+    Sender().write(path, {"q": x})
+    assert receiver.read(path)["q"].data_ptr() % 64 == x.data_ptr() % 64
+
+
+# THE WHOLE COMMAND
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tier=smoke", "--impl-dtypes=float32", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "CI": "true"}, check=False)
+
+
+def cells(folder: Path) -> dict[str, dict[str, int]]:
+    lines = [json.loads(line) for line in (folder / "v.jsonl").read_text().splitlines()]
+    return {line["clause"]: line["problems"] for line in lines if line["kind"] == "cell"}
+
+
+def test_a_crash_is_a_verdict_and_its_script_crashes(tmp_path: Path) -> None:
+    """CRASH of the clause, everything else judged, a note, and the script of the failure ends by the same signal."""
+    (tmp_path / "kernel.py").write_text(
+        "import ctypes, torch\n\n\ndef attend(q, k, v):\n    if q.shape[2] == 17:\n        ctypes.string_at(0)\n"
+        "    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v\n"
+    )
+    done = run(tmp_path, "--impl=kernel.py:attend", "--isolate", "--clauses=CAUSAL,PURITY", "--verdicts=v.jsonl")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "found     crashed: SIGSEGV ended its process" in done.stdout
+    assert "Fatal Python error: Segmentation fault" in done.stdout
+    assert "in attend" in done.stdout
+    assert "the process of the implementation was started again" in done.stdout
+    found = cells(tmp_path)
+    assert found["SHAPE-2"]["CRASH"] > 0
+    assert found["PURITY-1"]["PASS"] > 20
+    (script,) = (tmp_path / "attnspec-repros").glob("*.py")
+    again = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert again.returncode == -11
+    assert "crashed: SIGSEGV" in again.stdout
+
+
+def test_three_endings_end_a_test(tmp_path: Path) -> None:
+    """What is left is counted as not run, with the reason."""
+    source = "import os\n\n\ndef attend(q, k, v):\n    if q.shape[2] > 4:\n        os._exit(3)\n    return q @ k.mT @ v\n"
+    (tmp_path / "kernel.py").write_text(source)
+    done = run(tmp_path, "--impl=kernel.py:attend", "--isolate", "--clauses=DROPOUT-3", "--explain-budget=4", "--verdicts=v.jsonl")
+    assert done.returncode == 1
+    assert "3 problems ended the process or had no answer in time" in (tmp_path / "v.jsonl").read_text(), done.stdout
+
+
+def test_options_that_contradict_each_other() -> None:
+    """Are refused, with what to write."""
+    here = Path.cwd()
+    assert "exclude each other" in run(here, "--impl=sdpa-math", "--isolate", "--in-process").stderr
+    assert "write 8GiB" in run(here, "--impl=sdpa-math", "--isolate", "--memory-limit=8 gigabytes").stderr
+    assert "No such file or directory: ./nothing" in run(here, "--impl=cmd:./nothing").stderr
