@@ -18,8 +18,8 @@ def spent() -> float:
 def waiting() -> Iterator[None]:
     """Around what waits for an answer."""
     global _waited
-    began, computed = time.monotonic(), time.thread_time()
+    began = time.monotonic()
     try:
         yield
     finally:
-        _waited += time.monotonic() - began - (time.thread_time() - computed)
+        _waited += time.monotonic() - began
