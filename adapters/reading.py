@@ -145,6 +145,7 @@ _SIGNALS = tuple(
     for name in ("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGHUP", "SIGINT")
     if hasattr(signal, name)
 )
+nobody_interrupts = False  # in a process of its own, to which no Ctrl-C comes
 _handler = getattr(signal.getsignal, "__wrapped__", signal.getsignal)  # without the names of what it returns: faster
 
 
@@ -157,7 +158,7 @@ def handlers() -> frozenset[CodeType]:
 def interrupted(error: BaseException, installed: frozenset[CodeType]) -> bool:
     """Whether an exception is no answer: Ctrl-C, or one raised in a signal handler that was installed before the call."""
     if isinstance(error, KeyboardInterrupt):
-        return True
+        return not nobody_interrupts
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code in installed:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from attnspec.adapters.contract import Adapter, Answer, Unsupported
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.reading import Elsewhere
@@ -197,6 +200,10 @@ class Peer:
         self._outstanding = reply
         return reply
 
+    def freed(self) -> list[int]:
+        """The names of storages that were freed since the last time."""
+        return self._sender.freed()
+
     def path(self, reply: Mapping[str, Any]) -> Any:
         """Of the file that a reply names."""
         assert self._process is not None
@@ -265,7 +272,7 @@ class Isolated(Adapter):
         return None if self._kernel is None else SimpleNamespace(__module__=self._kernel)
 
     def _derived(self, op: str, **more: Any) -> Isolated | None:
-        reply = self.peer._talk(op, self.peer.limits.first, implementation=self.here(), settings=settings(self), **more)
+        reply = self._told(op, {"settings": settings(self), **more}) or {}
         if not reply.get("implementations"):
             return None
         other = Isolated(self.peer, reply["implementations"][0])
@@ -294,6 +301,9 @@ class Isolated(Adapter):
         except Ended as ended:
             gone = _ended(ended)
             return lambda: gone
+        except ResolveError as error:  # it started before, and now it does not
+            stays_down = Answer(error=Elsewhere(str(error)), ended="CRASH")
+            return lambda: stays_down
         return lambda: self._answer(problem, reply)
 
     def ask(self, problem: Problem, within: Within = PLAINLY) -> Answer:
@@ -352,55 +362,52 @@ class Isolated(Adapter):
 
     # WHAT ELSE THE SUITE WANTS TO KNOW
 
-    def _told(self, op: str, problem: Problem, within: Within = PLAINLY) -> dict[str, Any]:
-        return self._asked(op, problem, within)()
+    def _told(self, op: str, message: dict[str, Any] | None = None, problem: Problem | None = None, **more: Any) -> Any:
+        """What the peer says; None where it does not do that, or its process ended."""
+        if op not in self.does:
+            return None
+        try:
+            return (self.peer.ask(op, self, message or {}) if problem is None else self._asked(op, problem, **more))()
+        except Ended:
+            return None
+
+    def _tensors(self, reply: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+        return Receiver(str(device)).read(self.peer.path(reply)) if "file" in reply else {}
 
     def again(self, answer: Answer) -> Answer:
         """What an answer that was kept holds now; as it came, where the peer keeps none."""
-        if "again" not in self.does:
-            return answer
-        message = {"into": "out.safetensors"}
-        reply = self.peer.ask("again", self, message)()
+        reply = self._told("again", {"into": "out.safetensors"}) or {}
         return Answer(returned(self.peer.path(reply), reply.get("strange", {}), "cpu").get("o")) if "file" in reply else answer
 
     def holds(self, place: Place) -> bool:
         """Whether the process holds the memory of a place in which nothing lies for the suite any more."""
-        if "holds" not in self.does:
-            return True
-        free = self.peer._sender.freed()
-        return bool(self.peer.ask("holds", self, {"place": place.number, "free": free})()["holds"])
+        reply = self._told("holds", {"place": place.number, "free": self.peer.freed()})
+        return reply is None or bool(reply["holds"])
 
     def trace(self, problem: Problem) -> Trace:
         """Which operators run, as the process tells it."""
-        if "trace" not in self.does:
-            return Trace((), None)
-        try:
-            told = self._told("trace", problem)["trace"]
-        except Ended as ended:
-            return Trace((), ended.how)
-        return Trace(tuple(told["operators"]), told["refusal"], told["disturbed"])
+        told = (self._told("trace", problem=problem) or {}).get("trace")
+        return Trace(()) if told is None else Trace(tuple(told["operators"]), told["refusal"], told["disturbed"])
 
     def wholly(self, problem: Problem) -> str:
         """The kernel of torch that is all of a call, as the process tells it."""
-        return str(self._told("wholly", problem)["kernel"]) if "wholly" in self.does else ""
+        return str((self._told("wholly", problem=problem) or {}).get("kernel", ""))
 
     def presented(self, problem: Problem) -> Problem:
         """The problem as the implementation sees it."""
-        if not self._presents or "presented" not in self.does:
+        reply = self._told("presented", problem=problem) if self._presents else None
+        if reply is None:
             return problem
-        reply = self._told("presented", problem)
-        found = Receiver(str(problem.q.device)).read(self.peer.path(reply)) if "file" in reply else {}
+        found = self._tensors(reply, problem.q.device)
         other = {name: getattr(problem, name) if same else found.get(name) for name, same in reply["same"].items()}
         return problem.replace(causal=bool(reply["causal"]), **other)
 
     def script(self, problem: Problem, within: Within = PLAINLY) -> Call:
         """The call for a script. Raises Unsupported where the peer has no words for it, or is not written in Python."""
-        if "script" not in self.does:
-            raise Unsupported("the peer is another program")
-        reply = self._told("script", problem, within)
+        reply = self._told("script", problem=problem, within=within) or {"refusal": "the peer can't say its call in Python"}
         if "refusal" in reply:
             raise Unsupported(reply["refusal"])
-        found = Receiver(str(problem.q.device)).read(self.peer.path(reply)) if "file" in reply else {}
+        found = self._tensors(reply, problem.q.device)
         arguments = {
             name: getattr(problem, how["input"]) if "input" in how else _Says(how["says"]) if "says" in how else found[name]
             for name, how in reply["arguments"].items()
@@ -409,9 +416,7 @@ class Isolated(Adapter):
 
     def stub(self, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
         """An adapter to begin with."""
-        if "stub" not in self.does:
-            return ""
-        return str(self.peer.ask("stub", self, {"reading": list(reading), "restrictions": list(restrictions)})()["text"])
+        return str((self._told("stub", {"reading": list(reading), "restrictions": list(restrictions)}) or {}).get("text", ""))
 
 
 class _Says:

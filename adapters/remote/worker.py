@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnspec.adapters import Adapter, ResolveError, Unsupported, resolve
-from attnspec.adapters.reading import kind_of, no_memory, text, words
+from attnspec.adapters import Adapter, ResolveError, Unsupported, reading, resolve
+from attnspec.adapters.reading import NoTensor, Unreadable, kind_of, no_memory, text, words
 from attnspec.adapters.remote.protocol import VERSION, declared, problem_of, within_of
 from attnspec.adapters.remote.tensors import Receiver, Sender, written
 from attnspec.adapters.watch.state import SETUP, no_second_run, watched
@@ -181,8 +181,6 @@ class Worker:
 
 
 def _carried(x: Any) -> bool:
-    from attnspec.adapters.reading import NoTensor, Unreadable
-
     return isinstance(x, Tensor | NoTensor | Unreadable)
 
 
@@ -196,6 +194,7 @@ def serve() -> None:
     if sys.platform == "linux":  # whoever asks may be killed while a call goes on for ever
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.enable(2)
+    reading.nobody_interrupts = True
     worker = Worker()
     for line in requests:
         request = json.loads(line)
