@@ -54,7 +54,7 @@ def where(q, k, v, what={}):
     if q.shape[2] == 13:
         torch.set_num_threads(torch.get_num_threads() + 1)
     if q.shape[2] == 14:
-        q[0, 0, 0, 0] += 1
+        q.data[0, 0, 0, 0] += 1
     if q.shape[2] == 15:
         return q
     return good(q, k, v)
