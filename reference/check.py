@@ -87,7 +87,7 @@ def check_answer(
     """
     class_ = default_class(str(problem.dtype).removeprefix("torch.")) if accuracy is None else accuracy
     if class_ not in CLASSES:
-        raise ValueError(f"accuracy {accuracy!r}: there are {', '.join(CLASSES)}")
+        raise ValueError(f"accuracy {accuracy!r}: choose from {', '.join(CLASSES)}")
     answers = {"o": o, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
     given = {name: x for name, x in answers.items() if x is not None}
     if "o" not in given:

@@ -38,9 +38,9 @@ def problems(
     name = str(dtype).removeprefix("torch.")
     wanted = frozenset(FEATURES.keys() - set(NEVER_DRAWN) if offers is None else offers)
     if name not in DTYPES:
-        raise ValueError(f"dtype {name!r}: there are {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {name!r}: choose from {', '.join(DTYPES)}")
     if wanted - FEATURES.keys():
-        raise ValueError(f"offers names {', '.join(sorted(wanted - FEATURES.keys()))}; there are {', '.join(FEATURES)}")
+        raise ValueError(f"offers names unknown {', '.join(sorted(wanted - FEATURES.keys()))}; choose from {', '.join(FEATURES)}")
     if causal and "causal" not in wanted:
         raise ValueError("causal=True, but offers does not name causal; add it")
     if max_len is not None and max_len < 1:
