@@ -1,7 +1,7 @@
 """The suite as a function: `check(attend).raise_for_failures()`, in a notebook or in another project's test.
 
-The tests are called one by one in this process, not through a pytest of their own, so a call may stand inside a running
-pytest session, objects need no name that a command line could say, and nothing is written unless it is asked for.
+It calls the tests one by one in this process, and starts no pytest. So you can call it inside a running pytest session and hand
+it objects that have no name on a command line, and it writes files only if you ask for them.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ from attnspec.spec import index
 
 @dataclass(frozen=True)
 class Result:
-    """What the suite said of an implementation. `str()` of it is what the command line shows.
+    """What the suite found. `str()` of it is what the command line shows.
 
-    verdicts: one entry for each clause, dtype, variant and device, with the number of problems for each verdict.
-    failures: the broken clauses that decide, each shown once, with clause, dtype, variant, device, text and case.
-    held: the strictest accuracy class that no right answer left, one entry for each variant, device and dtype; "not A" where A was
-    not held.
-    errors: faults of the suite itself, which say nothing about the implementation, and of the file of known issues.
+    verdicts: an entry for each clause, dtype, variant and device, with the number of problems by verdict.
+    failures: the broken clauses that decide, each once, with clause, dtype, variant, device, text and case.
+    held: an entry for each variant, device and dtype, with the strictest accuracy class that all right answers held; "not A" if
+    they did not hold A.
+    errors: faults of the suite itself, which say nothing about the implementation, and faults in the file of known issues.
+    notes, header, summary: the other lines that the command line shows.
     """
 
     name: str
@@ -55,18 +56,18 @@ class Result:
     header: tuple[str, ...] = field(repr=False)
     summary: tuple[str, ...] = field(repr=False)
     judged: int  # problems that passed or failed, known issues among them
-    exit: int  # the exit code that the command line would end with
-    incomplete: tuple[str, ...]  # what was not reached, and why
-    silent: str  # why nothing can be said, where nothing was judged
+    exit: int  # the exit code of the same run on the command line
+    incomplete: tuple[str, ...]  # what the run did not reach, and why
+    silent: str  # why the run says nothing, if it judged nothing
 
     @property
     def ok(self) -> bool:
-        """True where the command line would end with 0: answers were judged, and nothing that decides is broken or not reached."""
+        """True if the exit code is 0: answers were judged, and every clause that decides was reached and is not broken."""
         return self.exit == 0
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """The clauses that failures name, in the order of the text."""
+        """The ids of the clauses that failures name, in the order of the spec."""
         names = {failure.clause for failure in self.failures}
         return tuple(id_ for id_ in index() if id_ in names)
 
@@ -84,7 +85,7 @@ class Result:
         return "\n".join(parts)
 
     def raise_for_failures(self) -> Result:
-        """This result where it is ok. Raises AssertionError, with the failures and the headline, where it is not."""
+        """Return this result if it is ok. Raises AssertionError, with the failures and the headline, if it is not."""
         if self.ok:
             return self
         headline = [line for line in self.summary if line.startswith(("INCOMPLETE", "MUST clauses", "broken", "SHOULD"))]
@@ -118,14 +119,17 @@ def check(
     search: bool = True,
     repros: bool = False,
 ) -> Result:
-    """Ask the suite about an implementation. Raises ResolveError or ValueError where there is nothing to ask.
+    """Run the suite on an implementation, and return what it found.
 
-    impl is a function, a class or a module in one of the known calling conventions, an adapter or its class, or a name as
-    --impl takes it. The options are those of the command line (`pytest --help`), as Python values: a dialect is a mapping or
-    "canonical", dtypes and device may be torch's own. With repros=True the scripts of failures are written, as there.
+    impl: a function, a class or a module in one of the known calling conventions, an adapter or its class, or a name as --impl
+    takes it. kwargs: constructor arguments of a class. The other options are those of the command line (`pytest --help`), as Python
+    values: dialect is a mapping or "canonical"; dtypes and device may be torch's own; budget and explain_budget are in seconds.
+    search=False is --no-search. repros=True writes the scripts of failures, as the command line does.
 
-    Working directory, sys.path, random states and torch's defaults are afterwards what they were; a module or an adapter
-    that is handed over is copied, so its mode, its device and its declarations stay its own.
+    Raises ResolveError or ValueError if there is nothing to ask: impl can't be found or called, or an option has no such value.
+
+    Afterwards working directory, sys.path, random states and torch's defaults are what they were before. The suite works on a copy
+    of a module or an adapter, so the mode, the device and the declarations of yours do not change.
     """
     options = {
         "--impl": impl if isinstance(impl, str) else None,
