@@ -67,9 +67,6 @@ def parse_kwargs(text: str) -> dict[str, Any]:
         raise ResolveError(f"--impl-kwargs {short(repr(text))} can't be read; write heads=8,dim=64 or a JSON object") from None
 
 
-# FINDING THE OBJECT
-
-
 # FITTING IT WITH AN ADAPTER
 
 

@@ -16,7 +16,16 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 NUMBER = re.compile(r"\d[\d,. ]*\d(?:\+cpu)?|\d")
 STALE = "These tables were measured with earlier arrays."  # said by hand, until they are measured again
-MEASURED = "- sdpa-math: `"  # a problem that shows nothing, in a list in place of a table
+# What is there only if it was found, or names what was: it may differ from page to page.
+FOUND = (
+    (re.compile(r"# at #(?: at #)*"), "#"),  # problems by bits
+    (re.compile(r" \w+ ends with -?#\."), ""),  # scripts that do not show their fault
+    (re.compile(r"\*\*Incomplete: .*?\*\* ?"), ""),
+    (re.compile(r"\*\*Void: .*?\*\*"), "All # controls are stopped."),
+    (re.compile(r"(?<=honest kernels): [^ ]+(?:, [^ ]+)*\."), "."),
+    (re.compile(r"(?<=public bugs\. ).*(?= only gives right answers)"), ""),
+    (re.compile(r"^- \w[\w-]*: `.*` ?"), ""),  # problems that show nothing
+)
 
 
 def script(name: str) -> ModuleType:
@@ -89,8 +98,14 @@ PAGES: dict[str, Callable[[pytest.MonkeyPatch], str]] = {
 
 def prose(page: str) -> set[str]:
     """Its paragraphs, headings and lists, with # for each number; no tables."""
-    blocks = re.split(r"\n\s*\n", page)
-    return {NUMBER.sub("#", " ".join(block.split())) for block in blocks if block.strip() and not block.lstrip().startswith("|")}
+    blocks = {" ".join(block.split()) for block in re.split(r"\n\s*\n", page) if not block.lstrip().startswith("|")}
+    return {told for block in blocks if not block.startswith(STALE) and (told := _without_findings(NUMBER.sub("#", block)))}
+
+
+def _without_findings(block: str) -> str:
+    for pattern, instead in FOUND:
+        block = pattern.sub(instead, block)
+    return block
 
 
 def heads(page: str) -> set[str]:
@@ -101,7 +116,21 @@ def heads(page: str) -> set[str]:
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_says_what_its_script_would_write(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page, written = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), PAGES[name](monkeypatch)
-    found = {block for block in prose(page) if not block.startswith((STALE, MEASURED))}
-    assert found == prose(written)
+    assert prose(page) == prose(written)
     if name not in ("coverage", "versions"):  # of which no table is made here
         assert heads(page) == heads(written)
+
+
+def test_what_a_page_found_is_not_compared() -> None:
+    """A page that is measured anew may say what none says now, and is not wrong for it."""
+    module = script("kill_matrix")
+    name, one = next((name, one) for name, one in load().items() if one.clause and one.family == "control")
+    results = {name: {"name": name, "verdict": "survived", "family": one.family}}
+    results["x.wrong"] = {"name": "x.wrong", "kind": "honest", "verdict": "false alarm"}
+    written = module.markdown({"smoke": results}, [])
+    assert all(word in written for word in ("**Void: ", "**Incomplete: ", "honest kernels: x.wrong"))
+    stopped = module.markdown({"smoke": {name: {**results[name], "verdict": "own"}}}, [])
+    assert prose(written) == prose(stopped)
+    assert prose("1 show it. a ends with 2. b_c ends with -11.") == prose("3 show it.")
+    assert prose("Problems by bits: 5 at 128.") == prose("Problems by bits: 5 at 128, 1 at 256.")
+    assert prose("- padding: `i=1`\n\n- sdpa-math: `j=2`") == set()
