@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from attnspec.conformance.plugin.options import OPTIONS, loaded, make_run
 from attnspec.conformance.report import header as head
 from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
+from attnspec.conformance.run.rerun import Call
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing.clause import tests_of
 from attnspec.conformance.testing.pinned import ask_pinned
@@ -158,11 +157,12 @@ def check(
         if choices and options[name] not in (None, *choices):
             raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
-        record = _Telling(Path(verdicts) if verdicts is not None else None)
+        record = Record(Path(verdicts) if verdicts is not None else None)
         adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
-        given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
-        record.retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
         run = make_run(options.__getitem__, adapters, record)
+        if not isinstance(impl, str):
+            given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
+            run.rerun = Call(adapters[0].name.rpartition(".")[2], given)
         run.repros = repros
         told = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
         run.asked = f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in told.items()) + ")"
@@ -229,40 +229,6 @@ def _asked(run: Run) -> Result:
 
 
 # WHAT IS SHOWN
-
-
-@dataclass(frozen=True)
-class _Retell:
-    """Says how a failure is asked again of an object, which has no name on a command line."""
-
-    name: str
-    given: Mapping[str, Any]  # options that re-run and first run share
-
-    def __call__(self, text: str) -> str:
-        text = text.replace("--inherited=note", 'inherited="note"')
-        text = re.sub(r"(?m)^(  but  .*), --dialect (\w+)=(\w+)$", r"\1, dialect={'\2': '\3'}", text)
-        return re.sub(r"(?m)^(  re-run    )pytest(.*) --clauses=(\S+) --case=(.+)$", self._call, text)
-
-    def _call(self, found: re.Match[str]) -> str:
-        start, words, clauses, case = found.groups()
-        slow = {"tier": "thorough"} if words.endswith(" --tier=thorough") else {}
-        arguments = slow | {name: x for name, x in self.given.items() if x} | {"clauses": clauses, "case": shlex.split(case)[0]}
-        said = "".join(f", {name}={value!r}" for name, value in arguments.items())
-        return f"{start}check({self.name}{said})"
-
-
-@dataclass
-class _Telling(Record):
-    """A record whose failures say how the function `check` asks again."""
-
-    retell: Callable[[str], str] | None = None
-
-    def fail(self, failure: Failure) -> None:
-        """Keep a failure, in the words of this module."""
-        if self.retell is not None:
-            failure.text = self.retell(failure.text)
-            failure.data["rerun"] = self.retell(f"  re-run    {failure.data['rerun']}").removeprefix("  re-run    ")
-        super().fail(failure)
 
 
 def _rule(title: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,13 +48,14 @@ def failure(
         lines.append(f"  numbers   {written}")
     lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(seen)]
     if finding.hint:
-        lines.append(f"  but       this is exactly what {finding.hint} gives; if that is intended, --dialect {finding.hint}")
+        choose = run.rerun.choose(finding.hint)
+        lines.append(f"  but       this is exactly what {finding.hint} gives; if that is intended, {choose}")
     diagnosis, names = names_of(explained)
     if diagnosis and not finding.hint:
         lines.append(f"  because   {diagnosis}")
     if origin is not None:
         lines.append(f"  inherited from {origin}: the call runs no other kernel, and {origin.issue.backend} gives the same numbers")
-        lines.append("            --inherited=note accepts it; it is printed once")
+        lines.append(f"            {run.rerun.accept} accepts it; it is printed once")
     path = _script(run, subject, explained, other) if run.repros else None
     if path is not None:
         lines.append(f"  repro     python {path}")
@@ -63,8 +63,8 @@ def failure(
         how = "in part" if explained.met and explained.case not in explained.met else "not"
         lines.append(f"  reduced   {how}: the time for explanations was used up; --explain-budget=120 gives more")
     token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
-    tier = "" if explained.by_case or not run.tier.slow else " --tier=thorough"  # where the test itself is only asked there
-    again = f"{run.command}{tier} --clauses={explained.asked_by or clause.id} --case={shlex.quote(token)}"
+    thorough = run.tier.slow and not explained.by_case  # the test itself may be asked in that tier only
+    again = run.rerun.of(explained.asked_by or clause.id, token, thorough=thorough)
     lines.append(f"  re-run    {again}")
     data = {
         "title": clause.title,

@@ -21,6 +21,7 @@ from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
+from attnspec.conformance.run.rerun import Rerun, Shell
 from attnspec.conformance.run.shapes import Fallbacks, few, fewer
 from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
@@ -34,7 +35,7 @@ from attnspec.spec import index
 class Run:
     """State of a run, made from the options; tests reach it through the fixture `run`."""
 
-    command: str  # what re-runs it, without --case
+    command: str  # what re-runs all of it
     subjects: list[Subject]
     tier: Tier = TIERS["standard"]
     seed: int = 0
@@ -72,6 +73,10 @@ class Run:
     _rows: dict[int, list[Case]] = field(default_factory=dict)
     _explainers: dict[tuple[int, str], Explainer] = field(default_factory=dict)
     _purses: list[Purse] = field(default_factory=list)
+    rerun: Rerun = field(init=False)  # how a failure is asked again
+
+    def __post_init__(self) -> None:
+        self.rerun = Shell(self.command)
 
     @property
     def out_of_time(self) -> bool:

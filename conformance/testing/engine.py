@@ -31,7 +31,7 @@ from attnspec.conformance.subject.subject import PLAINLY, Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge, there_was_memory
 from attnspec.conformance.testing.plan import Plan
 from attnspec.conformance.testing.rows import restricted, rows
-from attnspec.conformance.testing.telling import Telling
+from attnspec.conformance.testing.telling import ClausesBroken, Telling
 from attnspec.conformance.verdicts.lines import Why
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import index
@@ -110,7 +110,7 @@ class Asking(Telling):
             self._count(Verdict.NOT_RUN, int(not self.passed), reason, Why.INTERRUPTION)
             self.run.record.interrupt(f"{reason}, before all of its problems were tested")
         if self.shown:
-            pytest.fail("\n\n".join([*self.shown, str(error)]), pytrace=False)
+            raise ClausesBroken(self.shown, str(error))
 
     @contextlib.contextmanager
     def _kept(self, case: Case, finding: Finding) -> Iterator[None]:
