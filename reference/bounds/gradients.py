@@ -6,7 +6,7 @@ The same analysis as in :mod:`output`, whose notation and tiles it uses. D = Σ 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray as Array
@@ -16,6 +16,7 @@ from attnspec.reference.bounds.output import (
     ForwardBound,
     Tile,
     Tiles,
+    dropout,
     kappa,
     kappas,
     mapped_error,
@@ -81,11 +82,6 @@ class BackwardBound:
     stored: Array  # how large what is stored of dq may be
 
 
-def dropout(x: Tile, a: Arithmetic) -> float:
-    """One more product, stored by the eager classes."""
-    return kappa(2, a.u_acc) + a.u_s if x.dropped else 0.0
-
-
 # SOFTMAX
 
 
@@ -130,13 +126,28 @@ def products(x: Tile, a: Arithmetic) -> Products:
 # D
 
 
-def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
-    """The bound of D, the larger of the two ways to obtain it, and the other sums over a row's keys."""
+@dataclass(frozen=True)
+class OverKeys:
+    """What D's bound needs from all of a row's keys. All (b h i 1)."""
+
+    shift: Array  # Σ |dP − D| where P moves with its score
+    p_dp: Array  # Σ P |dP|
+    p_error: Array  # Σ P · (the error of dP)
+    reach: Array
+    dps: Array  # Σ |dP|
+    weighed: Array
+    own: Array  # Σ P (|dP| + |D|) of wide arithmetic
+    spread: Array
+    peak: Array
+    last: Tile  # any tile: it holds what is the same in all of them
+
+
+def over_keys(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> OverKeys:
+    """One pass over the tiles."""
     shift = p_dp = p_error = reach = dps = weighed = own = spread = peak = np.zeros(())
     for x in tiles(False):
         f, back, p, y = x.forward, x.backward, probabilities(x, w, a), products(x, a)
         assert back is not None
-        assert x.do is not None
         delta, added = raised(x, w.rescales, a)
         moved = np.minimum(quotient(added, w.low), 1.0)
         shift = shift + (moved * y.centred).sum(-1, keepdims=True)
@@ -150,13 +161,18 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
             own = own + (p.upper * y.dp).sum(-1, keepdims=True) + np.abs(back.delta)[..., None] * p.upper.sum(-1, keepdims=True)
         at_most = f.visible & (f.s >= f.m[..., None])
         peak = np.maximum(peak, np.where(at_most, delta, 0.0).max(-1, keepdims=True, initial=0.0))
+    return OverKeys(np.minimum(shift, spread), p_dp, p_error, reach, dps, weighed, own, spread, peak, x)
+
+
+def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
+    """The bound of the error of D, the larger of the two ways to obtain it. (b h i 1)."""
+    x, f, back = row.last, row.last.forward, row.last.backward
     assert x.do is not None
     assert back is not None
-    shift = np.minimum(shift, spread)
     ado, e = np.abs(x.do), x.v.shape[-1]
     over_keys, product = kappas(w.count, a.u_acc), kappa(e, a.u_acc)
     do_o = (ado * np.abs(f.o)).sum(-1, keepdims=True)
-    rounded = (a.u_mma + a.u_in + dropout(x, a)) * p_dp
+    rounded = (a.u_mma + a.u_in + dropout(x, a)) * row.p_dp
     # What is common to a row's P does not cancel in D: the rounding of an lse that o was divided by, or, where D is made of
     # the P of backward, all that the stored lse is off by.
     lse = (np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m))[..., None]
@@ -164,7 +180,7 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     common = np.minimum(2 * w.sums + 2 * a.rescale * w.rescales[..., None] - np.log1p(-a.u_mma) + kappa(2, a.u_acc) * lse, 100.0)
     from_output = (  # Σ_c do·o, from the stored output
         2 * w.sums * ((ado * w.magnitude).sum(-1, keepdims=True) + do_o)
-        + w.tiny * reach
+        + w.tiny * row.reach
         + (a.u_out + product) * (do_o + (ado * w.unrounded).sum(-1, keepdims=True))
         + ado.sum(-1, keepdims=True) * a.eta_out
         + a.eta_acc * (e + (ado + np.abs(f.o)).sum(-1, keepdims=True))
@@ -172,14 +188,23 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     )
     d = np.abs(back.delta)[..., None]
     from_products = (  # Σ_j P dP
-        (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * p_dp + p_error + w.tiny * dps + (d + shift) * (kappa(2, a.u_acc) + common)
+        (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * row.p_dp
+        + row.p_error
+        + w.tiny * row.dps
+        + (d + row.shift) * (kappa(2, a.u_acc) + common)
     )
-    delta_error = shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
+    error = row.shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
     if a.u_softmax:
         row_sum = np.exp(np.where(f.empty, 0.0, f.lse) - f.m)[..., None]
-        delta_error = delta_error + kappa(5, a.u_softmax) * (p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
-    noise = kappa(3, a.u_acc) * own + (2 * over_keys + kappa(4, a.u_acc)) * p_dp
-    sums = RowSums(delta_error, spread, weighed, noise, peak)
+        error = error + kappa(5, a.u_softmax) * (row.p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
+    return error
+
+
+def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
+    """The bound of D, and the other sums over a row's keys."""
+    row = over_keys(tiles, w, a)
+    noise = kappa(3, a.u_acc) * row.own + (2 * kappas(w.count, a.u_acc) + kappa(4, a.u_acc)) * row.p_dp
+    sums = RowSums(delta_error(row, w, a), row.spread, row.weighed, noise, row.peak)
     if not a.u_softmax:
         return sums
     # Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it.
@@ -189,7 +214,7 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
         error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
         stored = a.u_s * (np.abs(x.backward.ds) + error) + a.eta_s
         total = total + np.where(x.scored, error + stored, 0.0).sum(-1, keepdims=True)
-    return RowSums(delta_error, spread, weighed, total * (1 + a.u_softmax), peak)
+    return replace(sums, noise=total * (1 + a.u_softmax))
 
 
 # dS
