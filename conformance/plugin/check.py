@@ -126,36 +126,7 @@ def check(
     Working directory, sys.path, random states and torch's defaults are afterwards what they were; a module or an adapter
     that is handed over is copied, so its mode, its device and its declarations stay its own.
     """
-    options = {
-        "--impl": impl if isinstance(impl, str) else None,
-        "--impl-kwargs": ",".join(f"{key}={value!r}" for key, value in (kwargs or {}).items()),
-        "--impl-device": [str(x) for x in ([device] if isinstance(device, str | torch.device) else device)] or None,
-        "--impl-dtypes": ",".join(str(x).removeprefix("torch.") for x in _listed(dtypes)) or None,
-        "--without": ",".join(_listed(without)),
-        "--tier": tier,
-        "--budget": budget,
-        "--explain-budget": explain_budget,
-        "--dialect": [dialect] if isinstance(dialect, str) and dialect else [f"{k}={v}" for k, v in dict(dialect or {}).items()],
-        "--accuracy": accuracy,
-        "--clauses": ",".join(_listed(clauses)),
-        "--spec": spec,
-        "--case": case,
-        "--attnspec-seed": seed,
-        "--enforce-should": enforce_should,
-        "--allow-incomplete": allow_incomplete,
-        "--few-shapes": few_shapes,
-        "--show": show,
-        "--verdicts": str(verdicts) if verdicts is not None else None,
-        "--known-issues": str(known_issues) if known_issues is not None else None,
-        "--inherited": inherited,
-        "--write-known-issues": None,
-        "--no-search": not search,
-        "--shard": None,
-    }
-    for name, settings in OPTIONS:
-        choices = settings.get("choices")
-        if choices and options[name] not in (None, *choices):
-            raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
+    options = _options(locals())
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
         record = Record(Path(verdicts) if verdicts is not None else None)
         adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
@@ -169,12 +140,61 @@ def check(
         return _asked(run)
 
 
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of check() as the command line would give them. Raises ValueError for a word that it has not."""
+    impl, device, dialect = given["impl"], given["device"], given["dialect"]
+    options = {
+        "--impl": impl if isinstance(impl, str) else None,
+        "--impl-kwargs": ",".join(f"{key}={value!r}" for key, value in (given["kwargs"] or {}).items()),
+        "--impl-device": [str(x) for x in ([device] if isinstance(device, str | torch.device) else device)] or None,
+        "--impl-dtypes": ",".join(str(x).removeprefix("torch.") for x in _listed(given["dtypes"])) or None,
+        "--without": ",".join(_listed(given["without"])),
+        "--tier": given["tier"],
+        "--budget": given["budget"],
+        "--explain-budget": given["explain_budget"],
+        "--dialect": [dialect] if isinstance(dialect, str) and dialect else [f"{k}={v}" for k, v in dict(dialect or {}).items()],
+        "--accuracy": given["accuracy"],
+        "--clauses": ",".join(_listed(given["clauses"])),
+        "--spec": given["spec"],
+        "--case": given["case"],
+        "--attnspec-seed": given["seed"],
+        "--enforce-should": given["enforce_should"],
+        "--allow-incomplete": given["allow_incomplete"],
+        "--few-shapes": given["few_shapes"],
+        "--show": given["show"],
+        "--verdicts": str(given["verdicts"]) if given["verdicts"] is not None else None,
+        "--known-issues": str(given["known_issues"]) if given["known_issues"] is not None else None,
+        "--inherited": given["inherited"],
+        "--write-known-issues": None,
+        "--no-search": not given["search"],
+        "--shard": None,
+    }
+    for name, settings in OPTIONS:
+        choices = settings.get("choices")
+        if choices and options[name] not in (None, *choices):
+            raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
+    return options
+
+
 def _asked(run: Run) -> Result:
     """Every test of every subject in every dtype, and what came of it."""
     header = head.header(run)
     run.record.open(head.header_data(run))
-    errors: list[str] = []
-    tests = tests_of(run.clauses, run.spec)
+    errors = _ask(run)
+    if run.fallbacks is not None:
+        run.fallbacks.leave()
+    run.note_at_the_end()
+    ask_pinned(run)
+    errors += run.known.errors
+    run.settle()
+    result = _result(run, header, errors)
+    run.close(result.exit)
+    return result
+
+
+def _ask(run: Run) -> list[str]:
+    """Ask it all; what failed in the suite itself."""
+    errors, tests = [], tests_of(run.clauses, run.spec)
     run.begin(test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes)
     for test in tests:
         for subject in run.subjects:
@@ -190,15 +210,13 @@ def _asked(run: Run) -> Result:
                     errors.append(
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
                     )
+    return errors
+
+
+def _result(run: Run, header: list[str], errors: list[str]) -> Result:
+    """What a run that has ended says."""
     record = run.record
-    if run.fallbacks is not None:
-        run.fallbacks.leave()
-    run.note_at_the_end()
-    ask_pinned(run)
-    errors += run.known.errors
-    run.settle()
-    deciding = tuple(f for f in record.failures if run.decides(f.clause))
-    result = Result(
+    return Result(
         name=run.subjects[0].adapter.name,
         verdicts=tuple(
             {
@@ -208,7 +226,7 @@ def _asked(run: Run) -> Result:
             }
             for cell, counts in record.counts.items()
         ),
-        failures=deciding,
+        failures=tuple(f for f in record.failures if run.decides(f.clause)),
         notes=tuple(record.notes),
         errors=tuple(errors),
         held=tuple(
@@ -224,8 +242,6 @@ def _asked(run: Run) -> Result:
         incomplete=tuple(incomplete(run)),
         silent=nothing_judged(run),
     )
-    run.close(result.exit)
-    return result
 
 
 # WHAT IS SHOWN
