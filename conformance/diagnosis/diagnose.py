@@ -60,19 +60,7 @@ def diagnose(
     def right(case: Case) -> bool:
         return (seen := seen_in(case)) is not None and not seen.scope
 
-    alone = any(right(wide) for case in cases[:1] for wide in finer(case, subject, False)[:-1])
-    calm = as_case(problem).biases not in ENORMOUS  # then what fails there fails without them, too
-    first = (calmer(case) if calm else case for case in cases[:1])
-    further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
-    evidence: list[Asked] = []
-    evidence += [x for case in (*first, *further) for x in finer(case, subject, alone)]
-    evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
-    # Copies are made when they are asked for: most failures need none.
-    others: list[Asked] = [partial(shuffled, problem, seed) for seed in range(6)]
-    made: list[Asked] = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
-    if made and cases and right(cases[0]):
-        cases, evidence = [], []  # it is the test that makes it fail
-    evidence = [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
+    evidence = _evidence(subject, problem, cases, met, right)
 
     @cache
     def seen_at(n: int) -> Seen | None:
@@ -88,6 +76,25 @@ def diagnose(
     if known is not None and not min(exceptions_of(known.cost).values()):
         return known
     return _diagnose(seen_at, evidence, MISTAKES, before)
+
+
+def _evidence(
+    subject: Subject, problem: Problem, cases: list[Case], met: Problem | None, right: Callable[[Case], bool]
+) -> list[Asked]:
+    """What a mistake has to explain, the problem itself first. right: whether a case by itself is answered rightly."""
+    alone = any(right(wide) for case in cases[:1] for wide in finer(case, subject, False)[:-1])
+    calm = as_case(problem).biases not in ENORMOUS  # then what fails there fails without them, too
+    first = (calmer(case) if calm else case for case in cases[:1])
+    further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
+    evidence: list[Asked] = []
+    evidence += [x for case in (*first, *further) for x in finer(case, subject, alone)]
+    evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
+    # Copies are made when they are asked for: most failures need none.
+    others: list[Asked] = [partial(shuffled, problem, seed) for seed in range(6)]
+    made: list[Asked] = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
+    if made and cases and right(cases[0]):
+        cases, evidence = [], []  # it is the test that makes it fail
+    return [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
 
 
 def _diagnose(
