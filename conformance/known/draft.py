@@ -28,7 +28,7 @@ class Failed:
     relation: str  # the test that found two answers to contradict each other; '' where one was compared with the reference
     variant: str
     device: str
-    met: str
+    seen_on: str
     clause: str
     smallest: str
     key: tuple[str, ...]
@@ -87,7 +87,7 @@ class Draft:
             lines = ["[[issue]]", f'clause = "{clause}"  {toml_comment(index()[clause].title)}']
             if found:
                 lines.append(f"found = {toml_string(found)}")
-                cases = [Case.parse(x.met) for x in failures]
+                cases = [Case.parse(x.seen_on) for x in failures]
             else:
                 lines += self._region(failures)
                 cases = [Case.parse(x.smallest) for x in failures]
@@ -106,8 +106,8 @@ class Draft:
     def _region(self, failures: list[Failed]) -> list[str]:
         """The line of the region, with what it can't separate. What is one step simpler than a reduced case has passed, too."""
         where = {(x.relation, x.variant, x.device) for x in failures}
-        bad = {token for x in failures for token in (x.met, x.smallest)}
-        good = {token for *place, token in self.good if tuple(place) in where} - {x.met for x in self.bad}
+        bad = {token for x in failures for token in (x.seen_on, x.smallest)}
+        good = {token for *place, token in self.good if tuple(place) in where} - {x.seen_on for x in self.bad}
         inside, outside = [Case.parse(token) for token in bad], [Case.parse(token) for token in good]
         tried = {case for x in failures for case in simpler(Case.parse(x.smallest))} - set(inside)
         region = guess(inside, [*outside, *tried])

@@ -135,9 +135,11 @@ def check(
             given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
             run.rerun = Call(adapters[0].name.rpartition(".")[2], given)
         run.repros = repros
-        told = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
-        run.asked = f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in told.items()) + ")"
-        return _asked(run)
+        arguments = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
+        run.invocation = (
+            f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in arguments.items()) + ")"
+        )
+        return _run_tests(run)
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _asked(run: Run) -> Result:
+def _run_tests(run: Run) -> Result:
     """Every test of every subject in every dtype, and what came of it."""
     header = head.header(run)
     run.record.open(head.header_data(run))

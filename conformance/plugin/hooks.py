@@ -261,7 +261,7 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
         return (yield)
     from attnspec.conformance.plugin import statistics
 
-    with statistics.kept(item):
+    with statistics.watch(item):
         return (yield)
 
 

@@ -58,7 +58,7 @@ def failure(
     if path is not None:
         lines.append(f"  repro     python {path}")
     if not explained.reduced:
-        how = "in part" if explained.met and explained.case not in explained.met else "not"
+        how = "in part" if explained.failed_on and explained.case not in explained.failed_on else "not"
         lines.append(f"  reduced   {how}: the time for explanations was used up; --explain-budget=120 gives more")
     lines.append(f"  re-run    {again}")
     data = {
