@@ -24,7 +24,7 @@ from situations import SITUATIONS, Drawn, Everything, searches
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.plugin import hooks as plugin
 from attnspec.conformance.problems.array import array
-from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.coverage import Space, share_in_words
 from attnspec.conformance.problems.factors import LEVELS, alike
 from attnspec.conformance.run.tier import TIERS
 
@@ -90,7 +90,13 @@ def by_adapter() -> list[str]:
         for name in ("pairs", "triples"):
             some, space = array(name, adapter, DTYPES), Space.of(adapter, DTYPES)
             rows.append(
-                [what, name, str(len(some)), said(*space.reached(some, 2), "pairs"), said(*space.reached(some, 3), "triples")]
+                [
+                    what,
+                    name,
+                    str(len(some)),
+                    share_in_words(*space.reached(some, 2), "pairs"),
+                    share_in_words(*space.reached(some, 3), "triples"),
+                ]
             )
     return table(["offered", "array", "rows", "two levels", "three levels"], rows)
 

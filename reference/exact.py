@@ -12,6 +12,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
+from attnspec.reference.bounds.overflow import may_overflow
 from attnspec.reference.stages import heads
 from attnspec.spec import Dialect, Problem
 
@@ -184,7 +185,7 @@ class Exact:
         # A row that is NaN by rule has no bound; it is compared as NaN.
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles, problem.j, a)
-            row, both = bounds.may_overflow(tiles, a)
+            row, both = may_overflow(tiles, a)
             # D = Σ do·o of a stored output that is infinite: with dropout it may be, and 0 · ∞ reaches rows without a cotangent.
             both = both | (np.abs(self.values["o"]) + w.o > LARGEST[a.dtype]).any(-1)
             bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}

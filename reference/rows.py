@@ -19,6 +19,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
+from attnspec.reference.bounds.overflow import may_overflow
 from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.stages import heads, maps, softmax, visible
@@ -157,7 +158,7 @@ class SampledRows:
 
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles(False), problem.j, a)
-            row, both = bounds.may_overflow(tiles(a.u_grad > 0), a)
+            row, both = may_overflow(tiles(a.u_grad > 0), a)
             both = both | (np.abs(self.o) + w.o > LARGEST[dtype]).any(-1)
             fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills

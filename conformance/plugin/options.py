@@ -68,7 +68,7 @@ def run_of(config: pytest.Config) -> Any:
     adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
     run = make_run(_with_pyproject(config, adapters), adapters, record)
     run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
-    run.asked = command
+    run.invocation = command
     seed = config.getoption("--hypothesis-seed", None)
     if seed is not None:
         run.seed, run.seed_from = int(seed) if seed.isdecimal() else crc32(seed.encode()), "--hypothesis-seed"

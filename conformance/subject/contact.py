@@ -82,5 +82,5 @@ class _Read(Adapter):
 
 def _right(subject: Subject, problem: Problem, reading: Reading) -> bool:
     with subject.watching(problem):
-        answer = subject.named(problem, _Read(subject.adapter, reading).unchecked)
+        answer = subject.ask_traceably(problem, _Read(subject.adapter, reading).unchecked)
     return not judge(answer, solve(problem, subject.dialect), subject.required_class("float32")).findings

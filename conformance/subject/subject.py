@@ -123,11 +123,11 @@ class Subject:
         """The implementation's answer. What the call changes around it is remembered, and set back."""
         self.calls, self.under_way = self.calls + 1, (time.monotonic(), problem)
         with self.watching(problem):
-            answer = self.named(problem, self.adapter.run)
+            answer = self.ask_traceably(problem, self.adapter.run)
         self.under_way = None  # it stays where something ended the call from outside
         return answer
 
-    def named(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
+    def ask_traceably(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
         """What `ask` returns of a problem. A crash or a hang in it shows what was asked.
 
         Its traceback holds no values, but it does hold the names of files.
