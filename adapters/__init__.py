@@ -1,4 +1,4 @@
-"""How an implementation is called. Subclass :class:`Adapter`, or let :func:`resolve` recognise a signature."""
+"""How the suite calls an implementation. Subclass :class:`Adapter`, or let :func:`resolve` recognise a signature."""
 
 from attnspec.adapters.contract import Adapter, Answer, Unsupported, same_bits
 from attnspec.adapters.conventions.signature import ResolveError

@@ -1,6 +1,6 @@
-"""How a problem is put to an implementation, and its answer read back.
+"""Puts a problem to an implementation, and reads its answer back.
 
-An adapter knows how one implementation is called and what it offers. It knows nothing of right and wrong.
+An adapter knows how to call one implementation, and what it offers. It does not know what is right or wrong.
 """
 
 from __future__ import annotations
@@ -32,18 +32,23 @@ KEPT = "an earlier answer"
 
 
 class Unsupported(Exception):
-    """The calling convention has no words for this combination of features; the implementation was not asked."""
+    """An adapter raises this if its calling convention can't express a combination of features. The implementation is not asked."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: tensors, or what was raised, and in which stage.
+    """What one call gave: its tensors, or what it raised.
 
-    gradients by name (dq, dk, dv, dbias); None where autograd gave none. changed: inputs that the call modified, or around which
-    it wrote in the memory in which they lie. disturbed: what it changed of the global state, by name, in words. shares: the
-    inputs whose memory the output shares, and KEPT where it shares that of an answer which is kept. refuses: whether the
-    implementation raised the error by itself, and did not stumble. gave_up: functions on which torch.compile gave up. ended: CRASH
-    or TIMEOUT, where the process of the implementation ended; log: the last lines that it wrote.
+    o: what the call returned, which should be a tensor (b h i e).
+    gradients: by name (dq, dk, dv, dbias), which should have the shapes of the inputs; None if autograd gave none.
+    error: what was raised, in the stage "forward" or "backward".
+    unsupported: why the implementation was not asked.
+    changed: the inputs that the call changed, or around which it wrote in the same memory.
+    disturbed: what the call changed of the global state, by name, in words.
+    shares: the inputs whose memory the output shares, and KEPT if it shares that of an answer that is kept.
+    refuses: whether the implementation raised the error by itself, and did not stumble.
+    gave_up: functions on which torch.compile gave up.
+    ended: CRASH or TIMEOUT, if the process of the implementation ended; log: the last lines that it wrote.
     """
 
     o: Any = None
@@ -66,19 +71,24 @@ class Answer:
 
     @property
     def refusal(self) -> str | None:
-        """Why there is no answer, in one line; None where there is one."""
+        """Why there is no answer, in one line; None if there is one."""
         if self.unsupported is not None:
             return self.unsupported
         return None if self.error is None else words(self.error)
 
 
 class Adapter:
-    """How one implementation is called. Subclass it and write :meth:`attend`; everything else has a default.
+    """How the suite calls one implementation. Subclass it and write :meth:`attend`; everything else has a default.
 
-    offers: which of FEATURES it promises; without it, what the parameters of its `attend` say. restrictions: which of RESTRICTIONS
-    limit that. dialect: choices that its documentation makes (causal_alignment, empty_row, head_grouping). accuracy: the class that
-    it claims (A, T, B, B*, C, C*, D), or None. widths: the query widths that it can do, or None for all. deterministic: True if it
-    claims the same bits on every call. source: lines of Python that define `attend` for a script of its own.
+    offers: the features that the implementation promises, of FEATURES (default: those that the parameters of `attend` show).
+    restrictions: limits on the offers, of RESTRICTIONS.
+    dialect: the open choices that its documentation makes, of attnspec.spec.CHOICES (causal_alignment, empty_row, head_grouping).
+    accuracy: the accuracy class that it claims, of CLASSES (docs/bounds.md); None for the default of each dtype.
+    widths: the widths d of queries and keys that it takes; None for all.
+    devices: the types of device on which the suite tests it; None for the cpu and the accelerator that torch reports.
+    deterministic: True if it claims the same bits on every call.
+    source: lines of Python that define `attend`, for the script of a failure.
+    docs/adapter.md explains each.
     """
 
     name: str = ""
@@ -115,16 +125,16 @@ class Adapter:
         return getattr(self, "function", getattr(self, "kind", None))
 
     def attend(self, *args: Any, **options: Any) -> Tensor:
-        """Call the implementation with q (b h i d), k (b g j d), v (b g j e) and return (b h i e).
+        """Call the implementation with q (b h i d), k (b g j d) and v (b g j e), and return its output (b h i e).
 
-        Write it as attend(self, q, k, v, *, …) with the options that the implementation has words for, of those of
-        :class:`attnspec.spec.Problem`, with their names and defaults: mask=None, causal=False and so on. What needs another
-        is Unsupported, and never arrives.
+        With the feature shared_kv it also gets k (b j d) and v (b j e). Write attend(self, q, k, v, *, …) with a parameter for each
+        option that the implementation takes, under the names and defaults of :class:`attnspec.spec.Problem`, such as mask=None and
+        causal=False. The suite counts a problem that needs another option as unsupported, and does not call attend for it.
         """
         raise Unsupported(f"{type(self).__name__} defines no attend()")
 
     def call(self, problem: Problem) -> Call:
-        """The call that puts a problem. Raises Unsupported where the convention can't say it."""
+        """The call that puts this problem. Raises Unsupported if the calling convention can't express it."""
         options = problem.given()
         kind, takes = type(self), options_of(self.attend)
         training, rate = options.pop("training", False), options.pop("dropout", 0.0)
@@ -139,11 +149,11 @@ class Adapter:
         return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, self.source or source)
 
     def presented(self, problem: Problem) -> Problem:
-        """The problem as the implementation sees it, where the convention must say mask, bias or causal otherwise."""
+        """The problem as the implementation sees it. It differs if the convention expresses mask, bias or causal in another way."""
         return problem
 
     def on(self, device: str) -> Adapter:
-        """This adapter for one device, whose offer is its own."""
+        """A copy of this adapter for one device, without the gradients that `no_backward:DEVICE` rules out there."""
         adapter = copy.copy(self)
         if NO_BACKWARD + device.split(":")[0] in self.restrictions:
             adapter.offers = frozenset(self.offers) - {"backward", "bias_grad"}
@@ -153,11 +163,11 @@ class Adapter:
         """Nothing is asked any more."""
 
     def fresh(self) -> Adapter | None:
-        """This adapter with an implementation that was never called, or None where it can't make one."""
+        """This adapter with an implementation that was never called, or None if it can't make one."""
         return None
 
     def trace(self, problem: Problem) -> Trace:
-        """Which operators really run for a problem, as torch's dispatcher records them."""
+        """The operators that really run for a problem, as torch's dispatcher records them."""
         with watched() as changes:
             answer, seen = operators(lambda: self.run(problem))
         return Trace(seen, answer.refusal, changes)
@@ -234,9 +244,10 @@ class Adapter:
         return isinstance(answer.error, NotImplementedError) or raised_in(answer.error, self.kernel)
 
     def run(self, problem: Problem) -> Answer:
-        """The answer to a problem: forward and, for the inputs in `problem.wrt`, backward, and what is raised there.
+        """The answer to a problem: the output, the gradients of the inputs in `problem.wrt`, or what was raised.
 
-        What a restriction leaves out is not put to it. Unsupported that nothing declares is an error like any other.
+        If a restriction leaves the problem out, the implementation is not called. If the adapter raises Unsupported for something
+        that `offers` includes and no restriction limits, that is an error like any other.
         """
         restriction = forbidden(self.restrictions, problem)
         if restriction:
@@ -258,7 +269,7 @@ class Adapter:
         return replace(answer, changed=changed) if changed else answer
 
     def unchecked(self, problem: Problem) -> Answer:
-        """The output for a problem that may be none, for its sizes contradict each other, or what is raised."""
+        """The output for a problem whose sizes may contradict each other, or what the implementation raised."""
         with quiet():
             return self._run(problem, {})
 
@@ -305,7 +316,7 @@ class Adapter:
 
 
 def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
-    """The options that an attend() has parameters for; None where it takes any name, or can't be read."""
+    """The options for which an attend() has parameters; None if it takes any name, or if its signature can't be read."""
     try:
         parameters = inspect.signature(attend).parameters.values()
     except (TypeError, ValueError):
@@ -316,7 +327,7 @@ def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def leaves_of(problem: Problem) -> dict[str, Tensor]:
-    """Inputs as leaves that share memory and strides with the problem's; one tensor given twice stays one leaf."""
+    """The inputs as leaves of autograd, in the memory and strides of the problem. A tensor that is given twice stays one leaf."""
     by_id: dict[int, Tensor] = {}
     leaves = {}
     for name, x in problem.inputs().items():
@@ -354,7 +365,7 @@ def _memory(x: Any) -> int:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal in shape, dtype and every bit, so that NaN equals itself and −0 does not equal 0."""
+    """Whether two tensors have the same shape, dtype and bits. So NaN equals itself, and −0 does not equal 0."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     a, b = (x.resolve_conj().resolve_neg() for x in (a, b))
@@ -373,7 +384,7 @@ def quiet() -> Iterator[None]:
 
 
 def check(adapter: Adapter) -> None:
-    """Raise ValueError, naming the attribute, where a declaration uses a word that does not exist, or hides a method of Adapter."""
+    """Raise ValueError, with the name of the attribute, if an adapter declares an unknown word, or hides a method of Adapter."""
     name = type(adapter).__name__
     for what, given, there in (
         ("offers", set(adapter.offers) - FEATURES.keys(), FEATURES),

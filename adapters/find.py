@@ -16,9 +16,9 @@ from attnspec.adapters.reading import words
 from attnspec.adapters.shipped.names import SHIPPED
 
 
-def short(text: str, most: int = 200) -> str:
+def short(text: str) -> str:
     """The beginning of a text that a user wrote, which may be of any length."""
-    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
 
 
 def load(target: str) -> tuple[Any, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""From what stands after --impl to adapters: a dotted path, file.py:name, an adapter, or a shipped name."""
+"""Finds what --impl names, and makes its adapters: for a dotted path, file.py:name, an adapter, or a shipped name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from attnspec.adapters.stub import ten_lines
 
 
 def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapter]:
-    """The adapters of an implementation, one for each variant. Raises ResolveError with one clear message."""
+    """The adapters of an implementation, one for each variant of it, such as the two settings of a module's flash switch.
+
+    target: a function, a class, a module, an adapter, or a name as --impl takes it. kwargs: constructor arguments of a class.
+    Raises ResolveError, which says what to do, if the target can't be found, constructed or called, or declares unknown words.
+    """
     kwargs = kwargs or {}
     with quiet():
         if isinstance(target, str) and target in SHIPPED:
@@ -43,7 +47,10 @@ def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapte
 
 
 def parse_kwargs(text: str) -> dict[str, Any]:
-    """--impl-kwargs: a JSON object, or name=value,name=value with Python's literals. Raises ResolveError."""
+    """The constructor arguments in --impl-kwargs: a JSON object, or name=value,name=value with Python literals.
+
+    Raises ResolveError if the text is neither.
+    """
     if not text:
         return {}
     try:
@@ -58,9 +65,6 @@ def parse_kwargs(text: str) -> dict[str, Any]:
         return {str(name): value for name, value in values.items()}
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise ResolveError(f"--impl-kwargs {short(repr(text))} can't be read; write heads=8,dim=64 or a JSON object") from None
-
-
-# FINDING THE OBJECT
 
 
 # FITTING IT WITH AN ADAPTER
@@ -113,7 +117,7 @@ def _construct(make: Callable[[], Any], name: str, kwargs: Mapping[str, Any]) ->
 
 
 def version_of(found: Any) -> str:
-    """The version of the distribution that an object comes from, or an empty string."""
+    """The package and version that an object comes from, or an empty string."""
     from importlib import metadata
 
     top = (getattr(found, "__module__", "") or "").split(".")[0]

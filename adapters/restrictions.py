@@ -1,4 +1,4 @@
-"""Restrictions: what an implementation offers, but not in every combination; and what `raise Unsupported` may stand for."""
+"""Restrictions: features that an implementation offers, but not in every combination; and when it may raise Unsupported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attnspec.spec import OPTIONS, Problem
 
 @dataclass(frozen=True)
 class Restriction:
-    """What is taken, in words, and which problems that leaves out; None where it is no matter of the problem."""
+    """means: what the implementation takes, in words. forbids: whether it leaves a problem out; None if no problem tells."""
 
     means: str
     forbids: Callable[[Problem], bool] | None = None
@@ -31,12 +31,12 @@ NO_BACKWARD = "no_backward:"
 
 
 def unknown(restrictions: Iterable[str]) -> list[str]:
-    """Those that are no restriction."""
+    """The names that are not restrictions."""
     return sorted(name for name in restrictions if name not in RESTRICTIONS and not name.startswith(NO_BACKWARD))
 
 
 def forbidden(restrictions: Iterable[str], problem: Problem) -> str:
-    """The restriction that leaves a problem out, with what it means; '' where none does."""
+    """The restriction that leaves a problem out, with its meaning; '' if none does."""
     for name, restriction in RESTRICTIONS.items():
         if restriction.forbids is not None and name in restrictions and restriction.forbids(problem):
             return f"{name}: {restriction.means}"
@@ -44,17 +44,17 @@ def forbidden(restrictions: Iterable[str], problem: Problem) -> str:
 
 
 def needs(problem: Problem) -> frozenset[str]:
-    """The features that a caller has words for and that a problem needs. Gradients and strides are none: no argument says them."""
+    """The features of a problem for which a caller needs arguments. Gradients and strides are not among them."""
     heads = "shared_kv" if problem.shared else "mha" if problem.g == problem.h else "mqa" if problem.g == 1 else "gqa"
     names = {heads, *(("value_width",) if problem.e != problem.d else ())}
     return frozenset(names.union(*(OPTIONS[name].needed(value) for name, value in problem.given().items())))
 
 
 def undeclared(offers: Iterable[str], restrictions: Iterable[str], problem: Problem) -> str:
-    """Why an adapter may not say that it has no words for a problem; '' where it may.
+    """Why an adapter may not raise Unsupported for a problem; '' if it may.
 
-    It may where something is not offered, and where two features meet. One offered feature beside a plain call is a promise:
-    were it enough to raise, whoever refuses what is hard would conform.
+    It may if it does not offer what the problem needs, or if two features meet. It may not for a single feature that it offers
+    beside a plain call: otherwise an adapter could conform by refusing what is hard.
     """
     offered = set(offers)
     plain = next((heads for heads in ("mha", "shared_kv", "mqa") if heads in offered), "mha")

@@ -1,11 +1,12 @@
-"""How far both float64 forms of the reference are from the exact answer, as a share of what their bound allows.
+"""How far the two float64 forms of the reference are from the exact answer, as a share of their bound.
 
     python benchmarks/certificate.py [--problems 4000] [--seed 0] [--first 0] [--markdown docs/certificate.md]
 
-Every second problem is a random one of tests/random_problems.py, in all twelve dialects; the others are cases of the suite, in
-every regime of values and biases, with operands of all four dtypes. Each is enclosed in balls
-(reference/witnesses/enclosure.py), and the errors of the NumPy form and of the torch form are divided by the bound of class A in
-float64, once. Where that bound is zero the balls must be the number zero. Exit code 1, with the problem, where an error exceeds it.
+Every second problem is a random one of tests/random_problems.py, in all twelve dialects. The others are cases of the suite, in
+every regime of values and biases, with operands of all four dtypes. The script encloses each answer in balls
+(reference/witnesses/enclosure.py), and divides the errors of the NumPy form and of the torch form by the bound of class A in
+float64, which is not doubled here. Where that bound is zero the balls must hold nothing but zero. The exit code is 1 if an error
+exceeds its bound; the script then prints the problem.
 """
 
 from __future__ import annotations
@@ -213,34 +214,34 @@ class Report:
             "",
             f"    {command}",
             "",
-            "The float64 reference is computed twice more: by torch and autograd (reference/witnesses/autograd.py), and in",
-            "balls (reference/witnesses/enclosure.py), which hold the exact answer whatever was rounded. A cell is the worst error",
-            "of the NumPy form / of the torch form, as a share of the bound of class A in float64. The bound counts once here:",
-            "what a verdict adds for the reference is left away. 1 is the most that rounding can do; more would be an error of the",
-            "reference, or of the bound. The error is an upper bound itself: the distance of the number from the far end of the",
-            "ball.",
+            "The reference is NumPy in float64. We compute its answers twice more: with torch and autograd, in float64",
+            "(reference/witnesses/autograd.py), and in ball arithmetic (reference/witnesses/enclosure.py). A ball contains the",
+            "exact answer, whatever was rounded on the way. A cell gives the worst error of the NumPy form / of the torch form, as",
+            "a share of the bound of class A in float64. A verdict doubles this bound, because the reference rounds, too; here it",
+            "is not doubled. 1 is the most that rounding can cause. A larger share would be an error of the reference, or of the",
+            "bound. The error itself is an upper bound: the distance from the number to the far end of the ball.",
             "",
             f"{sum(self.bits.values())} problems. Worst share: NumPy {overall['NumPy']:.2g}, torch {overall['torch']:.2g}.",
             "",
             *self.table("values", [RANDOM, *LEVELS["values"]]),
             "",
-            "In the first row are small problems of every form: shared heads, empty sizes, dropout, every broadcast. The others",
-            "are cases of the suite, up to 33 queries, 50 keys and width 40, operands of all four dtypes. The same cases by their",
-            "bias:",
+            "The first row holds small problems of every form: shared heads, empty sizes, dropout, every broadcast. The other rows",
+            "hold cases of the suite: up to 33 queries, 50 keys and width 40, with operands of all four dtypes. The next table has",
+            "the same cases by their bias:",
             "",
             *self.table("bias", [f"bias: {x}" for x in ("none", *LEVELS["biases"])]),
             "",
-            "Lowest: where each key that a row sees has its dtype's lowest number as its bias, float64 loses what tells the keys",
-            "apart, and answers with the mean of their values. The bound allows every mean, weighted in any way. One half is where",
-            "the exact answer is the value of a single key.",
+            "The row *lowest*: if every key that a query sees has its dtype's lowest number as its bias, float64 loses what tells",
+            "the keys apart, and answers with the mean of their values. The bound allows any mean, however it is weighted. The",
+            "share is one half where the exact answer is the value of a single key.",
             "",
-            f"{judged} elements were judged. Of these {zeros} must be exactly zero: they are in both forms, and their",
-            f"balls are the number zero. Left out are {open_} of which the clauses promise nothing (gradients that a row under",
-            "the rule nan reaches, and rows without a key under the rule uniform in which a bias of −∞ takes part), and",
-            f"{overflow} where a legal intermediate may overflow.",
+            f"{judged} elements were judged. {zeros} of these must be exactly zero: both forms give zero for them, and their",
+            f"balls hold nothing but zero. {open_} elements were left out because the clauses promise nothing about them:",
+            "gradients that a row under the rule nan reaches, and rows without a key under the rule uniform in which a bias of −∞",
+            f"takes part. {overflow} were left out because a legal intermediate may overflow.",
             "",
-            "A ball is computed with as many bits as make its radius 2^-20 of the bound or less, from 128 on. Problems by bits:",
-            f"{bits}. More than 128 are needed for such lowest rows.",
+            "We start each ball with 128 bits, and add bits until its radius is at most 2^-20 of the bound. Problems by bits:",
+            f"{bits}. The row *lowest* needs more than 128.",
             "",
             f"numpy {version['numpy']}, torch {version['torch']}, python-flint {version['python-flint']}.",
         ]

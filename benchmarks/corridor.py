@@ -4,10 +4,9 @@
     python benchmarks/corridor.py --into FOLDER --tabulate [--markdown docs/corridor.md]
     python benchmarks/corridor.py --seed 0 --replay 4711
 
-Each problem is put to EACH implementations, others every time, as far as they offer what it needs; each is judged in the class
-that its arithmetic belongs to. Results
-are appended to FOLDER/chunks.jsonl; the same command goes on where it stopped, and --tabulate shows what there is. Problem n
-of a seed is always the same. Exit code 1 where an implementation left its bound.
+The script puts each problem to EACH implementations, others every time, as far as they offer what it needs, and judges each in the
+class that its arithmetic belongs to. It appends results to FOLDER/chunks.jsonl. The same command goes on where it stopped, and
+--tabulate shows what there is. Problem n of a seed is always the same. The exit code is 1 if an implementation left its bound.
 """
 
 from __future__ import annotations

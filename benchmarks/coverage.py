@@ -1,8 +1,8 @@
-"""What the suite's problems contain, and how often: levels, combinations of levels, and situations, as one Markdown page.
+"""Writes one Markdown page: which levels, combinations of levels and situations the suite's problems contain, and how often.
 
     python benchmarks/coverage.py --markdown docs/coverage.md [--searches 200] [--impl sdpa-math]
 
-The probabilities that are stated, and tested, stand in tests/situations.py; the figures beside them are measured here.
+tests/situations.py states the least probabilities, and a test holds them; this script measures the figures beside them.
 """
 
 from __future__ import annotations
@@ -24,27 +24,41 @@ from situations import SITUATIONS, Drawn, Everything, searches
 from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.plugin import hooks as plugin
 from attnspec.conformance.problems.array import array
-from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.coverage import Space, share_in_words
 from attnspec.conformance.problems.factors import LEVELS, alike
 from attnspec.conformance.run.tier import TIERS
 
 DTYPES = LEVELS["dtype"]
 EXAMPLES = TIERS["standard"].searched
 
-PROSE = """A problem is a level for each of {factors} factors, and a seed. Tier smoke asks an array of {pairs} rows in which every
-two levels meet, standard and the tiers above it one of {triples} rows in which every three do, and what a search draws
-besides. What is not offered, or makes no sense, such as holes without a mask, is not asked and not counted.
+PROSE = """\
+A problem is one level of each of {factors} factors, and a seed. Tier smoke runs an array of {pairs} rows that contains every
+pair of levels. Standard and the tiers above it run an array of {triples} rows that contains every three levels together, and
+also problems that a search draws. The suite neither asks nor counts what an implementation does not offer, nor what makes no
+sense, such as holes without a mask.
 
-`covered` in the table at the end of a run counts the combinations in the problems whose answers were compared with the
-reference, of those that this implementation can be asked. It is counted from what was asked, so a run that was cut short,
-or asked of a few clauses, covers less.
+At the end of a run the table says `covered`: how many pairs and triples of levels occur in the problems whose answers were
+compared with the reference, of all that this implementation can be asked. Only what was really asked counts, so a run that
+was cut short, or limited to a few clauses, covers less.
 """
 
-SEARCHED = """One search is what one test draws in one dtype in tier standard: {examples} examples. *stated*: the probability, at
-least, that a search contains the situation; where it is lower, tests/test_discovery.py fails, with a false alarm once in 10⁶.
-*searches*: the share of {searches} searches, each with its own seed, that did in float32; *draws*: the share of their draws.
-{tests} comparisons search, each with its own seed, and take what fits them. *pairs*: rows of the array, all dtypes together;
-*triples*: rows in the dtype that has fewest. These are there whatever the seed.
+SPELLING = """\
+A dot separates levels. Values with commas between them are one level: the rows use them in turn, and each value occurs in
+every tier, in standard in every dtype. j = 0 means as many keys as queries, e = 0 means values as wide as keys. Every tier
+also has tests of zero queries, keys, heads and batch items (SHAPE-4, EMPTY-5), and of rows at block edges up to 1025 keys
+(SHAPE-2).
+"""
+
+SEARCHED = """\
+A search is what one test draws in one dtype in tier standard: {examples} examples. {tests} comparisons search, each
+with its own seed, and use the draws that fit them.
+
+- *stated*: a search contains the situation with at least this probability. If it does not, tests/test_discovery.py fails;
+  the probability of a false alarm is 10⁻⁶.
+- *searches*: the share of {searches} searches that contained it. They were made in float32, each with its own seed.
+- *draws*: the share of the draws of these searches.
+- *pairs*, *triples*: how many rows of that array contain it, whatever the seed: of pairs in all dtypes together, of triples
+  in the dtype that has the fewest.
 """
 
 
@@ -76,7 +90,13 @@ def by_adapter() -> list[str]:
         for name in ("pairs", "triples"):
             some, space = array(name, adapter, DTYPES), Space.of(adapter, DTYPES)
             rows.append(
-                [what, name, str(len(some)), said(*space.reached(some, 2), "pairs"), said(*space.reached(some, 3), "triples")]
+                [
+                    what,
+                    name,
+                    str(len(some)),
+                    share_in_words(*space.reached(some, 2), "pairs"),
+                    share_in_words(*space.reached(some, 3), "triples"),
+                ]
             )
     return table(["offered", "array", "rows", "two levels", "three levels"], rows)
 
@@ -111,16 +131,10 @@ def by_situation(number: int) -> list[str]:
     return table(["situation", "stated", "searches", "draws", "pairs", "triples"], lines)
 
 
-def main() -> None:
-    """Print the page, or write it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--searches", type=int, default=200)
-    parser.add_argument("--impl", default="sdpa-math")
-    parser.add_argument("--markdown", type=Path)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", RuntimeWarning)
+def page(impl: str, number: int) -> str:
+    """The document: an implementation whose runs are shown, and how many searches are measured."""
     rows = {name: str(len(array(name, Everything(), DTYPES))) for name in ("pairs", "triples")}
-    page = [
+    lines = [
         "# What the problems contain",
         "",
         "    python benchmarks/coverage.py --markdown docs/coverage.md",
@@ -129,26 +143,35 @@ def main() -> None:
         "",
         "## Levels",
         "",
-        "Values between dots are one level: rows take them in turn, and each occurs in every tier, in standard in every dtype.",
-        "j = 0 is as many keys as queries, e = 0 values as wide as keys. Zero queries, keys, heads and batch items have tests of",
-        "their own in every tier (SHAPE-4, EMPTY-5), as have rows at block edges up to 1025 keys (SHAPE-2).",
+        *SPELLING.splitlines(),
         "",
         *by_level(),
         "## Combinations",
         "",
-        "The arrays alone:",
+        "The arrays alone, fitted to what an implementation offers:",
         "",
         *by_adapter(),
-        f"Whole runs of {options.impl}, with what the tests bend to their clause and what is searched:",
+        f"Whole runs of {impl}, where each test changes the problems to fit its clause, and a search adds others:",
         "",
-        *by_run(options.impl),
+        *by_run(impl),
         "## Situations",
         "",
-        *SEARCHED.format(examples=EXAMPLES, searches=options.searches, tests=comparisons()).splitlines(),
+        *SEARCHED.format(examples=EXAMPLES, searches=number, tests=comparisons()).splitlines(),
         "",
-        *by_situation(options.searches),
+        *by_situation(number),
     ]
-    text = "\n".join(page).rstrip() + "\n"
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Print the page, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--searches", type=int, default=200)
+    parser.add_argument("--impl", default="sdpa-math")
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", RuntimeWarning)
+    text = page(options.impl, options.searches)
     if options.markdown:
         options.markdown.write_text(text, encoding="utf-8")
     else:

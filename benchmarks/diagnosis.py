@@ -1,12 +1,12 @@
-"""Is the right mistake named? Every faulty kernel of tests/mutants, and what the suite says of it.
+"""Is the right mistake named? Asks every faulty kernel of tests/mutants, and compares the names with those it should get.
 
     python benchmarks/diagnosis.py [--only NAME …] [--part 0/2] [--markdown docs/diagnosis.md]
     python benchmarks/diagnosis.py --tabulate --markdown docs/diagnosis.md      # what the results say so far
 
-Each is asked the tests of its own clause, or all where those pass, or its own in tier standard, up to the first that fails, in
-a process of its own. What is expected stands in tests/mutants/diagnoses.json: the names that say what the mutant does, none
-where the vocabulary has no word for it. Results are appended to INTO/diagnosis.jsonl; the same command goes on where it stopped,
-and several may run side by side, each with its part.
+Each mutant runs in a process of its own, up to its first failure. The script asks it the tests of its own clause; if they pass,
+all tests; if those pass, too, the tests of its own clause in tier standard. tests/mutants/diagnoses.json holds the names that
+say what a mutant does, or none where the vocabulary has no word for it. The script appends results to INTO/diagnosis.jsonl. The
+same command goes on where it stopped, and several may run side by side, each with its part.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from attnspec.spec import CHOICES, index  # noqa: E402
 
 EXPECTED = ROOT / "tests" / "mutants" / "diagnoses.json"
 LIMIT = 240  # seconds for one mutant
+SHOWN = {"silent": "rightly none", "survived": "did not fail"}  # verdicts in other words on the page
 OBSERVED = {*PLAIN, "coarse arithmetic"}  # facts that stand under "found": no mistake is named
 
 
@@ -159,25 +160,26 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
     lines = [
         "# Is the right mistake named?",
         "",
-        f"What `python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` found. Each mutant is asked the tests of",
-        "its own clause in tier smoke, all of smoke where those pass, and its own in standard where that passes, too, each up to",
-        "the first that fails. A name is wrong unless it is, or of an either-or one is, among those that",
-        "tests/mutants/diagnoses.json expects; where none is expected, any name is wrong. Mutants and mistakes were written side",
-        "by side: for a kernel that neither has in mind expect fewer names, and the same care with them.",
+        f"`python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` wrote this page. It asks each mutant the",
+        "tests of its own clause in tier smoke. If they pass it asks all of smoke, and if that passes, too, the tests of its own",
+        "clause in standard, each time up to the first failure. A name is right if tests/mutants/diagnoses.json expects it. If the",
+        "suite says “either …, or …”, one of the two must be expected. Any other name is wrong; if none is expected, every name",
+        "is. We wrote mutants and mistakes side by side. For a kernel that we did not think of, expect fewer names, given with the",
+        "same care.",
         "",
-        f"Of {asked} mutants that failed, {good} got the right name or rightly none ({good / max(asked, 1):.0%}): "
-        f"{counts['right']} are named ({counts['right'] / max(asked, 1):.0%}),",
-        f"{counts['silent']} have no name and got none. {counts['missed']} have a name and got none,",
+        f"{asked} mutants failed. {good} of them got the right name, or rightly none ({good / max(asked, 1):.0%}): "
+        f"{counts['right']} were named ({counts['right'] / max(asked, 1):.0%}),",
+        f"{counts['silent']} have no name and got none. {counts['missed']} have a name but got none,",
         f"**{counts['wrong']} got a wrong one**. {counts['survived']} did not fail here,",
         f"{len(every) - len(results)} were not asked yet.",
         "",
-        f"The vocabulary has {len(MISTAKES)} mistakes. To reduce or to diagnose one failure took {median(costs or [0.0]):.1f} s",
-        f"at the median, at most {max(costs, default=0.0):.1f} s, on a machine that others used as well.",
+        f"The vocabulary has {len(MISTAKES)} mistakes. It took {median(costs or [0.0]):.1f} s at the median, and at most",
+        f"{max(costs, default=0.0):.1f} s, to reduce or to diagnose one failure, on a machine that others used as well.",
         "",
-        f"Of {len(scripts)} scripts that a first failure offered {list(scripts.values()).count(1)} show it without the suite."
-        + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
+        f"{len(scripts)} mutants got a script with their first failure. {list(scripts.values()).count(1)} of these scripts show",
+        "the fault without the suite." + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
         "",
-        "| family | mutants | right | rightly none | missed | wrong | not failed |",
+        "| family | mutants | right | rightly none | missed | wrong | did not fail |",
         "|---|" + "---|" * 6,
     ]
     for family in FAMILIES:
@@ -187,10 +189,12 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
             lines.append(f"| {family} | " + " | ".join(str(n or "·") for n in row) + " |")
     for title, wanted in (("Wrong", ("wrong",)), ("Missed", ("missed",)), ("All others", ("right", "silent", "survived"))):
         some = sorted((name for name in results if verdicts[name] in wanted), key=lambda n: (FAMILIES.index(mutants[n].family), n))
-        lines += ["", f"## {title}", "", "| mutant | what it does | what was said | |", "|---|---|---|---|"]
+        lines += ["", f"## {title}", "", "| mutant | what it does | what the suite said | verdict |", "|---|---|---|---|"]
         for name in some:
             words = "; ".join(dict.fromkeys(f["because"] or ", ".join(f["said"]) for f in results[name]["faults"] if f["said"]))
-            lines.append(f"| {name} | {mutants[name].what} | {words.replace('|', '/')} | {verdicts[name]} |")
+            lines.append(
+                f"| {name} | {mutants[name].what} | {words.replace('|', '/')} | {SHOWN.get(verdicts[name], verdicts[name])} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/first_red.py [--mutants 32] [--only NAME …] [--limit 6] [--markdown OUT]
 
-Of each implementation `pytest --impl=… --tier=smoke -x` is started and ended as soon as its screen has shown the text of a
-failure. Implementations are the coarse kernels of tests/coarse.py, all of which are wrong nearly everywhere, and a
-fixed sample of the mutants, those whose names have the smallest hashes. Before and after each the same Python imports torch
-and nothing else; a figure is the time to the first failure as a multiple of the mean of the two. The clock decides; processor
-time stands beside it, for a machine that others use. Exit 1 where a figure is over the limit.
+The script starts `pytest --impl=… --tier=smoke -x` for each implementation, and ends it as soon as the screen has shown the text
+of a failure. Implementations are the coarse kernels of tests/coarse.py, which are all wrong nearly everywhere, and a fixed sample
+of the mutants: those whose names have the smallest hashes. Before and after each run the same Python imports torch and nothing
+else. A figure is the time to the first failure as a multiple of the mean of these two. The clock decides; the script prints
+processor time beside it, because others may use the machine. The exit code is 1 if a figure is over the limit.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Does the suite stop what is wrong, and nothing else? Every mutant and every honest kernel, one after the other.
+"""Does the suite stop wrong kernels, and only those? Asks every mutant and every honest kernel, one after the other.
 
     python benchmarks/kill_matrix.py [--tier smoke] [--only NAME …] [--markdown docs/kill-matrix.md] [--json docs/kill-matrix.json]
     python benchmarks/kill_matrix.py --tabulate --markdown docs/kill-matrix.md      # what the results say so far
     python benchmarks/kill_matrix.py --check docs/kill-matrix.json [--sample 90]    # exit 1 where a killed mutant survives now
     python benchmarks/kill_matrix.py --processes 10                                 # seconds of whole commands, for a sample
 
-Each runs in a process of its own, forked with the exact answers that an honest kernel has asked for, so that a mutant costs
-what its own answers cost. A run ends at its first broken MUST; where that is not the mutant's own clause, the tests of its own
-are asked, too. Results are appended to INTO/TIER.jsonl, and the same command goes on where it stopped.
+Each mutant runs in a process of its own, forked with the exact answers that an honest kernel has asked for, so that a mutant
+costs only what its own answers cost. A run ends at its first broken MUST. If that is not the mutant's own clause, the script asks
+the tests of that clause, too. It appends results to INTO/TIER.jsonl, and the same command goes on where it stopped.
 
-own: its clause stopped it. chapter, other: another MUST did, of the same chapter or not. survived, errored, timeout: not
-stopped. A mutant that breaks only a SHOULD is asked with --enforce-should.
+own: the mutant's own clause stopped it. chapter: another MUST of the same chapter did. other: a MUST of another chapter did.
+survived, errored, timeout: nothing stopped it. A mutant that breaks only a SHOULD is asked with --enforce-should.
 """
 
 from __future__ import annotations
@@ -249,10 +249,10 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
     lines = [
         "# The kill matrix",
         "",
-        f"What `python {Path(__file__).relative_to(ROOT)}` found. {len(load())} implementations with one planted fault each,",
-        f"of which {kinds['function']} are functions, {kinds['module']} `Attend` modules, and {kinds['liar']} cheat or misbehave.",
-        f"They repeat {len({source for one in load().values() for source in one.sources})} public bugs.",
-        f"{', '.join(sorted(load().keys() - asked_of_all().keys()))} gives right answers only, breaks no clause and is in no row.",
+        f"`python {Path(__file__).relative_to(ROOT)}` wrote this page. It asks {len(load())} mutants, implementations with one",
+        f"planted fault each: {kinds['function']} functions, {kinds['module']} `Attend` modules, and {kinds['liar']} that cheat or",
+        f"misbehave. Together they repeat {len({source for one in load().values() for source in one.sources})} public bugs.",
+        f"{', '.join(sorted(load().keys() - asked_of_all().keys()))} only gives right answers; it breaks no clause and has no row.",
         "",
     ]
     for tier, results in tiers.items():
@@ -264,17 +264,18 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
         lines += [
             f"## {tier}",
             "",
-            f"{stopped} of {len(mutants)} mutants are stopped by a MUST clause, {counts['own']} by their own.",
+            f"A MUST clause stops {stopped} of {len(mutants)} mutants; {counts['own']} are stopped by their own clause.",
         ]
         alive = [one["name"] for one in controls if one["verdict"] not in STOPPED]
-        lines += [f"**Void: {', '.join(alive)} survived.**" if alive else f"All {len(controls)} controls die."]
+        lines += [f"**Void: controls survived: {', '.join(alive)}.**" if alive else f"All {len(controls)} controls are stopped."]
         alarms = [one["name"] for one in honest if one["verdict"] != "passed"]
         asked_ = sum(1 for one in load().values() if one.clause)
         if len(mutants) < asked_:
-            lines += [f"**Not complete: {asked_ - len(mutants)} of {asked_} mutants were not measured in this tier.**"]
+            lines += [f"**Incomplete: {asked_ - len(mutants)} of {asked_} mutants were not measured in this tier.**"]
         lines += [f"False alarms: {len(alarms)} on {len(honest)} honest kernels{': ' + ', '.join(alarms) if alarms else ''}."]
         wall, cpu = times(mutants), times(mutants, "cpu")
-        lines += [f"First failure, inside the process: median {wall[0]:.1f} s ({cpu[0]:.1f} s of CPU), worst {wall[1]:.0f} s.", ""]
+        seconds = f"median {wall[0]:.1f} s ({cpu[0]:.1f} s of CPU), worst {wall[1]:.0f} s"
+        lines += [f"Time to the first failure, inside the process: {seconds}.", ""]
         lines += [
             "| family | mutants | own clause | its chapter | another | survived | errored | timeout |",
             "|---|" + "---|" * 7,
@@ -306,10 +307,13 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
         lines += ["", "</details>", ""]
     if processes:
         worst = f"median {median(processes):.1f} s, worst {max(processes):.1f} s"
-        lines += [f"From the command to the first failure, whole processes, {len(processes)} mutants of smoke: {worst}.", ""]
+        lines += [
+            f"Time from the command to the first failure, for whole processes of {len(processes)} mutants in smoke: {worst}.",
+            "",
+        ]
     lines += ["## Public bugs without a mutant", "", "| bug | why |", "|---|---|"]
     lines += [f"| {bug} | {reason} |" for bug, reason in NOT_EMULATED.items()]
-    lines += ["", "## What looked like a fault and is none", "", "| change | why |", "|---|---|"]
+    lines += ["", "## Changes that look like a fault and are right", "", "| change | why |", "|---|---|"]
     lines += [f"| {change} | {proof} |" for change, proof in EQUIVALENT.items()]
     return "\n".join(lines) + "\n"
 

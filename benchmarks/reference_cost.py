@@ -1,8 +1,8 @@
 """What bounds and long rows cost: python benchmarks/reference_cost.py [--longest 20] [--markdown FILE]
 
-Bounds: for every problem of the array of pairs the seconds of `solve` (forward and backward), of the bounds of one class, and
-of an enclosure, summed over problems; the ratio is what counts. Rows: 16 rows against 2^12 … 2^LONGEST keys, width 64,
-bfloat16, o and gradients with bounds, each in a process of its own: whole-process seconds and peak memory, one thread.
+The first table gives the seconds of `solve` (forward and backward), of the bounds of one class, and of an enclosure, summed over
+the problems of the array of pairs; the ratio is what counts. The second gives the seconds and the peak memory of whole processes
+with one thread: 16 rows against 2^12 … 2^LONGEST keys, width 64, bfloat16, o and gradients with bounds.
 """
 
 from __future__ import annotations

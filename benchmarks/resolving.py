@@ -1,9 +1,9 @@
-"""What the suite's own problems can show: canonical mistakes, in multiples of the bound, as Markdown tables.
+"""Which known mistakes the suite's own problems can show, in multiples of the bound, as Markdown tables.
 
     python benchmarks/resolving.py [--array triples] [--every 1] [--markdown docs/resolving.md]
 
-For each problem of a covering array and each canonical mistake of conformance/mistakes/: how far the answer that it
-gives is from the exact one, as a multiple of the bound of an accuracy class. More than 1 is red.
+For each problem of a covering array and each known mistake of conformance/mistakes/ it measures how far the wrong answer is
+from the exact one, as a multiple of the bound of an accuracy class. The suite fails an answer at more than 1.
 """
 
 from __future__ import annotations
@@ -143,12 +143,12 @@ def report(name: str, every: int) -> list[str]:
             problems=main.problems, array=name, mistakes=sum(map(any, map(dict.values, main.multiples.values())))
         ).splitlines(),
         "",
-        "## In the class that is demanded",
+        "## In the default class",
         "",
         *by_mistake(main, [(dtype, default_class(dtype)) for dtype in DTYPES]),
-        "⁽¹⁾ Nearly any problem shows it.",
+        "⁽¹⁾ A coarse mistake: nearly any problem shows it.",
         "",
-        "## In the half types, for kernels that claim more",
+        "## In the half types, for kernels that claim a stricter class",
         "",
         *by_mistake(main, [(dtype, class_) for dtype in HALF for class_ in classes(dtype)]),
         "## Problems that show little",
@@ -163,7 +163,8 @@ def report(name: str, every: int) -> list[str]:
         *(f"- {what}: `{case.token()}`\n" for what, x in seen.items() for case in (*x.nothing, *x.coarse)),
         "## Elements that are exempt",
         "",
-        "The share of all elements of output and gradients that no implementation of the class can promise, by array and dialect.",
+        "No kernel of the class can promise these, because a legal intermediate may overflow. The table gives their share of all",
+        "elements of output and gradients, by array and dialect.",
         "",
         *table(
             ["array", "dialect", *DTYPES],
@@ -192,19 +193,20 @@ def where(some: list[Case]) -> str:
     return f"one key: {one_key}, scale 0: {zero}, other: {len(some) - one_key - zero}"
 
 
-PROSE = """{mistakes} canonical mistakes (conformance/mistakes/) on the {problems} problems of the array `{array}`,
-fitted to `sdpa-math`. The answer that a mistake gives is computed exactly, in float64, so that nothing else is wrong with it.
-Then the judge's question is asked: how many times its bound is the worst element off?
+PROSE = """{mistakes} known mistakes (conformance/mistakes/) were tried on the {problems} problems of the array `{array}`,
+fitted to `sdpa-math`. The script computes the wrong answer of each mistake exactly, in float64, so that nothing else is
+wrong with it. Then it asks what the judge asks: by how many times its bound is the worst element off?
 
-A cell holds: the number of problems to which the mistake applies · the share of them that show it, by more than one
-bound · the median multiple. ∞: an element that must be exactly zero is not, or is no number. A dash: it applies nowhere.
+A cell holds three numbers: to how many problems the mistake applies · the share of them that show it, with an element that
+is off by more than its bound · the median multiple of the bound. ∞ means that an element is not finite, or must be exactly
+zero and is not. A dash means that the mistake applies to no problem.
 
-How to read it. 100 %: any one of these problems is enough. 20 % of 50 problems is no hole, for an implementation is
-judged on all of them. A share near 0 is one: what the class may round is as much as the mistake changes. That is so for a
-scale that is off by 0.1 % in the half types: class C may round the scale to storage, which is up to 0.4 % in bfloat16.
-Gradients that are sums of many terms show less in class C than others do, for a bound is the worst that all their
-roundings together can be. A mistake in the scores can't show where each query sees one key or the scale is 0; such
-problems are counted below, and are there for what they ask besides."""
+How to read it. At 100 % any one of these problems is enough. 20 % of 50 problems is no gap, because an implementation is
+judged on all of them. A share near 0 is a gap: the class may round by as much as the mistake changes. One such mistake is a
+scale that is off by 0.1 % in the half types, because class C may round the scale to storage, which changes it by up to
+0.4 % in bfloat16. Gradients that are sums of many terms show less in class C than others do, because a bound covers the
+worst that all their roundings together can do. A mistake in the scores can't show if each query sees only one key, or if the
+scale is 0. Such problems are counted below; they are there to test something else."""
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Whether a rebuilding changed what the suite says: two verdict files, or two screens, compared without what may differ.
+"""Has a rebuilding changed what the suite says? Compares two verdict files, or two screens, without what may differ.
 
     pytest --impl=sdpa-math --tier=smoke --verdicts before.jsonl > before.txt; …; python benchmarks/same.py before.jsonl after.jsonl
     python benchmarks/same.py before.txt after.txt
 
-What may differ: times, how the run was called, and the paths of our own files in the ids of tests. Exit code 1 where anything else
-does, with the first lines that differ.
+Times may differ, and how the run was called, and the paths of our own files in the ids of tests. If anything else differs the
+script prints the first lines that do, and the exit code is 1.
 """
 
 from __future__ import annotations

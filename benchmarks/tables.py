@@ -1,10 +1,10 @@
-"""What each implementation was found to do, as a Markdown table: a row for each chapter, a column for each variant.
+"""What the suite found of each implementation, as a Markdown table: a row for each chapter, a column for each variant.
 
     python benchmarks/tables.py sdpa sdpa-math sdpa-flash [--tier standard] [--verdicts FOLDER]
 
 Runs `pytest --impl=NAME --tier=TIER --verdicts FILE` for each name, one after the other, and reads the verdict files. A cell
-is problems passed / problems judged, over all dtypes; ✗ where a MUST clause failed, (✗) where only a SHOULD did. With
---verdicts the files are kept in FOLDER, and one that is there and complete is read instead of made again.
+is problems passed / problems judged, over all dtypes; ✗ means that a MUST clause failed, (✗) that only a SHOULD did. With
+--verdicts the script keeps the files in FOLDER, and reads one that is there and complete instead of making it again.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Does one fault hide another? Kernels with two faults each (tests/mutants/pairs.py), and what one run says of both.
+"""Does one fault hide another? Asks kernels with two faults each (tests/mutants/pairs.py), and looks for both in one run.
 
     python benchmarks/two_faults.py [--tier standard] [--only FIRST__SECOND …] [--part 0/2] [--markdown docs/two-faults.md]
 
-Each is asked in float32, in a process of its own. A fault is seen where its own clause is broken, or where a failure has a name
-that tests/mutants/diagnoses.json expects of it. A lie is a clause of one of the two that stands as held. Results are appended
-to INTO/two-faults-TIER.jsonl; the same command goes on where it stopped.
+Each kernel runs in float32, in a process of its own. A fault is seen if its own clause is broken, or if a failure has a name
+that tests/mutants/diagnoses.json expects of it. A lie is a clause of one of the two that the run calls held. The script appends
+results to INTO/two-faults-TIER.jsonl; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def markdown(results: dict[str, dict[str, Any]], tier: str) -> str:
     lines = [
         "# Kernels with two faults",
         "",
-        f"What `python benchmarks/two_faults.py --tier {tier}` found, in float32. Both faults are seen in {both} of {len(judged)}",
-        f"kernels, both have their right name in {named}. A clause of one of the two stands as held in "
-        f"{sum(bool(one['lies']) for one in judged.values())}.",
-        "A name that is neither's was said of " + f"{sum(bool(one['wrong']) for one in judged.values())}.",
+        f"`python benchmarks/two_faults.py --tier {tier}` wrote this page. It asks {len(judged)} kernels in float32. The suite saw",
+        f"both faults of {both} kernels, and named both rightly in {named}.",
+        f"In {sum(bool(one['lies']) for one in judged.values())} it held a clause that one of the two faults breaks.",
+        f"In {sum(bool(one['wrong']) for one in judged.values())} it gave a name that belongs to neither.",
         "",
         "| first fault | second fault | clauses broken | seen | named | held though broken | other names |",
         "|---|---|---|---|---|---|---|",

@@ -1,15 +1,14 @@
-"""The suite on the versions that pyproject.toml promises and on the newest ones, from a wheel: smoke of a kernel and one red.
+"""Runs the suite, from a wheel, on the lowest versions that pyproject.toml allows and on the newest ones.
 
     python benchmarks/versions.py lowest=python3.11 newest=python3.13 --markdown docs/versions.md
     python benchmarks/versions.py beside=python3.11              # the lowest of all but torch, beside this Python's torch
 
-Each makes a virtual environment under --into with the Python that is named, and installs the wheel of this clone into it:
-`lowest` with exactly the lowest versions of pyproject.toml, `newest` with the newest that the registry gives, `beside` with the
-lowest numpy, pytest, hypothesis and einops and with the torch of the Python that runs this, which is linked and not installed
-once more. Then, in an empty folder, `pytest --impl=sdpa-math --tier=smoke` must end with 0, and a kernel that ignores causal
-with 1, by a failure of the CAUSAL chapter whose script ends with 1, too. `beside` asks in float32 only. Exit 1 where something
-else came.
-A torch from PyPI brings gigabytes of CUDA on Linux.
+For each argument the script makes a virtual environment under --into with the Python that is named, and installs the wheel of
+this clone into it. `lowest` takes exactly the lowest versions of pyproject.toml, `newest` the newest that are available. `beside`
+takes the lowest numpy, pytest, hypothesis and einops, and links the torch of the Python that runs this, so that nobody installs
+torch again. Then, in an empty folder, `pytest --impl=sdpa-math --tier=smoke` must end with 0. A kernel that ignores causal must end
+with 1, by a failure of the CAUSAL chapter whose script ends with 1, too. `beside` asks in float32 only. The exit code is 1 if
+anything else happened. On Linux a default torch brings gigabytes of CUDA.
 """
 
 from __future__ import annotations
@@ -149,10 +148,10 @@ def page(table: str) -> str:
     """The document."""
     return (
         "# Versions\n\n"
-        "What `pyproject.toml` promises was run: the lowest versions that it allows, and the newest that could be had, from a\n"
-        "wheel in an empty folder. Smoke of torch's math backend must conform, and a kernel that ignores causal must be red by\n"
-        "the CAUSAL chapter, with a script that fails outside of the suite, too. CI runs the lowest numpy, pytest, hypothesis and\n"
-        "einops beside the pinned torch, each time.\n\n"
+        "`benchmarks/versions.py` runs the suite with the lowest versions that `pyproject.toml` allows, and with the newest that\n"
+        "were available, from a wheel in an empty folder. In tier smoke torch's math backend must conform. A kernel that ignores\n"
+        "causal must break a clause of the CAUSAL chapter, and the script of that failure must fail outside the suite, too. CI\n"
+        "runs the lowest numpy, pytest, hypothesis and einops beside the pinned torch each time.\n\n"
         f"{datetime.now(UTC):%Y-%m-%d}, Linux, CPU:\n\n{table}\n\n"
         "    python benchmarks/versions.py lowest=python3.11 newest=python3.13 --markdown docs/versions.md\n"
     )

@@ -2,8 +2,8 @@
 
     python benchmarks/whole_process.py [--runs 3] [--impl sdpa-math]
 
-The alternative is what a kernel's own test usually is: torch.autograd.gradcheck (fast mode) in float64, and assert_close of
-output and gradients against an eager formula, once for each problem of the covering array but those of more than 2^24 scores.
+The alternative is what a kernel's own test usually does: torch.autograd.gradcheck (fast mode) in float64, and assert_close of
+output and gradients against an eager formula. It does so once for each problem of the covering array with at most 2^24 scores.
 """
 
 from __future__ import annotations

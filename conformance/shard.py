@@ -1,4 +1,4 @@
-"""Where :func:`merge` is promised to be; it is one of the verdict files' own."""
+"""The documented place of :func:`merge`, which lives with the verdict files."""
 
 from attnspec.conformance.verdicts.merge import merge
 

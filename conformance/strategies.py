@@ -1,4 +1,4 @@
-"""Hypothesis strategies of attention problems, for a library's own tests (docs/strategies.md).
+"""Hypothesis strategies that draw attention problems, for a library's own tests (docs/strategies.md).
 
 from attnspec.conformance import strategies
 

@@ -1,9 +1,9 @@
 """What the right answer is: exact values, gradients and error bounds.
 
-:func:`solve` gives the exact answer to a problem; :mod:`dense` holds the formulas, one function a stage;
-:mod:`witnesses` has two other forms that share nothing with it, one by autograd, one that encloses the exact numbers in balls;
-:mod:`bounds` says how far an honest kernel may be; :mod:`rows` is for rows that are very long.
-:func:`check_answer` holds an answer of your own to all that.
+:func:`solve` gives the exact answer to a problem. :func:`check_answer` compares an answer of your own with it.
+:mod:`stages` holds the formulas, :mod:`dense` puts them in order. :mod:`witnesses` has two other forms that share nothing with
+them: one uses autograd, one encloses the exact numbers in balls. :mod:`bounds` says how far an honest kernel may be off, and
+:mod:`rows` is for very long rows.
 """
 
 from attnspec.reference.bounds.accuracy import Arithmetic, arithmetic, default_class, stricter

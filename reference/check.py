@@ -1,4 +1,4 @@
-"""An answer held to the exact one: how far each element is, as a share of its bound; and the check for a library's own tests."""
+"""Compares an answer with the exact one: its errors as shares of their bounds, and a check for a library's own tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from attnspec.spec.words import CLASSES, INPUT_OF
 
 
 class Worst(NamedTuple):
-    """The element of an output that is farthest off: where, its error as a share of the bound, and how many are outside."""
+    """The element of an output that is farthest off.
+
+    at: its index; () if no element is outside its bound. share: its error as a share of its bound, infinite if either number is not
+    finite or the bound is 0. outside: how many elements are outside their bounds.
+    """
 
     at: tuple[int, ...]
     share: float
@@ -25,7 +29,10 @@ class Worst(NamedTuple):
 
 
 def worst(got: Array, expected: Array, bound: Array, exempt: Array, rest: Array | float = 0.0) -> Worst:
-    """The worst element of an output that has some. NaN never passes for a number. The exact value is expected + rest."""
+    """The worst element of an output with at least one element. The exact value is expected + rest.
+
+    All arrays have the shape of the output, in float64; exempt is bool. NaN never passes for a number, nor a number for NaN.
+    """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         error = np.where(got == expected, np.abs(rest), np.abs((got - expected) - rest))
         ratio = np.where(error == 0, 0.0, error / bound)
@@ -44,7 +51,10 @@ def worst(got: Array, expected: Array, bound: Array, exempt: Array, rest: Array 
 
 
 def together(exact: Exact, bound: dict[str, Array], exempt: dict[str, Array], name: str) -> tuple[Array, Array, Array]:
-    """Exact value, bound and exemption of one output; where one tensor was given twice, of the sum of its parts (GRAD-7)."""
+    """Exact value, bound and exemption of one output, in its shape.
+
+    If one tensor was given for several inputs, its gradient is the sum of theirs, and so is its bound (GRAD-7).
+    """
     problem = exact.problem
     if name == "o":
         return exact.values[name], bound[name], exempt[name]
@@ -59,7 +69,7 @@ def together(exact: Exact, bound: dict[str, Array], exempt: dict[str, Array], na
 
 
 def beyond(exact: Exact, name: str) -> Array | float:
-    """What float64 leaves of the exact value of one output; 0 where the oracle is float64 itself."""
+    """What the nearest float64 numbers leave of the exact value of one output; 0 if the oracle is float64 itself."""
     if exact.oracle == "float64":
         return 0.0
     own = getattr(exact.problem, INPUT_OF[name]) if name != "o" else None
@@ -78,16 +88,20 @@ def check_answer(
     dialect: Dialect = CANONICAL,
     accuracy: str | None = None,
 ) -> None:
-    """Raise AssertionError where an answer is wrong: the clause, what was found and what was expected, and where.
+    """Raise AssertionError if an answer is wrong. It says the clause, what was found, what was expected, and at which index.
 
-    o (b h i e) is the output, dq, dk, dv, dbias the gradients for the cotangent `problem.do`, in the shapes of their inputs; those
-    that are None are not checked. dialect: the choices that your kernel follows. accuracy: the class that it must hold, of CLASSES
-    (default: A for float64 and float32, C for float16 and bfloat16; docs/bounds.md). Raises ValueError where there is nothing to
-    compare with: gradients of a problem without a cotangent, dropout in training, or an unknown class.
+    o: the output (b h i e). dq, dk, dv, dbias: the gradients for the cotangent `problem.do`, in the shapes of their inputs; one
+    that is None is not checked. Each must have the dtype and the device of its input, o those of q.
+    dialect: the choices that your kernel follows.
+    accuracy: the class that it must hold, of CLASSES (default: A for float64 and float32, C for float16 and bfloat16).
+    docs/bounds.md derives the bounds of each class.
+
+    Raises ValueError if there is nothing to compare with: gradients of a problem without a cotangent or without that input, dropout
+    in training, or an unknown class.
     """
     class_ = default_class(str(problem.dtype).removeprefix("torch.")) if accuracy is None else accuracy
     if class_ not in CLASSES:
-        raise ValueError(f"accuracy {accuracy!r}: there are {', '.join(CLASSES)}")
+        raise ValueError(f"accuracy {accuracy!r}: choose from {', '.join(CLASSES)}")
     answers = {"o": o, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
     given = {name: x for name, x in answers.items() if x is not None}
     if "o" not in given:
@@ -114,7 +128,7 @@ def check_answer(
 
 
 def _must_have_form(problem: Problem, name: str, x: torch.Tensor) -> None:
-    """Raise AssertionError where a result is not one tensor of the right shape, dtype and device."""
+    """Raise AssertionError if a result is not a tensor of the right shape, dtype and device."""
     like = problem.q if name == "o" else getattr(problem, INPUT_OF[name])
     shape = (problem.b, problem.h, problem.i, problem.e) if name == "o" else tuple(like.shape)
     if not isinstance(x, torch.Tensor):

@@ -1,4 +1,4 @@
-"""The exact answer to a problem: its values, its bounds by class, what must be zero and what is undefined."""
+"""Holds the exact answer to a problem: values, bounds by class, what must be zero, and what is undefined."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
+from attnspec.reference.bounds.overflow import may_overflow
 from attnspec.reference.stages import heads
 from attnspec.spec import Dialect, Problem
 
@@ -23,7 +24,10 @@ REFERENCE_SHARE = 2.0**-20
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Bounds by output name, and the elements that no class can promise because a legal intermediate may overflow."""
+    """By output name, in the shape of the output. bound: the largest error that a class allows, in the unit of the output.
+
+    exempt: True for elements that are not judged: a legal intermediate of the class may overflow, or they are undefined.
+    """
 
     bound: dict[str, Array]
     exempt: dict[str, Array]
@@ -73,9 +77,12 @@ def reduced_bound(
 class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
 
-    o (b h i e), lse (b h i), dq, dk, dv and dbias in the shapes of their inputs; None where nothing asked for them.
-    zero holds for each output where it must be exactly zero. undefined: where a visible operand is not finite. Where the
-    oracle is "arb", values are the nearest float64 numbers to enclosures, and rest is what they leave of the exact answer.
+    o (b h i e), lse (b h i); dq, dk, dv and dbias in the shapes of their inputs, or None if the problem asks for none.
+    values: the same by name, without lse.
+    zero: by name, True for elements that must be exactly zero.
+    undefined: by name, True for elements of which the clauses promise nothing: a visible operand is not finite, or a row that is
+    NaN by rule, or open by EMPTY-1, reaches them.
+    rest: what `values` leave of the exact answer; with the oracle "arb", values are the float64 numbers nearest to it.
     """
 
     problem: Problem
@@ -122,7 +129,7 @@ class Exact:
         return self.forward.empty
 
     def promising_all(self) -> Exact:
-        """The same, but that no element is exempt because a legal intermediate may overflow."""
+        """The same answer with no element exempt for an intermediate that may overflow."""
         return replace(self, strict=True, _cache={})
 
     @property
@@ -136,9 +143,9 @@ class Exact:
         return self._tile.v
 
     def tolerance(self, class_: str, dtype: str | None = None) -> Tolerance:
-        """The bound of each output for an accuracy class, 0 where the answer must be exactly zero.
+        """The bound of each output for an accuracy class (docs/bounds.md); 0 for elements that must be exactly zero.
 
-        `dtype` is for asking what a computation in another dtype would have been allowed.
+        dtype: the dtype whose rounding the bound allows (default: that of the problem). Raises ValueError for an unknown class.
         """
         dtype = dtype or str(self.problem.dtype).removeprefix("torch.")
         if (class_, dtype) not in self._cache:
@@ -178,7 +185,7 @@ class Exact:
         # A row that is NaN by rule has no bound; it is compared as NaN.
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles, problem.j, a)
-            row, both = bounds.may_overflow(tiles, a)
+            row, both = may_overflow(tiles, a)
             # D = Σ do·o of a stored output that is infinite: with dropout it may be, and 0 · ∞ reaches rows without a cotangent.
             both = both | (np.abs(self.values["o"]) + w.o > LARGEST[a.dtype]).any(-1)
             bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}

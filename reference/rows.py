@@ -1,7 +1,7 @@
-"""The exact answer for some query rows of a problem that is too long for the whole of it.
+"""Computes the exact answer for some query rows of a problem that is too long for all of them.
 
-Rows are independent of each other, and with a cotangent that is zero outside of them so are their gradients: everything is
-done key tile by key tile, in O(rows · keys · width) time and O(rows · tile · width) memory beside the operands.
+Rows are independent of each other. So are their gradients, if the cotangent is zero in all other rows. The computation goes through
+the keys tile by tile, in O(rows · keys · width) time and O(rows · tile · width) memory beside the operands.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
+from attnspec.reference.bounds.overflow import may_overflow
 from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.stages import heads, maps, softmax, visible
@@ -31,7 +32,10 @@ TILE = 65_536  # elements of rows × keys that are held at once
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the exact answer: `output[at]` of the implementation has these values, within these bounds."""
+    """A part of the exact answer: the implementation's `output[at]` must have these values, within these bounds.
+
+    values, bound, exempt: arrays in the shape of `output[at]`, as in :class:`Exact` and :class:`Tolerance`.
+    """
 
     output: str
     at: tuple[slice | list[int], ...]
@@ -40,16 +44,16 @@ class Part:
     exempt: Array
 
     def place(self, index: tuple[int, ...]) -> tuple[int, ...]:
-        """Where an element of this part lies in the implementation's output."""
+        """The index in the implementation's output of an element of this part."""
         selected = (*self.at, *[slice(None)] * (len(index) - len(self.at)))
         return tuple(n + (x.start or 0) if isinstance(x, slice) else x[n] for n, x in zip(index, selected, strict=True))
 
 
 class SampledRows:
-    """Some query rows of a problem against all of its keys.
+    """The exact answer for some query rows of a problem against all of its keys.
 
-    rows are indices of queries, the same for every batch item and head. The problem's cotangent, if it has one, must be
-    zero in all other rows. Raises ValueError where it is not, where an operand is not finite, and for dropout in training.
+    rows: indices of queries, the same for every batch item and head. Raises ValueError if the problem's cotangent is not zero in
+    all other rows, if an operand is not finite, and for dropout in training.
     """
 
     def __init__(self, problem: Problem, dialect: Dialect, rows: Sequence[int]) -> None:
@@ -133,14 +137,14 @@ class SampledRows:
 
     @cached_property
     def dq(self) -> Array:
-        """The exact gradient of the sampled queries (b h rows d). Needs a cotangent."""
+        """The exact gradient of the sampled queries (b h rows d). The problem must have a cotangent."""
         tiles = (self._tile(keys, True).backward for keys in self._slices())
         return sum(back.dq for back in tiles if back is not None)  # type: ignore[return-value]
 
     # ANSWER
 
     def parts(self, class_: str) -> Iterator[Part]:
-        """The exact answer and its bounds: o, then dk and dv of each tile of keys, then dq. lse comes with o."""
+        """The exact answer and its bounds for an accuracy class: o and lse, then dk and dv of each tile of keys, then dq."""
         problem, dtype = self.problem, str(self.problem.dtype).removeprefix("torch.")
         a = arithmetic(class_, dtype)
         share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
@@ -154,7 +158,7 @@ class SampledRows:
 
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles(False), problem.j, a)
-            row, both = bounds.may_overflow(tiles(a.u_grad > 0), a)
+            row, both = may_overflow(tiles(a.u_grad > 0), a)
             both = both | (np.abs(self.o) + w.o > LARGEST[dtype]).any(-1)
             fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills

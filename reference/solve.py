@@ -1,6 +1,6 @@
-"""The exact answer to a problem, and how far from it an answer may be.
+"""Computes the exact answer to a problem, and what the bounds need.
 
-A problem's tensors are upcast exactly, so the answer is the one for the very numbers that the implementation received.
+It converts the problem's tensors to float64 without rounding, so the answer is that of the very numbers that an implementation got.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from attnspec.spec import Dialect, Problem, implements
 @implements("DTYPE-1", "DTYPE-2", "DTYPE-3", "GRAD-7")
 @np.errstate(invalid="ignore")  # a bias of +∞ or NaN makes NaN of its row, of which nothing is promised
 def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, oracle: str = "float64") -> Exact:
-    """The exact answer to a problem in a dialect. keep (b h i j) bool is the mask that dropout drew, in training.
+    """The exact answer to a problem in a dialect, as float64 arrays. It has gradients if the problem has a cotangent.
 
-    Gradients are there where the problem has a cotangent. oracle "arb" is ball arithmetic: for an implementation in float64,
-    beside which the error of a float64 reference counts as much as its own, and for numbers that are shown to a reader.
-    Raises ValueError where dropout is active without `keep`, and ImportError where "arb" is asked for without python-flint.
+    keep (b h i j): bool, True for the probabilities that dropout kept in training.
+    oracle: "float64" computes with the formulas of :mod:`stages`; docs/certificate.md says how exact that is. "arb" uses ball
+    arithmetic. It is for implementations in float64, whose own error is no larger than that of a float64 reference, and for numbers
+    that a reader is shown.
+
+    Raises ValueError if dropout is active without `keep`, and ImportError for "arb" without python-flint.
     """
     if problem.training and 0 < problem.dropout < 1 and keep is None:
         raise ValueError("with dropout in training the answer depends on the keep mask; give `keep` (b h i j)")
@@ -58,7 +61,7 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
 
 
 def _enclosed(exact: Exact, keep: Array | None) -> Exact:
-    """The same answer from enclosures that are narrow beside the bound of the strictest class."""
+    """The same answer from enclosures that are much narrower than the bound of class A."""
     narrow = exact.tolerance("A")
     good_enough = {name: np.where(narrow.exempt[name], np.nan, bound) for name, bound in narrow.bound.items()}
     good_enough["lse"] = np.where(exact.empty, np.nan, good_enough["lse"])

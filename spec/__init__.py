@@ -1,8 +1,7 @@
 """What attention is: the clauses, the choices they leave open, and the problem they speak about.
 
-The text in ``clauses/*.md`` is the one source of truth; :func:`index` parses it. Code binds itself to a clause with
-:func:`implements` (reference functions) or ``attnspec.conformance.testing.clause.clause`` (tests). Only the memory of
-tensors needs torch.
+The text in ``clauses/*.md`` is the only source; :func:`index` parses it. A reference function names its clauses with
+:func:`implements`, a test with ``attnspec.conformance.testing.clause.clause``. Only what handles the memory of tensors needs torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch, imported when it is asked for."""
+    """Import what needs torch when somebody asks for it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from attnspec.spec import memory

@@ -1,4 +1,4 @@
-"""The choices that the spec leaves open, because published implementations differ and users rely on each."""
+"""The choices that the spec leaves open, because published implementations differ, and users rely on each of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields, replace
 class Choice:
     """An open choice.
 
-    stated: its values, the canonical one first, each with the clause that states it. consistent: the clause that demands one value
-    for every call. needs: the feature without which no call shows it. mistake: the known mistake that gives another value, where
-    one does; else there is one for each value, called after both.
+    stated: its values, the canonical one first, each with the clause that states it.
+    consistent: the clause that demands the same value in every call.
+    needs: the feature without which no call shows the value.
+    mistake: the known mistake that gives another value; "" if each value has one of its own, called NAME_VALUE.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Choice:
         return tuple(self.stated)
 
     def mistake_of(self, value: str) -> str:
-        """The name of the known mistake that gives this value in the place of another."""
+        """The name of the known mistake that gives this value instead of another."""
         return self.mistake or f"{self.name}_{value}"
 
 
@@ -57,9 +58,12 @@ CHOICES = {
 class Dialect:
     """One value for each open choice; the defaults are the canonical ones.
 
-    causal_alignment: whether the last query sees the last key (CAUSAL-2) or the first query sees the first (CAUSAL-3).
-    empty_row: what a query without any visible key gives (EMPTY-1).
-    head_grouping: which key/value head serves query head h (SHARED-2): h // group, or h % g.
+    causal_alignment: "bottom_right", the last query sees the last key (CAUSAL-2); or "top_left", the first query sees the first
+    key only (CAUSAL-3).
+    empty_row: what a query without a visible key gives (EMPTY-1): "zero"; "uniform", the mean of all values; or "nan".
+    head_grouping: which key/value head serves query head n (SHARED-2): "blocked", n // (h / g), or "strided", n % g.
+
+    Raises ValueError for an unknown value.
     """
 
     causal_alignment: str = "bottom_right"
@@ -73,7 +77,7 @@ class Dialect:
                 raise ValueError(f"{choice.name} is {value!r}; it can be {' | '.join(allowed)}")
 
     def with_choice(self, key: str, value: str) -> Dialect:
-        """The same dialect with one choice made otherwise. Raises ValueError for an unknown key or value."""
+        """The same dialect with another value for one choice. Raises ValueError for an unknown key or value."""
         if key not in CHOICES:
             raise ValueError(f"unknown choice {key!r}; choose from {', '.join(CHOICES)}")
         return replace(self, **{key: value})

@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class SpecError(Exception):
-    """The text of the spec, or something bound to it, is not well formed."""
+    """The text of the spec is not well formed, or code names a clause that it lacks."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Clause:
 
 @cache
 def index() -> dict[str, Clause]:
-    """All clauses by id, in the order in which the chapters read."""
+    """All clauses by id, in the order of the chapters. Raises SpecError if the text is not well formed."""
     found: dict[str, Clause] = {}
     for path in sorted((Path(__file__).parent / "clauses").glob("*.md")):
         for clause in parse(path.read_text(encoding="utf-8"), path.name):
@@ -68,7 +68,7 @@ def index() -> dict[str, Clause]:
 
 
 def parse(text: str, source: str) -> list[Clause]:
-    """The clauses of one chapter's Markdown, in order. Raises SpecError naming file, clause and what is missing."""
+    """The clauses of one chapter's Markdown, in order. Raises SpecError, with file, clause and what is missing."""
     clauses = []
     for block in re.split(r"^(?=### )", text, flags=re.MULTILINE)[1:]:
         heading, _, body = block.partition("\n")
@@ -116,7 +116,7 @@ def _clause(match: re.Match[str], body: str, source: str) -> Clause:
 
 
 def newer(version: str, than: str | None) -> bool:
-    """Whether a version of the spec came after another one; none came after the newest (None)."""
+    """Whether a version of the spec came after another; None stands for the newest, which none came after."""
     return than is not None and SPEC_VERSIONS.index(version) > SPEC_VERSIONS.index(than)
 
 
@@ -137,5 +137,5 @@ def implements(*ids: str) -> Callable[[Function], Function]:
 
 
 def implementations() -> dict[str, list[str]]:
-    """Which reference functions claim which clause, so far as their modules are imported."""
+    """The names of the reference functions that implement each clause, of all modules that are imported by now."""
     return _implementations

@@ -1,4 +1,4 @@
-"""The memory in which tensors lie: copies that keep it as it is, and problems as bytes, without pickle."""
+"""The memory that holds tensors: copies that keep its layout, and problems as bytes, without pickle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attnspec.spec.problem import TENSORS, Problem
 
 
 def to_bytes(problem: Problem) -> bytes:
-    """The problem as an .npz archive: raw memory, shapes and strides, so that it comes back bit by bit."""
+    """The problem as the bytes of an .npz archive: raw memory, shapes and strides, so that every bit comes back."""
     arrays: dict[str, np.ndarray] = {}
     meta: dict[str, Any] = {name: value for name, value in vars(problem).items() if name not in TENSORS}
     for name in TENSORS:
@@ -49,12 +49,12 @@ def from_bytes(data: bytes) -> Problem:
 
 
 def twin(x: Tensor) -> Tensor:
-    """A copy in memory of its own with the same strides and offset, so that a kernel takes the same path through it."""
+    """A copy in its own memory, with the same strides and offset, so that a kernel takes the same path through it."""
     return memory_of(x).clone().as_strided(x.shape, x.stride(), x.storage_offset()) if x.numel() else x.clone()
 
 
 def memory_of(x: Tensor) -> Tensor:
-    """The storage that a tensor lies in, from its start to the tensor's last element, as a 1-D tensor."""
+    """A 1-D view of a tensor's storage, from its start to the last element of the tensor."""
     if x.numel() == 0:
         return x.new_empty(0)
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))

@@ -1,4 +1,4 @@
-"""One attention call: its tensors, exactly as the implementation receives them, and its options. Importing it needs no torch."""
+"""One attention call: its options, and its tensors exactly as the implementation gets them. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -60,12 +60,17 @@ def _dtype(x: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything that determines one attention call.
+    """Everything that determines one attention call. The implementation gets these tensors, with these values and strides.
 
-    q (b h i d), k (b g j d) and v (b g j e), or one shared head k (b j d) and v (b j e).
-    mask bool, True = may attend: key padding (b j), or anything that broadcasts to (b h i j) with 3 or 4 dimensions.
-    bias float, added to the scaled scores, broadcasts to (b h i j). do (b h i e) is the cotangent of the output.
-    wrt names the inputs whose gradients are asked for. Values and strides are what the implementation will see.
+    q (b h i d), k (b g j d) and v (b g j e); or one shared head k (b j d) and v (b j e). All have one floating-point dtype.
+    mask: bool, True = may attend; key padding (b j), or 3 or 4 dimensions that broadcast to (b h i j).
+    bias: float, as wide as q or wider; added to the scaled scores; broadcasts to (b h i j).
+    causal: each query attends to keys up to its own position (chapter CAUSAL).
+    scale: multiplies q kᵀ; None for 1/√d.
+    dropout: the probability that a weight is dropped, if `training` is True.
+    do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
+
+    Raises ValueError, with what was found and what was expected, for inputs that are not one attention call.
     """
 
     q: Tensor
@@ -96,7 +101,7 @@ class Problem:
 
     @implements("ERROR-2", "ERROR-4")
     def __post_init__(self) -> None:
-        """Raise ValueError, with what was found and what was expected, for inputs that are not one attention call."""
+        """Raise ValueError unless the inputs are one attention call."""
         if self.q.ndim != 4 or self.k.ndim not in (3, 4) or self.v.ndim != self.k.ndim:
             raise ValueError(f"expected q (b h i d) with k, v (b g j d) or (b j d); found {self._shapes('q', 'k', 'v')}")
         same = (
@@ -167,28 +172,28 @@ class Problem:
 
     @property
     def shared(self) -> bool:
-        """True where keys and values are one 3-D head, (b j d)."""
+        """True if keys and values are one 3-D head, k (b j d) and v (b j e)."""
         return self.k.ndim == 3
 
     @property
     def dtype(self) -> torch.dtype:
-        """The storage dtype of queries."""
+        """The dtype of q, k, v and the output."""
         return self.q.dtype
 
     def replace(self, **changes: Any) -> Problem:
-        """The same problem with some fields changed."""
+        """The same problem with some fields changed. Raises ValueError if they no longer fit together."""
         return dataclasses.replace(self, **changes)
 
     def inputs(self) -> dict[str, Tensor]:
-        """The tensors that are given to the implementation, by name."""
+        """The tensors that the implementation gets, by name: all but the cotangent."""
         return {name: x for name in TENSORS[:-1] if (x := getattr(self, name)) is not None}
 
     def given(self) -> dict[str, Any]:
-        """The options that are more than their defaults, by name."""
+        """The options that differ from their defaults, by name."""
         return {name: value for name, own in OPTIONS.items() if own.given(value := getattr(self, name))}
 
     def to_bytes(self) -> bytes:
-        """The problem as bytes, its memory as it is; see :func:`attnspec.spec.memory.to_bytes`."""
+        """The problem as bytes, with the memory and strides of its tensors; see :func:`attnspec.spec.memory.to_bytes`."""
         from attnspec.spec.memory import to_bytes
 
         return to_bytes(self)
@@ -201,11 +206,11 @@ class Problem:
         return from_bytes(data)
 
 
-# Each option of a call by name, in the order of the fields.
+# The options of a call by name, in the order of the fields.
 OPTIONS: dict[str, Option] = {
     f.name: dataclasses.replace(f.metadata["option"], tensor="Tensor" in str(f.type))
     for f in dataclasses.fields(Problem)
     if "option" in f.metadata
 }
 SCALARS = tuple(name for name, own in OPTIONS.items() if own.feature and not own.tensor)  # options that are one value
-TENSORS = tuple(f.name for f in dataclasses.fields(Problem) if "Tensor" in str(f.type))  # the cotangent is the last
+TENSORS = tuple(f.name for f in dataclasses.fields(Problem) if "Tensor" in str(f.type))  # the cotangent comes last

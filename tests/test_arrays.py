@@ -21,7 +21,7 @@ from attnspec.conformance.problems import array as arrays
 from attnspec.conformance.problems.array import array, core_rows
 from attnspec.conformance.problems.arrays import make
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.coverage import Space, share_in_words
 from attnspec.conformance.problems.extension import Extension
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
@@ -284,8 +284,8 @@ def test_coverage_is_counted_one_by_one() -> None:
         assert space.reached(some, strength)[0] == len(held)
     assert space.reached([], 2)[0] == 0
     assert space.reached([Case(j=77)], 1)[0] == len(LEVELS) - 1
-    assert said(7, 7, "pairs") == "all 7 pairs"
-    assert said(999_999, 1_000_000, "pairs") == "999999 of 1000000 pairs (99.9 %)"
+    assert share_in_words(7, 7, "pairs") == "all 7 pairs"
+    assert share_in_words(999_999, 1_000_000, "pairs") == "999999 of 1000000 pairs (99.9 %)"
 
 
 def test_a_run_says_what_it_covered() -> None:

@@ -5,14 +5,19 @@ import datetime
 import io
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from judging import judge
 
 from attnspec.adapters import ResolveError, resolve
 from attnspec.conformance import check
+from attnspec.conformance.known.draft import toml_comment, toml_string
+from attnspec.conformance.known.entry import KEYS, table
 from attnspec.conformance.known.file import read
 from attnspec.conformance.known.issues import Issue
 from attnspec.conformance.known.region import Region
@@ -231,6 +236,13 @@ def test_what_a_run_leaves_out_is_said_and_no_error(tmp_path):
         ({"expiry": '"2999-01-01"'}, "expiry is missing"),
         ({"clause": '"CAUSAL-99"'}, "unknown clause 'CAUSAL-99'"),
         ({"clause": "7"}, "clause: write text in quotes"),
+        ({"clause": None}, "entry 1: clause is missing; write it as a failure names it"),
+        ({"region": "7"}, "region: write text in quotes"),
+        ({"reason": "7"}, "reason: write text in quotes"),
+        ({"torch": '"2.13"'}, 'torch: write the versions in which it was seen, torch = ["2.13"]'),
+        ({"expiry": "2999-01-01T00:00:00"}, "expiry is missing; write a date"),
+        ({"pinned": "[]"}, "pinned is missing; copy what a failure prints after --case"),
+        ({"pinned": "[3]"}, "pinned is missing; copy what a failure prints after --case"),
         ({"region": None}, "region is missing"),
         ({"region": '"causal and i >> j"'}, "region: not a condition"),
         ({"region": '"causal and i > j"'}, "its pinned problem i=3,causal=True is not in its own region, causal and i > j"),
@@ -247,6 +259,12 @@ def test_a_file_that_says_too_little_is_refused(changes, message, tmp_path):
     with pytest.raises(ResolveError, match="--known-issues ") as error:
         check(right, known_issues=write(tmp_path, **{"name": "right", **changes}), **QUICK)
     assert message in str(error.value)
+
+
+def test_the_keys_of_the_page_are_those_that_are_read():
+    page = (HERE.parent / "docs" / "known-issues.md").read_text(encoding="utf-8")
+    assert f"\n\n{table()}\n\n" in page
+    assert {field.name for field in fields(Issue)} - {"number"} == KEYS.keys()
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
@@ -323,6 +341,17 @@ def test_a_draft_is_toml_whatever_stands_in_it(tmp_path):
     read = tomllib.loads((tmp_path / "draft.toml").read_text(encoding="utf-8"))
     assert read["implementation"] == adapter.name
     assert read["issue"][0]["found"] == found.replace("\ud800", "\ufffd")
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(
+    st.text(
+        st.sampled_from("\"'\\\n\r\t\x00\x1b\x7f\x85\u2028#=\ud800\udfff\uffff \U0001f600a") | st.characters(exclude_categories=())
+    )
+)
+def test_every_string_comes_back_from_toml(text):
+    written = f"{toml_comment(text)}\nx = {toml_string(text)}  {toml_comment(text)}\n".encode().decode()
+    assert tomllib.loads(written) == {"x": re.sub("[\ud800-\udfff]", "\ufffd", text)}
 
 
 def test_what_is_asked_again_leaves_nothing_in_the_run(tmp_path):

@@ -145,7 +145,7 @@ def test_the_matrix_counts_what_it_did_not_stop_and_sees_what_got_worse(matrix, 
     read = matrix.read(path)
     assert list(read) == ["dies", "lives", "hangs", "honest.tiled", "honest.eager"]
     page = matrix.markdown({"smoke": read}, [])
-    assert "1 of 3 mutants are stopped" in page
+    assert "stops 1 of 3 mutants" in page
     assert "False alarms: 1 on 2 honest kernels: honest.eager" in page
     stored = {"smoke": matrix.summary(read)}
     assert matrix.check(stored, {"smoke": read}) == [f"smoke: {name} is gone" for name in ("dies", "hangs", "lives")]

@@ -87,9 +87,22 @@ def test_what_can_not_be_checked_is_refused() -> None:
     problem = plain()
     with pytest.raises(ValueError, match="dq can't be checked: the problem has not a cotangent"):
         check_answer(problem, right(problem), dq=problem.q)
-    with pytest.raises(ValueError, match=r"^accuracy 'E': there are "):
+    with pytest.raises(ValueError, match=r"^accuracy 'E': choose from R, A, "):
         check_answer(problem, right(problem), accuracy="E")
 
 
 def test_the_strategy_is_one_of_hypothesis() -> None:
     assert isinstance(strategies.problems(), st.SearchStrategy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float8"}, r"^dtype 'float8': choose from float32, "),
+        ({"offers": ("mha", "sliding")}, r"^offers names unknown sliding; choose from .*\bmha\b"),
+    ],
+    ids=["dtype", "offers"],
+)
+def test_an_unknown_option_of_the_strategy_is_told_with_those_to_choose_from(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        strategies.problems(**options)

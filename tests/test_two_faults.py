@@ -191,7 +191,7 @@ def padding_of_one_and_no_root(q, k, v, mask=None, scale=None):
 
 def test_with_no_time_left_what_a_test_made_is_put_to_a_fault_that_may_be_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """An item of length zero was called EMPTY-1 where two other faults meet in it."""
-    monkeypatch.setattr(Explainer, "exhausted", property(lambda self: sum(known.named for known in self.explained) > 1))
+    monkeypatch.setattr(Explainer, "exhausted", property(lambda self: sum(known.has_name for known in self.explained) > 1))
     options = ("--impl-dtypes=float32", "--explain-budget=200")
     outcome = judge("test_two_faults.padding_of_one_and_no_root", *options, "--clauses=SCALE-1,MASK-2,EMPTY-1")
     assert {"SCALE-1", "MASK-2"} <= set(outcome.broken()) <= {"SCALE-1", "MASK-2", "MASK-3"}
@@ -279,7 +279,7 @@ def test_with_no_time_left_nothing_is_blamed_that_has_no_part_in_it(name: str, c
     explainer, met = Explainer(subject), Case.parse(case)
     explainer.purse.spent["explaining"] = explainer.purse.budget
     (by,) = explainer.explain(met, subject.judgement(met).findings[0])
-    assert (by.explained.clause, by.explained.reduced, by.explained.met) == (clause, False, [met])
+    assert (by.explained.clause, by.explained.reduced, by.explained.failed_on) == (clause, False, [met])
 
 
 def test_a_reduction_that_ends_early_leaves_no_trait_that_has_no_part_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,11 +31,11 @@ OFF = {name: OPTIONS[name].default for name in SCALARS if OPTIONS[name].default 
 
 
 class ResolveError(Exception):
-    """--impl names nothing that can be tested. The message says what was found and what to do."""
+    """--impl, or another option, names nothing that the suite can test. The message says what it found, and what to do."""
 
 
 class UnknownSignature(ResolveError):
-    """A signature that no convention covers; an adapter of ten lines does."""
+    """No convention covers this signature. `resolve` adds an adapter of ten lines to the message."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors.options import beside
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.choosing import must_follow_a_choice
@@ -14,11 +15,6 @@ from attnspec.conformance.testing.outcomes import NotApplicable, may_answer, mus
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.spec import twin
 from attnspec.spec.words import OUTPUTS
-
-
-def options(case: Case) -> bool:
-    """A mask or a bias is given too."""
-    return case.mask != "none" or case.bias != "none"
 
 
 @clause("CAUSAL-1")
@@ -34,7 +30,7 @@ def test_one_alignment_for_all_lengths(subject: Subject, case: Case) -> None:
 
 
 @clause("CAUSAL-4")
-@agrees(*OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys and options(case), causal=True)
+@agrees(*OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys and beside(case), causal=True)
 def test_the_same_alignment_beside_other_options(subject: Subject, case: Case) -> None:
     """Lengths that differ, with masks and biases."""
 
@@ -113,7 +109,7 @@ def _on_edges(subject: Subject, case: Case, lengths: list[tuple[int, int]]) -> N
 
 
 @clause("CAUSAL-6")
-@agrees(*OUTPUTS, offering=("causal",), where=options, causal=True)
+@agrees(*OUTPUTS, offering=("causal",), where=beside, causal=True)
 def test_mask_and_causal_both_hold(subject: Subject, case: Case) -> None:
     """In the way in which the convention says both, with every form of mask and bias."""
 
@@ -121,7 +117,7 @@ def test_mask_and_causal_both_hold(subject: Subject, case: Case) -> None:
 @clause("CAUSAL-2", "CAUSAL-3")
 @on_cases(
     offering=("causal",),
-    where=lambda case: case.i > 1 and not options(case) and case.layout == "contiguous",
+    where=lambda case: case.i > 1 and not beside(case) and case.layout == "contiguous",
     causal=True,
     wrt="none",
 )

@@ -33,17 +33,17 @@ def readable(subject: Subject, case: Case, rate: float, j: int = 16, i: int = 11
     return Problem(q, k, v, dropout=rate, training=True, do=do, wrt=("q", "k", "v") if do is not None else (), **options)  # type: ignore[arg-type]
 
 
-def asked(subject: Subject, problem: Problem, seed: int = 1) -> tuple[object, np.ndarray]:
+def answer_and_mask(subject: Subject, problem: Problem) -> tuple[object, np.ndarray]:
     """The answer, and the keep mask that its output shows."""
-    answer = must_answer(subject, problem, Within(seed=seed))
+    answer = must_answer(subject, problem, Within(seed=1))
     return answer, to_float64(answer.o) != 0
 
 
-def judged(subject: Subject, problem: Problem, outputs: tuple[str, ...], what: str) -> None:
+def must_follow_its_mask(subject: Subject, problem: Problem, outputs: tuple[str, ...], what: str) -> None:
     """The outputs must be what the keep mask, read out of the same answer, makes them."""
     if not is_right(subject, calm := problem.replace(dropout=0.0)):
         raise NotApplicable  # wrong without dropout: another clause says so
-    answer, keep = asked(subject, problem)
+    answer, keep = answer_and_mask(subject, problem)
     seen = subject.solve(calm).forward.visible
     exact = subject.solve(problem, keep | ~seen)
     findings = subject.judge(answer, exact).of(outputs)  # type: ignore[arg-type]
@@ -62,14 +62,14 @@ def judged(subject: Subject, problem: Problem, outputs: tuple[str, ...], what: s
 def test_kept_probabilities_are_scaled_up(subject: Subject, case: Case) -> None:
     """Each output element is zero or P/(1−r)."""
     for rate in (0.1, 0.5, 0.9):
-        judged(subject, readable(subject, case, rate), ("o",), f"rate {rate}")
+        must_follow_its_mask(subject, readable(subject, case, rate), ("o",), f"rate {rate}")
 
 
 @clause("DROPOUT-1")
 @once("dropout", "causal")
 def test_dropout_and_causal(subject: Subject, case: Case) -> None:
     """What causal hides is not counted as dropped, and no weight goes there."""
-    judged(subject, readable(subject, case, 0.3, causal=True), ("o",), "rate 0.3, causal")
+    must_follow_its_mask(subject, readable(subject, case, 0.3, causal=True), ("o",), "rate 0.3, causal")
 
 
 @clause("DROPOUT-1")
@@ -80,7 +80,7 @@ def test_dropout_and_a_mask(subject: Subject, case: Case) -> None:
     mask = (
         torch.arange(problem.j, device=subject.device) % 5 != torch.arange(problem.b, device=subject.device)[:, None]
     ).contiguous()
-    judged(subject, problem.replace(mask=mask), ("o", *GRADIENTS), "rate 0.3, with a mask")
+    must_follow_its_mask(subject, problem.replace(mask=mask), ("o", *GRADIENTS), "rate 0.3, with a mask")
 
 
 @clause("DROPOUT-1")
@@ -89,7 +89,7 @@ def test_dropout_and_a_bias(subject: Subject, case: Case) -> None:
     """A bias belongs to the scores, and dropout to what follows."""
     problem = readable(subject, case, 0.3)
     bias = torch.linspace(-1, 1, problem.i * problem.j).to(problem.q).view(problem.i, problem.j)
-    judged(
+    must_follow_its_mask(
         subject,
         problem.replace(bias=bias.expand(problem.b, problem.h, -1, -1).contiguous()),
         ("o", *GRADIENTS),
@@ -102,9 +102,9 @@ def test_dropout_and_a_bias(subject: Subject, case: Case) -> None:
 def test_backward_uses_the_mask_of_forward(subject: Subject, case: Case) -> None:
     """All gradients follow from the keep mask that the output shows, within one block of keys and over several."""
     for rate, j in ((0.2, 16), (0.6, 40), (0.4, 128)):
-        judged(subject, readable(subject, case, rate, j), GRADIENTS, f"rate {rate}, {j} keys")
+        must_follow_its_mask(subject, readable(subject, case, rate, j), GRADIENTS, f"rate {rate}, {j} keys")
     if subject.offers("causal"):
-        judged(subject, readable(subject, case, 0.3, causal=True), GRADIENTS, "rate 0.3, causal")
+        must_follow_its_mask(subject, readable(subject, case, 0.3, causal=True), GRADIENTS, "rate 0.3, causal")
 
 
 @clause("DROPOUT-3")
@@ -137,7 +137,7 @@ def test_each_probability_is_dropped_on_its_own(subject: Subject, case: Case) ->
     """The rate, in all and in each batch item, head, row and column; independence of neighbours, blocks and calls."""
     rate = 0.3
     problem = readable(subject, case, rate, 128, 33).replace(do=None, wrt=())
-    _, keep = asked(subject, problem)
+    _, keep = answer_and_mask(subject, problem)
     must_answer(subject, problem, Within(seed=1))
     again = to_float64(must_answer(subject, problem).o) != 0
     count(problem, keep, 1 - rate, "kept")

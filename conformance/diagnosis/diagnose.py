@@ -60,19 +60,7 @@ def diagnose(
     def right(case: Case) -> bool:
         return (seen := seen_in(case)) is not None and not seen.scope
 
-    alone = any(right(wide) for case in cases[:1] for wide in finer(case, subject, False)[:-1])
-    calm = as_case(problem).biases not in ENORMOUS  # then what fails there fails without them, too
-    first = (calmer(case) if calm else case for case in cases[:1])
-    further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
-    evidence: list[Asked] = []
-    evidence += [x for case in (*first, *further) for x in finer(case, subject, alone)]
-    evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
-    # Copies are made when they are asked for: most failures need none.
-    others: list[Asked] = [partial(shuffled, problem, seed) for seed in range(6)]
-    made: list[Asked] = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
-    if made and cases and right(cases[0]):
-        cases, evidence = [], []  # it is the test that makes it fail
-    evidence = [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
+    evidence = _evidence(subject, problem, cases, met, right)
 
     @cache
     def seen_at(n: int) -> Seen | None:
@@ -90,6 +78,25 @@ def diagnose(
     return _diagnose(seen_at, evidence, MISTAKES, before)
 
 
+def _evidence(
+    subject: Subject, problem: Problem, cases: list[Case], met: Problem | None, right: Callable[[Case], bool]
+) -> list[Asked]:
+    """What a mistake has to explain, the problem itself first. right: whether a case by itself is answered rightly."""
+    alone = any(right(wide) for case in cases[:1] for wide in finer(case, subject, False)[:-1])
+    calm = as_case(problem).biases not in ENORMOUS  # then what fails there fails without them, too
+    first = (calmer(case) if calm else case for case in cases[:1])
+    further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
+    evidence: list[Asked] = []
+    evidence += [x for case in (*first, *further) for x in finer(case, subject, alone)]
+    evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
+    # Copies are made when they are asked for: most failures need none.
+    others: list[Asked] = [partial(shuffled, problem, seed) for seed in range(6)]
+    made: list[Asked] = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
+    if made and cases and right(cases[0]):
+        cases, evidence = [], []  # it is the test that makes it fail
+    return [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
+
+
 def _diagnose(
     seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], among: Iterable[str], others: Sequence[str] = ()
 ) -> Diagnosis | None:
@@ -98,6 +105,18 @@ def _diagnose(
     What fails by another fault, too, is no evidence: where one of the mistakes `others`, found already, gives what is wrong or
     is part of it, or in its output where the problem itself is wrong in its gradients alone.
     """
+    alive, against, asked = _weighed(seen_at, evidence, among, others)
+    cost = _costs(alive, against, asked)
+    if not cost:
+        return None
+    best = (names_to_print(cost) or tuple(cost))[0]
+    return Diagnosis(cost, place(best, seen_at(0)), asked, not any(one.spared for one in alive[best]))
+
+
+def _weighed(
+    seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], among: Iterable[str], others: Sequence[str]
+) -> tuple[dict[str, list[Fit]], dict[str, float], int]:
+    """The mistakes that explain it all, and how well; how much speaks against each; how many problems were evidence for them."""
     started, cases = spent(), any(isinstance(this, Case) for this in evidence)
     alive: dict[str, list[Fit]] | None = None
     against: dict[str, float] = {}
@@ -123,35 +142,33 @@ def _diagnose(
             continue
         alive = {name: [*(alive or {}).get(name, []), fits[name]] for name in fits if alive is None or name in alive}
         asked += 1
-    if not alive:
-        return None
+    return alive or {}, against, asked
+
+
+def _costs(alive: dict[str, list[Fit]], against: dict[str, float], asked: int) -> dict[str, float]:
+    """What each of the mistakes costs that may be named, the cheapest first."""
     late = all(any(one.late for one in fits) for fits in alive.values())
+
+    def may_be_named(name: str, fits: list[Fit]) -> bool:
+        speaks, digits = against.get(name, 0.0), sum(one.digits for one in fits)
+        close = (
+            not name.startswith(ROUNDED) or np.mean([one.near for one in fits]) >= CLOSE
+        )  # beside these any rounding is as small
+        of_few = asked < FEW and bool(speaks or any(one.spared for one in fits) or MISTAKES[name].special)
+        opposed = 2 * speaks >= max(asked, 2)  # not less than half as many problems speak against it
+        return bool(digits >= CERTAIN and (late or not any(one.late for one in fits)) and close and not opposed and not of_few)
+
     cost = {
         name: against.get(name, 0.0)
         + float(np.mean([one.spared for one in fits]))
         + SPECIAL * MISTAKES[name].special
         + COARSE * MISTAKES[name].coarse
         for name, fits in alive.items()
-        if sum(one.digits for one in fits) >= CERTAIN
-        and (late or not any(one.late for one in fits))
-        and (not name.startswith(ROUNDED) or np.mean([one.near for one in fits]) >= CLOSE)  # beside these any rounding is as small
-        and 2 * against.get(name, 0.0) < max(asked, 2)  # less than half as many problems speak against it
-        and (asked >= FEW or not (against.get(name) or any(one.spared for one in fits) or MISTAKES[name].special))
+        if may_be_named(name, fits)
     }
-    if not cost:
-        return None
-    cost = dict(sorted(cost.items(), key=lambda item: item[1]))
-    best = (names_to_print(cost) or tuple(cost))[0]
-    those = alive.get(best, [])
-    return Diagnosis(cost, place(best, seen_at(0)), asked, not any(one.spared for one in those))
+    return dict(sorted(cost.items(), key=lambda item: item[1]))
 
 
 def _by_others(seen: Seen, others: Sequence[str]) -> bool:
     """Whether mistakes that are known give what is wrong, or may be part of it."""
     return bool(screen(seen, others)) or any(touches(name, seen) for name in others)
-
-
-# CHOICES
-
-
-# WORDS

@@ -57,13 +57,13 @@ class Explainer(Recognizer):
         for known in alike:
             accounts = self._accounts_for(known, case, finding, chapter=chapter)
             if accounts:
-                known.met.append(case)
+                known.failed_on.append(case)
                 return (By(known, True),)
             unclear = unclear or (known if accounts is None else None)
         for known in self._alike(case, finding, in_any_form=True) if unclear is None else ():
             accounts = self._accounts_for(known, case, finding, chapter=chapter)
             if accounts:
-                known.met.append(case)
+                known.failed_on.append(case)
                 return (By(known, True),)
             if accounts is None and (case.biases in ENORMOUS or self._spared(known, chapter, finding)):
                 unclear = unclear or known
@@ -101,7 +101,7 @@ class Explainer(Recognizer):
             if replace(known.case, numbers=smallest.numbers) == smallest and known.finding.likeness == finding.likeness:
                 self._doubt(known, met)
                 return By(known, bool(self._accounts_for(known, met, finding)))
-        explained = replace(self._explain(smallest, finding, met), met=[met])
+        explained = replace(self._explain(smallest, finding, met), failed_on=[met])
         with self.purse.timed("simplifying"):
             explained = self.simplify(explained)
         for known in self.explained:
@@ -126,7 +126,7 @@ class Explainer(Recognizer):
         clause = blame(left, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         if ask and self._by_address(finding, problem):
             clause, finding = "PURITY-5", replace(finding, message=BY_ADDRESS)
-        explained = Explained(clause, left, finding, problem, exact, met=[case], reduced=False)
+        explained = Explained(clause, left, finding, problem, exact, failed_on=[case], reduced=False)
         self.explained.append(explained)
         return By(explained, False)
 
@@ -187,21 +187,21 @@ class Explainer(Recognizer):
         nameless = finding.of_numbers and not finding.hint and explained.diagnosis is None and explained.by_case
         if not nameless or not self._names() or self.purse.used():
             return None
-        return self.diagnose(explained.problem, explained.exact, finding, explained.met, at_last=True)
+        return self.diagnose(explained.problem, explained.exact, finding, explained.failed_on, at_last=True)
 
     def reduce(self, case: Case, finding: Finding, own: Callable[[Case], bool] = anything) -> Case:
         """The simplest case of the clause's own that still fails in the same way, by greedy descent over its factors.
 
         And for which no failure accounts that was explained before. The smallest cases that the clause has come first.
         """
-        another = self._told(case, finding) is False
+        another = self._a_mistake_gives(case, finding) is False
 
         def alike(trial: Case) -> bool:
             return self.found_again(case, finding, own, trial) is not None
 
         def apart(trial: Case) -> bool:
             found = self.found_again(case, finding, own, trial)
-            return found is not None and not self._told(trial, found)
+            return found is not None and not self._a_mistake_gives(trial, found)
 
         smallest = self._descend(case, own, alike)
         return self._descend(case, own, apart) if another and not apart(smallest) else smallest

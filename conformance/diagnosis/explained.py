@@ -46,7 +46,7 @@ class Explained:
     exact: Exact | None  # None where the problem is none that the reference would take
     by_case: bool = True  # False where the test made the problem itself
     margin: np.ndarray | None = None  # where two calls are compared: by how much they may differ, inf where they may at all
-    met: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
+    failed_on: list[Case] = field(default_factory=list)  # the cases that failed so, the first first
     spared: set[str] = field(default_factory=set)  # traits of the case, and factors, that cases had not which were reduced to it
     diagnosis: Diagnosis | None = None
     earlier: tuple[Problem, ...] = ()  # the calls after which it is seen, and not before
@@ -62,7 +62,7 @@ class Explained:
         return self.clause, *self.finding.likeness
 
     @property
-    def named(self) -> bool:
+    def has_name(self) -> bool:
         """Whether a mistake is known that gives exactly these numbers."""
         return self.diagnosis is not None and bool(self.diagnosis.best)
 
@@ -82,7 +82,7 @@ class Explained:
 
     def spare(self, met: Case) -> None:
         """Learn from a case that was reduced to this one what the fault does not need, where no name says what it is."""
-        if not self.named:
+        if not self.has_name:
             has = met.traits()
             missing = self.case.traits() - has
             self.spared.update(missing, {factor(trait) for trait in missing} - {factor(trait) for trait in has})

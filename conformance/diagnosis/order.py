@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,8 +69,7 @@ def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs:
     if not _alike(problem, first):
         return None
 
-    def wrong(which: Problem) -> bool:
-        return bool(subject.judge(subject.run(which), subject.solve(which)).of(outputs))
+    wrong = partial(_wrong, subject, outputs)
 
     def in_new_shapes(more: int) -> tuple[Problem, Problem]:
         one, other = (_more_items(x, 11 + more) if x.causal else _repeated(x, 3 + more, 5 + more) for x in (problem, first))
@@ -93,10 +93,7 @@ def kept_by_address(subject: Subject, problem: Problem, outputs: tuple[str, ...]
 
     What an earlier call left is then found by the address of its memory, which was freed and is in use again.
     """
-
-    def wrong(which: Problem) -> bool:
-        return bool(subject.judge(subject.run(which), subject.solve(which)).of(outputs))
-
+    wrong = partial(_wrong, subject, outputs)
     if not wrong(problem):
         return False
     elsewhere = [surrounded(problem, number, shown) for number, shown in in_memory(problem.dtype)]
@@ -105,6 +102,11 @@ def kept_by_address(subject: Subject, problem: Problem, outputs: tuple[str, ...]
     del held
     # Three times more, so that what is wrong now and then is hardly taken for it.
     return right and all(wrong(problem) for _ in range(3))
+
+
+def _wrong(subject: Subject, outputs: tuple[str, ...], problem: Problem) -> bool:
+    """Whether one of the outputs is wrong now."""
+    return bool(subject.judge(subject.run(problem), subject.solve(problem)).of(outputs))
 
 
 def _memory_of_scores(problem: Problem) -> list[Tensor]:

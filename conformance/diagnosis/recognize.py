@@ -91,7 +91,7 @@ class Recognizer:
                 needs -= LENGTHS
             has = needs <= traits | factors
             if in_any_form:
-                has = (known.named or self.exhausted) and {factor(need) for need in needs} <= factors
+                has = (known.has_name or self.exhausted) and {factor(need) for need in needs} <= factors
             if known.by_address or (same and has and self._beside(known, case)):
                 yield known
 
@@ -156,7 +156,7 @@ class Recognizer:
         seen = look(self.subject, self.subject.problem(bare))  # what would not show there may be made there all the same
         return seen is None or any(shows(name, seen) for name in known.diagnosis.best)
 
-    def _told(self, case: Case, finding: Finding) -> bool | None:
+    def _a_mistake_gives(self, case: Case, finding: Finding) -> bool | None:
         """Whether a mistake that explained a failure before gives the numbers of this problem, whatever else the two share.
 
         None where that is not known. Another choice is no mistake: who follows it may round otherwise, too.
@@ -165,7 +165,7 @@ class Recognizer:
             self._accounts_for(known, case, finding)
             for known in self.explained
             if finding.of_numbers and known.finding.of_numbers and not known.finding.hint and self._beside(known, case)
-            if known.named
+            if known.has_name
         ]
         return True if any(accounts) else None if None in accounts else False
 
@@ -174,7 +174,7 @@ class Recognizer:
 
         Where nothing explains it, it may be met in more ways than its case shows, and is not reduced again and again.
         """
-        known.met.append(met)  # what was said of it may not explain this: it is weighed again at the end
+        known.failed_on.append(met)  # what was said of it may not explain this: it is weighed again at the end
         self._doubtful[id(known)] += 1
         if self._doubtful[id(known)] >= DOUBTS:
             known.spare(met)

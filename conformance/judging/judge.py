@@ -23,7 +23,7 @@ from attnspec.spec import Problem
 from attnspec.spec.words import INPUT_OF, FindingKind
 
 
-def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) -> Judgement:
+def judge(answer: Answer, exact: Exact, class_: str) -> Judgement:
     """Compare an answer with the exact one, within the bound of an accuracy class."""
     problem = exact.problem
     if answer.changed:
@@ -38,7 +38,7 @@ def judge(answer: Answer, exact: Exact, class_: str, *, gradients: bool = True) 
     tolerance = exact.tolerance(class_)
     findings, worst, exempt, elements = [], {}, 0, 0
     got = {"o": answer.o}
-    if gradients and problem.do is not None and end is None:
+    if problem.do is not None and end is None:
         for name, gradient in answer.gradients.items():
             x = getattr(problem, INPUT_OF[name])
             misfit = form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from attnspec.adapters import ResolveError
 from attnspec.conformance.diagnosis.explained import Explained
+from attnspec.conformance.known.entry import TODO
 from attnspec.conformance.known.region import NUMBERS, WORDS, Region
 from attnspec.conformance.problems.case import IN_WORDS, OPTIONS, Case
 from attnspec.conformance.problems.reduce import simpler
@@ -27,7 +28,7 @@ class Failed:
     relation: str  # the test that found two answers to contradict each other; '' where one was compared with the reference
     variant: str
     device: str
-    met: str
+    seen_on: str
     clause: str
     smallest: str
     key: tuple[str, ...]
@@ -80,24 +81,24 @@ class Draft:
         for x in self.bad:
             if decides(x.clause):
                 faults[x.clause, x.key, x.found, x.variant, x.device].append(x)
-        text = [f"# A draft, from {_on_a_line(command)}. attnspec refuses it until you replace each TODO.", ""]
-        text += [f"implementation = {_quoted(implementation)}", ""]
+        text = [toml_comment(f"A draft, from {command}. attnspec refuses it until you replace each {TODO}."), ""]
+        text += [f"implementation = {toml_string(implementation)}", ""]
         for (clause, _, found, variant, device), failures in faults.items():
-            lines = ["[[issue]]", f'clause = "{clause}"  # {index()[clause].title}']
+            lines = ["[[issue]]", f'clause = "{clause}"  {toml_comment(index()[clause].title)}']
             if found:
-                lines.append(f"found = {_quoted(found)}")
-                cases = [Case.parse(x.met) for x in failures]
+                lines.append(f"found = {toml_string(found)}")
+                cases = [Case.parse(x.seen_on) for x in failures]
             else:
                 lines += self._region(failures)
                 cases = [Case.parse(x.smallest) for x in failures]
             pins: dict[str, str] = {}
             for case in cases:
-                pins.setdefault(case.dtype, _quoted(case.token() if case.token() != "simplest" else f"dtype={case.dtype}"))
+                pins.setdefault(case.dtype, toml_string(case.token() if case.token() != "simplest" else f"dtype={case.dtype}"))
             lines.append(f"pinned = [{', '.join(pins.values())}]")
             if several:
-                lines += [f"variant = {_quoted(variant)}", f"device = {_quoted(device.split(':')[0])}"]
+                lines += [f"variant = {toml_string(variant)}", f"device = {toml_string(device.split(':')[0])}"]
             expiry = datetime.date.today() + VALID
-            text += [*lines, 'reason = "TODO"', 'url = "TODO"', 'owner = "TODO"', f"expiry = {expiry}", ""]
+            text += [*lines, *(f'{key} = "{TODO}"' for key in ("reason", "url", "owner")), f"expiry = {expiry}", ""]
         if not faults:
             text.append("# No failure of this run decides the exit code.")
         self.path.write_text("\n".join(text), encoding="utf-8")
@@ -105,13 +106,13 @@ class Draft:
     def _region(self, failures: list[Failed]) -> list[str]:
         """The line of the region, with what it can't separate. What is one step simpler than a reduced case has passed, too."""
         where = {(x.relation, x.variant, x.device) for x in failures}
-        bad = {token for x in failures for token in (x.met, x.smallest)}
-        good = {token for *place, token in self.good if tuple(place) in where} - {x.met for x in self.bad}
+        bad = {token for x in failures for token in (x.seen_on, x.smallest)}
+        good = {token for *place, token in self.good if tuple(place) in where} - {x.seen_on for x in self.bad}
         inside, outside = [Case.parse(token) for token in bad], [Case.parse(token) for token in good]
         tried = {case for x in failures for case in simpler(Case.parse(x.smallest))} - set(inside)
         region = guess(inside, [*outside, *tried])
         left = sum(region(case) for case in outside)
-        lines = [f"region = {_quoted(region.text)}"]
+        lines = [f"region = {toml_string(region.text)}"]
         if left:
             lines.insert(0, f"# {left} problems in this region passed, {len(inside)} failed: no condition tells them apart")
         return lines
@@ -145,7 +146,7 @@ def _conditions(failing: Iterable[Case]) -> list[str]:
         if len(several) == 1:
             plain.append(f'{name} == "{several[0]}"')
         elif len(several) <= len(levels) // 2:
-            plain.append(f"{name} in ({', '.join(_quoted(level) for level in several)})")
+            plain.append(f"{name} in ({', '.join(toml_string(level) for level in several)})")
     for name in ("j", "i", "d", "e", "h", "g", "b"):
         sizes = [NUMBERS[name](case) for case in cases]
         plain += [f"{name} == {sizes[0]}"] if len(set(sizes)) == 1 else [f"{name} >= {min(sizes)}", f"{name} <= {max(sizes)}"]
@@ -156,7 +157,11 @@ def _conditions(failing: Iterable[Case]) -> list[str]:
     return plain
 
 
-def _quoted(text: str) -> str:
+# tomli-w would be one more package for these lines: it writes no comments, and a draft speaks to its reader in comments; it
+# escapes a region's own quotes; and half of a surrogate pair, which an exception's text may hold, ends it.
+
+
+def toml_string(text: str) -> str:
     """A TOML string: literal where it can be, so that a region's own quotes need no backslash."""
     if "'" not in text and text.isprintable() and '"' in text:
         return f"'{text}'"
@@ -173,9 +178,9 @@ def _escaped(letter: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def _on_a_line(text: str) -> str:
-    """For a comment, which ends at the end of its line and can hold no control characters."""
-    return "".join(x if x.isprintable() else " " for x in text)
+def toml_comment(text: str) -> str:
+    """A comment, which ends at the end of its line and can hold no control characters."""
+    return "# " + "".join(x if x.isprintable() else " " for x in text)
 
 
 def new_file(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import torch
 
 from attnspec.adapters import ResolveError
-from attnspec.conformance.known.issues import TEXTS, Issue, KnownIssues
+from attnspec.conformance.known.entry import checked
+from attnspec.conformance.known.issues import Issue, KnownIssues
 from attnspec.conformance.known.region import Region, RegionError
 from attnspec.conformance.problems.case import Case
 from attnspec.spec import index
-
-KEYS = ("clause", "region", "found", "pinned", *TEXTS, "expiry", "device", "variant", "backend", "torch")
 
 
 def read(path: Path, names: set[str]) -> KnownIssues:
@@ -57,51 +55,31 @@ def _same(one: str, other: str) -> bool:
 
 def _issue(number: int, entry: Any) -> Issue:
     """One entry. Raises ValueError with what is missing or wrong."""
-    if not isinstance(entry, dict):
-        raise ValueError("write each issue as a table, [[issue]]")
-    strange = [key for key in entry if key not in KEYS]
-    if strange:
-        raise ValueError(f"unknown key {', '.join(strange)}; choose from {', '.join(KEYS)}")
-    pins = entry.get("pinned")
-    pins = [pins] if isinstance(pins, str) else pins
-    texts = {name: entry.get(name, "") for name in ("clause", *TEXTS, "found", "device", "variant", "backend")}
-    wrong = [name for name, value in texts.items() if not isinstance(value, str)]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)}: write text in quotes")
-    if texts["clause"] not in index():
-        raise ValueError(f"unknown clause {texts['clause']!r}")
-    for name in TEXTS:
-        if not texts[name].strip() or "TODO" in texts[name]:
-            or_none = ' (or url = "none known")' if name == "url" else ""
-            raise ValueError(f"{name} is missing; write it, because nobody else can{or_none}")
-    expiry = entry.get("expiry")
-    if not isinstance(expiry, datetime.date) or isinstance(expiry, datetime.datetime):
-        raise ValueError("expiry is missing; write a date, expiry = 2027-06-30")
-    if not isinstance(pins, list) or not pins or not all(isinstance(x, str) for x in pins):
-        raise ValueError('pinned is missing; copy what a failure prints after --case, pinned = "i=2,j=5,causal=True"')
-    pinned = tuple(Case.parse(token) for token in pins)
-    if not entry.get("region") and not texts["found"]:
+    given = checked(entry)
+    if given["clause"] not in index():
+        raise ValueError(f"unknown clause {given['clause']!r}")
+    pins = given["pinned"]
+    pinned = tuple(Case.parse(token) for token in ([pins] if isinstance(pins, str) else pins))
+    region, found = given.get("region"), " ".join(given.get("found", "").split())
+    if not region and not found:
         raise ValueError('region is missing; write which problems it covers, region = "causal and i > j"')
+    where = _region(region, pinned) if region else None
+    if given.get("device"):
+        try:
+            torch.device(given["device"])
+        except RuntimeError:
+            raise ValueError(f"unknown device {given['device']!r}: torch has no device of that name") from None
+    read = {"pinned": pinned, "region": where, "found": found, "torch": tuple(given.get("torch", ()))}
+    return Issue(number=number, **{**given, **read})
+
+
+def _region(text: str, pinned: tuple[Case, ...]) -> Region:
+    """The region, in which the pinned problems must lie."""
     try:
-        region = Region.parse(entry["region"]) if entry.get("region") else None
+        region = Region.parse(text)
     except RegionError as error:
         raise ValueError(f"region: {error}") from None
-    outside = [case.token() for case in pinned if region is not None and not region(case)]
+    outside = [case.token() for case in pinned if not region(case)]
     if outside:
-        raise ValueError(f"its pinned problem {'; '.join(outside)} is not in its own region, {region.text if region else ''}")
-    if texts["device"]:
-        try:
-            torch.device(texts["device"])
-        except RuntimeError:
-            raise ValueError(f"unknown device {texts['device']!r}: torch has no device of that name") from None
-    versions = entry.get("torch", [])
-    if not isinstance(versions, list) or not all(isinstance(x, str) for x in versions):
-        raise ValueError('torch: write the versions in which it was seen, torch = ["2.13"]')
-    return Issue(
-        number=number,
-        torch=tuple(versions),
-        pinned=pinned,
-        expiry=expiry,
-        region=region,
-        **{**texts, "found": " ".join(texts["found"].split())},
-    )
+        raise ValueError(f"its pinned problem {'; '.join(outside)} is not in its own region, {region.text}")
+    return region

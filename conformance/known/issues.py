@@ -18,8 +18,6 @@ from attnspec.conformance.known.region import Region
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 
-TEXTS = ("reason", "url", "owner")
-
 
 @dataclass(frozen=True)
 class Issue:

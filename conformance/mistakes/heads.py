@@ -35,13 +35,13 @@ enter("first_kv_head", "all query heads use key/value head 0", lambda x: of_firs
 enter("first_item", "all batch items use the keys and values of item 0", lambda x: of_first_kv(x, 0))
 
 
-def kv_at(x: Kernel, head: Array, keys: bool = True, values: bool = True) -> Wrong:
-    """Query head n uses keys and values of head[n]; None where those are its own."""
+def kv_at(x: Kernel, head: Array, keys: bool = True) -> Wrong:
+    """Query head n uses values and, if `keys`, keys of head[n]; None where those are its own."""
     if np.array_equal(head, x.kv_head) or x.k.ndim == 3:
         return None
-    k, v = (a[:, head if other else x.kv_head] for a, other in ((x.k, keys), (x.v, values)))
+    k, v = x.k[:, head if keys else x.kv_head], x.v[:, head]
     wrong = x.on(k=k, v=v)
-    for name, a, at in (("dk", x.k, head if keys else x.kv_head), ("dv", x.v, head if values else x.kv_head)):
+    for name, a, at in (("dk", x.k, head if keys else x.kv_head), ("dv", x.v, head)):
         if name in wrong:
             total = np.zeros_like(a)
             for n, g in enumerate(at):
@@ -56,13 +56,12 @@ def other_map(x: Kernel) -> Array:
     return n % x.g if x.dialect.head_grouping == "blocked" else n // max(x.h // x.g, 1)
 
 
-def of_item(x: Kernel, step: int, keys: bool = True) -> Wrong:
+def of_item(x: Kernel, step: int) -> Wrong:
     """Keys and values of the batch item beside."""
     if x.b == 1:
         return None
-    k, v = (np.roll(x.k, step, 0) if keys else x.k), np.roll(x.v, step, 0)
-    wrong = x.on(k=k, v=v)
-    return wrong | {n: np.roll(wrong[n], -step, 0) for n in wrong.keys() & ({"dk", "dv"} if keys else {"dv"})}
+    wrong = x.on(k=np.roll(x.k, step, 0), v=np.roll(x.v, step, 0))
+    return wrong | {n: np.roll(wrong[n], -step, 0) for n in wrong.keys() & {"dk", "dv"}}
 
 
 special(

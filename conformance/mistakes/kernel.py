@@ -21,12 +21,12 @@ from attnspec.spec import Dialect, Problem
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
 
 
-def weights(s: Array, pivot: Array | float | None = None, summed: Callable[[Array], Array] = lambda e: e) -> Array:
-    """Softmax with another maximum or row sum, in the range of float32; 0 where nothing is seen."""
+def weights(s: Array, pivot: Array | float | None = None) -> Array:
+    """Softmax with another maximum, in the range of float32; 0 where nothing is seen."""
     m = s.max(-1, keepdims=True) if pivot is None else pivot
     e = np.exp(s - np.where(np.isfinite(m), m, 0.0))
     e = np.where(e > 3.4e38, inf, np.where(e < 1e-45, 0.0, e))
-    total = summed(e).sum(-1, keepdims=True)
+    total = e.sum(-1, keepdims=True)
     return e / np.where(total == 0, 1.0, total)
 
 

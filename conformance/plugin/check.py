@@ -1,7 +1,7 @@
 """The suite as a function: `check(attend).raise_for_failures()`, in a notebook or in another project's test.
 
-The tests are called one by one in this process, not through a pytest of their own, so a call may stand inside a running
-pytest session, objects need no name that a command line could say, and nothing is written unless it is asked for.
+It calls the tests one by one in this process, and starts no pytest. So you can call it inside a running pytest session and hand
+it objects that have no name on a command line, and it writes files only if you ask for them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from attnspec.conformance.plugin.options import OPTIONS, loaded, make_run
 from attnspec.conformance.report import header as head
 from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
+from attnspec.conformance.run.rerun import Call
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing.clause import tests_of
 from attnspec.conformance.testing.pinned import ask_pinned
@@ -37,13 +36,14 @@ from attnspec.spec import index
 
 @dataclass(frozen=True)
 class Result:
-    """What the suite said of an implementation. `str()` of it is what the command line shows.
+    """What the suite found. `str()` of it is what the command line shows.
 
-    verdicts: one entry for each clause, dtype, variant and device, with the number of problems for each verdict.
-    failures: the broken clauses that decide, each shown once, with clause, dtype, variant, device, text and case.
-    held: the strictest accuracy class that no right answer left, one entry for each variant, device and dtype; "not A" where A was
-    not held.
-    errors: faults of the suite itself, which say nothing about the implementation, and of the file of known issues.
+    verdicts: an entry for each clause, dtype, variant and device, with the number of problems by verdict.
+    failures: the broken clauses that decide, each once, with clause, dtype, variant, device, text and case.
+    held: an entry for each variant, device and dtype, with the strictest accuracy class that all right answers held; "not A" if
+    they did not hold A.
+    errors: faults of the suite itself, which say nothing about the implementation, and faults in the file of known issues.
+    notes, header, summary: the other lines that the command line shows.
     """
 
     name: str
@@ -55,18 +55,18 @@ class Result:
     header: tuple[str, ...] = field(repr=False)
     summary: tuple[str, ...] = field(repr=False)
     judged: int  # problems that passed or failed, known issues among them
-    exit: int  # the exit code that the command line would end with
-    incomplete: tuple[str, ...]  # what was not reached, and why
-    silent: str  # why nothing can be said, where nothing was judged
+    exit: int  # the exit code of the same run on the command line
+    incomplete: tuple[str, ...]  # what the run did not reach, and why
+    silent: str  # why the run says nothing, if it judged nothing
 
     @property
     def ok(self) -> bool:
-        """True where the command line would end with 0: answers were judged, and nothing that decides is broken or not reached."""
+        """True if the exit code is 0: answers were judged, and every clause that decides was reached and is not broken."""
         return self.exit == 0
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """The clauses that failures name, in the order of the text."""
+        """The ids of the clauses that failures name, in the order of the spec."""
         names = {failure.clause for failure in self.failures}
         return tuple(id_ for id_ in index() if id_ in names)
 
@@ -84,7 +84,7 @@ class Result:
         return "\n".join(parts)
 
     def raise_for_failures(self) -> Result:
-        """This result where it is ok. Raises AssertionError, with the failures and the headline, where it is not."""
+        """Return this result if it is ok. Raises AssertionError, with the failures and the headline, if it is not."""
         if self.ok:
             return self
         headline = [line for line in self.summary if line.startswith(("INCOMPLETE", "MUST clauses", "broken", "SHOULD"))]
@@ -118,39 +118,61 @@ def check(
     search: bool = True,
     repros: bool = False,
 ) -> Result:
-    """Ask the suite about an implementation. Raises ResolveError or ValueError where there is nothing to ask.
+    """Run the suite on an implementation, and return what it found.
 
-    impl is a function, a class or a module in one of the known calling conventions, an adapter or its class, or a name as
-    --impl takes it. The options are those of the command line (`pytest --help`), as Python values: a dialect is a mapping or
-    "canonical", dtypes and device may be torch's own. With repros=True the scripts of failures are written, as there.
+    impl: a function, a class or a module in one of the known calling conventions, an adapter or its class, or a name as --impl
+    takes it. kwargs: constructor arguments of a class. The other options are those of the command line (`pytest --help`), as Python
+    values: dialect is a mapping or "canonical"; dtypes and device may be torch's own; budget and explain_budget are in seconds.
+    search=False is --no-search. repros=True writes the scripts of failures, as the command line does.
 
-    Working directory, sys.path, random states and torch's defaults are afterwards what they were; a module or an adapter
-    that is handed over is copied, so its mode, its device and its declarations stay its own.
+    Raises ResolveError or ValueError if there is nothing to ask: impl can't be found or called, or an option has no such value.
+
+    Afterwards working directory, sys.path, random states and torch's defaults are what they were before. The suite works on a copy
+    of a module or an adapter, so the mode, the device and the declarations of yours do not change.
     """
+    options = _options(locals())
+    with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
+        record = Record(Path(verdicts) if verdicts is not None else None)
+        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
+        run = make_run(options.__getitem__, adapters, record)
+        if not isinstance(impl, str):
+            given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
+            run.rerun = Call(adapters[0].name.rpartition(".")[2], given)
+        run.repros = repros
+        arguments = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
+        run.invocation = (
+            f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in arguments.items()) + ")"
+        )
+        return _run_tests(run)
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of check() as the command line would give them. Raises ValueError for a word that it has not."""
+    impl, device, dialect = given["impl"], given["device"], given["dialect"]
     options = {
         "--impl": impl if isinstance(impl, str) else None,
-        "--impl-kwargs": ",".join(f"{key}={value!r}" for key, value in (kwargs or {}).items()),
+        "--impl-kwargs": ",".join(f"{key}={value!r}" for key, value in (given["kwargs"] or {}).items()),
         "--impl-device": [str(x) for x in ([device] if isinstance(device, str | torch.device) else device)] or None,
-        "--impl-dtypes": ",".join(str(x).removeprefix("torch.") for x in _listed(dtypes)) or None,
-        "--without": ",".join(_listed(without)),
-        "--tier": tier,
-        "--budget": budget,
-        "--explain-budget": explain_budget,
+        "--impl-dtypes": ",".join(str(x).removeprefix("torch.") for x in _listed(given["dtypes"])) or None,
+        "--without": ",".join(_listed(given["without"])),
+        "--tier": given["tier"],
+        "--budget": given["budget"],
+        "--explain-budget": given["explain_budget"],
         "--dialect": [dialect] if isinstance(dialect, str) and dialect else [f"{k}={v}" for k, v in dict(dialect or {}).items()],
-        "--accuracy": accuracy,
-        "--clauses": ",".join(_listed(clauses)),
-        "--spec": spec,
-        "--case": case,
-        "--attnspec-seed": seed,
-        "--enforce-should": enforce_should,
-        "--allow-incomplete": allow_incomplete,
-        "--few-shapes": few_shapes,
-        "--show": show,
-        "--verdicts": str(verdicts) if verdicts is not None else None,
-        "--known-issues": str(known_issues) if known_issues is not None else None,
-        "--inherited": inherited,
+        "--accuracy": given["accuracy"],
+        "--clauses": ",".join(_listed(given["clauses"])),
+        "--spec": given["spec"],
+        "--case": given["case"],
+        "--attnspec-seed": given["seed"],
+        "--enforce-should": given["enforce_should"],
+        "--allow-incomplete": given["allow_incomplete"],
+        "--few-shapes": given["few_shapes"],
+        "--show": given["show"],
+        "--verdicts": str(given["verdicts"]) if given["verdicts"] is not None else None,
+        "--known-issues": str(given["known_issues"]) if given["known_issues"] is not None else None,
+        "--inherited": given["inherited"],
         "--write-known-issues": None,
-        "--no-search": not search,
+        "--no-search": not given["search"],
         "--shard": None,
         "--isolate": False,
         "--in-process": True,
@@ -161,24 +183,26 @@ def check(
         choices = settings.get("choices")
         if choices and options[name] not in (None, *choices):
             raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
-    with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
-        record = _Telling(Path(verdicts) if verdicts is not None else None)
-        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
-        given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
-        record.retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
-        run = make_run(options.__getitem__, adapters, record)
-        run.repros = repros
-        told = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
-        run.asked = f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in told.items()) + ")"
-        return _asked(run)
+    return options
 
 
-def _asked(run: Run) -> Result:
+def _run_tests(run: Run) -> Result:
     """Every test of every subject in every dtype, and what came of it."""
     header = head.header(run)
     run.record.open(head.header_data(run))
-    errors: list[str] = []
-    tests = tests_of(run.clauses, run.spec)
+    errors = _ask(run)
+    run.note_at_the_end()
+    ask_pinned(run)
+    errors += run.known.errors
+    run.settle()
+    result = _result(run, header, errors)
+    run.close(result.exit)
+    return result
+
+
+def _ask(run: Run) -> list[str]:
+    """Ask it all; what failed in the suite itself."""
+    errors, tests = [], tests_of(run.clauses, run.spec)
     run.begin(test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes)
     for test in tests:
         for subject in run.subjects:
@@ -194,13 +218,13 @@ def _asked(run: Run) -> Result:
                     errors.append(
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
                     )
+    return errors
+
+
+def _result(run: Run, header: list[str], errors: list[str]) -> Result:
+    """What a run that has ended says."""
     record = run.record
-    run.note_at_the_end()
-    ask_pinned(run)
-    errors += run.known.errors
-    run.settle()
-    deciding = tuple(f for f in record.failures if run.decides(f.clause))
-    result = Result(
+    return Result(
         name=run.subjects[0].adapter.name,
         verdicts=tuple(
             {
@@ -210,7 +234,7 @@ def _asked(run: Run) -> Result:
             }
             for cell, counts in record.counts.items()
         ),
-        failures=deciding,
+        failures=tuple(f for f in record.failures if run.decides(f.clause)),
         notes=tuple(record.notes),
         errors=tuple(errors),
         held=tuple(
@@ -226,45 +250,9 @@ def _asked(run: Run) -> Result:
         incomplete=tuple(incomplete(run)),
         silent=nothing_judged(run),
     )
-    run.close(result.exit)
-    return result
 
 
 # WHAT IS SHOWN
-
-
-@dataclass(frozen=True)
-class _Retell:
-    """Says how a failure is asked again of an object, which has no name on a command line."""
-
-    name: str
-    given: Mapping[str, Any]  # options that re-run and first run share
-
-    def __call__(self, text: str) -> str:
-        text = text.replace("--inherited=note", 'inherited="note"')
-        text = re.sub(r"(?m)^(  but  .*), --dialect (\w+)=(\w+)$", r"\1, dialect={'\2': '\3'}", text)
-        return re.sub(r"(?m)^(  re-run    )pytest(.*) --clauses=(\S+) --case=(.+)$", self._call, text)
-
-    def _call(self, found: re.Match[str]) -> str:
-        start, words, clauses, case = found.groups()
-        slow = {"tier": "thorough"} if words.endswith(" --tier=thorough") else {}
-        arguments = slow | {name: x for name, x in self.given.items() if x} | {"clauses": clauses, "case": shlex.split(case)[0]}
-        said = "".join(f", {name}={value!r}" for name, value in arguments.items())
-        return f"{start}check({self.name}{said})"
-
-
-@dataclass
-class _Telling(Record):
-    """A record whose failures say how the function `check` asks again."""
-
-    retell: Callable[[str], str] | None = None
-
-    def fail(self, failure: Failure) -> None:
-        """Keep a failure, in the words of this module."""
-        if self.retell is not None:
-            failure.text = self.retell(failure.text)
-            failure.data["rerun"] = self.retell(f"  re-run    {failure.data['rerun']}").removeprefix("  re-run    ")
-        super().fail(failure)
 
 
 def _rule(title: str) -> str:

@@ -86,7 +86,7 @@ def run_of(config: pytest.Config) -> Any:
             adapter.close()
         raise
     run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
-    run.asked = command
+    run.invocation = command
     seed = config.getoption("--hypothesis-seed", None)
     if seed is not None:
         run.seed, run.seed_from = int(seed) if seed.isdecimal() else crc32(seed.encode()), "--hypothesis-seed"

@@ -10,7 +10,7 @@ import pytest
 
 
 @contextlib.contextmanager
-def kept(item: pytest.Item) -> Iterator[None]:
+def watch(item: pytest.Item) -> Iterator[None]:
     """Keep the statistics of a search where Hypothesis's plugin looks for those of its own tests."""
     from hypothesis.statistics import collector, describe_statistics
 

@@ -90,6 +90,6 @@ def _widths(adapter: Adapter) -> tuple[int, ...]:
     return tuple(x for x in some if x is not None) or tuple(adapter.widths)
 
 
-def said(held: int, total: int, what: str) -> str:
+def share_in_words(held: int, total: int, what: str) -> str:
     """In words: 'all 5000 pairs', '61234 of 98765 triples (62.0 %)', rounded down."""
     return f"all {total} {what}" if held == total else f"{held} of {total} {what} ({1000 * held // total / 10} %)"

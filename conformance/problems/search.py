@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import isfinite
@@ -16,6 +15,7 @@ from hypothesis.database import ExampleDatabase
 from hypothesis.errors import HypothesisException
 
 from attnspec.adapters import Adapter
+from attnspec.adapters.watch.spent import spent
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
 from attnspec.conformance.problems.factors import COST, LEVELS, OPEN_SIZES, alike
@@ -218,7 +218,7 @@ class Search:
                 self.asked[case] = self.ask(case)
             except Fails as found:
                 self.found, self.asked[case] = found, Asked(False)
-                self.trials, self.began = {case: True}, time.thread_time()
+                self.trials, self.began = {case: True}, spent()
                 return False
         right, share = self.asked[case]
         for trait in sorted(case.traits()):
@@ -231,7 +231,7 @@ class Search:
     def _alike(self, found: Fails, case: Case) -> bool:
         """Whether a trial of the shrinking is wrong in the same way; none is, once the time is up."""
         if case not in self.trials:
-            up = len(self.trials) > REDUCTIONS or time.thread_time() - self.began > found.seconds
+            up = len(self.trials) > REDUCTIONS or spent() - self.began > found.seconds
             self.trials[case] = not up and found.alike(case)
         if self.trials[case]:
             found.smallest = case

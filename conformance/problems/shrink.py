@@ -26,12 +26,12 @@ AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", "mask": "bhij", "bias": "bhij", "
 TOGETHER = (("b",), ("i", "j"), ("j",), ("i",), ("d", "e"), ("d",), ("e",))
 
 
-def shrink(problem: Problem, adapter: Adapter, fails: Callable[[Problem], bool], trials: int = TRIALS) -> Problem:
-    """Greedy descent: what can go goes, one thing after the other, until nothing can or `trials` were asked.
+def shrink(problem: Problem, adapter: Adapter, fails: Callable[[Problem], bool]) -> Problem:
+    """Greedy descent: what can go goes, one thing after the other, until nothing can or TRIALS were asked.
 
     What `fails` is asked needs nothing that the adapter does not offer. `problem` itself comes back where nothing simpler fails.
     """
-    whole, left = problem, trials
+    whole, left = problem, TRIALS
 
     def try_it(trial: Problem | None) -> bool:
         nonlocal left

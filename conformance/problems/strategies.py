@@ -1,4 +1,4 @@
-"""Problems that Hypothesis draws, for tests that are not ours: the public face of :mod:`search`."""
+"""Draws problems with Hypothesis for other people's tests: the public face of :mod:`search`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem
 from attnspec.spec.words import DTYPES, FEATURES
 
-NEVER_DRAWN = ("dropout", "module")  # its answer depends on a mask that nobody knows; it is no part of a problem
+NEVER_DRAWN = ("dropout", "module")  # dropout draws a mask that nobody knows; a module is not part of a problem
 
 
 def problems(
@@ -28,19 +28,23 @@ def problems(
     widths: Iterable[int] | None = None,
     device: str | torch.device = "cpu",
 ) -> st.SearchStrategy[Problem]:
-    """Attention problems: lengths, heads, masks, biases, layouts and numbers as the search of the suite draws them.
+    """A strategy of attention problems: lengths, heads, masks, biases, layouts and numbers as the search of the suite draws them.
 
-    offers: the features that your kernel has, of those of docs/adapter.md; nothing else is drawn (default: all but dropout).
-    With "backward" problems have a cotangent `do`, and `wrt` names the inputs whose gradients are asked for. causal: True or False
-    for all problems (default: both). max_len: the most queries and keys. widths: the widths of queries and keys that your kernel
-    takes (default: any). A problem shrinks to the simplest that still fails. Raises ValueError for an option that is not known.
+    offers: the features that your kernel has, of attnspec.adapters.FEATURES; no problem needs another (default: all but dropout).
+    With "backward" a problem has a cotangent `do` (b h i e), and `wrt` names the inputs whose gradients are asked for.
+    dtype: of q, k, v and do. causal: True or False for all problems (default: both).
+    max_len: the most queries, and the most keys (default: those of the suite).
+    widths: the widths d of queries and keys that your kernel takes (default: any). device: of all tensors.
+
+    A failing problem shrinks to the simplest that still fails. Raises ValueError for an unknown dtype or feature, for causal=True
+    without the feature causal, and for a max_len below 1.
     """
     name = str(dtype).removeprefix("torch.")
     wanted = frozenset(FEATURES.keys() - set(NEVER_DRAWN) if offers is None else offers)
     if name not in DTYPES:
-        raise ValueError(f"dtype {name!r}: there are {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {name!r}: choose from {', '.join(DTYPES)}")
     if wanted - FEATURES.keys():
-        raise ValueError(f"offers names {', '.join(sorted(wanted - FEATURES.keys()))}; there are {', '.join(FEATURES)}")
+        raise ValueError(f"offers names unknown {', '.join(sorted(wanted - FEATURES.keys()))}; choose from {', '.join(FEATURES)}")
     if causal and "causal" not in wanted:
         raise ValueError("causal=True, but offers does not name causal; add it")
     if max_len is not None and max_len < 1:
@@ -57,7 +61,7 @@ def problems(
 
 
 class _Problem:
-    """Makes a problem of a case. Hypothesis prints the call, with its case, in the place of tensors."""
+    """Makes a problem of a case. Hypothesis prints this call with its case, which is shorter than tensors."""
 
     def __init__(self, device: str, offers: frozenset[str]) -> None:
         names = ("q", "k", "v", "bias") if "bias_grad" in offers else ("q", "k", "v")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.folding import names_of
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.known.inherited import Origin
+from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.words import describe, describe_problem, summary
 from attnspec.conformance.report.repro import FOLDER, write
 from attnspec.conformance.run.run import Run
@@ -38,35 +40,28 @@ def failure(
     run: Run, subject: Subject, explained: Explained, test: str, other: Problem | None = None, origin: Origin | None = None
 ) -> Failure:
     """One broken clause, as it is shown, with its script and the command that asks again. origin: what it is inherited from."""
-    clause, finding, case = index()[explained.clause], explained.finding, explained.case
+    clause, case = index()[explained.clause], explained.case
+    asked, seen = problem_in_words(subject, explained), [visible(line) for line in found(explained, subject, run.show)]
+    diagnosis, names = names_of(explained)
+    path = _script(run, subject, explained, other) if run.repros else None
+    token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
+    thorough = run.tier.slow and not explained.by_case  # the test itself may be asked in that tier only
+    again = run.rerun.of(explained.asked_by or clause.id, token, thorough=thorough)
+
     lines = [f"{clause.id} · {clause.title} ({clause.level})", f"  {clause.sentence}"]
     lines += [f"      {line}" for line in clause.formula.splitlines()]
     where = f"  {subject.adapter.name}" + (f", {subject.adapter.variant}" if subject.adapter.variant else "")
-    lines += ["", f"{where} on {subject.device}"]
-    asked = problem_in_words(subject, explained)
-    seen = [visible(line) for line in found(explained, subject, run.show)]
-    lines.append(f"  problem   {asked}")
+    lines += ["", f"{where} on {subject.device}", f"  problem   {asked}"]
     written = numbers(explained)
     if written:
         lines.append(f"  numbers   {written}")
     lines += [f"  {'found':9} {line}" if n == 0 else f"            {line}" for n, line in enumerate(seen)]
-    if finding.hint:
-        lines.append(f"  but       this is exactly what {finding.hint} gives; if that is intended, --dialect {finding.hint}")
-    diagnosis, names = names_of(explained)
-    if diagnosis and not finding.hint:
-        lines.append(f"  because   {diagnosis}")
-    if origin is not None:
-        lines.append(f"  inherited from {origin}: the call runs no other kernel, and {origin.issue.backend} gives the same numbers")
-        lines.append("            --inherited=note accepts it; it is printed once")
-    path = _script(run, subject, explained, other) if run.repros else None
+    lines += _reasons(run, explained, diagnosis, origin)
     if path is not None:
         lines.append(f"  repro     python {path}")
     if not explained.reduced:
-        how = "in part" if explained.met and explained.case not in explained.met else "not"
+        how = "in part" if explained.failed_on and explained.case not in explained.failed_on else "not"
         lines.append(f"  reduced   {how}: the time for explanations was used up; --explain-budget=120 gives more")
-    token = case.token() if case.token() != "simplest" else f"dtype={case.dtype}"
-    tier = "" if explained.by_case or not run.tier.slow else " --tier=thorough"  # where the test itself is only asked there
-    again = f"{run.command}{tier} --clauses={explained.asked_by or clause.id} --case={shlex.quote(token)}"
     lines.append(f"  re-run    {again}")
     data = {
         "title": clause.title,
@@ -75,17 +70,7 @@ def failure(
         "formula": clause.formula,
         "asked": asked,
         "found": seen,
-        "output": finding.output,
-        "what": finding.kind,
-        "problem": summary(case),
-        "index": list(finding.index),
-        "got": finite(finding.got),
-        "expected": finite(finding.expected),
-        "bound": finite(finding.bound),
-        "ratio": finite(finding.ratio),
-        "outside": finding.outside,
-        "of": finding.total,
-        "hint": finding.hint,
+        **_finding_data(explained.finding, case),
         "diagnosis": diagnosis,
         "inherited": str(origin) if origin is not None else "",
         "test": test,
@@ -98,6 +83,36 @@ def failure(
     if not run.decides(clause.id):
         failure.remark = broken_should(failure, clause, explained)
     return failure
+
+
+def _reasons(run: Run, explained: Explained, diagnosis: str, origin: Origin | None) -> list[str]:
+    """Why it may be so: another choice, a known mistake, what it calls."""
+    hint, lines = explained.finding.hint, []
+    if hint:
+        lines.append(f"  but       this is exactly what {hint} gives; if that is intended, {run.rerun.choose(hint)}")
+    elif diagnosis:
+        lines.append(f"  because   {diagnosis}")
+    if origin is not None:
+        lines.append(f"  inherited from {origin}: the call runs no other kernel, and {origin.issue.backend} gives the same numbers")
+        lines.append(f"            {run.rerun.accept} accepts it; it is printed once")
+    return lines
+
+
+def _finding_data(finding: Finding, case: Case) -> dict[str, Any]:
+    """What was found on which problem, as a line of the verdict file says it."""
+    return {
+        "output": finding.output,
+        "what": finding.kind,
+        "problem": summary(case),
+        "index": list(finding.index),
+        "got": finite(finding.got),
+        "expected": finite(finding.expected),
+        "bound": finite(finding.bound),
+        "ratio": finite(finding.ratio),
+        "outside": finding.outside,
+        "of": finding.total,
+        "hint": finding.hint,
+    }
 
 
 def problem_in_words(subject: Subject, explained: Explained) -> str:

@@ -105,7 +105,7 @@ def header_data(run: Run) -> dict[str, Any]:
     return {
         "suite": __version__,
         "spec": SPEC_VERSION,
-        "command": run.asked or run.command,
+        "command": run.invocation or run.command,
         "tier": _tier(run),
         "seed": run.seed,
         "budget": run.budget,

@@ -72,6 +72,11 @@ def state():
 torch.rand(1)
 before = state()
 """
+STATE_AFTER = (
+    "changed = [name for name, value in state().items() if value != before[name]]",
+    'print("changed:", changed)',
+    "end(int(bool(changed)))",
+)
 LONGEST = 1 << 20  # elements of inputs up to which there is a script
 READABLE = 48  # elements up to which a tensor is written as numbers
 TENSOR = '''
@@ -243,11 +248,30 @@ def literal(x: Tensor) -> str:
 
 def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> list[str]:
     """The end of the script: exit 1 while the fault is there, 0 without it; nothing where no script can tell."""
-    finding, output, exact = explained.finding, explained.finding.output, explained.exact
+    finding, output, clause = explained.finding, explained.finding.output, explained.clause
     if finding.kind == "timeout":
         return []  # it would not end
-    if explained.clause == "PURITY-5" and finding.kind != "relation" and not explained.earlier:
+    if clause == "PURITY-5" and finding.kind != "relation" and not explained.earlier:
         return []  # which calls it takes is not known
+    compared = _compares(subject, explained, other)
+    if compared:
+        return compared
+    of_kind = {"type": _form, "shape": _form, "dtype": _form, "missing": _missing, "changed": _changed}
+    of_kind |= {"raised": _raised, "crash": _raised}
+    if finding.kind in of_kind and not (finding.of_gradient and of_kind[finding.kind] is _form):
+        return ["", *of_kind[finding.kind](explained)]
+    if clause in ("ERROR-2", "ERROR-4"):
+        return ["", f"print({finding.message!r})", "end(1)"]
+    if clause == "PURITY-3":
+        return ["", *STATE_AFTER]
+    if clause == "PURITY-2" and output == "call":
+        return ["", *_shares_memory(subject, explained.problem)]
+    return []  # counts of what was drawn
+
+
+def _compares(subject: Subject, explained: Explained, other: Problem | None) -> list[str]:
+    """Compare numbers: with the exact answer, or with that of a second call. Nothing where the failure is not one of numbers."""
+    finding, output, exact = explained.finding, explained.finding.output, explained.exact
     if finding.of_numbers and exact is not None and output in exact.values:
         tolerance = exact.tolerance(subject.required_class(str(explained.problem.dtype)[6:]))
         expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, output)
@@ -255,49 +279,46 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
         return ["", f'name, got = "{output}", {output}', f"expected = {_float(expected)}", f"bound = {_float(bound)}", CHECK]
     if other is not None and explained.margin is not None and (output != "call" or explained.clause == "ERROR-5"):
         shown = "o" if output == "call" else output
-        return [
-            "",
-            f'name, got, expected = "{shown}", {shown}_2, {shown}.detach().cpu().double()',
-            f"bound = {_float(explained.margin)}",
-            CHECK,
-        ]
-    shape, dtype = (explained.problem.b, explained.problem.h, explained.problem.i, explained.problem.e), explained.problem.dtype
-    if finding.kind in ("type", "shape", "dtype") and not finding.of_gradient:
-        return [
-            "",
-            'print("output", type(o), getattr(o, "shape", ""), getattr(o, "dtype", ""))',
-            f"end(int(not (isinstance(o, torch.Tensor) and o.shape == {shape} and o.dtype == {dtype})))",
-        ]
-    if finding.kind == "missing":
-        return ["", f"print({finding.message!r})", f"end(int({output} is None))"]
-    if finding.kind == "changed":
-        names = [name for name in explained.problem.inputs() if name in finding.message.split()]
-        return ["", f"print({finding.message!r})", f"# compare {', '.join(names)} before and after the call", "end(1)"]
-    if finding.ended:
-        return ["", 'print("answered", getattr(o, "shape", o))', "end(0)"]
-    if explained.clause in ("ERROR-2", "ERROR-4"):
-        return ["", f"print({finding.message!r})", "end(1)"]
-    if explained.clause == "PURITY-3":
-        return [
-            "",
-            "changed = [name for name, value in state().items() if value != before[name]]",
-            'print("changed:", changed)',
-            "end(int(bool(changed)))",
-        ]
-    if explained.clause == "PURITY-2" and output == "call":
-        arguments = subject.adapter.script(explained.problem).arguments
-        first: dict[int, str] = {}
-        given = {p: first.setdefault(id(x), p) if isinstance(x, Tensor) else repr(x) for p, x in arguments.items()}
-        again, tensors = ", ".join(f"{p}={x}" for p, x in given.items()), ", ".join(first.values())
-        return [
-            "",
-            f"again = attend({again})",
-            "memory = o.untyped_storage().data_ptr()",
-            f"shared = [x.untyped_storage().data_ptr() == memory for x in ({tensors}, again)]",
-            f'print("the output shares its memory with {tensors}, or the next output:", shared)',
-            "end(int(any(shared)))",
-        ]
-    return []  # counts of what was drawn
+        names = f'name, got, expected = "{shown}", {shown}_2, {shown}.detach().cpu().double()'
+        return ["", names, f"bound = {_float(explained.margin)}", CHECK]
+    return []
+
+
+def _form(explained: Explained) -> list[str]:
+    problem = explained.problem
+    shape, dtype = (problem.b, problem.h, problem.i, problem.e), problem.dtype
+    return [
+        'print("output", type(o), getattr(o, "shape", ""), getattr(o, "dtype", ""))',
+        f"end(int(not (isinstance(o, torch.Tensor) and o.shape == {shape} and o.dtype == {dtype})))",
+    ]
+
+
+def _missing(explained: Explained) -> list[str]:
+    return [f"print({explained.finding.message!r})", f"end(int({explained.finding.output} is None))"]
+
+
+def _changed(explained: Explained) -> list[str]:
+    message = explained.finding.message
+    names = [name for name in explained.problem.inputs() if name in message.split()]
+    return [f"print({message!r})", f"# compare {', '.join(names)} before and after the call", "end(1)"]
+
+
+def _raised(explained: Explained) -> list[str]:
+    return ['print("answered", getattr(o, "shape", o))', "end(0)"]
+
+
+def _shares_memory(subject: Subject, problem: Problem) -> list[str]:
+    first: dict[int, str] = {}
+    arguments = subject.adapter.script(problem).arguments
+    given = {p: first.setdefault(id(x), p) if isinstance(x, Tensor) else repr(x) for p, x in arguments.items()}
+    again, tensors = ", ".join(f"{p}={x}" for p, x in given.items()), ", ".join(first.values())
+    return [
+        f"again = attend({again})",
+        "memory = o.untyped_storage().data_ptr()",
+        f"shared = [x.untyped_storage().data_ptr() == memory for x in ({tensors}, again)]",
+        f'print("the output shares its memory with {tensors}, or the next output:", shared)',
+        "end(int(any(shared)))",
+    ]
 
 
 def _float(x: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from attnspec.conformance.diagnosis.folding import fold
-from attnspec.conformance.problems.coverage import Space, said
+from attnspec.conformance.problems.coverage import Space, share_in_words
 from attnspec.conformance.run.ending import incomplete
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
@@ -71,7 +71,7 @@ def table(run: Run) -> list[str]:
 def covered(subject: Subject) -> str:
     """Combinations of levels in the cases that were compared with the reference, of those that can be asked of the subject."""
     space = Space.of(subject.adapter, subject.dtypes)
-    reached = [said(*space.reached(subject.compared, n), what) for n, what in ((2, "pairs"), (3, "triples"))]
+    reached = [share_in_words(*space.reached(subject.compared, n), what) for n, what in ((2, "pairs"), (3, "triples"))]
     return f"{' and '.join(reached)} of the levels that it offers, in {len(subject.compared)} problems"
 
 

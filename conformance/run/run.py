@@ -21,6 +21,7 @@ from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
+from attnspec.conformance.run.rerun import Rerun, Shell
 from attnspec.conformance.run.shapes import few, fewer, note_of_fallbacks
 from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
@@ -34,7 +35,7 @@ from attnspec.spec import index
 class Run:
     """State of a run, made from the options; tests reach it through the fixture `run`."""
 
-    command: str  # what re-runs it, without --case
+    command: str  # what re-runs all of it
     subjects: list[Subject]
     tier: Tier = TIERS["standard"]
     seed: int = 0
@@ -58,7 +59,7 @@ class Run:
     explain_budget: float = EXPLAIN_BUDGET  # seconds for all explanations
     enough: int = 3  # failures that one test shows before it asks no further
     show: str | None = None  # "hex": numbers of failures to the bit
-    asked: str = ""  # the full command, as it was given
+    invocation: str = ""  # the full command, as it was given
     asking: str = ""  # clause and case that the run is at
     home: Path = field(default_factory=Path.cwd)  # where the scripts of failures go, wherever a kernel changes to
     until: float = float("inf")  # when the test that is asked must let others ask
@@ -71,6 +72,10 @@ class Run:
     _rows: dict[int, list[Case]] = field(default_factory=dict)
     _explainers: dict[tuple[int, str], Explainer] = field(default_factory=dict)
     _purses: list[Purse] = field(default_factory=list)
+    rerun: Rerun = field(init=False)  # how a failure is asked again
+
+    def __post_init__(self) -> None:
+        self.rerun = Shell(self.command)
 
     @property
     def out_of_time(self) -> bool:
@@ -146,7 +151,7 @@ class Run:
             repros=False,
         )
 
-    def met(self, key: tuple[Any, ...], dtype: str) -> bool:
+    def has_met(self, key: tuple[Any, ...], dtype: str) -> bool:
         """Whether a failure with this key was met before in this dtype."""
         return (*key, dtype) in self._shown
 
@@ -215,12 +220,12 @@ class Run:
         for n, (explainer, explained, failure) in enumerate(self.explained):
             diagnosis = explainer.name_at_last(explained)
             if diagnosis is None:
-                if len(explained.met) < 2 or explained.diagnosis is None or explainer.exhausted:
+                if len(explained.failed_on) < 2 or explained.diagnosis is None or explainer.exhausted:
                     continue
-                diagnosis = explainer.diagnose(explained.problem, explained.exact, explained.finding, explained.met)
+                diagnosis = explainer.diagnose(explained.problem, explained.exact, explained.finding, explained.failed_on)
             explained = replace(explained, diagnosis=diagnosis)
             failure.diagnosis, failure.names = names_of(explained)
-            self.explained[n] = (explainer, replace(explained, met=explained.met[:1]), failure)
+            self.explained[n] = (explainer, replace(explained, failed_on=explained.failed_on[:1]), failure)
 
     def settle(self) -> None:
         """Say of each failure what it is and which fault it belongs to; put them in order, and note the broken SHOULDs.

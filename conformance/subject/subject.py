@@ -118,7 +118,7 @@ class Subject:
     def begin(self, problem: Problem, within: Within = PLAINLY) -> Callable[[], Answer]:
         """Ask; what is returned gives the answer, once it is there. Until then something else can be done."""
         self.calls, self.under_way = self.calls + 1, (time.monotonic(), problem)
-        later = self.named(problem, lambda asked: self.adapter.begin(asked, within if within != PLAINLY else self.around))
+        later = self.ask_traceably(problem, lambda asked: self.adapter.begin(asked, within if within != PLAINLY else self.around))
 
         def answer() -> Answer:
             got = later()
@@ -130,7 +130,7 @@ class Subject:
 
         return answer
 
-    def named(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
+    def ask_traceably(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
         """What `ask` returns of a problem. A crash or a hang in it shows what was asked.
 
         Its traceback holds no values, but it does hold the names of files.

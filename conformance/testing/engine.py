@@ -32,7 +32,7 @@ from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge, there_was_memory
 from attnspec.conformance.testing.plan import Plan
 from attnspec.conformance.testing.rows import restricted, rows
-from attnspec.conformance.testing.telling import Telling, verdict_of
+from attnspec.conformance.testing.telling import ClausesBroken, Telling, verdict_of
 from attnspec.conformance.verdicts.lines import Why
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import index
@@ -53,7 +53,7 @@ class Asking(Telling):
         self._seen: set[Case] = set()  # all that were to be asked
         self._case: Case | None = None  # that is being asked
         self._drawn = False  # it was drawn by the search
-        self._held = True  # whether the last one was right, or not judged
+        self._last_right = True  # whether the last one was right, or not judged
         self._found: Fails | None = None  # what Hypothesis is shrinking
         self._began = time.monotonic()
         self._started = self._ended = False
@@ -113,7 +113,7 @@ class Asking(Telling):
             self._count(Verdict.NOT_RUN, int(not self.passed), reason, Why.INTERRUPTION)
             self.run.record.interrupt(f"{reason}, before all of its problems were tested")
         if self.shown:
-            pytest.fail("\n\n".join([*self.shown, str(error)]), pytrace=False)
+            raise ClausesBroken(self.shown, str(error))
 
     @contextlib.contextmanager
     def _kept(self, case: Case, finding: Finding) -> Iterator[None]:
@@ -167,7 +167,7 @@ class Asking(Telling):
             for found in self.run.search(
                 self.subject,
                 self.dtype,
-                lambda case: self._asked(case, ask),
+                lambda case: self._outcome_of(case, ask),
                 lambda case: self.plan.narrow(case, self.subject),
                 self.test.__name__,
                 examples,
@@ -184,14 +184,14 @@ class Asking(Telling):
         finally:
             self._drawn = False
 
-    def _asked(self, case: Case, ask: Callable[[Case], bool]) -> Asked:
+    def _outcome_of(self, case: Case, ask: Callable[[Case], bool]) -> Asked:
         """What came of a drawn case. Raises Stop where enough failures are shown, and Fails where one is new."""
         if not self._ask(case, ask):
             raise Stop
         compared = self.plan.comparison and self.subject.remembers(case)
         worst = self.subject.judgement(case).worst if compared else {}
         shares = [worst[output] for output in self.plan.outputs if output in worst]
-        return Asked(self._held, max(shares, default=None))
+        return Asked(self._last_right, max(shares, default=None))
 
     def _shrunk(self, found: Fails) -> bool:
         """Tell a failure that is new: that of a row at once, that of a drawn case when Hypothesis has shrunk it."""
@@ -234,10 +234,10 @@ class Asking(Telling):
             self._count(Verdict.NOT_RUN, left, reason, Why.ENDINGS)
 
     def _count_outcome(self, case: Case, ask: Callable[[Case], bool]) -> None:
-        self._held = True
+        self._last_right = True
         try:
-            self._held = ask(case)
-            if self._held:
+            self._last_right = ask(case)
+            if self._last_right:
                 self.passed += 1
                 self._count(Verdict.PASS, 1)
                 self.run.draft.passed("" if self.plan.comparison else self.test.__name__, self.subject, case)
@@ -335,7 +335,7 @@ class Asking(Telling):
             self._report(case, known.explained)
             self._fails_by(case, (known,))
             return False
-        if self._told():
+        if self._seen_broken():
             self.run.record.count(self._cell(self.main.id), verdict_of(broken.finding))
             self.again[self.main.id] = self.again.get(self.main.id, 0) + 1
             return False
@@ -425,10 +425,10 @@ class Asking(Telling):
         outputs = (broken.finding.output,) if broken.finding.of_gradient else ("o",)
         return wrong_by_itself(self.subject, broken.problem, broken.earlier[-1], outputs)
 
-    def _told(self) -> bool:
+    def _seen_broken(self) -> bool:
         """Whether this clause decides nothing and was already seen broken: most kernels break one, and to reduce it costs more."""
         own = ("told", self.main.id, self.subject.label, self.subject.device)
-        return not self.run.decides(self.main.id) and self.run.met(own, self.dtype)
+        return not self.run.decides(self.main.id) and self.run.has_met(own, self.dtype)
 
     def _breaks(self, case: Case) -> Broken | None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,17 @@ from attnspec.conformance.report.failure import failure as failure_of
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.lines import Share, Why
-from attnspec.conformance.verdicts.record import Cell
+from attnspec.conformance.verdicts.record import Cell, Failure
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import Problem, index
+
+
+class ClausesBroken(pytest.fail.Exception):  # type: ignore[name-defined, misc]  # pytest adds it to the function fail
+    """How a test ends that shows failures. They come along, so nobody needs to read a text to know which clauses are broken."""
+
+    def __init__(self, failures: Sequence[Failure], *more: str) -> None:
+        super().__init__("\n\n".join([*(failure.shown for failure in failures), *more]), pytrace=False)
+        self.broken = tuple(dict.fromkeys(failure.clause for failure in failures))
 
 
 def verdict_of(finding: Finding) -> Verdict:
@@ -44,7 +52,7 @@ class Telling:
         self.passed = self.refused = 0
         self.unasked = False  # the time was up before every problem of the first round was asked
         self.reason = ""
-        self.shown: list[str] = []  # texts of failures that this test is the first to show
+        self.shown: list[Failure] = []  # those that this test is the first to show
         self.again: dict[str, int] = {}  # clause → problems that fail by a failure already shown
         self.others: Counter[str] = Counter()  # clause → problems that fail by it, and say nothing of this test's clauses
         self.excused: dict[str, int] = {}  # clause → problems that fail by a known issue
@@ -105,7 +113,7 @@ class Telling:
         if above and origin is not None:  # what is inherited is shown once; which of them that is, the end of the run says
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
         elif self.run.decides(broken.id):
-            self.shown.append(failure.shown)
+            self.shown.append(failure)
 
     def _measure(self) -> None:
         """Keep the worst of the right answers, and the class that was held. A wrong answer counts where it is blamed."""
@@ -124,7 +132,7 @@ class Telling:
 
     def _end(self) -> None:
         if self.shown:
-            pytest.fail("\n\n".join(self.shown), pytrace=False)
+            raise ClausesBroken(self.shown)
         fail_by = {**self.others, **self.again}
         if fail_by:
             pytest.skip("not judged: " + ", ".join(f"{n} of its problems already fail {id_}" for id_, n in fail_by.items()))

@@ -1,4 +1,4 @@
-"""What a run has found: the verdict file, its reader, its gates and its pages. Nothing here imports torch."""
+"""The verdict file of a run: its writer, its reader, its gates and its pages. Nothing here imports torch."""
 
 from attnspec.conformance.verdicts.lines import VerdictError, Verdicts, read
 

@@ -1,11 +1,11 @@
-"""The verdict file: JSON lines, written as they come, read back, and counted.
+"""The verdict file: writes its JSON lines as they come, reads them back, and counts them.
 
-A header, then lines of kind cell, accuracy, failure and note, and at the end a footer. `verdicts.schema.json`, beside this
-module, says what each holds. A cell is written again whenever a test has added to it, and its last line holds; when the run
-has ended the file is put in order, so that each cell has one line. Any prefix of whole lines can be read. What has no footer
-is not complete, and everybody who reads a file says so.
+The file has a header, then lines of kind cell, accuracy, failure and note, and at the end a footer. `verdicts.schema.json`, beside
+this module, says what each line holds. A test that adds to a cell writes it again; the last line of a cell holds. At its end a run
+puts the file in order, with one line for each cell. Any prefix of whole lines can be read. A file without a footer is incomplete,
+and everything that reads a file says so.
 
-Nothing in here needs torch: a file can be read where no kernel runs.
+Nothing here needs torch: you can read a file where no kernel runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Counts = Mapping[Any, int]  # by verdict, or what stands beside it
 
 
 class Why(StrEnum):
-    """Why a clause has no judged problem where it is offered."""
+    """Why a clause that the implementation offers has no judged problem."""
 
     NO_CASE = "no case"  # no problem of this tier can show it
     SOAKED = "soaked"  # the time of soak is its normal end
@@ -50,11 +50,11 @@ class Why(StrEnum):
 
 
 class VerdictError(ValueError):
-    """A file that can't be read as verdicts, or that can't be used for what is asked."""
+    """A file is not a verdict file, or can't be used for what was asked. The message names the file, and says what to do."""
 
 
 def finite(x: float) -> float | str:
-    """A number as JSON has it: what is not finite becomes 'inf', '-inf' or 'nan'."""
+    """A number as JSON can hold it: one that is not finite becomes 'inf', '-inf' or 'nan'."""
     return x if math.isfinite(x) else repr(x)
 
 
@@ -132,7 +132,12 @@ def _dump(line: dict[str, Any]) -> str:
 
 @dataclass
 class Verdicts:
-    """What a run said, from its lines. Cells and strands (dtype, variant, device) hold their last line."""
+    """What a run found, from the lines of its verdict file (docs/verdicts.md).
+
+    source: the file. header, footer: those lines; the footer is None if the run did not end. cells: by clause, dtype, variant and
+    device, with their problems by verdict. strands: by dtype, variant and device, with the accuracy class that held. failures,
+    notes: in the order of the file. interrupted: why the run was interrupted, or "".
+    """
 
     source: str
     header: dict[str, Any]
@@ -145,7 +150,7 @@ class Verdicts:
 
     @property
     def incomplete(self) -> list[str]:
-        """Why this is not all that the run set out to ask; empty where it is."""
+        """Why the run did not ask all that it set out to ask; empty if it did."""
         reasons = [self.interrupted] if self.interrupted else []
         if self.footer is None and not reasons:
             reasons.append("there is no footer: the run was killed, or is still going on")
@@ -156,12 +161,12 @@ class Verdicts:
 
     @property
     def name(self) -> str:
-        """What was tested."""
+        """The name of the implementation."""
         return str(self.header["subjects"][0]["name"]) if self.header["subjects"] else "nothing"
 
     @property
     def clauses(self) -> dict[str, dict[str, str]]:
-        """Clauses of the spec that the run had before it, by id: title and level."""
+        """The clauses of the run's spec by id, each with title and level."""
         return self.header["clauses"]
 
     def level(self, clause: str) -> str:
@@ -174,13 +179,13 @@ class Verdicts:
 
     @property
     def unreached(self) -> dict[Key, Why]:
-        """The cells that were to be judged, and were not."""
+        """The cells that the run was to judge and did not, each with the reason."""
         whys = {key: Why(cell["why"]) for key, cell in self.cells.items() if cell.get("why")}
         return unreached({key: cell["problems"] for key, cell in self.cells.items()}, whys, self.decides)
 
     @property
     def tally(self) -> Tally:
-        """The clauses by what became of them."""
+        """The MUST clauses by their result (held, broken, unsupported and so on), and the broken SHOULDs."""
         return tally({key: counts_of(cell) for key, cell in self.cells.items()}, {c: self.level(c) for c in self.clauses})
 
     def lines(self) -> list[dict[str, Any]]:
@@ -199,9 +204,9 @@ class Verdicts:
 
 
 def read(path: str | Path) -> Verdicts:
-    """The verdicts of a file. Raises VerdictError where it is none, naming the line and what to do.
+    """Read a file that --verdicts wrote. Raises VerdictError, with the line and what to do, if it is not one.
 
-    A last line that was cut off in the middle is left out; such a file has no footer either.
+    It leaves out a last line that was cut off; such a file has no footer and is incomplete (`Verdicts.incomplete`).
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # with the mark that some editors and shells put first, or without
@@ -219,7 +224,7 @@ def read(path: str | Path) -> Verdicts:
 
 
 def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
-    """The verdicts of some lines, the header first. Raises VerdictError where they are none, or of another format."""
+    """The verdicts in some lines, the header first. Raises VerdictError if they are not verdicts, or have another format."""
     verdicts: Verdicts | None = None
     for n, line in enumerate(lines, start=1):
         kind = line.get("kind") if isinstance(line, dict) else None

@@ -1,4 +1,4 @@
-"""One run on several machines: each takes the tests of some clauses, and their verdict files are put together again."""
+"""One run on several machines: each takes the tests of some clauses, and `merge` puts their verdict files together again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN = {"shard", "command", "started"}
 
 
 class MergeError(VerdictError):
-    """These verdict files are not the shards of one run."""
+    """The verdict files are not the shards of one run. The message names the file, and says why not."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read '1/4'. Raises ValueError."""
+        """Read a text like '1/4'. Raises ValueError if it is not one."""
         number, _, of = text.partition("/")
         if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
             raise ValueError(f"--shard {text}: write 1/4 for the first of four, up to 4/4")
@@ -40,7 +40,7 @@ class Shard:
         return f"{self.number}/{self.of}"
 
     def owns(self, clauses: Iterable[str], asked: Iterable[str] = ()) -> bool:
-        """Whether a test that decides these clauses is this shard's: it goes where the first of them that is asked goes."""
+        """Whether this shard takes a test that decides these clauses: the first of them that is asked decides it."""
         wanted = set(asked)
         places = {
             id_: place
@@ -53,9 +53,10 @@ class Shard:
 
 
 def merge(paths: Iterable[str | Path], out: str | Path) -> None:
-    """Write the verdict file that one run would have written, from those of all its shards.
+    """Write to `out` the verdict file that one run would have written, from the files of all its shards, in any order.
 
-    Raises MergeError where a file is incomplete or none, a shard is missing or there twice, or the runs differ.
+    Raises MergeError if a file is not a verdict file or is incomplete, if a shard is missing or given twice, or if the files belong
+    to different runs.
     """
     shards: dict[int, Verdicts] = {}
     for path in map(str, paths):

@@ -27,7 +27,11 @@ EXP_ULPS = 42  # a vectorised exp of 20 ulp, and the rounding of its argument's 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """One accuracy class for one dtype. Every field but the names is a unit roundoff, an η, or a relative error."""
+    """What one accuracy class may round in one dtype (docs/bounds.md).
+
+    Fields u_… are unit roundoffs and fields eta_… are absolute errors of a rounding that underflows; exp and rescale are relative
+    errors; prescaled and block are counts.
+    """
 
     name: str
     dtype: str
@@ -64,11 +68,11 @@ TERMS: dict[str, tuple[str, ...]] = {
 @cache
 @implements("ACCURACY-4")
 def arithmetic(class_: str, dtype: str) -> Arithmetic:
-    """The arithmetic of a class for a storage dtype. Raises ValueError for names that do not exist.
+    """The arithmetic of a class for a storage dtype. Raises ValueError for an unknown class or dtype.
 
-    float64 is computed in float64, everything else in float32 inside. For float32 and float64 storage B, C and D round
-    at the precision that A accumulates in, so their bounds differ from A's by constants only. A star adds gradient
-    accumulators that are kept in the storage dtype and rounded after every block.
+    Kernels compute float64 in float64, and everything else in float32 inside. For float32 and float64 storage B, C and D round at
+    the precision in which A accumulates, so their bounds differ from A's by constants only. A star adds gradient accumulators that
+    are kept in the storage dtype and rounded after every block.
     """
     if class_ not in CLASSES or dtype not in UNIT:
         raise ValueError(f"unknown accuracy class {class_!r} for {dtype!r}; choose from {', '.join(CLASSES)} for {', '.join(UNIT)}")
@@ -96,12 +100,12 @@ def arithmetic(class_: str, dtype: str) -> Arithmetic:
 
 
 def default_class(dtype: str) -> str:
-    """The class that an implementation without a claim must stay within (ACCURACY-1)."""
+    """The class whose bounds an implementation must keep if it claims none (ACCURACY-1): A for float64 and float32, else C."""
     return "A" if dtype in ("float64", "float32") else "C"
 
 
 def stricter(class_: str, dtype: str) -> list[str]:
-    """The classes from the strictest that can be told apart for this dtype up to and including `class_`."""
+    """The classes that can be told apart for this dtype, from the strictest up to and including `class_`."""
     ladder = {"float64": ["A"], "float32": ["A", "T"]}.get(dtype, ["A", "B", "C", "D"])
     if class_ in ladder:
         return ladder[: ladder.index(class_) + 1]
@@ -110,5 +114,5 @@ def stricter(class_: str, dtype: str) -> list[str]:
 
 
 def without(a: Arithmetic, term: str) -> Arithmetic:
-    """The same arithmetic, but that one of TERMS loses nothing."""
+    """The same arithmetic without the error of one of TERMS."""
     return replace(a, **{name: type(getattr(a, name))() for name in TERMS[term]})

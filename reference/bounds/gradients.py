@@ -6,7 +6,7 @@ The same analysis as in :mod:`output`, whose notation and tiles it uses. D = Σ 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray as Array
@@ -16,6 +16,7 @@ from attnspec.reference.bounds.output import (
     ForwardBound,
     Tile,
     Tiles,
+    dropout,
     kappa,
     kappas,
     mapped_error,
@@ -81,11 +82,6 @@ class BackwardBound:
     stored: Array  # how large what is stored of dq may be
 
 
-def dropout(x: Tile, a: Arithmetic) -> float:
-    """One more product, stored by the eager classes."""
-    return kappa(2, a.u_acc) + a.u_s if x.dropped else 0.0
-
-
 # SOFTMAX
 
 
@@ -130,13 +126,28 @@ def products(x: Tile, a: Arithmetic) -> Products:
 # D
 
 
-def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
-    """The bound of D, the larger of the two ways to obtain it, and the other sums over a row's keys."""
+@dataclass(frozen=True)
+class OverKeys:
+    """What D's bound needs from all of a row's keys. All (b h i 1)."""
+
+    shift: Array  # Σ |dP − D| where P moves with its score
+    p_dp: Array  # Σ P |dP|
+    p_error: Array  # Σ P · (the error of dP)
+    reach: Array
+    dps: Array  # Σ |dP|
+    weighed: Array
+    own: Array  # Σ P (|dP| + |D|) of wide arithmetic
+    spread: Array
+    peak: Array
+    last: Tile  # any tile: it holds what is the same in all of them
+
+
+def over_keys(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> OverKeys:
+    """One pass over the tiles."""
     shift = p_dp = p_error = reach = dps = weighed = own = spread = peak = np.zeros(())
     for x in tiles(False):
         f, back, p, y = x.forward, x.backward, probabilities(x, w, a), products(x, a)
         assert back is not None
-        assert x.do is not None
         delta, added = raised(x, w.rescales, a)
         moved = np.minimum(quotient(added, w.low), 1.0)
         shift = shift + (moved * y.centred).sum(-1, keepdims=True)
@@ -150,13 +161,18 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
             own = own + (p.upper * y.dp).sum(-1, keepdims=True) + np.abs(back.delta)[..., None] * p.upper.sum(-1, keepdims=True)
         at_most = f.visible & (f.s >= f.m[..., None])
         peak = np.maximum(peak, np.where(at_most, delta, 0.0).max(-1, keepdims=True, initial=0.0))
+    return OverKeys(np.minimum(shift, spread), p_dp, p_error, reach, dps, weighed, own, spread, peak, x)
+
+
+def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
+    """The bound of the error of D, the larger of the two ways to obtain it. (b h i 1)."""
+    x, f, back = row.last, row.last.forward, row.last.backward
     assert x.do is not None
     assert back is not None
-    shift = np.minimum(shift, spread)
     ado, e = np.abs(x.do), x.v.shape[-1]
-    over_keys, product = kappas(w.count, a.u_acc), kappa(e, a.u_acc)
+    summed, product = kappas(w.count, a.u_acc), kappa(e, a.u_acc)
     do_o = (ado * np.abs(f.o)).sum(-1, keepdims=True)
-    rounded = (a.u_mma + a.u_in + dropout(x, a)) * p_dp
+    rounded = (a.u_mma + a.u_in + dropout(x, a)) * row.p_dp
     # What is common to a row's P does not cancel in D: the rounding of an lse that o was divided by, or, where D is made of
     # the P of backward, all that the stored lse is off by.
     lse = (np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m))[..., None]
@@ -164,7 +180,7 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     common = np.minimum(2 * w.sums + 2 * a.rescale * w.rescales[..., None] - np.log1p(-a.u_mma) + kappa(2, a.u_acc) * lse, 100.0)
     from_output = (  # Σ_c do·o, from the stored output
         2 * w.sums * ((ado * w.magnitude).sum(-1, keepdims=True) + do_o)
-        + w.tiny * reach
+        + w.tiny * row.reach
         + (a.u_out + product) * (do_o + (ado * w.unrounded).sum(-1, keepdims=True))
         + ado.sum(-1, keepdims=True) * a.eta_out
         + a.eta_acc * (e + (ado + np.abs(f.o)).sum(-1, keepdims=True))
@@ -172,14 +188,23 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     )
     d = np.abs(back.delta)[..., None]
     from_products = (  # Σ_j P dP
-        (over_keys + 2 * w.sums + kappa(2, a.u_acc)) * p_dp + p_error + w.tiny * dps + (d + shift) * (kappa(2, a.u_acc) + common)
+        (summed + 2 * w.sums + kappa(2, a.u_acc)) * row.p_dp
+        + row.p_error
+        + w.tiny * row.dps
+        + (d + row.shift) * (kappa(2, a.u_acc) + common)
     )
-    delta_error = shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
+    error = row.shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
     if a.u_softmax:
         row_sum = np.exp(np.where(f.empty, 0.0, f.lse) - f.m)[..., None]
-        delta_error = delta_error + kappa(5, a.u_softmax) * (p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
-    noise = kappa(3, a.u_acc) * own + (2 * over_keys + kappa(4, a.u_acc)) * p_dp
-    sums = RowSums(delta_error, spread, weighed, noise, peak)
+        error = error + kappa(5, a.u_softmax) * (row.p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
+    return error
+
+
+def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
+    """The bound of D, and the other sums over a row's keys."""
+    row = over_keys(tiles, w, a)
+    noise = kappa(3, a.u_acc) * row.own + (2 * kappas(w.count, a.u_acc) + kappa(4, a.u_acc)) * row.p_dp
+    sums = RowSums(delta_error(row, w, a), row.spread, row.weighed, noise, row.peak)
     if not a.u_softmax:
         return sums
     # Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it.
@@ -189,7 +214,7 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
         error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
         stored = a.u_s * (np.abs(x.backward.ds) + error) + a.eta_s
         total = total + np.where(x.scored, error + stored, 0.0).sum(-1, keepdims=True)
-    return RowSums(delta_error, spread, weighed, total * (1 + a.u_softmax), peak)
+    return replace(sums, noise=total * (1 + a.u_softmax))
 
 
 # dS
@@ -272,6 +297,132 @@ def before_scale(value: Array, bound: Array, scale: float, product: Array | floa
     return size * max(1.0, 1 / abs(scale)) if scale else np.maximum(size, product)
 
 
+@dataclass(frozen=True)
+class KeyTerms:
+    """How many terms the gradients of a key sum over queries (b h n 1), what that rounds, and how often a sum is written back."""
+
+    count: Array
+    rounding: Array
+    writes: int
+
+
+def terms_of_keys(x: Tile, a: Arithmetic, group: int, queries: int) -> KeyTerms:
+    """Those of a tile's keys."""
+    assert x.do is not None
+    # A row that does not see the key, or that nothing is asked of, adds exactly zero.
+    count = (x.live & (x.do != 0).any(-1)[..., None]).sum(-2)[..., None] * group
+    # A block of rows of which nothing is asked writes back what it read.
+    writes = group * min(queries // a.block + 1, int((x.do != 0).any((0, 1, 3)).sum()))
+    return KeyTerms(count, kappas(count, a.u_acc), writes)
+
+
+def value_error(x: Tile, p: Probabilities, many: KeyTerms, a: Arithmetic) -> Array:
+    """The bound of dv = (r∘P)ᵀ do, (b h n e)."""
+    assert x.do is not None
+    assert x.backward is not None
+    u_drop, ado = dropout(x, a), np.abs(x.do)
+    upper = p.upper_rounded * (1 + u_drop)
+    error = p.error_rounded + u_drop * p.upper_rounded
+    if x.dropped:
+        error, upper = np.where(x.live, x.factor * error + a.eta_s, 0.0), x.factor * upper
+    largest = upper.swapaxes(-1, -2) @ ado
+    dv = error.swapaxes(-1, -2) @ ado + (many.rounding + 2 * a.u_in) * largest + a.eta_acc * many.count * x.stretch
+    if a.u_grad:
+        dv += kappa(many.writes, a.u_grad) * (largest + dv) + many.writes * a.eta_out
+    dv += a.u_out * (np.abs(x.backward.dv) + dv) + a.eta_out
+    return dv
+
+
+@dataclass(frozen=True)
+class Operand:
+    """dS as dk and dq have it as an operand, (b h i n), and the bounds of what the score maps add."""
+
+    error: Array
+    upper: Array  # the largest that it can be
+    unscaled: Array  # the same where scale·dS does not underflow
+    of_maps: dict[str, Array]
+
+
+def operand(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Operand:
+    """dS as it is, as a bias gets it, and as an operand. dS and scale·dS are stored by the eager classes."""
+    assert x.backward is not None
+    ds = np.abs(x.backward.ds)
+    error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
+    error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
+    if a.u_s:
+        error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s
+    ds, error, of_maps = through_slopes(x, ds, error, a)
+    if not a.u_s:
+        error += a.u_mma * (ds + error) + a.eta_mma
+    unscaled = ds + np.where(x.scored, error, 0.0)
+    error = np.where(x.scored, error + (a.eta_s + a.eta_acc) / max(abs(x.scale), 1e-300), 0.0)  # scale·dS may underflow
+    return Operand(error, ds + error, unscaled, of_maps)
+
+
+def operand_rounding(a: Arithmetic) -> float:
+    """What a product of dS with q or k loses, but for the order of its sum."""
+    return kappa(3, a.u_acc) + 2 * a.u_in + (kappa(1 + a.prescaled, a.u_s) if a.prescaled else 0.0)
+
+
+def key_error(x: Tile, ds: Operand, many: KeyTerms, a: Arithmetic) -> Array:
+    """The bound of dk = scale · dSᵀ q, (b h n d)."""
+    assert x.backward is not None
+    scale, value, rounding = abs(x.scale), np.abs(x.backward.dk), operand_rounding(a)
+    largest = ds.upper.swapaxes(-1, -2) @ x.abs_q
+    dk = scale * (ds.error.swapaxes(-1, -2) @ x.abs_q + (many.rounding + rounding) * largest)
+    dk += a.eta_acc * many.count * (1 + scale)
+    # q, or what q·c and k·c stored, may have underflown (operand_lost): the loss meets dS as it met the other operand.
+    dk += operand_lost(x.scale, a) * (1 + rounding) * (1 + many.rounding) * ds.unscaled.sum(-2)[..., None]
+    if a.u_s:  # the product before the scale may be stored
+        dk += a.u_s * (value + dk) + (1 + scale) * a.eta_s
+    if a.u_grad:
+        dk += kappa(many.writes, a.u_grad) * (scale * largest + dk) + many.writes * a.eta_out
+    dk += a.u_out * (value + dk) + a.eta_out
+    return dk
+
+
+class QuerySums:
+    """The bound of dq = scale · dS k, summed over the tiles. D's error is common to a row: it meets |Σ P k|, not Σ P |k|."""
+
+    def __init__(self, sums: RowSums, w: ForwardBound, a: Arithmetic) -> None:
+        self.sums, self.w, self.a = sums, w, a
+        self.errors = self.mean_key = self.lost = self.product = np.zeros(())
+        self.scale = 1.0
+        self.blocks = w.count // a.block + 1
+        self.writes = np.vectorize(kappa, otypes=[float])(self.blocks, a.u_grad) if a.u_grad else 0.0
+        self.over_keys = kappas(w.count, a.u_acc)
+
+    def add(self, x: Tile, ds: Operand) -> None:
+        """What the keys of a tile add."""
+        a, p, rounding = self.a, probabilities(x, self.w, self.a), operand_rounding(self.a)
+        self.scale = abs(x.scale)
+        several = (self.over_keys + rounding + self.writes) * ds.upper
+        lost = operand_lost(x.scale, a) * (1 + rounding)
+        self.lost = self.lost + lost * (1 + self.over_keys) * ds.unscaled.sum(-1, keepdims=True)
+        if a.u_softmax:
+            self.errors = self.errors + (ds.error + several) @ x.abs_k
+        else:
+            common_error, common_upper = (p.error_rounded, p.upper_rounded) if a.u_s else (p.error, p.upper)
+            own = np.maximum(ds.error - np.where(x.scored, common_upper, 0.0) * self.sums.delta, 0.0)
+            common = np.where(x.scored, common_error, 0.0) * self.sums.delta
+            self.errors = self.errors + (own + several + common) @ x.abs_k
+            self.mean_key = self.mean_key + np.where(x.scored, x.forward.p, 0.0) @ x.k
+        if a.u_s and not x.scale:
+            self.product = self.product + ds.unscaled @ x.abs_k
+
+    def bound(self, dq: Array) -> tuple[Array, Array]:
+        """The bound of dq, and how large what is stored of it may be. (b h i d)."""
+        a, scale = self.a, self.scale
+        total = scale * (self.errors + self.sums.delta * np.abs(self.mean_key)) + self.lost
+        total = total + a.eta_acc * self.w.count * (1 + scale)
+        if a.u_s:
+            total += a.u_s * (dq + total) + (1 + scale) * a.eta_s
+        if a.u_grad:
+            total += self.writes * (dq + total) + self.blocks * a.eta_out
+        total = total + a.u_out * (dq + total) + a.eta_out
+        return total, before_scale(dq, total, scale, self.product, a)
+
+
 @implements("ACCURACY-2")
 def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int, queries: int) -> BackwardBound:
     """The bounds of the gradients per query head. `group` is how many query heads are summed into one dk and dv.
@@ -288,79 +439,16 @@ def _of_keys(
     result: BackwardBound, tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, group: int, queries: int
 ) -> Iterator[KeyBound]:
     sums = row_sums(tiles, w, a)
-    sum_of_errors = mean_key = reached = product = np.zeros(())
-    blocks = w.count // a.block + 1
-    row_writes = np.vectorize(kappa, otypes=[float])(blocks, a.u_grad) if a.u_grad else 0.0
-    over_keys = kappas(w.count, a.u_acc)
+    of_queries = QuerySums(sums, w, a)
     for x in tiles(False):
-        f, back, p = x.forward, x.backward, probabilities(x, w, a)
+        back = x.backward
         assert back is not None
-        assert x.do is not None
-        seen, scale = x.scored, abs(x.scale)
-        # A row that does not see the key, or that nothing is asked of, adds exactly zero.
-        terms = (x.live & (x.do != 0).any(-1)[..., None]).sum(-2)[..., None] * group
-        over_queries = kappas(terms, a.u_acc)
-        # A block of rows of which nothing is asked writes back what it read.
-        writes = group * min(queries // a.block + 1, int((x.do != 0).any((0, 1, 3)).sum()))
-
-        # dv = (r∘P)ᵀ do
-        u_drop, ado = dropout(x, a), np.abs(x.do)
-        upper = p.upper_rounded * (1 + u_drop)
-        error = p.error_rounded + u_drop * p.upper_rounded
-        if x.dropped:
-            error, upper = np.where(x.live, x.factor * error + a.eta_s, 0.0), x.factor * upper
-        largest = upper.swapaxes(-1, -2) @ ado
-        dv = error.swapaxes(-1, -2) @ ado + (over_queries + 2 * a.u_in) * largest + a.eta_acc * terms * x.stretch
-        if a.u_grad:
-            dv += kappa(writes, a.u_grad) * (largest + dv) + writes * a.eta_out
-        dv += a.u_out * (np.abs(back.dv) + dv) + a.eta_out
-
-        # dS as it is, as a bias gets it, and as an operand. dS and scale·dS are stored by the eager classes.
-        ds = np.abs(back.ds)
-        error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
-        error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
-        if a.u_s:
-            error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s
-        ds, error, of_maps = through_slopes(x, ds, error, a)
-        if not a.u_s:
-            error += a.u_mma * (ds + error) + a.eta_mma
-        unscaled = ds + np.where(seen, error, 0.0)
-        error = np.where(seen, error + (a.eta_s + a.eta_acc) / max(scale, 1e-300), 0.0)  # scale·dS may underflow
-        operand = ds + error
-
-        # dk = scale · dSᵀ q
-        rounding = kappa(3, a.u_acc) + 2 * a.u_in + (kappa(1 + a.prescaled, a.u_s) if a.prescaled else 0.0)
-        largest = operand.swapaxes(-1, -2) @ x.abs_q
-        dk = scale * (error.swapaxes(-1, -2) @ x.abs_q + (over_queries + rounding) * largest)
-        dk += a.eta_acc * terms * (1 + scale)
-        # q, or what q·c and k·c stored, may have underflown (operand_lost): the loss meets dS as it met the other operand.
-        lost = operand_lost(x.scale, a) * (1 + rounding)
-        dk += lost * (1 + over_queries) * unscaled.sum(-2)[..., None]
-        if a.u_s:  # the product before the scale may be stored
-            dk += a.u_s * (np.abs(back.dk) + dk) + (1 + scale) * a.eta_s
-        if a.u_grad:
-            dk += kappa(writes, a.u_grad) * (scale * largest + dk) + writes * a.eta_out
-        dk += a.u_out * (np.abs(back.dk) + dk) + a.eta_out
-
-        # dq = scale · dS k. D's error is common to a row: it meets |Σ P k|, not Σ P |k|.
-        several = (over_keys + rounding + row_writes) * operand
-        reached = reached + lost * (1 + over_keys) * unscaled.sum(-1, keepdims=True)
-        if a.u_softmax:
-            sum_of_errors = sum_of_errors + (error + several) @ x.abs_k
-        else:
-            common_error, common_upper = (p.error_rounded, p.upper_rounded) if a.u_s else (p.error, p.upper)
-            own = np.maximum(error - np.where(seen, common_upper, 0.0) * sums.delta, 0.0)
-            common = np.where(seen, common_error, 0.0) * sums.delta
-            sum_of_errors = sum_of_errors + (own + several + common) @ x.abs_k
-            mean_key = mean_key + np.where(seen, f.p, 0.0) @ x.k
-        no_scale = bool(a.u_s and not scale)
-        product = product + unscaled @ x.abs_k if no_scale else product
-        before = before_scale(back.dk, dk, scale, unscaled.swapaxes(-1, -2) @ x.abs_q if no_scale else 0.0, a)
-        yield KeyBound(dk, dv, of_maps, {"dk": before, "dv": np.abs(back.dv) + dv})
-    total = scale * (sum_of_errors + sums.delta * np.abs(mean_key)) + reached + a.eta_acc * w.count * (1 + scale)
-    if a.u_s:
-        total += a.u_s * (dq + total) + (1 + scale) * a.eta_s
-    if a.u_grad:
-        total += row_writes * (dq + total) + blocks * a.eta_out
-    result.dq[:] = total + a.u_out * (dq + total) + a.eta_out
-    result.stored[:] = before_scale(dq, result.dq, scale, product, a)
+        many = terms_of_keys(x, a, group, queries)
+        dv = value_error(x, probabilities(x, w, a), many, a)
+        ds = operand(x, w, sums, a)
+        dk = key_error(x, ds, many, a)
+        of_queries.add(x, ds)
+        sum_of_key = ds.unscaled.swapaxes(-1, -2) @ x.abs_q if a.u_s and not x.scale else 0.0
+        before = before_scale(back.dk, dk, abs(x.scale), sum_of_key, a)
+        yield KeyBound(dk, dv, ds.of_maps, {"dk": before, "dv": np.abs(back.dv) + dv})
+    result.dq[:], result.stored[:] = of_queries.bound(dq)

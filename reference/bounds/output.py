@@ -23,14 +23,13 @@ from typing import TypeVar
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.reference.bounds.accuracy import LARGEST, Arithmetic
+from attnspec.reference.bounds.accuracy import Arithmetic
 from attnspec.reference.dense import Backward, Forward
 from attnspec.reference.stages import maps
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import implements
 
-LOG2_E = 1.4426950408889634
 CHUNK = 30_000  # elements of the (b h i j e) intermediate that are held at once
 NEGLIGIBLE = 1e-3  # a Δ up to which a row is not limited by the hull of its values
 T = TypeVar("T")
@@ -345,26 +344,48 @@ def quotient(x: Array, low: Array) -> Array:
         return np.where(x == 0, 0.0, x / low)
 
 
-@implements("ACCURACY-1")
-def forward_bound(tiles: Tiles, keys: int, a: Arithmetic) -> ForwardBound:
-    """The bounds of every element of output and lse over rows of so many keys, 0 where nothing contributes."""
-    slack, rescales = sweep(tiles, keys, a)
-    widest = slack + exponentials(rescales, a)
+def dropout(x: Tile, a: Arithmetic) -> float:
+    """One more product, stored by the eager classes."""
+    return kappa(2, a.u_acc) + a.u_s if x.dropped else 0.0
+
+
+def weight_rounding(a: Arithmetic) -> float:
+    """What a probability loses as an operand of P V, but for dropout."""
+    return a.u_mma + a.u_in + a.u_mma * a.u_in
+
+
+@dataclass(frozen=True)
+class OverKeys:
+    """What a row's bound needs from all of its keys. (b h i 1) and (b h i e); where no key contributes, low is 1 and grow 0."""
+
+    low: Array
+    grow: Array
+    count: Array
+    shifted: Array  # Σ p expm1(Δ) |r v − o|
+    spread: Array  # Σ p e^Δ |r v − o|, where errors of the numerator alone are not as good as none
+    numerator: Array  # Σ p e^Δ |r v|
+    reach: Array  # Σ |r v| and, with dropout, Σ |v|: what underflows meets one of them
+    highest: Array  # the largest |r v| of any key, (b h 1 e)
+    far: Array  # the largest |r v − o|, in limited rows
+    largest: Array  # the largest |r v|, there
+    limited: Array  # (b h i) bool: rows whose Δ is so large that the hull of their values may limit the error
+    last: Tile  # any tile: it holds what is the same in all of them, such as the outputs of whole rows
+
+
+def over_keys(tiles: Tiles, rescales: Array, widest: Array, a: Arithmetic) -> OverKeys:
+    """One pass over the tiles. `widest` (b h i) is the largest Δ of a row."""
     # E1 cannot leave the hull of the values while e^Δ (e^Δ − 1) ≤ 1, and B not by more than e^2Δ: rows of small Δ need
     # no hull.
     limited = widest > NEGLIGIBLE
     shifted = spread = numerator = reach = far = largest = highest = low = grow = count = np.zeros(())
-    u_weight = a.u_mma + a.u_in + a.u_mma * a.u_in
     for x in tiles(False):
-        f = x.forward
-        if x.dropped:
-            u_dropped = kappa(2, a.u_acc) + a.u_s
+        p = x.forward.p
         delta, added = raised(x, rescales, a)
-        weights = f.p + added
-        low = low + (f.p * np.exp(-delta)).sum(-1, keepdims=True)
+        weights = p + added
+        low = low + (p * np.exp(-delta)).sum(-1, keepdims=True)
         grow = grow + added.sum(-1, keepdims=True)
         count = count + x.live.sum(-1, keepdims=True)
-        if u_weight or x.dropped:
+        if weight_rounding(a) or x.dropped:
             more, wide = distances([added, weights], x)
             spread = spread + wide
         else:
@@ -375,95 +396,61 @@ def forward_bound(tiles: Tiles, keys: int, a: Arithmetic) -> ForwardBound:
         highest = np.maximum(highest, x.abs_v.max(-2, keepdims=True, initial=0.0) * np.max(x.factor, initial=0.0))
         if limited.any():
             far, largest = (np.maximum(old, new) for old, new in zip((far, largest), hull(x, limited), strict=True))
-    if x.dropped:
-        u_weight += u_dropped
-    none = count == 0
-    low, grow = np.where(none, 1.0, low), np.where(none, 0.0, grow)
+    low, grow = np.where(count == 0, 1.0, low), np.where(count == 0, 0.0, grow)
+    return OverKeys(low, grow, count, shifted, spread, numerator, reach, highest, far, largest, limited, x)
 
-    # Perturbed weights, and errors of the numerator alone, both at most the hull of the values. The row sum may be taken
-    # before or after the probabilities are rounded.
-    e1, magnitude, spread = quotient(shifted, low), quotient(numerator, low), quotient(spread, low)
-    most = highest
-    if limited.any():
-        most = np.where(limited[..., None], largest, highest)
-        e1 = np.where(limited[..., None], np.minimum(e1, far), e1)
+
+def output_error(row: OverKeys, sums: Array, a: Arithmetic) -> tuple[Array, Array]:
+    """The bound of o before it is rounded to storage, and B. (b h i e).
+
+    Perturbed weights, and errors of the numerator alone, both at most the hull of the values. The row sum may be taken before
+    or after the probabilities are rounded.
+    """
+    f, x = row.last.forward, row.last
+    u_weight = weight_rounding(a) + dropout(x, a)
+    e1, magnitude, spread = (quotient(y, row.low) for y in (row.shifted, row.numerator, row.spread))
+    most = row.highest
+    if row.limited.any():
+        most = np.where(row.limited[..., None], row.largest, most)
+        e1 = np.where(row.limited[..., None], np.minimum(e1, row.far), e1)
     magnitude, spread = np.minimum(magnitude, most), np.minimum(spread, 2 * most)
-    tiny = a.eta_acc + a.eta_mma
     o = np.abs(f.o)
-    lost = tiny * reach + a.eta_acc * count * (o + x.stretch)
-    sums = kappas(count + 2 * rescales[..., None] + 2, a.u_acc)
+    lost = (a.eta_acc + a.eta_mma) * row.reach + a.eta_acc * row.count * (o + x.stretch)
     # A row may be normalised by its sum, or by its lse: exp(s − lse), whose rounding is common to the row and does not cancel.
     lse, m = np.abs(np.where(f.empty, 0.0, f.lse)), np.abs(f.m)
     division = np.minimum(sums + kappa(2, a.u_acc) * (1 + lse + m)[..., None] + 2 * a.u_softmax, 0.5)
     numerator = u_weight * np.maximum(magnitude, spread) + sums * (1 + u_weight) * magnitude + lost
-    unrounded = e1 + (numerator + division * (o + e1)) / (1 - division)
+    return e1 + (numerator + division * (o + e1)) / (1 - division), magnitude
 
-    # LSE: log Σ p e^Δ on one side, −log Σ p e^(−Δ) on the other, the sum of terms that may have been rounded, m + log ℓ.
+
+def lse_error(row: OverKeys, widest: Array, sums: Array, a: Arithmetic) -> Array:
+    """log Σ p e^Δ on one side, −log Σ p e^(−Δ) on the other, the sum of terms that may have been rounded, m + log ℓ. (b h i)."""
+    f = row.last.forward
     with np.errstate(divide="ignore"):
-        moved = np.minimum(np.maximum(np.log1p(grow), -np.log(low)), widest[..., None])
+        moved = np.minimum(np.maximum(np.log1p(row.grow), -np.log(row.low)), widest[..., None])
     moved = moved - np.log1p(-sums) - np.log1p(-a.u_mma) + 2 * a.u_softmax
-    lse_bound = moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + lse + 2 * m) + a.eta_acc
+    lse, m = np.abs(np.where(f.empty, 0.0, f.lse)), np.abs(f.m)
+    return moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + lse + 2 * m) + a.eta_acc
+
+
+@implements("ACCURACY-1")
+def forward_bound(tiles: Tiles, keys: int, a: Arithmetic) -> ForwardBound:
+    """The bounds of every element of output and lse over rows of so many keys, 0 where nothing contributes."""
+    slack, rescales = sweep(tiles, keys, a)
+    widest = slack + exponentials(rescales, a)
+    row = over_keys(tiles, rescales, widest, a)
+    none, f = row.count == 0, row.last.forward
+    sums = kappas(row.count + 2 * rescales[..., None] + 2, a.u_acc)
+    unrounded, magnitude = output_error(row, sums, a)
     return ForwardBound(
-        np.where(none, 0.0, unrounded + a.u_out * (o + unrounded) + a.eta_out),
-        np.where(f.empty, 0.0, lse_bound),
+        np.where(none, 0.0, unrounded + a.u_out * (np.abs(f.o) + unrounded) + a.eta_out),
+        np.where(f.empty, 0.0, lse_error(row, widest, sums, a)),
         np.where(none, 0.0, unrounded),
         magnitude,
-        low,
-        grow,
+        row.low,
+        row.grow,
         rescales,
-        count,
+        row.count,
         sums,
-        tiny,
+        a.eta_acc + a.eta_mma,
     )
-
-
-def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
-    """Rows (b h i) whose legal intermediates can leave the dtype's range: in forward, and in forward or backward.
-
-    The eager classes store q·k before the scale, the score with its bias, do·v and scale·dS; whoever scales an operand first
-    stores it, in every class, with log2 e where exp is exp2; every class holds unnormalised sums Σ exp(s − m)·r v in its
-    accumulators, and those of dS k and dSᵀ q, which for bfloat16 and float32 have hardly more range than the output. Where
-    gradient accumulators are stored, what they hold in between may be larger than what remains.
-    """
-    largest = LARGEST[a.dtype] / 1.1
-    inside = LARGEST["float64" if a.dtype == "float64" or a.name == "R" else "float32"] / 1.1
-    row = stored = reach = np.zeros((), bool)
-    top = product = width = queries = keys = summed = np.zeros(())
-    for x in tiles(False):
-        f, scale = x.forward, abs(x.scale)
-        top = np.maximum(top, x.abs_v.max((-1, -2), initial=0.0)[..., None] * np.max(x.factor, initial=0.0))
-        if scale * LOG2_E > 1:
-            most = (largest if a.prescaled else inside) / (scale * LOG2_E)
-            over = np.asarray((x.abs_k > most).any(-1))
-            row = row | (x.abs_q > most).any(-1) | (f.visible & over[:, :, None]).any(-1)
-            reach = reach | over.any(-1, keepdims=True)  # a hidden key meets a dS of zero
-        if x.backward is not None and x.do is not None:
-            ds = scale * np.abs(x.backward.dz)
-            reach = reach | (ds.max(-1, initial=0.0) > (largest if a.u_s else inside))
-            unscaled = max(1.0, scale) * np.abs(x.backward.dz)
-            summed = summed + unscaled.sum(-1) * x.abs_k.max((-1, -2), initial=0.0)[..., None]
-            of_keys = unscaled.sum(-2).max(-1, initial=0.0) * x.abs_q.max((-1, -2), initial=0.0)
-            reach = reach | (of_keys > inside)[..., None]
-            if a.u_grad:
-                queries = queries + ds @ x.abs_k
-                weights = np.abs(f.w).swapaxes(-1, -2) @ np.abs(x.do)
-                between = (ds.swapaxes(-1, -2) @ x.abs_q).max((-1, -2), initial=0.0)
-                keys = np.maximum(keys, np.maximum(between, weights.max((-1, -2), initial=0.0))[..., None])
-        if not a.u_s:
-            continue
-        stored = np.maximum(stored, np.where(f.visible, x.abs_qk, 0.0).max(-1, initial=0.0))
-        if x.maps:  # what rounds to infinity hides a key that weighs something
-            score = x.abs_s + kappa(4, a.u_s) * np.abs(f.z)
-            row = row | (f.visible & (f.p > 0) & (score >= LARGEST[a.dtype] * (1 + a.u_s / 2))).any(-1)
-        if x.do is not None:
-            product = np.maximum(product, np.where(f.visible, x.reach, 0.0).max(-1, initial=0.0))
-            width = np.maximum(width, x.abs_k.max((-1, -2), initial=0.0)[..., None])
-    with np.errstate(over="ignore"):
-        row = row | (np.exp(np.where(f.empty, 0.0, f.lse) - f.m) * top > inside)
-        reach = reach | (summed > inside)
-        if a.u_s:
-            row = row | (stored * max(1.0, abs(x.scale)) > largest)
-            reach = reach | (product * np.maximum(1.0, width) > largest)
-        if np.ndim(queries):
-            reach = reach | (np.max(queries, axis=-1, initial=0.0) > largest) | (keys > largest)
-    return row, row | reach
