@@ -25,7 +25,7 @@ from attnspec.adapters.watch.trace import Trace, operators, wholly
 from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within, direction, made, surrounded
 from attnspec.spec import CHOICES, OPTIONS, Problem
 from attnspec.spec.place import Place
-from attnspec.spec.words import CLASSES, FEATURES
+from attnspec.spec.words import CLASSES, DTYPES, FEATURES
 
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
 KEPT = "an earlier answer"
@@ -77,7 +77,8 @@ class Adapter:
 
     offers: which of FEATURES it promises; without it, what the parameters of its `attend` say. restrictions: which of RESTRICTIONS
     limit that. dialect: choices that its documentation makes (causal_alignment, empty_row, head_grouping). accuracy: the class that
-    it claims (A, T, B, B*, C, C*, D), or None. widths: the query widths that it can do, or None for all. deterministic: True if it
+    it claims (A, T, B, B*, C, C*, D), or None. dtypes: those that it promises, or None for all in which it answers a plain call.
+    widths: the query widths that it can do, or None for all. deterministic: True if it
     claims the same bits on every call. source: lines of Python that define `attend` for a script of its own.
     """
 
@@ -88,6 +89,7 @@ class Adapter:
     restrictions: Iterable[str] = ()
     dialect: Mapping[str, str] = {}
     accuracy: str | None = None
+    dtypes: Iterable[str] | None = None
     widths: Iterable[int] | None = None
     deterministic: bool = False
     disturbed: Mapping[str, str] = {}  # global state that calls have changed while this was made, in words
@@ -373,6 +375,7 @@ def check(adapter: Adapter) -> None:
     for what, given, there in (
         ("offers", set(adapter.offers) - FEATURES.keys(), FEATURES),
         ("restrictions", unknown(adapter.restrictions), RESTRICTIONS),
+        ("dtypes", set(adapter.dtypes or ()) - set(DTYPES), DTYPES),
     ):
         if given:
             raise ValueError(f"{name}.{what} names unknown {', '.join(sorted(given))}; choose from {', '.join(there)}")

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnspec.adapters.remote.told import Misspoken
 from attnspec.adapters.watch.spent import waiting
 
 LOG = 64  # lines of a peer's log that are kept
@@ -87,7 +88,7 @@ class Process:
             raise self._ended() from None
 
     def receive(self, seconds: float) -> dict[str, Any]:
-        """The next line that is a message. Raises Ended where none comes in time, or ever."""
+        """The next message. Raises Ended where none comes in time, or ever, and Misspoken where one can't be read."""
         end = time.monotonic() + seconds
         assert self.process.stdout is not None
         while True:
@@ -110,11 +111,13 @@ class Process:
 
     def _message(self, line: bytes) -> dict[str, Any] | None:
         text = line.decode("utf-8", "backslashreplace")
-        if text.lstrip().startswith('{"op"'):
-            with contextlib.suppress(ValueError, RecursionError):
+        if text.lstrip().startswith("{") and '"op"' in text:
+            try:
                 found = json.loads(text)
-                if isinstance(found, dict):
-                    return found
+            except (ValueError, RecursionError) as error:
+                raise Misspoken(f"it wrote a message that is no JSON ({error}): {text.strip()[:200]}") from None
+            if "op" in found:
+                return dict(found)
         self._logged(text)
         return None
 
