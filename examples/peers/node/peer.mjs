@@ -3,6 +3,8 @@
 //     npm install --ignore-scripts
 //     pytest --impl="cmd:node peer.mjs"                       ONNX's operator Attention
 //     pytest --impl="cmd:node peer.mjs MultiHeadAttention"    onnxruntime's own, of the domain com.microsoft
+//     pytest --impl="cmd:node peer.mjs Attention --spread"    masks and biases are written out in queries and keys, as its kernel
+//                                                             wants them, so that what lies behind its refusal is judged, too
 //
 // The protocol is docs/protocol.md. onnx.mjs writes the models of one node, tensors.mjs the files of tensors.
 
@@ -37,6 +39,7 @@ const OPERATORS = {
       const inputs = { Q: q, K: k, V: v };
       if (mask) inputs.attn_mask = mask.shape.length === 2 ? { ...mask, shape: [mask.shape[0], 1, 1, mask.shape[1]] } : mask;
       if (bias) inputs.attn_mask = bias;
+      if (spreads && inputs.attn_mask) inputs.attn_mask = spread(inputs.attn_mask, [1, 1, q.shape[2], k.shape[2]]);
       const attributes = { is_causal: causal ? 1 : 0, ...(scale === null ? {} : { scale: { float: scale } }) };
       return { node: { type: 'Attention', domain: '', version: 23, attributes }, inputs, read: (y) => y };
     },
@@ -89,9 +92,9 @@ function split({ dtype, shape, data }, [b, h, i, e]) {
   return { dtype, shape: [b, h, i, e], data: to };
 }
 
-// Repeated where it is 1 and must be more; the dimensions of which `least` is 1 stay.
+// Repeated where it is 1 and must be another size; the dimensions of which `least` is 1 stay.
 function spread({ dtype, shape, data }, least) {
-  const from = [...ones(4 - shape.length), ...shape], to = from.map((n, at) => Math.max(n, least[at]));
+  const from = [...ones(4 - shape.length), ...shape], to = from.map((n, at) => (n === 1 ? least[at] : n));
   const out = new data.constructor(product(to));
   for (let n = 0; n < out.length; n++) {
     let rest = n, place = 0, stride = 1;
@@ -108,7 +111,7 @@ function spread({ dtype, shape, data }, least) {
 // A CALL
 
 const sessions = new Map();
-const chosen = process.argv[2] ?? 'Attention';
+const chosen = process.argv[2] ?? 'Attention', spreads = process.argv.includes('--spread');
 const operator = OPERATORS[chosen];
 
 async function attend(tensors, options) {
@@ -143,7 +146,7 @@ async function answer({ op, file, into, options }) {
     writeTensors(into, { o: await attend(readTensors(file), options) });
     return { file: into };
   } catch (error) {
-    const line = String(error?.message ?? error).replace(/\s+/g, ' ').slice(0, 240);
+    const line = String(error?.message ?? error).replace(/\s+/g, ' ').replace(/\/\S*\/(\S+:\d+) .*?[\])] /, '$1 ').slice(0, 300);
     return error instanceof Refused ? { refusal: line } : { error: { line: `${error?.name ?? 'Error'}: ${line}` } };
   }
 }
