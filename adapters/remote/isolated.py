@@ -390,7 +390,7 @@ class Isolated(Adapter):
             return problem
         reply = self._told("presented", problem)
         found = Receiver(str(problem.q.device)).read(self.peer.path(reply)) if "file" in reply else {}
-        other = {name: getattr(problem, name) if same else found.get(name) for name, same in reply["same"].items()}
+        other = {name: getattr(problem, name) if kept else found.get(name) for name, kept in reply["kept"].items()}
         return problem.replace(causal=bool(reply["causal"]), **other)
 
     def script(self, problem: Problem, within: Within = PLAINLY) -> Call:

@@ -166,7 +166,7 @@ class Process:
     def close(self) -> None:
         """End it, and remove its folder."""
         if self.process.poll() is None:
-            with contextlib.suppress(Ended, OSError):
+            with contextlib.suppress(Ended, OSError, subprocess.TimeoutExpired):
                 self.send({"op": "stop"})
                 self.process.wait(0.2)
         self._stop()
