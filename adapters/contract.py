@@ -25,7 +25,7 @@ from attnspec.adapters.watch.trace import Trace, operators, wholly
 from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within, direction, made, surrounded
 from attnspec.spec import CHOICES, OPTIONS, Problem
 from attnspec.spec.place import Place
-from attnspec.spec.words import CLASSES, FEATURES
+from attnspec.spec.words import CLASSES, DTYPES, FEATURES
 
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
 KEPT = "an earlier answer"
@@ -84,6 +84,7 @@ class Adapter:
     restrictions: limits on the offers, of RESTRICTIONS.
     dialect: the open choices that its documentation makes, of attnspec.spec.CHOICES (causal_alignment, empty_row, head_grouping).
     accuracy: the accuracy class that it claims, of CLASSES (docs/bounds.md); None for the default of each dtype.
+    dtypes: the dtypes that it promises; None for all in which it answers a plain call.
     widths: the widths d of queries and keys that it takes; None for all.
     devices: the types of device on which the suite tests it; None for the cpu and the accelerator that torch reports.
     deterministic: True if it claims the same bits on every call.
@@ -98,6 +99,7 @@ class Adapter:
     restrictions: Iterable[str] = ()
     dialect: Mapping[str, str] = {}
     accuracy: str | None = None
+    dtypes: Iterable[str] | None = None
     widths: Iterable[int] | None = None
     deterministic: bool = False
     disturbed: Mapping[str, str] = {}  # global state that calls have changed while this was made, in words
@@ -389,6 +391,7 @@ def check(adapter: Adapter) -> None:
     for what, given, there in (
         ("offers", set(adapter.offers) - FEATURES.keys(), FEATURES),
         ("restrictions", unknown(adapter.restrictions), RESTRICTIONS),
+        ("dtypes", set(adapter.dtypes or ()) - set(DTYPES), DTYPES),
     ):
         if given:
             raise ValueError(f"{name}.{what} names unknown {', '.join(sorted(given))}; choose from {', '.join(there)}")

@@ -32,6 +32,10 @@ def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapte
         if isinstance(target, str) and target in SHIPPED:
             module, function = SHIPPED[target]
             adapters = getattr(importlib.import_module(module), function)(target, kwargs)
+        elif isinstance(target, str) and target.startswith("cmd:"):
+            from attnspec.adapters.remote.isolated import isolated  # which asks a worker that imports this
+
+            adapters = list(isolated(target, kwargs))
         elif isinstance(target, str):
             found, source = load(target)
             adapters = _adapt(found, target, source, kwargs)

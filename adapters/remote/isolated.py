@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import errno
 import shlex
 import sys
 import time
@@ -19,10 +19,12 @@ from attnspec.adapters.contract import Adapter, Answer, Unsupported
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.reading import Elsewhere
 from attnspec.adapters.remote.process import Ended, Process
-from attnspec.adapters.remote.protocol import ABILITIES, VERSION, options_of, said, settings, tensors_of
+from attnspec.adapters.remote.protocol import VERSION, options_of, said, same_of, settings, tensors_of
 from attnspec.adapters.remote.tensors import Receiver, Sender, returned
+from attnspec.adapters.remote.told import Misspoken, implementations, of_outputs, of_run
+from attnspec.adapters.restrictions import forbidden, undeclared
 from attnspec.adapters.watch.trace import Trace
-from attnspec.adapters.within import AS_IT_IS, PLAINLY, Call, Reading, Within
+from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within
 from attnspec.spec import Problem
 from attnspec.spec.place import Place
 
@@ -42,10 +44,6 @@ class Limits:
     case: float = 60.0
     first: float = 600.0
     memory: int | None = None
-
-
-class Broken(Exception):
-    """The peer does not keep to the protocol."""
 
 
 @dataclass
@@ -102,15 +100,16 @@ class Peer:
                     f"version {VERSION}: see docs/protocol.md"
                 )
             self.disturbed = reply.get("disturbed", {})
-            described = list(self._talk("describe", self.limits.first)["implementations"])
+            described = implementations(self._talk("describe", self.limits.first))
         except Ended as ended:
             self.close()
             log = "".join(f"\n  {line}" for line in ended.log[-12:])
-            raise ResolveError(f"--impl={self.implementation} did not start: {ended.how}{log}") from None
-        except (KeyError, TypeError, ValueError) as error:
+            hint = "; it must flush each line that it writes" if ended.timeout else ""
+            raise ResolveError(f"--impl={self.implementation} did not start: {ended.how}{hint}{log}") from None
+        except Misspoken as error:
             self.close()
             raise ResolveError(
-                f"--impl={self.implementation} does not keep to the protocol: {error!r}; see docs/protocol.md"
+                f"--impl={self.implementation} does not keep to the protocol: {error}; see docs/protocol.md"
             ) from None
         except ResolveError:
             self.close()
@@ -143,9 +142,9 @@ class Peer:
             reply = process.receive(seconds)
             if reply.get("op") == op and reply.get("id") == number:
                 break
-            raise Broken(f"it answered {reply.get('op')!r} {reply.get('id')!r} where {op!r} {number} was asked")
+            raise Misspoken(f"it answered {reply.get('op')!r} {reply.get('id')!r} where {op!r} {number} was asked")
         if "failed" in reply:
-            raise ResolveError(str(reply["failed"])) if op in ("start", "trace") else Broken(str(reply["failed"]))
+            raise ResolveError(str(reply["failed"])) if op in ("start", "trace") else Misspoken(str(reply["failed"]))
         return reply
 
     def limit(self, topic: str) -> float:
@@ -164,9 +163,14 @@ class Peer:
             self.start()
         assert self._process is not None
         number = adapter.here()
+        message["into"] = str(self._process.folder / "out.safetensors")
         if tensors is not None:
-            message["file"], message["into"] = "in.safetensors", "out.safetensors"
-            message["free"] = self._sender.write(self._process.folder / message["file"], tensors)
+            message["file"] = str(self._process.folder / "in.safetensors")
+            freed = self._sender.write(self._process.folder / message["file"], tensors)
+            if self._sender.contiguous:
+                message |= {"same": same} if (same := same_of(tensors)) else {}
+            else:
+                message["free"] = freed
         known = settings(adapter)
         if self._settled.get(number) != known:
             message["settings"] = self._settled[number] = known
@@ -238,8 +242,10 @@ class Isolated(Adapter):
         self.name, self.version, self.variant = (str(told.get(name, "")) for name in ("name", "version", "variant"))
         self.offers, self.restrictions = frozenset(told.get("offers", ())), frozenset(told.get("restrictions", ()))
         self.dialect, self.disturbed = dict(told.get("dialect", {})), dict(told.get("disturbed", {}))
+        self.dtypes = None if told.get("dtypes") is None else tuple(told["dtypes"])
         self.widths = None if told.get("widths") is None else tuple(told["widths"])
-        self.devices = None if told.get("devices") is None else tuple(told["devices"])
+        everywhere = None if "on" in self.does else ("cpu",)  # where it runs is then its own affair
+        self.devices = everywhere if told.get("devices") is None else tuple(told["devices"])
         self.accuracy, self.deterministic = told.get("accuracy"), bool(told.get("deterministic"))
         self.flash, self.torch_convention = bool(told.get("flash")), bool(told.get("torch_convention"))
         self._kernel, self._presents = told.get("kernel"), bool(told.get("presents"))
@@ -281,7 +287,7 @@ class Isolated(Adapter):
 
     def on(self, device: str) -> Adapter:
         """The same for one device."""
-        return (self._derived("on", device=device) or self) if "on" in self.does else copy.copy(self)
+        return (self._derived("on", device=device) or self) if "on" in self.does else super().on(device)
 
     def fresh(self) -> Adapter | None:
         """The same, of which nothing was asked yet."""
@@ -292,6 +298,9 @@ class Isolated(Adapter):
     def begin(self, problem: Problem, within: Within = PLAINLY) -> Callable[[], Answer]:
         """Send the problem; what is returned waits for the answer."""
         told = said(within)
+        if _as_promised(within) and (restriction := forbidden(self.restrictions, problem)):
+            left_out = Answer(unsupported=restriction)
+            return lambda: left_out
         if told.keys() - {"checked"} and "surroundings" not in self.does:
             what = within.surroundings or "this"
             answer = Answer(unsupported=f"the peer has no words for a call like {what}")
@@ -301,10 +310,13 @@ class Isolated(Adapter):
         except Ended as ended:
             gone = _ended(ended)
             return lambda: gone
+        except OSError as error:
+            no_room = Answer(error=Elsewhere(f"the tensors can't be written: {error}", memory=error.errno == errno.ENOSPC))
+            return lambda: no_room
         except ResolveError as error:  # it started before, and now it does not
             stays_down = Answer(error=Elsewhere(str(error)), ended="CRASH")
             return lambda: stays_down
-        return lambda: self._answer(problem, reply)
+        return lambda: self._answer(problem, within, reply)
 
     def ask(self, problem: Problem, within: Within = PLAINLY) -> Answer:
         """Send the problem, and wait for the answer."""
@@ -327,24 +339,31 @@ class Isolated(Adapter):
             message["within"] = told
         return self.peer.ask(op, self, message, tensors_of(problem))
 
-    def _answer(self, problem: Problem, waiting: Callable[[], dict[str, Any]]) -> Answer:
+    def _answer(self, problem: Problem, within: Within, waiting: Callable[[], dict[str, Any]]) -> Answer:
         try:
-            reply = waiting()
-            return self._read(problem, reply)
+            answer = self._read(problem, waiting())
+            if answer.unsupported is not None and _as_promised(within):
+                why_not = undeclared(self.offers, self.restrictions, problem)
+                if why_not:
+                    return Answer(error=Elsewhere(f"Unsupported: {answer.unsupported}; {why_not}"))
+            return answer
         except Ended as ended:
             return _ended(ended)
-        except (Broken, ValueError, KeyError, TypeError, OSError) as error:
+        except (Misspoken, ValueError, KeyError, TypeError, OSError) as error:
             return Answer(error=Elsewhere(f"the peer does not keep to the protocol: {error}"))
         finally:
             for line in self.peer.taken():
                 print(line)
 
     def _read(self, problem: Problem, reply: Mapping[str, Any]) -> Answer:
+        of_run(reply)
         error, found = None, {}
-        if "error" in reply:
+        if reply.get("error") is not None:
             error = Elsewhere(str(reply["error"]["line"]), memory=bool(reply["error"].get("memory")))
         if "file" in reply:
             found = returned(self.peer.path(reply), reply.get("strange", {}), str(problem.q.device))
+            if error is None:
+                of_outputs(found)
         names = [f"d{name}" for name in problem.wrt] if error is None and problem.do is not None else []
         names = [name for name in reply.get("outputs", names) if name != "o"]
         return Answer(
@@ -356,7 +375,7 @@ class Isolated(Adapter):
             tuple(reply.get("changed", ())),
             dict(reply.get("disturbed", {})),
             tuple(reply.get("shares", ())),
-            bool(reply.get("error", reply).get("refuses")),
+            "refusal" in reply or bool(reply.get("error", reply).get("refuses")),
             tuple(reply.get("gave_up", ())),
         )
 
@@ -376,7 +395,7 @@ class Isolated(Adapter):
 
     def again(self, answer: Answer) -> Answer:
         """What an answer that was kept holds now; as it came, where the peer keeps none."""
-        reply = self._told("again", {"into": "out.safetensors"}) or {}
+        reply = self._told("again") or {}
         return Answer(returned(self.peer.path(reply), reply.get("strange", {}), "cpu").get("o")) if "file" in reply else answer
 
     def holds(self, place: Place) -> bool:
@@ -399,7 +418,7 @@ class Isolated(Adapter):
         if reply is None:
             return problem
         found = self._tensors(reply, problem.q.device)
-        other = {name: getattr(problem, name) if same else found.get(name) for name, same in reply["same"].items()}
+        other = {name: getattr(problem, name) if kept else found.get(name) for name, kept in reply["kept"].items()}
         return problem.replace(causal=bool(reply["causal"]), **other)
 
     def script(self, problem: Problem, within: Within = PLAINLY) -> Call:
@@ -433,6 +452,11 @@ def _elsewhere(**arguments: Any) -> Any:
     raise RuntimeError("this function is in another process")
 
 
+def _as_promised(within: Within) -> bool:
+    """Whether a call is one of those of which an implementation promises something: as it is written, and nothing around it."""
+    return within.checked and within.reading == AS_IT_IS and not within.surroundings.startswith((COMPILED, SECOND))
+
+
 def _ended(ended: Ended) -> Answer:
     kind = "TIMEOUT" if ended.timeout else "CRASH"
     return Answer(error=Elsewhere(ended.how), ended=kind, log=ended.log)
@@ -441,11 +465,4 @@ def _ended(ended: Ended) -> Answer:
 def isolated(implementation: str, kwargs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> list[Isolated]:
     """The adapters of an implementation in a process of its own, one for each variant. Raises ResolveError."""
     peer = Peer(implementation, kwargs or {}, limits or Limits())
-    described = peer.start()
-    unknown = {x for told in described for x in told.get("does", ())} - set(ABILITIES)
-    if unknown:
-        peer.close()
-        raise ResolveError(
-            f"--impl={implementation} says that it does {', '.join(sorted(unknown))}; choose from {', '.join(ABILITIES)}"
-        )
-    return [Isolated(peer, told) for told in described]
+    return [Isolated(peer, told) for told in peer.start()]

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnspec.adapters.remote.told import Misspoken
 from attnspec.adapters.watch.spent import waiting
 
 LOG = 64  # lines of a peer's log that are kept
@@ -32,6 +33,16 @@ class Ended(Exception):
     def __init__(self, how: str, log: Sequence[str] = (), *, timeout: bool = False) -> None:
         super().__init__(how)
         self.how, self.log, self.timeout = how, tuple(log), timeout
+
+
+MEMORY, ROOM = "/dev/shm", 1 << 30  # a container may have little of it: then files do
+
+
+def _memory_file_system() -> str | None:
+    """A folder in memory with room for tensors, or None."""
+    if not os.path.isdir(MEMORY) or not os.access(MEMORY, os.W_OK):
+        return None
+    return MEMORY if shutil.disk_usage(MEMORY).free >= ROOM else None
 
 
 _ALIVE: weakref.WeakSet[Process] = weakref.WeakSet()
@@ -51,8 +62,7 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix="attnspec-", dir=memory))
+        self.folder = Path(tempfile.mkdtemp(prefix="attnspec-", dir=_memory_file_system()))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
         try:
             self.process = subprocess.Popen(
@@ -87,7 +97,7 @@ class Process:
             raise self._ended() from None
 
     def receive(self, seconds: float) -> dict[str, Any]:
-        """The next line that is a message. Raises Ended where none comes in time, or ever."""
+        """The next message. Raises Ended where none comes in time, or ever, and Misspoken where one can't be read."""
         end = time.monotonic() + seconds
         assert self.process.stdout is not None
         while True:
@@ -110,11 +120,13 @@ class Process:
 
     def _message(self, line: bytes) -> dict[str, Any] | None:
         text = line.decode("utf-8", "backslashreplace")
-        if text.lstrip().startswith('{"op"'):
-            with contextlib.suppress(ValueError, RecursionError):
+        if text.lstrip().startswith("{") and '"op"' in text:
+            try:
                 found = json.loads(text)
-                if isinstance(found, dict):
-                    return found
+            except (ValueError, RecursionError) as error:
+                raise Misspoken(f"it wrote a message that is no JSON ({error}): {text.strip()[:200]}") from None
+            if "op" in found:
+                return dict(found)
         self._logged(text)
         return None
 

@@ -23,6 +23,12 @@ def tensors_of(problem: Problem) -> dict[str, Tensor]:
     return {name: x for name in TENSORS if (x := getattr(problem, name)) is not None}
 
 
+def same_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of each tensor that was given under an earlier name already, that name."""
+    first: dict[int, str] = {}
+    return {name: first[id(x)] for name, x in tensors.items() if first.setdefault(id(x), name) != name}
+
+
 def options_of(problem: Problem) -> dict[str, Any]:
     """The options that are no tensors, all of them, and the inputs whose gradients are asked for."""
     return {name: getattr(problem, name) for name, own in OPTIONS.items() if not own.tensor} | {"wrt": list(problem.wrt)}
@@ -64,6 +70,7 @@ def declared(number: int, adapter: Adapter) -> dict[str, Any]:
     return {
         "implementation": number,
         **{name: getattr(adapter, name) for name in ("name", "version", "variant", "accuracy", "deterministic")},
+        "dtypes": None if adapter.dtypes is None else list(adapter.dtypes),
         "devices": None if adapter.devices is None else list(adapter.devices),
         "flash": bool(getattr(adapter, "flash", False)),
         "torch_convention": bool(adapter.torch_convention),

@@ -135,7 +135,7 @@ class Worker:
         put = self._adapter(request).presented(problem)
         kept = {name: getattr(put, name) is getattr(problem, name) for name in ("mask", "bias")}
         tensors = {name: x for name in ("mask", "bias") if not kept[name] and (x := getattr(put, name)) is not None}
-        return {"causal": put.causal, "same": kept, **self._tensors(tensors, request)}
+        return {"causal": put.causal, "kept": kept, **self._tensors(tensors, request)}
 
     def op_script(self, request: dict[str, Any]) -> dict[str, Any]:
         """The call for a script: lines of Python, and the arguments, those that are the problem's own by name."""

@@ -30,7 +30,7 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
     for name, how in adapter.disturbed.items():
         subject.disturbed["", name] = f"the first call changed {how}", _plain(subject)
     look(subject)
-    _settle_dtypes(subject, dtypes)
+    _settle_dtypes(subject, dtypes or (None if adapter.dtypes is None else tuple(adapter.dtypes)))
     if adapter.widths is None:
         _settle_widths(subject)
     _settle_strides(subject)
