@@ -175,7 +175,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "--no-search": not given["search"],
         "--shard": None,
         "--isolate": False,
-        "--in-process": True,
+        "--in-process": False,
         "--case-timeout": None,
         "--memory-limit": None,
     }
