@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 import torch
 
-from attnspec.adapters import ResolveError
+from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.remote import isolated as module
 from attnspec.adapters.remote.isolated import Isolated, Limits, isolated
 from attnspec.adapters.remote.process import Process
@@ -237,6 +238,14 @@ def test_a_peer_that_does_not_stop_is_ended(tmp_path: Path) -> None:
     assert not process.folder.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of another process")
+def test_a_peer_has_no_more_memory_than_it_may(fake: Callable[..., Isolated]) -> None:
+    adapter = fake(Limits(memory=1 << 30))
+    assert adapter.peer._process is not None
+    limits = Path(f"/proc/{adapter.peer._process.process.pid}/limits").read_text(encoding="utf-8")
+    assert re.search(rf"Max data size +{1 << 30} +{1 << 30}", limits)
+
+
 def test_a_command_that_is_none_is_told() -> None:
     with pytest.raises(ResolveError, match="No such file or directory"):
         isolated("cmd:./there-is-no-such-peer")
@@ -329,6 +338,19 @@ def test_dtypes_that_are_said_are_those_that_are_promised(fake: Callable[..., Is
     adapter = fake(describe={"implementations": [described]}, run={"error": {"line": "no"}})
     assert meet(adapter, "cpu", {}, None, None).dtypes == ("float64", "bfloat16")
     assert meet(adapter, "cpu", {}, None, ("float32",)).dtypes == ("float32",)  # --impl-dtypes wins
+
+
+def test_an_adapter_in_python_promises_dtypes_in_the_same_way() -> None:
+    class Half(Adapter):
+        dtypes: Iterable[str] | None = ("bfloat16",)
+
+        def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    assert meet(resolve(Half)[0], "cpu", {}, None, None).dtypes == ("bfloat16",)
+    Half.dtypes = ("float8",)
+    with pytest.raises(ResolveError, match=r"Half\.dtypes names unknown float8"):
+        resolve(Half)
 
 
 # WHAT A PEER GETS

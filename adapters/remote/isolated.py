@@ -81,6 +81,8 @@ class Peer:
             self._process, self._spare = self._spare or Process(self.command), None
         except OSError as error:
             raise ResolveError(f"--impl={self.implementation}: {error.strerror}: {error.filename}") from None
+        if self.limits.memory is not None and self.implementation.startswith(COMMAND):
+            self._process.limit_memory(self.limits.memory)  # ours in Python sets it once torch is imported
         self.starts, self._answered = self.starts + 1, False
         self._settled.clear()
         try:

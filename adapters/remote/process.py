@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -129,6 +130,13 @@ class Process:
                 return dict(found)
         self._logged(text)
         return None
+
+    def limit_memory(self, most: int) -> None:
+        """Let it, and what it starts from now on, use this many bytes at most. Only Linux can."""
+        if sys.platform == "linux":
+            import resource
+
+            resource.prlimit(self.process.pid, resource.RLIMIT_DATA, (most, most))
 
     def taken(self) -> list[str]:
         """The lines of the log that came since the last call."""
