@@ -31,7 +31,7 @@ from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing.clause import tests_of
 from attnspec.conformance.testing.pinned import ask_pinned
 from attnspec.conformance.verdicts.record import Failure, Record
-from attnspec.conformance.verdicts.verdict import Verdict
+from attnspec.conformance.verdicts.verdict import RANDOM, Verdict
 from attnspec.spec import index
 
 
@@ -105,7 +105,7 @@ def check(
     device: str | torch.device | Iterable[str | torch.device] = (),
     kwargs: Mapping[str, Any] | None = None,
     without: str | Iterable[str] = "",
-    seed: int = 0,
+    seed: int | str = 0,
     budget: float | None = None,
     explain_budget: float = EXPLAIN_BUDGET,
     enforce_should: bool = False,
@@ -157,6 +157,8 @@ def check(
         choices = settings.get("choices")
         if choices and options[name] not in (None, *choices):
             raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
+    if not isinstance(seed, int) and seed != RANDOM:
+        raise ValueError(f"seed {seed!r}: a whole number, or {RANDOM!r}")
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
         record = _Telling(Path(verdicts) if verdicts is not None else None)
         adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]

@@ -60,6 +60,8 @@ def table(run: Run) -> list[str]:
             lines.append(f"  {'covered':12}  {covered(subject)}")
     of = ("INCOMPLETE · " if missing else "") + (f"shard {run.shard} · " if run.shard else "")
     lines += ["", *(run.known.lines and [*run.known.lines, ""]), *totals(record, of), *(f"INCOMPLETE: {line}" for line in missing)]
+    if run.hides_seed and run.searches:
+        lines.append(f"the seed was {run.seed}; --attnspec-seed={run.seed} searches the same again")
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
     lines.append(
         f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "

@@ -39,6 +39,7 @@ class Run:
     tier: Tier = TIERS["standard"]
     seed: int = 0
     seed_from: str = ""  # the option that gave it, where that is not ours
+    hides_seed: bool = False  # it was drawn, and is told when nothing is asked any more
     replays: bool = False  # what the search found is kept in Hypothesis's database, and asked first in the next run
     budget: float | None = None  # seconds for everything
     case: Case | None = None
@@ -268,6 +269,7 @@ class Run:
             answers=sum(s.judged for s in self.subjects),
             elements=sum(s.elements for s in self.subjects),
             exempt=sum(s.exempt for s in self.subjects),
+            **({"seed": self.seed} if self.hides_seed else {}),
         )
 
     # WORKERS

@@ -141,6 +141,12 @@ class Verdicts:
     notes: list[str] = field(default_factory=list)
     footer: dict[str, Any] | None = None
     interrupted: str = ""
+    drawn: int | None = None  # the seed, where it was drawn: the end of the file has it
+
+    @property
+    def seed(self) -> int | str:
+        """The seed of the search; "random" where it was drawn and the run did not come to tell it."""
+        return self.header["seed"] if self.drawn is None else self.drawn
 
     @property
     def incomplete(self) -> list[str]:
@@ -243,9 +249,9 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
         elif kind == "note":
             verdicts.notes.append(line["text"])
         elif kind == "footer":
-            verdicts.footer = line
+            verdicts.footer, verdicts.drawn = line, line.get("seed")
         elif kind == "interrupted":
-            verdicts.interrupted = line["reason"]
+            verdicts.interrupted, verdicts.drawn = line["reason"], line.get("seed")
         else:
             raise VerdictError(
                 f"{source}, line {n}: unknown kind {kind!r}; choose from header, cell, accuracy, failure, note, footer, interrupted"
