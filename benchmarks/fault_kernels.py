@@ -174,7 +174,7 @@ KERNELS = [
         F7,
         "20 sleeping daemon threads a call",
         "weak",
-        replace(RIGHT, says=("thread",)),
+        replace(RIGHT, says=("still running after the last call",)),
         each="[threading.Thread(target=time.sleep, args=(1000,), daemon=True).start() for _ in range(20)]",
     ),
     Fault(
@@ -198,7 +198,7 @@ KERNELS = [
         F7,
         "a daemon thread that spins",
         "weak",
-        replace(RIGHT, says=("thread",)),
+        replace(RIGHT, says=("still running after the last call",)),
         top="def spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()",
     ),
     Fault(
@@ -254,7 +254,7 @@ KERNELS = [
         "8 global state and cheating",
         "print options, decimal precision, SIGINT ignored",
         "OK",
-        replace(WRONG, says=("1.5 × the|outside their bounds",)),
+        replace(WRONG, says=(r"1\.53e\+05 × the bound",)),
         each="import decimal; decimal.getcontext().prec = 2; torch.set_printoptions(precision=1); "
         "np.set_printoptions(precision=1); "
         "signal.signal(signal.SIGINT, signal.SIG_IGN)",
@@ -355,7 +355,7 @@ class Liar(torch.Tensor):
         options=("--without=backward",),
     ),
     *(
-        Fault(F9, name, "OK", replace(WRONG, says=(says,)), top=top, at17=at17)
+        Fault(F9, name, "OK", replace(WRONG, says=(says,)), top=top, at17=at17, clauses="SHAPE-1,GRAD-1")
         for name, says, top, at17 in (
             ("nn.Parameter", "has no grad_fn|does not depend", "", "o = torch.nn.Parameter(o.detach())"),
             ("on the meta device", "on meta", "", "o = o.to('meta')"),

@@ -180,6 +180,9 @@ def main() -> int:
         return cell
 
     home.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGHUP):  # started with nohup or in the background it is ignored, and so in every child
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     with ThreadPoolExecutor(options.jobs) as pool:
         cells = list(pool.map(do, jobs))
     rows = [(fault, cells[n * len(columns) : (n + 1) * len(columns)]) for n, fault in enumerate(faults)]

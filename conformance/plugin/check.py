@@ -23,7 +23,7 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.watch.state import STATE, current_accelerator
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
-from attnspec.conformance.plugin.options import OPTIONS, loaded, make_run
+from attnspec.conformance.plugin.options import OPTIONS, before_loading, loaded, make_run
 from attnspec.conformance.report import header as head
 from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
@@ -161,11 +161,12 @@ def check(
         raise ValueError(f"seed {seed!r}: a whole number, or {RANDOM!r}")
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
         record = _Telling(Path(verdicts) if verdicts is not None else None)
-        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
+        originals = before_loading()
+        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record, originals)]
         given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
         record.retell = None if isinstance(impl, str) else _Retell(adapters[0].name.rpartition(".")[2], given)
         run = make_run(options.__getitem__, adapters, record)
-        run.repros = repros
+        run.repros, run.originals = repros, originals
         told = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
         run.asked = f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in told.items()) + ")"
         return _asked(run)
@@ -192,6 +193,7 @@ def _asked(run: Run) -> Result:
                     errors.append(
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
                     )
+    run.look_at_originals()
     record = run.record
     if run.fallbacks is not None:
         run.fallbacks.leave()

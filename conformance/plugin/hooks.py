@@ -63,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise
     from attnspec.conformance.plugin.workers import Controller, Worker
 
+    config.stash[_SURROUNDINGS].keep_streams()
     worker = getattr(config, "workerinput", None)
     own = Controller(config.stash[_RUN]) if worker is None else Worker(config.stash[_RUN], worker["workercount"])
     config.pluginmanager.register(own, "attnspec-workers")
@@ -204,6 +205,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     result = yield
     clauses = getattr(getattr(item, "function", None), "clauses", None)
     run = item.config.stash.get(_RUN, None)
+    if run is not None and call.when == "call":
+        run.look_at_originals()
+        item.config.stash[_SURROUNDINGS].open_streams()
     expected = call.excinfo is not None and call.excinfo.errisinstance(pytest.xfail.Exception)
     if clauses and run is not None and result.failed and not expected:
         assert call.excinfo is not None
@@ -312,15 +316,20 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     hypothesis = config.pluginmanager.get_plugin("hypothesispytest")
     if hypothesis is not None and "hypothesis" not in sys.modules:  # its summary, of nothing, would import it
         config.pluginmanager.unregister(hypothesis)
+    from attnspec.conformance.plugin.process import threads_note
     from attnspec.conformance.run.ending import NOTHING, exit_code, nothing_judged
     from attnspec.conformance.testing.pinned import ask_pinned
     from attnspec.conformance.verdicts import page
     from attnspec.conformance.verdicts.lines import collect
 
+    run.look_at_originals()
     config.stash[_SURROUNDINGS].put_back()
     if hasattr(config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
         return
     run.note_at_the_end()
+    left = threads_note(config.stash[_SURROUNDINGS].new_threads())
+    if left and not config.pluginmanager.hasplugin("dsession"):  # where workers of pytest-xdist ask, its threads run here
+        run.record.note(left)
     if config.getoption("collectonly"):
         return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -352,6 +361,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     from attnspec.conformance.plugin.process import end_despite
 
     config.stash[_SIGNALS].leave()
+    config.stash[_SURROUNDINGS].leave_streams()
     config.stash[_RUN].fallbacks.leave()
     threads = config.stash[_SURROUNDINGS].left_running()
     if threads and _EXIT in config.stash:

@@ -51,8 +51,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         {
             "type": _seed,
             "default": 0,
-            "help": "seed of the search; change it nightly. random: one that is drawn, and told when the run has ended, so that who "
-            "is tested can't prepare for it. --hypothesis-seed wins",
+            "help": "seed of the search; change it nightly. random: it is drawn, and told when the run has ended, so that who is "
+            "tested can't prepare for it. --hypothesis-seed wins",
         },
     ),
     ("--no-search", {"action": "store_true", "help": "test the pinned problems only: the same ones whatever the seed; for gates"}),
@@ -87,8 +87,10 @@ def run_of(config: pytest.Config) -> Any:
         raise ResolveError(f"{error.filename} can't be written: {error.strerror}; name a file in another folder") from None
     record = Record(path)
     kwargs = parse_kwargs(option("--impl-kwargs"))
-    adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
+    originals = before_loading()
+    adapters = loaded(lambda: resolve(option("--impl"), kwargs), record, originals)
     run = make_run(_with_pyproject(config, adapters), adapters, record)
+    run.originals = originals
     run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
     run.asked = command
     seed = config.getoption("--hypothesis-seed", None)
@@ -102,18 +104,33 @@ def run_of(config: pytest.Config) -> Any:
     return run
 
 
-def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
+def before_loading() -> Any:
+    """The functions that verdicts go through, all of which are imported here: the implementation comes after them."""
+    from importlib import import_module
+
+    from attnspec.conformance.run.originals import Originals
+
+    for name in ("report.table", "testing.engine", "verdicts.page"):
+        import_module(f"attnspec.conformance.{name}")
+    return Originals()
+
+
+def loaded(load: Callable[[], list[Any]], record: Any, originals: Any) -> list[Any]:
     """The adapters that `load` gives; what importing the implementation changes of the global state is noted.
 
     How many threads there are, how products are rounded and which of torch's kernels are on is for a package to choose, and
-    it is judged as its users have it; the rest is set back.
+    it is judged as its users have it; the rest is set back, and so are functions that the judge calls.
     """
     from attnspec.adapters.watch.state import SETUP, no_second_run, watched
+    from attnspec.conformance.run.originals import named
 
     with no_second_run(), watched(leave=SETUP) as changes:
         adapters = load()
     for how in changes.values():
         record.note(f"importing it changed {how}, before anything was called")
+    replaced = originals.put_back()
+    if replaced:
+        record.note(f"importing it replaced {named(replaced)}, which verdicts go through; the suite has put them back")
     return adapters
 
 

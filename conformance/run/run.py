@@ -21,6 +21,7 @@ from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
+from attnspec.conformance.run.originals import Originals, named
 from attnspec.conformance.run.shapes import Fallbacks, few, fewer
 from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
@@ -67,6 +68,8 @@ class Run:
     ended: int = 0  # tests that were asked to their end
     started: float = field(default_factory=time.monotonic)
     explained: list[tuple[Explainer, Explained, Failure]] = field(default_factory=list)
+    originals: Originals | None = None  # of the functions that verdicts go through
+    replaced: list[str] = field(default_factory=list)  # those that the implementation replaced in a call
     fallbacks: Fallbacks | None = None  # of torch.compile inside the implementation
     begun: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # tests that have asked their first problems
     _shown: set[tuple[Any, ...]] = field(default_factory=set)
@@ -244,6 +247,17 @@ class Run:
             if failure.remark and not failure.brief:
                 self.record.note(failure.remark)
 
+    def look_at_originals(self) -> None:
+        """Say where the implementation has replaced a function that verdicts go through: those since then say nothing."""
+        found = [name for name in (self.originals.put_back() if self.originals is not None else []) if name not in self.replaced]
+        if found:
+            self.replaced += found
+            at = f" by {self.asking}" if self.asking else ""
+            self.record.interrupt(
+                f"calls of the implementation replaced {named(found)}, seen{at}; verdicts go through this, so nothing that was "
+                "judged can be believed"
+            )
+
     def note_at_the_end(self) -> None:
         """Say where compiled code became code that is not compiled, and how far outputs lie from the exact ones in long rows."""
         self.note_fallbacks()
@@ -278,6 +292,7 @@ class Run:
         """What this process saw since the last call, as plain data that another can absorb."""
         taken = {
             "record": self.record.take(),
+            "replaced": [list(self.replaced), list(self.record.interruptions)],
             "known": self.known.take(),
             "draft": self.draft.take(),
             "weighed": [[list(failure.identity), failure.diagnosis, failure.names] for *_, failure in self.explained],
@@ -294,6 +309,10 @@ class Run:
     def absorb(self, taken: dict[str, Any]) -> None:
         """Add what another process saw."""
         self.record.absorb(taken["record"])
+        replaced, interruptions = taken["replaced"]
+        self.replaced += [name for name in replaced if name not in self.replaced]
+        for reason in interruptions:
+            self.record.interrupt(reason)
         self.known.absorb(taken["known"])
         self.draft.absorb(taken["draft"])
         weighed = {tuple(identity): said for identity, *said in taken["weighed"]}
