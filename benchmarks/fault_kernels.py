@@ -13,6 +13,7 @@ CRASH = Ending(has=("CRASH", "PASS"), says=(CASE,))
 TIMEOUT = Ending(has=("TIMEOUT", "PASS"), says=(CASE,))
 # What a process that is gone can leave: what was judged before, and a page that does not speak for it.
 GONE = Ending((-11, -6, -9), "prefix", "INCOMPLETE", has=("PASS",), says=(rf"attnspec asks SHAPE-1 {CASE}",))
+REPLACED = Ending((1,), "prefix", "INCOMPLETE", says=("INCOMPLETE: calls of the implementation replaced ",))
 IMPURE = Ending(has=("FAIL",))  # PURITY-3 says what the call changed
 SEEN = (r"PURITY-3 ·",)
 
@@ -297,6 +298,44 @@ Subject.judgement = lambda self, case: Judgement((), {"o": 0.0}, 0, 1, "A")
     ),
     cheat("patches pytest.fail", "bad", "pytest.fail = lambda *a, **k: None"),
     cheat(
+        "patches the judge in a call",
+        "",
+        """
+from attnspec.conformance.judging.finding import Judgement
+calls = []
+def patch():
+    import attnspec.conformance.subject.subject as subject
+    calls.append(1)
+    if len(calls) == 40:
+        subject.judge = lambda answer, exact, class_, **k: Judgement((), {"o": 0.0}, 0, 1, class_)
+""",
+        "patch()\n    if len(calls) < 40: return sdpa(q, k, v)",
+        ending=REPLACED,
+        isolated=WRONG,
+    ),
+    cheat(
+        "gives the judge other code in a call",
+        "",
+        """
+calls = []
+def patch():
+    from attnspec.conformance.judging import judge as judging
+    calls.append(1)
+    if len(calls) == 40:
+        judging.compare.__code__ = (lambda got, expected, bound, exempt, name, rest=0.0: (None, 0.0)).__code__
+""",
+        "patch()\n    if len(calls) < 40: return sdpa(q, k, v)",
+        ending=REPLACED,
+        isolated=WRONG,
+    ),
+    cheat(
+        "patches np.isfinite in a call",
+        "",
+        each="np.isfinite = lambda *a, **k: np.array(True)",
+        ending=replace(REPLACED, page=None),
+        isolated=Ending(has=("FAIL",)),
+    ),
+    cheat(
         "finds pytest's config in the frames, registers a plugin that ends with os._exit(0)",
         "bad",
         """
@@ -381,6 +420,14 @@ class Liar(torch.Tensor):
         clauses="SHAPE-1,PURITY-2,PURITY-4",
         each="pass",
         at17="o = torch._neg_view(-o)",
+    ),
+    Fault(
+        F9,
+        "a tensor with the conjugate bit",
+        "",
+        replace(WRONG, says=("complex64",)),
+        at17="o = o.to(torch.complex64).conj()",
+        clauses="SHAPE-1,PURITY-2",
     ),
     Fault(
         F9,

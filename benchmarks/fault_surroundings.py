@@ -421,7 +421,7 @@ SURROUNDINGS = [
         replace(
             fault,
             family=F13,
-            name=f"-n 2, and {fault.name}",
+            name=f"-n 2, {clauses}, and {fault.name}",
             before=before,
             options=("-n", "2"),
             clauses=clauses,
