@@ -183,3 +183,23 @@ def test_threads_that_are_left_are_told() -> None:
         for thread in threads:
             thread.join()
     assert threads_note(surroundings.new_threads()) == ""
+
+
+def test_no_memory_for_the_exact_answer_is_no_fault_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no verdict either: the test stopped, so the run is not complete."""
+    from attnspec.conformance.subject import subject
+
+    solve, asked = subject.solve, []
+
+    def full(*given: object, **options: object) -> object:
+        asked.append(given)
+        if len(asked) > 40:
+            raise MemoryError("Unable to allocate 298. GiB")
+        return solve(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(subject, "solve", full)
+    outcome = judge("honest.tiled", "--impl-dtypes=float32", "--clauses=SHAPE-1")
+    assert outcome.exit == 1
+    assert "attnspec itself failed" not in outcome.screen
+    assert "INCOMPLETE: no memory was left for the exact answer in test_output_has_a_row_for_each_query" in outcome.screen
+    assert "MemoryError: Unable to allocate 298. GiB" in outcome.screen

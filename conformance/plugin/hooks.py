@@ -225,10 +225,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
             params = item.callspec.params  # type: ignore[attr-defined]
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
-            run.record.count(cell, Verdict.HARNESS_ERROR, 1, words(call.excinfo.value))
+            if call.excinfo.errisinstance(MemoryError):  # of the process, which the implementation fills, too
+                said = f"no memory was left for the exact answer in {item.name}, which stopped"
+                run.record.count(cell, Verdict.RESOURCE, 1, words(call.excinfo.value))
+                run.record.interrupt(said)
+                said += ": the problem is too large for this machine, or the implementation keeps what it allocates"
+            else:
+                said = "attnspec itself failed here; this says nothing about the implementation. Please report it with"
+                run.record.count(cell, Verdict.HARNESS_ERROR, 1, words(call.excinfo.value))
             result.longrepr = (
-                "attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
-                f"{run.command} --clauses={clauses[0]}\n\n"
+                f"{said}\n{run.command} --clauses={clauses[0]}\n\n"
                 + "\n".join(
                     f"{Path(str(entry.path)).name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:]
                 )
