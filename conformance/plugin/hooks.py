@@ -184,8 +184,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Begin the verdict file, whatever the terminal shows."""
     run = session.config.stash.get(_RUN, None)
     if run is not None:
+        from attnspec.conformance.plugin.process import escape_letters
         from attnspec.conformance.report.header import header_data
 
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            escape_letters(getattr(reporter._tw, "_file", None))
         run.record.open(header_data(run))
 
 

@@ -137,6 +137,17 @@ def streams_kept() -> Iterator[None]:
         sys.stdout, sys.stderr = (_open(number, kept) for number, kept in zip((1, 2), objects, strict=True))
 
 
+def escape_letters(stream: Any) -> None:
+    """Letters that a terminal does not have are written as \\u2717. pytest would write the whole text so, in one line."""
+    try:
+        "· ✗ ≤ −∞ Σ".encode(stream.encoding)
+    except UnicodeEncodeError:
+        with contextlib.suppress(Exception):
+            stream.reconfigure(errors="backslashreplace")
+    except (AttributeError, TypeError, LookupError):  # no terminal
+        return
+
+
 def _open(number: int, stream: Any) -> Any:
     """A stream, or where it was closed a new one on the same descriptor."""
     closed = stream is not None and stream.closed

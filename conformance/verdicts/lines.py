@@ -287,6 +287,13 @@ def _counted(cell: dict[str, Any], where: str) -> dict[str, Any]:
     strange = sorted(cell["problems"].keys() - set(Verdict))
     if strange:
         raise VerdictError(f"{where}: unknown verdict {visible(strange[0])!r}; choose from {', '.join(sorted(Verdict))}")
+    worst = cell.get("worst", {})
+    for share in worst.values() if isinstance(worst, dict) else (worst,):
+        said = share.get("share") if isinstance(share, dict) else None
+        if not (type(said) in (int, float) or said in ("inf", "-inf", "nan")) or share["class"] not in CLASSES:
+            raise VerdictError(
+                f"{where}: worst has {str(share)[:60]!r}; expected a share and one of the classes {', '.join(CLASSES)}"
+            )
     return cell
 
 
