@@ -476,7 +476,9 @@ SURROUNDINGS = [
         "known issues with region = 3",
         "weak",
         Ending((4,), None, "INCOMPLETE|none", says=("region",)),
-        first=issues('implementation = "kernel.py:attend"\n[[issue]]\nclause = "SHAPE-1"\nregion = 3\nreason = "x"\n'),
+        first=issues(
+            'implementation = "kernel.py:attend"\n[[issue]]\nclause = "SHAPE-1"\nregion = 3\nreason = "x"\nurl = "x"\nowner = "x"\nexpiry = 2099-01-01\npinned = ["i=17"]\n'
+        ),
         options=("--known-issues=known.toml",),
     ),
     Fault(

@@ -65,7 +65,7 @@ def _issue(number: int, entry: Any) -> Issue:
     pins = entry.get("pinned")
     pins = [pins] if isinstance(pins, str) else pins
     texts = {name: entry.get(name, "") for name in ("clause", *TEXTS, "found", "device", "variant", "backend")}
-    wrong = [name for name, value in texts.items() if not isinstance(value, str)]
+    wrong = [name for name, value in {**texts, "region": entry.get("region", "")}.items() if not isinstance(value, str)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: write text in quotes")
     if texts["clause"] not in index():
