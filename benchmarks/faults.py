@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -28,11 +29,12 @@ from pathlib import Path
 from fault_endings import Fault, Seen, grade
 from fault_kernels import KERNELS
 from fault_surroundings import SURROUNDINGS
+from fault_texts import TEXTS
 
 from attnspec.conformance.plugin.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULTS: list[Fault] = [*KERNELS, *SURROUNDINGS]
+FAULTS: list[Fault] = sorted([*KERNELS, *SURROUNDINGS, *TEXTS], key=lambda fault: int(re.match(r"\d+", fault.family)[0]))  # type: ignore[index]
 MOST = 8_000_000  # characters of a screen that are kept
 
 
