@@ -44,6 +44,7 @@ HELD = (  # in the process that the kernel and the judge share
     "closes descriptors 1 and 2",
     "the same with -s",
     "sends both streams to /dev/null",
+    "an ASCII terminal",
     "SIGKILL",
 )
 APART = (  # only a process of the kernel's own can hold these
