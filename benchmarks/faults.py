@@ -35,6 +35,7 @@ from attnspec.conformance.plugin.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS: list[Fault] = sorted([*KERNELS, *SURROUNDINGS, *TEXTS], key=lambda fault: int(re.match(r"\d+", fault.family)[0]))  # type: ignore[index]
+RESTARTS = 6  # times the time that a run has in which each crash starts a process, and each hang takes its time limit
 MOST = 8_000_000  # characters of a screen that are kept
 
 
@@ -63,6 +64,7 @@ def run(fault: Fault, folder: Path, options: Sequence[str] = ()) -> Seen:
     commands = [[sys.executable, *words] for words in fault.commands] or [command(fault, options)]
     screen, started, seen = folder / "screen.txt", time.monotonic(), Seen(folder, 0, "", 0.0)
     ended: list[int] = []
+    limit = fault.limit * (RESTARTS if "--isolate" in options else 1)
     with screen.open("wb") as out:
         for words in commands:
             process = subprocess.Popen(
@@ -71,7 +73,7 @@ def run(fault: Fault, folder: Path, options: Sequence[str] = ()) -> Seen:
             try:
                 if fault.during is not None:
                     fault.during(process, folder, seen)
-                process.wait(max(1.0, fault.limit - (time.monotonic() - started)))
+                process.wait(max(1.0, limit - (time.monotonic() - started)))
             except subprocess.TimeoutExpired:
                 seen.rc = None
             finally:  # children that were left behind, too

@@ -60,7 +60,7 @@ APART = (  # only a process of the kernel's own can hold these
     "closes descriptors 0 to 63",
     "a page of an earlier run, and os._exit(0)",
 )
-ISOLATE = ("--isolate",)
+ISOLATE = ("--isolate", "--case-timeout=10")
 
 
 @pytest.mark.parametrize("name", HELD)
