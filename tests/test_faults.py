@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from fault_endings import Ending, Fault, Seen, grade
 from faults import FAULTS, available, markdown, row, run
 
+from attnspec.conformance import check
 from attnspec.conformance.plugin.process import Surroundings, threads_note
 from attnspec.conformance.run.originals import Originals
 
@@ -204,3 +205,8 @@ def test_no_memory_for_the_exact_answer_is_no_fault_of_the_suite(monkeypatch: py
     assert "attnspec itself failed" not in outcome.screen
     assert "INCOMPLETE: no memory was left for the exact answer in test_output_has_a_row_for_each_query" in outcome.screen
     assert "MemoryError: Unable to allocate 298. GiB" in outcome.screen
+    asked.clear()
+    result = check(tiled, clauses="SHAPE-1", dtypes="float32")
+    assert not result.ok
+    assert "attnspec itself failed" not in str(result)
+    assert "INCOMPLETE: no memory was left for the exact answer in test_output_has_a_row_for_each_query[float32]" in str(result)

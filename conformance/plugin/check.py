@@ -189,6 +189,9 @@ def _asked(run: Run) -> Result:
                 except Exception as error:
                     what = f"{type(error).__name__}: {error}"
                     cell = (test.clauses[0], dtype, subject.label, subject.device)
+                    if isinstance(error, MemoryError):
+                        errors.append(run.no_memory(cell, f"{test.__name__}[{dtype}]", what))
+                        continue
                     run.record.count(cell, Verdict.HARNESS_ERROR, 1, what)
                     errors.append(
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"

@@ -230,10 +230,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             params = item.callspec.params  # type: ignore[attr-defined]
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
             if call.excinfo.errisinstance(MemoryError):  # of the process, which the implementation fills, too
-                said = f"no memory was left for the exact answer in {item.name}, which stopped"
-                run.record.count(cell, Verdict.RESOURCE, 1, words(call.excinfo.value))
-                run.record.interrupt(said)
-                said += ": the problem is too large for this machine, or the implementation keeps what it allocates"
+                said = (
+                    run.no_memory(cell, item.name, words(call.excinfo.value))
+                    + ": the problem is too large for this machine, or the implementation keeps what it allocates"
+                )
             else:
                 said = "attnspec itself failed here; this says nothing about the implementation. Please report it with"
                 run.record.count(cell, Verdict.HARNESS_ERROR, 1, words(call.excinfo.value))
@@ -338,7 +338,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     run.note_at_the_end()
     left = threads_note(config.stash[_SURROUNDINGS].new_threads())
-    if left and not config.pluginmanager.hasplugin("dsession"):  # where workers of pytest-xdist ask, its threads run here
+    # Where workers of pytest-xdist or a process of the kernel's own answer, the threads here are of those who talk to them.
+    if left and not config.pluginmanager.hasplugin("dsession") and not config.getoption("--isolate", False):
         run.record.note(left)
     if config.getoption("collectonly"):
         return

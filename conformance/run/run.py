@@ -27,6 +27,7 @@ from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard
 from attnspec.conformance.verdicts.record import Failure, Record
+from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.reference import stricter
 from attnspec.spec import index
 
@@ -257,6 +258,13 @@ class Run:
                 f"calls of the implementation replaced {named(found)}, seen{at}; verdicts go through this, so nothing that was "
                 "judged can be believed"
             )
+
+    def no_memory(self, cell: tuple[str, str, str, str], test: str, words: str) -> str:
+        """Count a test that stopped because this process had no memory left, and return what is said of it."""
+        said = f"no memory was left for the exact answer in {test}, which stopped"
+        self.record.count(cell, Verdict.RESOURCE, 1, words)
+        self.record.interrupt(said)
+        return said
 
     def note_at_the_end(self) -> None:
         """Say where compiled code became code that is not compiled, and how far outputs lie from the exact ones in long rows."""
