@@ -304,8 +304,15 @@ class Run:
             "known": self.known.take(),
             "draft": self.draft.take(),
             "weighed": [[list(failure.identity), failure.diagnosis, failure.names] for *_, failure in self.explained],
-            "subjects": [
-                [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared], dict(s.long)]
+            "subjects": [  # lists, for no class of ours travels between workers
+                [
+                    dict(s.held),
+                    s.exempt,
+                    s.elements,
+                    s.judged,
+                    [list(astuple(case)) for case in s.compared],
+                    {dtype: list(seen) for dtype, seen in s.long.items()},
+                ]
                 for s in self.subjects
             ],
         }
