@@ -32,9 +32,9 @@ OURS = (r"attnspec itself failed", r"Traceback \(most recent call last\)", r"INT
 class Ending:
     """What a run is to leave. A field that is None decides nothing.
 
-    file: "complete", "prefix" (its lines can be read, and it has no end), "empty", "none", or several with "|". page: "conforms",
-    "does not conform", "INCOMPLETE", "open", "none", or several. has: of each entry one of the verdicts that it
-    names with "|" is counted. never: verdicts that are not. says and silent: patterns of what the screen has, and has not.
+    file: "complete", "prefix" (its lines can be read, and it has no end), "refused", "empty", "none", or several with "|". page:
+    "conforms", "does not conform", "INCOMPLETE", "open", "none", or several. has: of each entry one of the verdicts that it names
+    with "|" is counted. never: verdicts that are not. says and silent: patterns of what the screen has, and has not.
     """
 
     rc: tuple[int, ...] = (1,)
@@ -75,8 +75,8 @@ class Seen:
             try:
                 self.verdicts = read(path)
                 self.file = "prefix" if self.verdicts.incomplete or self.verdicts.footer is None else "complete"
-            except VerdictError as error:
-                self.file = "empty" if not path.stat().st_size else f"broken ({error})"
+            except VerdictError:
+                self.file = "empty" if not path.stat().st_size else "refused"
         if page.is_file():
             text = page.read_text(encoding="utf-8", errors="replace")
             said = {"INCOMPLETE": "INCOMPLETE", 'class="banner bad"': "does not conform", 'class="banner good"': "conforms"}

@@ -123,7 +123,7 @@ def markdown(rows: list[tuple[Fault, list[dict[str, str] | None]]], columns: Seq
         if fault.family != family:
             family = fault.family
             lines += ["", f"## {family}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        words = [fault.name, fault.before]
+        words = [fault.name, fault.before or "(new)"]
         for cell in cells:
             if cell is None:
                 words += [
@@ -137,7 +137,8 @@ def markdown(rows: list[tuple[Fault, list[dict[str, str] | None]]], columns: Seq
             else:
                 words += [cell[name] for name in ("rc", "verdicts", "file", "page", "grade", "wrong")]
         lines.append("| " + " | ".join(word.replace("|", "\\|").replace("\n", " ") for word in words) + " |")
-    sums = [f"before: {_sum(fault.before for fault, _ in rows)}"]
+    again = [(fault, cells) for fault, cells in rows if fault.before and any(cells)]
+    sums = [f"{len(rows)} faults; before, of {len(again)} that were run then and now: {_sum(fault.before for fault, _ in again)}"]
     for n, column in enumerate(columns):
         sums.append(f"now{f' with {column}' if column else ''}: {_sum(cells[n]['grade'] for _, cells in rows if cells[n])}")  # type: ignore[index]
     return "# Faults that were injected, and how runs end\n\n" + "; ".join(sums) + "\n" + "\n".join(lines) + "\n"
