@@ -174,7 +174,7 @@ def test_what_can_not_be_tested_is_said_once_and_ends_with_4(impl, message, here
         ("--case=heads=5/3", "heads can't be '5/3'"),
         ("--accuracy=E", "invalid choice: 'E'"),
         ("--tier=whole", "invalid choice: 'whole'"),
-        ("--attnspec-seed=x", "invalid int value: 'x'"),
+        ("--attnspec-seed=x", "argument --attnspec-seed: 'x' is no seed; write a whole number, or random"),
         ("--verdicts=absent/verdicts.jsonl", "folder absent does not exist"),
         ("--impl-kwargs=heads", "write heads=8,dim=64 or a JSON object"),
         ("--impl-kwargs=heads=8", "command_kernels.attend is not a class"),

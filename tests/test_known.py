@@ -245,6 +245,7 @@ def test_what_a_run_leaves_out_is_said_and_no_error(tmp_path):
         ({"pinned": "[3]"}, "pinned is missing; copy what a failure prints after --case"),
         ({"region": None}, "region is missing"),
         ({"region": '"causal and i >> j"'}, "region: not a condition"),
+        ({"region": "3"}, "region: write text in quotes"),
         ({"region": '"causal and i > j"'}, "its pinned problem i=3,causal=True is not in its own region, causal and i > j"),
         ({"pinned": None}, "pinned is missing"),
         ({"pinned": '"speed=3"'}, "unknown factor 'speed'"),

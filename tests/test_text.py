@@ -129,6 +129,11 @@ def test_long_and_deep_options_are_refused_in_a_line() -> None:
         '{"kind": "header", "format": "1"}',
         "\ufeff{}",
         '{"kind": "header", "format": 1, "subjects": 3}\n{"kind": "cell"}',
+        *(
+            '{"kind": "header", "format": 1, "subjects": []}\n{"kind": "cell", "clause": "SHAPE-1", "dtype": "float32", '
+            f'"variant": "only", "device": "cpu", "problems": {{"PASS": 1}}, "worst": {worst}}}'
+            for worst in ('{"o": {"share": "much", "class": "A"}}', '{"o": {"share": 0.5, "class": "Z"}}', '{"o": 3}', "[3]")
+        ),
     ],
 )
 def test_a_file_from_elsewhere_is_refused_in_a_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ import torch
 from attnspec.adapters import Adapter, ResolveError, resolve
 from attnspec.adapters.watch.state import STATE, current_accelerator
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
-from attnspec.conformance.plugin.options import OPTIONS, loaded, make_run
+from attnspec.conformance.plugin.options import OPTIONS, before_loading, loaded, make_run
 from attnspec.conformance.report import header as head
 from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
@@ -30,7 +30,7 @@ from attnspec.conformance.run.run import Run
 from attnspec.conformance.testing.clause import tests_of
 from attnspec.conformance.testing.pinned import ask_pinned
 from attnspec.conformance.verdicts.record import Failure, Record
-from attnspec.conformance.verdicts.verdict import Verdict
+from attnspec.conformance.verdicts.verdict import RANDOM, Verdict
 from attnspec.spec import index
 
 
@@ -105,7 +105,7 @@ def check(
     device: str | torch.device | Iterable[str | torch.device] = (),
     kwargs: Mapping[str, Any] | None = None,
     without: str | Iterable[str] = "",
-    seed: int = 0,
+    seed: int | str = 0,
     budget: float | None = None,
     explain_budget: float = EXPLAIN_BUDGET,
     enforce_should: bool = False,
@@ -133,12 +133,13 @@ def check(
     options = _options(locals())
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
         record = Record(Path(verdicts) if verdicts is not None else None)
-        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record)]
+        originals = before_loading()
+        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record, originals)]
         run = make_run(options.__getitem__, adapters, record)
         if not isinstance(impl, str):
             given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
             run.rerun = Call(adapters[0].name.rpartition(".")[2], given)
-        run.repros = repros
+        run.repros, run.originals = repros, originals
         arguments = {name: value for name, value in options.items() if value and name not in ("--impl", "--verdicts")}
         run.invocation = (
             f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in arguments.items()) + ")"
@@ -183,6 +184,8 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         choices = settings.get("choices")
         if choices and options[name] not in (None, *choices):
             raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
+    if not isinstance(given["seed"], int) and given["seed"] != RANDOM:
+        raise ValueError(f"seed {given['seed']!r}: a whole number, or {RANDOM!r}")
     return options
 
 
@@ -214,10 +217,14 @@ def _ask(run: Run) -> list[str]:
                 except Exception as error:
                     what = f"{type(error).__name__}: {error}"
                     cell = (test.clauses[0], dtype, subject.label, subject.device)
+                    if isinstance(error, MemoryError):
+                        errors.append(run.no_memory(cell, f"{test.__name__}[{dtype}]", what))
+                        continue
                     run.record.count(cell, Verdict.HARNESS_ERROR, 1, what)
                     errors.append(
                         f"attnspec itself failed in {test.__name__}, {dtype}; this says nothing about the implementation: {what}"
                     )
+    run.look_at_originals()
     return errors
 
 

@@ -61,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise
     from attnspec.conformance.plugin.workers import Controller, Worker
 
+    config.stash[_SURROUNDINGS].keep_streams()
     worker = getattr(config, "workerinput", None)
     own = Controller(config.stash[_RUN]) if worker is None else Worker(config.stash[_RUN], worker["workercount"])
     config.pluginmanager.register(own, "attnspec-workers")
@@ -181,8 +182,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Begin the verdict file, whatever the terminal shows."""
     run = session.config.stash.get(_RUN, None)
     if run is not None:
+        from attnspec.conformance.plugin.process import escape_letters
         from attnspec.conformance.report.header import header_data
 
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            escape_letters(getattr(reporter._tw, "_file", None))
         run.record.open(header_data(run))
 
 
@@ -202,6 +207,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     result = yield
     clauses = getattr(getattr(item, "function", None), "clauses", None)
     run = item.config.stash.get(_RUN, None)
+    if run is not None and call.when == "call":
+        run.look_at_originals()
+        item.config.stash[_SURROUNDINGS].open_streams()
     expected = call.excinfo is not None and call.excinfo.errisinstance(pytest.xfail.Exception)
     if clauses and run is not None and result.failed and not expected:
         assert call.excinfo is not None
@@ -219,10 +227,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
             params = item.callspec.params  # type: ignore[attr-defined]
             cell = (clauses[0], params["dtype"], params["subject"].label, params["subject"].device)
-            run.record.count(cell, Verdict.HARNESS_ERROR, 1, words(call.excinfo.value))
+            if call.excinfo.errisinstance(MemoryError):  # of the process, which the implementation fills, too
+                said = (
+                    run.no_memory(cell, item.name, words(call.excinfo.value))
+                    + ": the problem is too large for this machine, or the implementation keeps what it allocates"
+                )
+            else:
+                said = "attnspec itself failed here; this says nothing about the implementation. Please report it with"
+                run.record.count(cell, Verdict.HARNESS_ERROR, 1, words(call.excinfo.value))
             result.longrepr = (
-                "attnspec itself failed here; this says nothing about the implementation. Please report it with\n"
-                f"{run.command} --clauses={clauses[0]}\n\n"
+                f"{said}\n{run.command} --clauses={clauses[0]}\n\n"
                 + "\n".join(
                     f"{Path(str(entry.path)).name}:{entry.lineno + 1} in {entry.name}" for entry in call.excinfo.traceback[-4:]
                 )
@@ -310,15 +324,21 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     hypothesis = config.pluginmanager.get_plugin("hypothesispytest")
     if hypothesis is not None and "hypothesis" not in sys.modules:  # its summary, of nothing, would import it
         config.pluginmanager.unregister(hypothesis)
+    from attnspec.conformance.plugin.process import threads_note
     from attnspec.conformance.run.ending import NOTHING, exit_code, nothing_judged
     from attnspec.conformance.testing.pinned import ask_pinned
     from attnspec.conformance.verdicts import page
     from attnspec.conformance.verdicts.lines import collect
 
+    run.look_at_originals()
     config.stash[_SURROUNDINGS].put_back()
     if hasattr(config, "workeroutput"):  # pytest-xdist: the controller shows and writes what its workers saw
         return
     run.note_at_the_end()
+    left = threads_note(config.stash[_SURROUNDINGS].new_threads())
+    # Where workers of pytest-xdist or a process of the kernel's own answer, the threads here are of those who talk to them.
+    if left and not config.pluginmanager.hasplugin("dsession") and not config.getoption("--isolate", False):
+        run.record.note(left)
     if config.getoption("collectonly"):
         return
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -350,6 +370,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     from attnspec.conformance.plugin.process import end_despite
 
     config.stash[_SIGNALS].leave()
+    config.stash[_SURROUNDINGS].leave_streams()
     for subject in config.stash[_RUN].subjects:
         subject.adapter.close()
     threads = config.stash[_SURROUNDINGS].left_running()

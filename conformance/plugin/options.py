@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import secrets
 import shlex
 import tomllib
 from collections.abc import Callable
@@ -14,7 +16,19 @@ from zlib import crc32
 import pytest
 
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
+from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec.words import CLASSES
+
+
+def _seed(given: str) -> int | str:
+    """What --attnspec-seed takes."""
+    if given == RANDOM:
+        return given
+    try:
+        return int(given)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{given[:40]!r} is no seed; write a whole number, or {RANDOM}") from None
+
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl", {"help": "what to test: a dotted path, file.py:name, or a shipped name such as sdpa-math"}),
@@ -42,7 +56,15 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--clauses", {"default": "", "help": "test these chapters or clauses only: CAUSAL,GRAD-4"}),
     ("--spec", {"help": "0.1: leave out the clauses and the tests that came after this version of the spec"}),
     ("--case", {"help": "test this case only, as a failure prints it"}),
-    ("--attnspec-seed", {"type": int, "default": 0, "help": "seed of the search; change it nightly. --hypothesis-seed wins"}),
+    (
+        "--attnspec-seed",
+        {
+            "type": _seed,
+            "default": 0,
+            "help": "seed of the search; change it nightly. random: it is drawn, and told when the run has ended, so that who is "
+            "tested can't prepare for it. --hypothesis-seed wins",
+        },
+    ),
     ("--no-search", {"action": "store_true", "help": "test the pinned problems only: the same ones whatever the seed; for gates"}),
     ("--shard", {"help": "1/4: the first of four machines; each runs the tests of some clauses"}),
     ("--known-issues", {"help": "TOML file of failures that are known; '' for none (default: that of pyproject.toml)"}),
@@ -75,21 +97,26 @@ def run_of(config: pytest.Config) -> Any:
         raise ResolveError(f"{error.filename} can't be written: {error.strerror}; name a file in another folder") from None
     record = Record(path)
     kwargs = parse_kwargs(option("--impl-kwargs"))
+    originals = before_loading()
     if _apart(option):
         adapters = _isolated(option, kwargs, record)
     else:
-        adapters = loaded(lambda: resolve(option("--impl"), kwargs), record)
+        adapters = loaded(lambda: resolve(option("--impl"), kwargs), record, originals)
     try:
         run = make_run(_with_pyproject(config, adapters), adapters, record)
     except BaseException:
         for adapter in adapters:
             adapter.close()
         raise
+    run.originals = originals
     run.enough = min(run.enough, config.getoption("maxfail") or run.enough)
     run.invocation = command
     seed = config.getoption("--hypothesis-seed", None)
     if seed is not None:
         run.seed, run.seed_from = int(seed) if seed.isdecimal() else crc32(seed.encode()), "--hypothesis-seed"
+        run.hides_seed = False
+    elif run.hides_seed and hasattr(config, "workerinput"):
+        run.seed = config.workerinput["attnspec_seed"]
     # Hypothesis replays nothing either under a given seed or in CI: what is asked there is the same each time.
     run.replays = run.searches and seed is None and os.environ.get("CI", "").lower() in ("", "0", "false")
     return run
@@ -133,18 +160,33 @@ def _bytes(given: str | None) -> int | None:
     return int(number) * UNITS[unit]
 
 
-def loaded(load: Callable[[], list[Any]], record: Any) -> list[Any]:
+def before_loading() -> Any:
+    """The functions that verdicts go through, all of which are imported here: the implementation comes after them."""
+    from importlib import import_module
+
+    from attnspec.conformance.run.originals import Originals
+
+    for name in ("report.table", "testing.engine", "verdicts.page"):
+        import_module(f"attnspec.conformance.{name}")
+    return Originals()
+
+
+def loaded(load: Callable[[], list[Any]], record: Any, originals: Any) -> list[Any]:
     """The adapters that `load` gives; what importing the implementation changes of the global state is noted.
 
     How many threads there are, how products are rounded and which of torch's kernels are on is for a package to choose, and
-    it is judged as its users have it; the rest is set back.
+    it is judged as its users have it; the rest is set back, and so are functions that the judge calls.
     """
     from attnspec.adapters.watch.state import SETUP, no_second_run, watched
+    from attnspec.conformance.run.originals import named
 
     with no_second_run(), watched(leave=SETUP) as changes:
         adapters = load()
     for how in changes.values():
         record.note(f"importing it changed {how}, before anything was called")
+    replaced = originals.put_back()
+    if replaced:
+        record.note(f"importing it replaced {named(replaced)}, which verdicts go through; the suite has put them back")
     return adapters
 
 
@@ -199,11 +241,13 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     for subject in subjects:
         subject.same_side = partial(_on_each_side, (known.same_side(subject), inherited.same_side(subject)))
     few_shapes = _few_shapes(option, subjects, record)
+    hides_seed = option("--attnspec-seed") == RANDOM
     return Run(
         command=_command(option),
         subjects=subjects,
         tier=TIERS[option("--tier")],
-        seed=option("--attnspec-seed"),
+        seed=secrets.randbelow(2**32) if hides_seed else option("--attnspec-seed"),
+        hides_seed=hides_seed,
         budget=option("--budget"),
         explain_budget=option("--explain-budget"),
         case=case,

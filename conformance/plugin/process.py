@@ -57,6 +57,27 @@ class Surroundings:
     depth: int = field(default_factory=sys.getrecursionlimit)
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     threads: frozenset[threading.Thread] = field(default_factory=lambda: frozenset(threading.enumerate()))
+    streams: dict[int, int] = field(default_factory=dict)  # copies of their descriptors
+
+    def keep_streams(self) -> None:
+        """From here on standard output and error can be opened again."""
+        self.streams = {number: _copy(number) for number in (1, 2)}
+
+    def leave_streams(self) -> None:
+        """Nothing is kept any more."""
+        for kept in self.streams.values():
+            with contextlib.suppress(OSError):
+                os.close(kept)
+        self.streams.clear()
+
+    def open_streams(self) -> None:
+        """Standard output and error are open again where a kernel closed them, so that the report has where to go."""
+        for number, kept in self.streams.items():
+            try:
+                os.fstat(number)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.dup2(kept, number)
 
     def put_back(self) -> None:
         """The working folder, where modules are found, how deep calls may be, and variables that are gone."""
@@ -69,7 +90,32 @@ class Surroundings:
 
     def left_running(self) -> list[threading.Thread]:
         """Threads for which the process would wait at its end, and which were not there at the start."""
-        return [t for t in threading.enumerate() if t.is_alive() and not t.daemon and t not in self.threads]
+        return [t for t in self.new_threads() if not t.daemon]
+
+    def new_threads(self) -> list[threading.Thread]:
+        """Threads that run and were not there at the start."""
+        return [t for t in threading.enumerate() if t.is_alive() and t not in self.threads]
+
+
+def threads_note(threads: list[threading.Thread], most: int = 4) -> str:
+    """What is said of threads that run when nothing is asked any more; '' where there are none."""
+    if not threads:
+        return ""
+    names = ", ".join(dict.fromkeys(thread.name for thread in threads[:most]))
+    more = f" and {len(threads) - most} more" if len(threads) > most else ""
+    return f"still running after the last call, and not there before the first: thread {names}{more}"
+
+
+def _copy(number: int) -> int:
+    """A copy of a descriptor, away from the small numbers that are closed in passing; -1 where it is closed already."""
+    try:
+        from fcntl import F_DUPFD_CLOEXEC, fcntl
+
+        return fcntl(number, F_DUPFD_CLOEXEC, 200)
+    except ImportError:  # Windows
+        return os.dup(number)
+    except OSError:
+        return -1
 
 
 @contextlib.contextmanager
@@ -89,6 +135,17 @@ def streams_kept() -> Iterator[None]:
                 os.dup2(kept, number)
             os.close(kept)
         sys.stdout, sys.stderr = (_open(number, kept) for number, kept in zip((1, 2), objects, strict=True))
+
+
+def escape_letters(stream: Any) -> None:
+    """Letters that a terminal does not have are written as \\u2717. pytest would write the whole text so, in one line."""
+    try:
+        "· ✗ ≤ −∞ Σ".encode(stream.encoding)
+    except UnicodeEncodeError:
+        with contextlib.suppress(Exception):
+            stream.reconfigure(errors="backslashreplace")
+    except (AttributeError, TypeError, LookupError):  # no terminal
+        return
 
 
 def _open(number: int, stream: Any) -> Any:

@@ -30,6 +30,11 @@ class Controller:
         """Divide the tests by strand, unless --dist asks for something else than what -n alone means."""
         return _scheduler(config, log) if config.getvalue("dist") == "load" else None
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """All search with one seed, also where it was drawn."""
+        node.workerinput["attnspec_seed"] = self.run.seed
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """A test has ended in a worker, whose verdicts are taken over at once."""
         if hasattr(report, "attnspec") and hasattr(report, "node"):

@@ -18,6 +18,7 @@ from attnspec.conformance.run.run import Run
 from attnspec.conformance.run.tier import TIERS
 from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.text import visible
+from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec import SPEC_VERSION, index
 from attnspec.spec.words import FEATURES
 
@@ -56,7 +57,8 @@ def header(run: Run) -> list[str]:
             )
     lines.append(f"  oracle: {oracle()}")
     source = f" ({run.seed_from})" if run.seed_from else ""
-    seed = f"search with seed {run.seed}{source}" if run.tier.searched and not run.pinned_only else "no search"
+    seed = "a random seed, told at the end" if run.hides_seed else f"seed {run.seed}{source}"
+    seed = f"search with {seed}" if run.tier.searched and not run.pinned_only else "no search"
     lines.append(
         f"  tier {_tier(run)}, {seed}"
         + (f", budget {run.budget:g} s" if run.budget else "")
@@ -107,7 +109,7 @@ def header_data(run: Run) -> dict[str, Any]:
         "spec": SPEC_VERSION,
         "command": run.invocation or run.command,
         "tier": _tier(run),
-        "seed": run.seed,
+        "seed": RANDOM if run.hides_seed else run.seed,
         "budget": run.budget,
         "only": list(run.clauses) + ([f"case {run.case.token()}"] if run.case else []) + as_of,
         "enforce_should": run.enforce_should,

@@ -60,6 +60,8 @@ def table(run: Run) -> list[str]:
             lines.append(f"  {'covered':12}  {covered(subject)}")
     of = ("INCOMPLETE · " if missing else "") + (f"shard {run.shard} · " if run.shard else "")
     lines += ["", *(run.known.lines and [*run.known.lines, ""]), *totals(record, of), *(f"INCOMPLETE: {line}" for line in missing)]
+    if run.hides_seed and run.searches:
+        lines.append(f"the seed was {run.seed}; --attnspec-seed={run.seed} searches the same again")
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
     lines.append(
         f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
@@ -101,6 +103,19 @@ def in_part(record: Record) -> list[str]:
     return lines
 
 
+def without_memory(record: Record) -> list[str]:
+    """The clauses of which some problems were not judged because the implementation said that there was no memory."""
+    lines: list[str] = []
+    for id_ in index():
+        cells = {cell: counts for cell, counts in record.counts.items() if cell[0] == id_ and counts[Verdict.RESOURCE]}
+        if cells:
+            n, of = (sum(x) for x in zip(*((c[Verdict.RESOURCE], judged(c)) for c in cells.values()), strict=True))
+            why = next((record.reasons[cell] for cell in cells if cell in record.reasons), "")
+            start = "" if lines else "not judged, for lack of memory: "
+            lines.append(f"{start}{id_} {n} of {n + of} problems" + (f" ({why})" if why else ""))
+    return lines
+
+
 def explained_by(record: Record, clauses: Iterable[str]) -> list[str]:
     """Clauses of which nobody can say that they hold, each with the clauses by which its problems fail."""
     found = []
@@ -124,7 +139,7 @@ def totals(record: Record, of: str = "") -> list[str]:
         lines.append("known to be broken: " + ", ".join(counted.known))
     if counted.inherited:
         lines.append("known to be broken in the kernel that it calls (i): " + ", ".join(counted.inherited))
-    lines += in_part(record)
+    lines += in_part(record) + without_memory(record)
     if counted.should_broken:
         lines.append("SHOULD, broken: " + ", ".join(counted.should_broken))
     return lines

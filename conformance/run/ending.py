@@ -25,12 +25,14 @@ def judged(record: Record) -> int:
 def exit_code(run: Run, said: int = CONFORMS) -> int:
     """The exit code of a run; `said` is what is to be said where no verdict objects.
 
-    1 where a clause that decides is broken, the suite itself failed, or a known issue is out of date; 5 where nothing was
-    judged; 1 where something was to be judged and was not, unless --allow-incomplete. An interruption, an internal error and
-    a wrong command line keep their own.
+    1 where a clause that decides is broken, the suite itself failed or was tampered with, or a known issue is out of date; 5
+    where nothing was judged; 1 where something was to be judged and was not, unless --allow-incomplete. An interruption, an
+    internal error and a wrong command line keep their own.
     """
     if said not in (CONFORMS, BROKE, NOTHING):
         return said
+    if run.replaced:
+        return BROKE
     for (clause, *_), counts in run.record.counts.items():
         if counts[Verdict.HARNESS_ERROR] or (run.decides(clause) and any(counts[verdict] for verdict in BROKEN)):
             return BROKE

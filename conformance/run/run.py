@@ -21,12 +21,14 @@ from attnspec.conformance.known.issues import KnownIssues
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
+from attnspec.conformance.run.originals import Originals, named
 from attnspec.conformance.run.rerun import Rerun, Shell
 from attnspec.conformance.run.shapes import few, fewer, note_of_fallbacks
 from attnspec.conformance.run.tier import TIERS, Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.merge import Shard
 from attnspec.conformance.verdicts.record import Failure, Record
+from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.reference import stricter
 from attnspec.spec import index
 
@@ -40,6 +42,7 @@ class Run:
     tier: Tier = TIERS["standard"]
     seed: int = 0
     seed_from: str = ""  # the option that gave it, where that is not ours
+    hides_seed: bool = False  # it was drawn, and is told when nothing is asked any more
     replays: bool = False  # what the search found is kept in Hypothesis's database, and asked first in the next run
     budget: float | None = None  # seconds for everything
     case: Case | None = None
@@ -67,6 +70,8 @@ class Run:
     ended: int = 0  # tests that were asked to their end
     started: float = field(default_factory=time.monotonic)
     explained: list[tuple[Explainer, Explained, Failure]] = field(default_factory=list)
+    originals: Originals | None = None  # of the functions that verdicts go through
+    replaced: list[str] = field(default_factory=list)  # those that the implementation replaced in a call
     begun: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # tests that have asked their first problems
     _shown: set[tuple[Any, ...]] = field(default_factory=set)
     _rows: dict[int, list[Case]] = field(default_factory=dict)
@@ -247,6 +252,24 @@ class Run:
             if failure.remark and not failure.brief:
                 self.record.note(failure.remark)
 
+    def look_at_originals(self) -> None:
+        """Say where the implementation has replaced a function that verdicts go through: those since then say nothing."""
+        found = [name for name in (self.originals.put_back() if self.originals is not None else []) if name not in self.replaced]
+        if found:
+            self.replaced += found
+            at = f" by {self.asking}" if self.asking else ""
+            self.record.interrupt(
+                f"calls of the implementation replaced {named(found)}, seen{at}; verdicts go through this, so nothing that was "
+                "judged can be believed"
+            )
+
+    def no_memory(self, cell: tuple[str, str, str, str], test: str, words: str) -> str:
+        """Count a test that stopped because this process had no memory left, and return what is said of it."""
+        said = f"no memory was left for the exact answer in {test}, which stopped"
+        self.record.count(cell, Verdict.RESOURCE, 1, words)
+        self.record.interrupt(said)
+        return said
+
     def note_at_the_end(self) -> None:
         """Say where compiled code became code that is not compiled, and how far outputs lie from the exact ones in long rows."""
         self.note_fallbacks()
@@ -281,6 +304,7 @@ class Run:
             answers=sum(s.judged for s in self.subjects),
             elements=sum(s.elements for s in self.subjects),
             exempt=sum(s.exempt for s in self.subjects),
+            **({"seed": self.seed} if self.hides_seed else {}),
         )
 
     # WORKERS
@@ -289,11 +313,19 @@ class Run:
         """What this process saw since the last call, as plain data that another can absorb."""
         taken = {
             "record": self.record.take(),
+            "replaced": [list(self.replaced), list(self.record.interruptions)],
             "known": self.known.take(),
             "draft": self.draft.take(),
             "weighed": [[list(failure.identity), failure.diagnosis, failure.names] for *_, failure in self.explained],
-            "subjects": [
-                [dict(s.held), s.exempt, s.elements, s.judged, [list(astuple(case)) for case in s.compared], dict(s.long)]
+            "subjects": [  # lists, for no class of ours travels between workers
+                [
+                    dict(s.held),
+                    s.exempt,
+                    s.elements,
+                    s.judged,
+                    [list(astuple(case)) for case in s.compared],
+                    {dtype: list(seen) for dtype, seen in s.long.items()},
+                ]
                 for s in self.subjects
             ],
         }
@@ -305,6 +337,10 @@ class Run:
     def absorb(self, taken: dict[str, Any]) -> None:
         """Add what another process saw."""
         self.record.absorb(taken["record"])
+        replaced, interruptions = taken["replaced"]
+        self.replaced += [name for name in replaced if name not in self.replaced]
+        for reason in interruptions:
+            self.record.interrupt(reason)
         self.known.absorb(taken["known"])
         self.draft.absorb(taken["draft"])
         weighed = {tuple(identity): said for identity, *said in taken["weighed"]}

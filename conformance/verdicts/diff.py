@@ -82,7 +82,7 @@ def asked_differently(old: Verdicts, new: Verdicts) -> list[str]:
     """What a reader must know before he believes a comparison."""
     found = []
     for name in ("suite", "spec", "tier", "seed", "budget", "only", "shard", "enforce_should", "oracle"):
-        a, b = old.header.get(name), new.header.get(name)
+        a, b = (x.drawn if name == "seed" and x.drawn is not None else x.header.get(name) for x in (old, new))
         if a != b:
             found.append(f"{name.replace('_', ' ')}: {_value(a)} → {_value(b)}")
     found += [

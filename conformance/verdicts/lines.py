@@ -147,6 +147,12 @@ class Verdicts:
     notes: list[str] = field(default_factory=list)
     footer: dict[str, Any] | None = None
     interrupted: str = ""
+    drawn: int | None = None  # the seed, where it was drawn: the end of the file has it
+
+    @property
+    def seed(self) -> int | str:
+        """The seed of the search; "random" where it was drawn and the run did not come to tell it."""
+        return self.header["seed"] if self.drawn is None else self.drawn
 
     @property
     def incomplete(self) -> list[str]:
@@ -249,9 +255,9 @@ def collect(lines: Iterable[Any], source: str = "this run") -> Verdicts:
         elif kind == "note":
             verdicts.notes.append(line["text"])
         elif kind == "footer":
-            verdicts.footer = line
+            verdicts.footer, verdicts.drawn = line, line.get("seed")
         elif kind == "interrupted":
-            verdicts.interrupted = line["reason"]
+            verdicts.interrupted, verdicts.drawn = line["reason"], line.get("seed")
         else:
             raise VerdictError(
                 f"{source}, line {n}: unknown kind {kind!r}; choose from header, cell, accuracy, failure, note, footer, interrupted"
@@ -287,6 +293,13 @@ def _counted(cell: dict[str, Any], where: str) -> dict[str, Any]:
     strange = sorted(cell["problems"].keys() - set(Verdict))
     if strange:
         raise VerdictError(f"{where}: unknown verdict {visible(strange[0])!r}; choose from {', '.join(sorted(Verdict))}")
+    worst = cell.get("worst", {})
+    for share in worst.values() if isinstance(worst, dict) else (worst,):
+        said = share.get("share") if isinstance(share, dict) else None
+        if not (type(said) in (int, float) or said in ("inf", "-inf", "nan")) or share["class"] not in CLASSES:
+            raise VerdictError(
+                f"{where}: worst has {str(share)[:60]!r}; expected a share and one of the classes {', '.join(CLASSES)}"
+            )
     return cell
 
 

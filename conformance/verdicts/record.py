@@ -204,19 +204,23 @@ class Record:
             self.note(note)
         self.flush()
 
-    def close(self, exit_status: int, **answers: int) -> None:
-        """End the file: a footer with totals, or, where the run was interrupted, why; a file without footer is not complete."""
+    def close(self, exit_status: int, *, seed: int | None = None, **answers: int) -> None:
+        """End the file: a footer with totals, or, where the run was interrupted, why; a file without footer is not complete.
+
+        seed: the one that was drawn and that the header does not have.
+        """
         self.flush()
         for failure, line in self._written:  # what it is may be known only now
             line.update(diagnosis=failure.diagnosis, fault=failure.fault, brief=failure.brief)
+        drawn = {} if seed is None else {"seed": seed}
         if self.interruptions:
-            self.lines.add({"kind": "interrupted", "exit": exit_status, "reason": "; ".join(self.interruptions)})
+            self.lines.add({"kind": "interrupted", "exit": exit_status, "reason": "; ".join(self.interruptions), **drawn})
             return
         totals: Counter[str] = Counter()
         for counts in self.counts.values():
             totals.update({str(verdict): n for verdict, n in counts.items()})
         failures = sum(line["kind"] == "failure" for line in self.lines.kept)
-        self.lines.add({"kind": "footer", "exit": exit_status, "problems": dict(totals), "failures": failures, **answers})
+        self.lines.add({"kind": "footer", "exit": exit_status, "problems": dict(totals), "failures": failures, **answers, **drawn})
         self.lines.put_in_order()
 
     def _cell(self, cell: Cell) -> dict[str, Any]:

@@ -22,3 +22,4 @@ class Verdict(StrEnum):
 
 BROKEN = (Verdict.FAIL, Verdict.XPASS, Verdict.CRASH, Verdict.TIMEOUT)
 JUDGED = (Verdict.PASS, Verdict.KNOWN_ISSUE, *BROKEN)  # an answer was looked at, or its lack was
+RANDOM = "random"  # what a header says of a seed that was drawn, and is told at the end
