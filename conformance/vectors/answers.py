@@ -96,7 +96,7 @@ def answer_of(answers: Path, vector: Vector) -> Answer | None:
     error: Refused | None = None
     if refusal.is_file():
         said = " ".join(refusal.read_text(encoding="utf-8", errors="replace").split())
-        if said.lower().startswith(UNSUPPORTED):
+        if said.startswith(UNSUPPORTED):
             return Answer(unsupported=said[len(UNSUPPORTED) :].lstrip(": ") or "no reason is given")
         error = Refused(said or "no reason is given")
     if not file.is_file():

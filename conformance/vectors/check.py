@@ -63,8 +63,7 @@ def check(
     dialect = Dialect(**said["dialect"])
     record.open({**header_of(said, vectors, name), **(header or {})})
     every = [judged(folder, answers, vector) for vector in vectors]
-    wrong = [one for one in every if one.finding is not None and one.finding.kind != "memory"]
-    found = faults(wrong, dialect, blame)
+    found = faults(every, dialect, blame)
     clause_of = {one.vector.id: fault.clause for fault in found for one in fault.failing}
     for one in every:
         count(record, one, clause_of.get(one.vector.id))

@@ -15,6 +15,7 @@ from attnspec.spec import CHOICES, Dialect, index
 
 Blame = Callable[[Case, Finding, Dialect, bool], str]  # of a reduced case, and of whether it has a row without a visible key
 KEPT = ("dtype", "i", "j", "d", "seed", "numbers")
+UNSEEN = ("do=turned", "do=expanded")  # memory, which files do not have
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,56 @@ class Fault:
     shared: tuple[str, ...]
 
 
-def faults(failing: Iterable[Judged], dialect: Dialect, blame: Blame) -> list[Fault]:
-    """The failing problems by what is wrong with them, each once. A run would ask again to tell them apart; this can't."""
+def faults(every: Iterable[Judged], dialect: Dialect, blame: Blame) -> list[Fault]:
+    """The failing problems by what is wrong with them, each once. A run would ask again to tell them apart; this can't.
+
+    What there was no memory for is no failure.
+    """
     alike: dict[tuple[str, ...], list[Judged]] = {}
-    for one in failing:
-        assert one.finding is not None
-        alike.setdefault(one.finding.likeness, []).append(one)
-    return [_fault(some, dialect, blame) for some in alike.values()]
+    passing = []
+    for one in every:
+        if one.finding is None and one.judgement is not None:
+            passing.append(one)
+        elif one.finding is not None and one.finding.kind != "memory":
+            alike.setdefault(one.finding.likeness, []).append(one)
+    return [_fault(some, passing, dialect, blame) for some in alike.values()]
 
 
-def _fault(failing: list[Judged], dialect: Dialect, blame: Blame) -> Fault:
+def _fault(failing: list[Judged], passing: list[Judged], dialect: Dialect, blame: Blame) -> Fault:
     cases = {one.vector.id: Case.parse(one.vector.case) for one in failing}
     ordered = sorted(failing, key=lambda one: (len(cases[one.vector.id].traits()), cases[one.vector.id].elements))
-    shared = frozenset.intersection(*(having(case) for case in cases.values()))
-    smallest, finding = ordered[0], ordered[0].finding
+    finding = ordered[0].finding
     assert finding is not None
-    hints = [hint for hint in hints_of(smallest, dialect) if hint.partition("=")[0] in _choices(failing)]
+    comparable = [one for one in passing if finding.output in ("call", *one.vector.outputs)]
+    everywhere = frozenset.intersection(*(having(case) for case in cases.values()))
+    shared = telling(everywhere, [having(Case.parse(one.vector.case)) for one in comparable], len(failing))
+    hints = [hint for hint in hints_of(ordered[0], dialect) if hint.partition("=")[0] in _choices(failing)]
     finding = replace(finding, hint=hints[0]) if hints else finding
-    clause = blame(bare(cases[smallest.vector.id], shared), finding, dialect, all(map(in_empty_row, failing)))
+    empty, order = all(map(in_empty_row, failing)), list(index())
+    # Of the clauses that some of them would say the most basic one.
+    clauses = {blame(bare(case, shared), finding, dialect, empty) for case in cases.values()}
+    clause = min(clauses, key=lambda id_: (not index()[id_].binding, order.index(id_)))
     if not index()[clause].binding:  # what a MUST asks for is wrong, whatever else could be said of it
-        clause = next((id_ for id_ in smallest.vector.clauses if index()[id_].binding), clause)
-    return Fault(clause, finding, tuple(ordered), tuple(sorted(x for x in shared if x in cases[smallest.vector.id].traits())))
+        clause = next((id_ for id_ in ordered[0].vector.clauses if index()[id_].binding), clause)
+    said = everywhere - {factor(trait) for trait in everywhere if "=" in trait} if len(failing) > 1 else ()
+    return Fault(clause, finding, tuple(ordered), tuple(sorted(said)))
 
 
 def having(case: Case) -> frozenset[str]:
     """What is special about a case: its traits, and the factors of which they are, in whatever form."""
-    traits = case.traits()
+    traits = case.traits() - set(UNSEEN)
     return traits | {factor(trait) for trait in traits}
+
+
+def telling(everywhere: frozenset[str], passing: list[frozenset[str]], failing: int) -> frozenset[str]:
+    """Of what all failing problems have, that which the fewest of the right ones have.
+
+    It tells something where it is there in several failing ones, and in no more right ones.
+    """
+    also = {trait: sum(trait in has for has in passing) for trait in everywhere}
+    least = min(also.values(), default=0)
+    tells = len(passing) > 0 and failing > 1 and least <= failing
+    return frozenset(trait for trait, n in also.items() if n == least and tells)
 
 
 def bare(case: Case, shared: frozenset[str]) -> Case:
@@ -62,7 +86,7 @@ def bare(case: Case, shared: frozenset[str]) -> Case:
         simpler = replace(case, **{name: own.plain})
         if name not in KEPT and shared <= having(simpler):
             case = simpler
-    return case
+    return case if shared else replace(case, i=2, j=0)  # lengths are nothing special where nothing is
 
 
 def in_empty_row(one: Judged) -> bool:

@@ -119,7 +119,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
     if problem.do is not None:
         tensors["do"] = stored(problem.do)
     said = {name: json.dumps(x) for name, x in vector.options.items()}
-    write(vector.file(folder, INPUTS), tensors, {"id": vector.id, "case": vector.case, "outputs": " ".join(vector.outputs), **said})
+    write(vector.file(folder, INPUTS), tensors, {"id": vector.id, "case": vector.case, "outputs": ",".join(vector.outputs), **said})
     answer = {name: Stored.of(x) for name, x in expected(exact, task.class_, vector.outputs).items()}
     if exact.empty.any():
         answer["empty"] = Stored.of(exact.empty)
@@ -128,7 +128,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
     write(
         vector.file(folder, EXPECTED),
         answer,
-        {"id": vector.id, "outputs": " ".join(vector.outputs), **codes, "class": task.class_, "oracle": exact.oracle},
+        {"id": vector.id, "outputs": ",".join(vector.outputs), **codes, "class": task.class_, "oracle": exact.oracle},
     )
     return vector
 
