@@ -108,7 +108,8 @@ def _written(options: argparse.Namespace) -> int:
     if options.onnx:
         from attnspec.conformance.vectors.onnx import write_cases
 
-        cases = write_cases(options.folder, tasks())
+        rest = ((case, problems.get(case) or subject.problem(case)) for case in asked if case not in large)
+        cases = write_cases(options.folder, rest, subject.dialect, subject.solve, subject.required_class, about)
         print("\n".join(cases.lines))
         return 0
     written = write_set(options.folder, tasks(), about)

@@ -133,14 +133,19 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
     return vector
 
 
-def write_set(folder: Path, tasks: Iterable[Task], about: Mapping[str, Any]) -> Written:
-    """Write a set into a folder that does not exist yet, or is empty. Raises VectorError."""
+def make_folder(folder: Path) -> None:
+    """Make a folder that is not there yet, or is empty. Raises VectorError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise VectorError(f"{folder} is there already; name a new folder, so that no file of an older set is left in it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VectorError(f"{folder} can't be made: {error.strerror}; name another folder") from None
+
+
+def write_set(folder: Path, tasks: Iterable[Task], about: Mapping[str, Any]) -> Written:
+    """Write a set into a folder that does not exist yet, or is empty. Raises VectorError."""
+    make_folder(folder)
     vectors = []
     for number, task in enumerate(tasks, start=1):
         if number > LONGEST_ID:
