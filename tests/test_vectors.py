@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -445,3 +446,16 @@ def test_the_reader_in_c_says_what_the_judge_says(small: Path, right: Path, tmp_
             assert done.faults
     assert in_c(tmp_path, right)[0] == 2
     assert in_c(small, tmp_path)[0] == 1
+
+
+def test_the_inputs_of_a_part_are_those_that_the_page_states(tmp_path: Path) -> None:
+    """Half types, whose inputs depend on no last bit of a logarithm, and features of the core, whose arrays never move."""
+    page = (Path(__file__).parent.parent / "docs" / "vectors.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^attnspec (vectors write part .*)$", page, re.MULTILINE)
+    words = command.split()
+    words[2] = str(tmp_path / "part")
+    assert main(words) == 0
+    found = re.search(r"It has (\d+) problems, and the sha256 of its inputs is `(\w+)`", page)
+    assert found is not None
+    said = (str(len(read_index(tmp_path / "part"))), fingerprint(tmp_path / "part", ".inputs.safetensors"))
+    assert found.groups() == said

@@ -32,6 +32,7 @@ from attnspec.reference.check import beyond, together
 from attnspec.spec import CHOICES, SCALARS, Dialect, Problem
 from attnspec.spec.files import DTYPES, Stored, write
 
+ALWAYS = ("causal", "scale")  # options that stand in every line, given or not
 LONGEST_ID = 9999  # a reader in C counts in four digits
 
 
@@ -111,7 +112,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
         tuple(sorted(features(problem))),
         choices_of(problem, exact.dialect, bool(exact.empty.any())),
         {name: tuple(x.shape) for name, x in problem.inputs().items()},
-        {name: getattr(problem, name) for name in SCALARS if name != "dropout"},
+        {name: value for name in SCALARS if name in ALWAYS or name in problem.given() for value in [getattr(problem, name)]},
         outputs_of(problem),
         task.asked_by,
     )
