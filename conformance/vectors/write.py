@@ -33,7 +33,6 @@ from attnspec.spec import CHOICES, SCALARS, Dialect, Problem
 from attnspec.spec.files import DTYPES, Stored, write
 
 ALWAYS = ("causal", "scale")  # options that stand in every line, given or not
-LONGEST_ID = 9999  # a reader in C counts in four digits
 
 
 class Task(NamedTuple):
@@ -147,11 +146,7 @@ def make_folder(folder: Path) -> None:
 def write_set(folder: Path, tasks: Iterable[Task], about: Mapping[str, Any]) -> Written:
     """Write a set into a folder that does not exist yet, or is empty. Raises VectorError."""
     make_folder(folder)
-    vectors = []
-    for number, task in enumerate(tasks, start=1):
-        if number > LONGEST_ID:
-            raise VectorError(f"there are more than {LONGEST_ID} problems; ask for fewer with --tier, --dtypes or --largest")
-        vectors.append(write_vector(folder, number, task))
+    vectors = [write_vector(folder, number, task) for number, task in enumerate(tasks, start=1)]
     if not vectors:
         raise VectorError("no problem is left; offer more, or raise --largest")
     write_index(folder, vectors)
