@@ -348,6 +348,7 @@ def test_a_problem_comes_back_as_it_was(small: Path) -> None:
                 assert b.is_contiguous()
         assert mine.given().keys() == read_back.given().keys()
         assert (mine.wrt, mine.scale, mine.causal) == (read_back.wrt, read_back.scale, read_back.causal)
+        assert {"causal", "scale"} <= vector.options.keys()
         assert set(vector.needs) == features(mine) <= set(about(small)["offers"])
         assert vector.shapes == {name: tuple(x.shape) for name, x in mine.inputs().items()}
         kinds.add(vector.dtype)

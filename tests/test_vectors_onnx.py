@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from attnspec.conformance.commands import main
+from attnspec.conformance.vectors.onnx import said
+from attnspec.reference import solve
+from attnspec.spec import CANONICAL, Dialect, Problem
 
 if find_spec("onnx") is None:
     pytest.skip("the package onnx is not installed", allow_module_level=True)
@@ -79,6 +84,36 @@ def test_what_is_left_out_is_counted(cases: Path, tmp_path: Path, capsys: pytest
     assert main(["vectors", "write", str(ours), "--largest=20000", "--dtypes=float32"]) == 0
     counts = [int(written.split()[0]), *(int(line.rpartition(" ")[2]) for line in left)]
     assert sum(counts) == len((ours / "index.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "dialect", "why"),
+    [
+        ({"scale": -0.5}, {}, "a scale below zero"),
+        ({"scale": 0.3, "dtype": torch.float64}, {}, "a scale in float64 of which the operator takes the root in float32"),
+        ({"causal": True}, {}, "causal that is aligned bottom-right"),
+        ({}, {"head_grouping": "strided"}, "heads that are not grouped in blocks"),
+        ({"bias": torch.zeros(4, 5, dtype=torch.float64)}, {}, "a bias of another dtype"),
+    ],
+)
+def test_what_onnx_has_no_words_for(options: dict[str, Any], dialect: dict[str, str], why: str) -> None:
+    dtype = options.pop("dtype", torch.float32)
+    problem = Problem(torch.ones(1, 4, 4, 8, dtype=dtype), *torch.ones(2, 1, 2, 5, 8, dtype=dtype), **options)
+    assert said(problem, Dialect(**dialect)) == (None, why)
+
+
+def test_what_is_said_in_other_words_is_the_same_problem() -> None:
+    """One 3-D head as one of four axes, a mask beside a bias as −∞; the exact output stays what it was."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(size, generator=draw) for size in ((2, 3, 4, 8), (2, 5, 8), (2, 5, 8)))
+    mask = torch.tensor([[True, True, False, True, True], [True, False, False, True, False]])
+    problem = Problem(q, k, v, mask, torch.randn(4, 5, generator=draw), scale=0.3, do=q, wrt=("q",))
+    there, why = said(problem, CANONICAL)
+    assert there is not None
+    assert (why, there.mask, there.wrt, there.scale) == ("", None, (), float(np.float32(0.3)))
+    assert there.k.ndim == 4
+    same = solve(problem.replace(scale=there.scale), CANONICAL)
+    assert np.array_equal(solve(there, CANONICAL).o, same.o)
 
 
 def test_without_onnx_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
