@@ -443,6 +443,20 @@ def test_the_reader_in_c_says_what_the_judge_says(small: Path, right: Path, tmp_
     assert in_c(small, tmp_path)[0] == 1
 
 
+def test_both_read_what_float64_leaves_of_the_exact_value(small: Path, right: Path, tmp_path: Path) -> None:
+    """In float64 a right answer is wrong to who reads an exact one that is two bounds away in its rest alone."""
+    vector = answered(right, small, dtype="float64")
+    shutil.copytree(small, tmp_path / "set")
+    file = vector.file(tmp_path / "set", "expected.safetensors")
+    found, metadata = read_file(file)
+    if "o.rest" not in found:
+        pytest.skip("python-flint is not installed: the set has no rest")
+    write_file(file, {**found, "o.rest": Stored.of(2 * found["o.bound"].array)}, metadata)
+    done = checked(tmp_path / "set", right)
+    assert [one.vector.id for one in done.judged if one.finding is not None] == [vector.id]
+    assert in_c(tmp_path / "set", right) == (1, verdicts_of(done))
+
+
 def test_the_inputs_of_a_part_are_those_that_the_page_states(tmp_path: Path) -> None:
     """Half types, whose inputs depend on no last bit of a logarithm, and features of the core, whose arrays never move."""
     page = (Path(__file__).parent.parent / "docs" / "vectors.md").read_text(encoding="utf-8")
