@@ -24,6 +24,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
+from onnx_cases import Case, parts
 
 # ONNX's evaluator stores scores and probabilities, and its softmax is made of primitives in the dtype of the case: class D.
 OPTIONS = ("--onnx", "--largest=20000", "--class=D", "--dialect=causal_alignment=top_left")
@@ -65,6 +66,21 @@ def test_the_evaluator_of_onnx_is_right_and_a_wrong_answer_is_not(cases: Path) -
             assert not fine(y.astype(float) * 1.05, case)
         kinds |= {y.dtype.name, *given, *(x.name for x in model.graph.node[0].attribute)}
     assert kinds == {"float64", "float32", "float16", "bfloat16", "Q", "K", "V", "attn_mask", "is_causal", "scale"}
+
+
+def test_what_is_written_reads_as_the_problem_that_it_was(cases: Path) -> None:
+    """By the reader of published cases, which shares nothing with the writer: the same exact output."""
+    for line in (cases / "index.jsonl").read_text().splitlines():
+        said = json.loads(line)
+        case = cases / said["name"]
+        model = onnx.load(case / "model.onnx")
+        (node,) = model.graph.node
+        attributes = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
+        given = {x.name: load(case, f"input_{n}") for n, x in enumerate(model.graph.input)}
+        asked = Case(said["name"], model.opset_import[0].version, attributes, given, {"Y": load(case, "output_0")}, 0.0, 0.0)
+        for items, problem, dialect in parts(asked):
+            exact = solve(problem, dialect)
+            assert np.allclose(exact.o, load(case, "exact_0")[items], rtol=1e-12, atol=1e-300), said["case"]
 
 
 def test_the_loader_of_onnx_finds_them(cases: Path) -> None:
