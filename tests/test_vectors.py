@@ -305,6 +305,8 @@ def test_the_verdict_file_is_one(small: Path, right: Path, tmp_path: Path, capsy
         (["check", "{small}", "{tmp}/none"], "is no folder"),
         (["check", "{small}", "{strange}"], "the set has no such problem"),
         (["check", "{small}", "{right}", "--verdicts={tmp}/none/x"], "does not exist"),
+        (["check", "{newer}", "{right}"], "does not know; install a newer one"),
+        (["check", "{other}", "{right}"], "is not of format 1"),
         (["write", "{small}"], "is there already"),
         (["write", "{tmp}/x", "--offers=flash"], "unknown flash"),
         (["write", "{tmp}/x", "--dtypes=float8"], "--dtypes float8"),
@@ -317,9 +319,13 @@ def test_the_verdict_file_is_one(small: Path, right: Path, tmp_path: Path, capsy
 def test_what_can_not_be_done_is_said(
     words: list[str], says: str, small: Path, right: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name, changes in (("newer", {"spec": "99.0"}), ("other", {"format": 99})):
+        shutil.copytree(small, tmp_path / name)
+        (tmp_path / name / "set.json").write_text(json.dumps({**about(small), **changes}))
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "9999.safetensors").write_bytes(b"")
-    given = [word.format(tmp=tmp_path, small=small, right=right, strange=tmp_path / "strange") for word in words]
+    folders = {name: tmp_path / name for name in ("strange", "newer", "other")}
+    given = [word.format(tmp=tmp_path, small=small, right=right, **folders) for word in words]
     assert main(["vectors", *given]) == 2
     assert says in capsys.readouterr().err
 
