@@ -106,6 +106,7 @@ def test_what_is_left_out_is_counted(cases: Path, tmp_path: Path, capsys: pytest
     ("options", "dialect", "why"),
     [
         ({"scale": -0.5}, {}, "a scale below zero"),
+        ({"dropout": 0.5, "training": True}, {}, "dropout and training"),
         ({"scale": 0.3, "dtype": torch.float64}, {}, "a scale in float64 of which the operator takes the root in float32"),
         ({"causal": True}, {}, "causal that is aligned bottom-right"),
         ({}, {"head_grouping": "strided"}, "heads that are not grouped in blocks"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 OPSET, IR = 23, 11
+SAID = {"mask", "bias", "causal", "scale"}  # the options of a call that are written here
 PAGE = Path(__file__).parent / "page-onnx.md"
 
 
@@ -47,6 +48,9 @@ class Cases:
 
 def said(problem: Problem, dialect: Dialect) -> tuple[Problem | None, str]:
     """The problem as ONNX can say it, its output alone; or None and why it can't. A scale is a float32 there."""
+    unsaid = sorted(problem.given().keys() - SAID)
+    if unsaid:
+        return None, " and ".join(unsaid)
     if problem.bias is not None and problem.bias.dtype != problem.dtype:
         return None, "a bias of another dtype"
     if problem.scale is not None and problem.scale < 0:
