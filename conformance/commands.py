@@ -72,7 +72,7 @@ def _written(options: argparse.Namespace) -> int:
     from attnspec.conformance.plugin.options import _check_clauses
     from attnspec.conformance.run.run import Run
     from attnspec.conformance.run.tier import TIERS
-    from attnspec.conformance.testing.asked import comparisons
+    from attnspec.conformance.testing.asked import comparisons, made
     from attnspec.conformance.vectors.write import Task, fingerprint, pack, size, write_set
     from attnspec.spec import SPEC_VERSION
     from attnspec.spec.words import FEATURES
@@ -82,16 +82,16 @@ def _written(options: argparse.Namespace) -> int:
     subject = _subject(options)
     few = frozenset([id(subject)]) if options.few_shapes else frozenset()
     run = Run("attnspec vectors write", [subject], TIERS[options.tier], clauses=clauses, few_shapes=few)
-    asked = comparisons(run, subject)
-    problems = {case: subject.problem(case) for case in asked} if options.largest is not None else {}
-    large = {case for case, problem in problems.items() if size(problem) > options.largest}
+    of_array = ((case, subject.problem(case), "", tuple(asks)) for case, asks in comparisons(run, subject).items())
+    of_tests = ((case, problem, test, (asks,)) for case, problem, test, asks in made(run, subject))
+    asked = [*of_array, *of_tests]
+    kept = [one for one in asked if options.largest is None or size(one[1]) <= options.largest]
+    large = len(asked) - len(kept)
 
     def tasks() -> Iterator[Task]:
-        for case, asks in asked.items():
-            if case not in large:
-                problem = problems.get(case) or subject.problem(case)
-                exact = subject.solve(problem, certain=case.dtype == "float64")
-                yield Task(case, problem, exact, subject.required_class(case.dtype), tuple(asks))
+        for case, problem, test, asks in kept:
+            exact = subject.solve(problem, certain=case.dtype == "float64")
+            yield Task(case, problem, exact, subject.required_class(case.dtype), asks, test)
 
     about = {
         "suite": __version__,
@@ -103,19 +103,19 @@ def _written(options: argparse.Namespace) -> int:
         "classes": {dtype: subject.required_class(dtype) for dtype in subject.dtypes},
         "few_shapes": options.few_shapes,
         "largest": options.largest,
-        "left_out": {f"have more than {options.largest} bytes of numbers and were left out (--largest)": len(large)},
+        "left_out": {f"have more than {options.largest} bytes of numbers and were left out (--largest)": large},
     }
     if options.onnx:
         from attnspec.conformance.vectors.onnx import write_cases
 
-        rest = ((case, problems.get(case) or subject.problem(case)) for case in asked if case not in large)
+        rest = ((case, problem) for case, problem, *_ in kept)
         cases = write_cases(options.folder, rest, subject.dialect, subject.solve, subject.required_class, about)
         print("\n".join(cases.lines))
         return 0
     written = write_set(options.folder, tasks(), about)
     if options.zip is not None:
         pack(options.folder, options.zip)
-    print(f"{len(written.vectors)} problems, {written.bytes} bytes, in {options.folder}; {len(large)} left out for their size")
+    print(f"{len(written.vectors)} problems, {written.bytes} bytes, in {options.folder}; {large} left out for their size")
     print(f"sha256 of the inputs {fingerprint(options.folder, '.inputs.safetensors')}, of all {fingerprint(options.folder)}")
     return 0
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+import torch
+
+from attnspec.adapters import Answer
+from attnspec.conformance.judging.finding import Judgement
+from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import FACTORS, Case
+from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import ids_of, tests_of
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge
 from attnspec.conformance.testing.rows import rows
 from attnspec.conformance.vectors.format import Comparison
-from attnspec.spec import Clause, index
+from attnspec.reference import Exact
+from attnspec.spec import Clause, Problem, index
+from attnspec.spec.words import OUTPUTS
 
 # Of what else a file holds nothing: on which device an answer was, in which memory a cotangent lay, a rate of dropout.
 UNSEEN = ("DTYPE-3", "GRAD-6", "DROPOUT-3")
@@ -42,3 +54,58 @@ def comparisons(run: Run, subject: Subject) -> dict[Case, list[Comparison]]:
                 if asks not in own:  # two rows may be one where both are dense
                     own.append(asks)
     return {case: asks for of_dtype in found.values() for case, asks in of_dtype.items()}
+
+
+# WHAT TESTS MAKE THEMSELVES
+
+
+@dataclass
+class Recorder(Subject):
+    """Answers with the exact numbers, and keeps what its answers were compared for."""
+
+    compared_with: list[Problem] = field(default_factory=list)
+
+    def run(self, problem: Problem) -> Answer:
+        """The exact answer, rounded once."""
+        exact = self.solve(problem)
+        given = {name: torch.from_numpy(np.array(x)) for name, x in exact.values.items()}
+        gradients = {
+            f"d{name}": given[f"d{name}"].to(getattr(problem, name).dtype) for name in problem.wrt if problem.do is not None
+        }
+        return Answer(given["o"].to(problem.dtype), gradients)
+
+    def judge(self, answer: Answer, exact: Exact) -> Judgement:
+        """What the judge says, and what it was asked."""
+        self.compared_with.append(exact.problem)
+        return judge(answer, exact, self.required_class(str(exact.problem.dtype)[6:]))
+
+
+def made(run: Run, subject: Subject) -> Iterator[tuple[Case, Problem, str, Comparison]]:
+    """The problems that tests of a value make themselves and compare: a case that is like it, the problem, the test, what is asked.
+
+    Where one tensor stands for several there is none: files hold each by itself, and a board would give each its own gradient.
+    """
+    for test in tests_of(run.clauses, run.spec):
+        clauses = [index()[id_] for id_ in ids_of(test, run.spec)]
+        ids = tuple(x.id for x in clauses if x.kind == "value" and seen_in_files(x) and not subject.exempt_from(x))
+        if not test.plan.once or test.dangerous or not ids or not subject.offers(*test.plan.offering):
+            continue
+        for dtype in subject.dtypes:
+            recorder = Recorder(subject.adapter, dialect=subject.dialect, claim=subject.claim, dtypes=subject.dtypes)
+            for case in rows(run, recorder, dtype, test.plan):
+                with contextlib.suppress(Broken, NotOffered, NotApplicable, TooLarge):
+                    test.asking(run, recorder, dtype).test(recorder, case)
+            for problem in dict.fromkeys(recorder.compared_with):
+                inputs = problem.inputs()
+                if len({id(x) for x in inputs.values()}) == len(inputs) and problem.q.numel() and problem.v.numel():
+                    yield readable(dense(as_case(problem))), problem, test.__name__, Comparison(ids, OUTPUTS)
+
+
+def readable(case: Case) -> Case:
+    """The case with levels that a token can name alone: a problem may ask for gradients that no level asks for."""
+    for name, own in FACTORS.items():
+        try:
+            own.read(str(getattr(case, name)))
+        except ValueError:
+            case = replace(case, **{name: own.plain})
+    return case

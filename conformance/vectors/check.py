@@ -144,10 +144,11 @@ def _failure(fault: Fault, one: Judged, name: str, problems: int, number: int, b
     vector, finding = one.vector, one.finding
     assert finding is not None
     clause, case = index()[fault.clause], Case.parse(vector.case)
+    like = f"like {describe(case)}; of {vector.made}" if vector.made else describe(case)
     found, hint = [visible(line) for line in found_in(one)], fault.finding.hint
     lines = [f"{clause.id} · {clause.title} ({clause.level})", f"  {clause.sentence}"]
     lines += [f"      {line}" for line in clause.formula.splitlines()]
-    lines += ["", f"  {name}", f"  problem   {vector.id}: {describe(case)}"]
+    lines += ["", f"  {name}", f"  problem   {vector.id}: {like}"]
     lines += [f"  {'found' if n == 0 else '':9} {line}" for n, line in enumerate(found)]
     if hint:
         lines.append(f"  but       this is exactly what {hint} gives; if that is intended, write the set with --dialect {hint}")
@@ -159,7 +160,7 @@ def _failure(fault: Fault, one: Judged, name: str, problems: int, number: int, b
         "level": clause.level,
         "sentence": clause.sentence,
         "formula": clause.formula,
-        "asked": describe(case),
+        "asked": like,
         "found": found,
         "output": finding.output,
         "what": finding.kind,

@@ -38,7 +38,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Vector:
-    """A line of the index. options: those of the call that are one value. outputs: what is asked for, o first."""
+    """A line of the index. options: those of the call that are one value. outputs: what is asked for, o first.
+
+    made: the test that made the problem itself, or ""; the case is then one that is like it, with other numbers.
+    """
 
     id: str
     case: str
@@ -51,6 +54,7 @@ class Vector:
     options: Mapping[str, Any]
     outputs: tuple[str, ...]
     asked_by: tuple[Comparison, ...]
+    made: str = ""
 
     @property
     def clauses(self) -> tuple[str, ...]:

@@ -36,13 +36,14 @@ ALWAYS = ("causal", "scale")  # options that stand in every line, given or not
 
 
 class Task(NamedTuple):
-    """A problem to be written: as a case and as tensors, its exact answer, the class of its bound, and who asks it."""
+    """A problem to be written: as a case and as tensors, its exact answer, the class of its bound, who asks it and who made it."""
 
     case: Case
     problem: Problem
     exact: Exact
     class_: str
     asked_by: tuple[Comparison, ...]
+    made: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
         {name: value for name in SCALARS if name in ALWAYS or name in problem.given() for value in [getattr(problem, name)]},
         outputs_of(problem),
         task.asked_by,
+        task.made,
     )
     tensors = {name: stored(x) for name, x in problem.inputs().items()}
     if problem.do is not None:
