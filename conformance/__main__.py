@@ -2,6 +2,6 @@
 
 import sys
 
-from attnspec.conformance.verdicts.cli import main
+from attnspec.conformance.commands import main
 
 sys.exit(main())

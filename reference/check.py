@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy import ndarray as Array
 
 from attnspec.reference.bounds.accuracy import default_class
-from attnspec.reference.exact import Exact
+from attnspec.reference.exact import Tolerance
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.solve import solve
 from attnspec.spec import CANONICAL, Dialect, Problem
 from attnspec.spec.words import CLASSES, INPUT_OF
+
+
+class Right(Protocol):
+    """What an answer is held to: an exact answer as it was solved, or as a file has it."""
+
+    @property
+    def problem(self) -> Problem:
+        """What was asked."""
+
+    @property
+    def values(self) -> dict[str, Array]:
+        """The exact value of each output, in float64."""
+
+    @property
+    def rest(self) -> dict[str, Array]:
+        """What float64 leaves of each, where the oracle is not float64 itself."""
+
+    @property
+    def oracle(self) -> str:
+        """Where the values come from: float64 or arb."""
+
+    def tolerance(self, class_: str) -> Tolerance:
+        """The bounds of a class, and what it exempts."""
 
 
 class Worst(NamedTuple):
@@ -50,7 +73,7 @@ def worst(got: Array, expected: Array, bound: Array, exempt: Array, rest: Array 
     return Worst(at, float(ranked[at]), int(outside.sum()))
 
 
-def together(exact: Exact, bound: dict[str, Array], exempt: dict[str, Array], name: str) -> tuple[Array, Array, Array]:
+def together(exact: Right, bound: dict[str, Array], exempt: dict[str, Array], name: str) -> tuple[Array, Array, Array]:
     """Exact value, bound and exemption of one output, in its shape.
 
     If one tensor was given for several inputs, its gradient is the sum of theirs, and so is its bound (GRAD-7).
@@ -68,7 +91,7 @@ def together(exact: Exact, bound: dict[str, Array], exempt: dict[str, Array], na
     return value, limit, np.logical_or.reduce([exempt[n] for n in parts])
 
 
-def beyond(exact: Exact, name: str) -> Array | float:
+def beyond(exact: Right, name: str) -> Array | float:
     """What the nearest float64 numbers leave of the exact value of one output; 0 if the oracle is float64 itself."""
     if exact.oracle == "float64":
         return 0.0

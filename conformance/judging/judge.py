@@ -15,15 +15,15 @@ from numpy import ndarray as Array
 from attnspec.adapters import Answer
 from attnspec.adapters.reading import Unreadable, kind_of, no_memory
 from attnspec.conformance.judging.finding import Finding, Judgement
-from attnspec.reference import Exact, to_float64
+from attnspec.reference import to_float64
+from attnspec.reference.check import Right, worst
 from attnspec.reference.check import beyond as beyond
 from attnspec.reference.check import together as together
-from attnspec.reference.check import worst
 from attnspec.spec import Problem
 from attnspec.spec.words import INPUT_OF, FindingKind
 
 
-def judge(answer: Answer, exact: Exact, class_: str) -> Judgement:
+def judge(answer: Answer, exact: Right, class_: str) -> Judgement:
     """Compare an answer with the exact one, within the bound of an accuracy class."""
     problem = exact.problem
     if answer.changed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,20 @@ from attnspec.conformance.verdicts.lines import VerdictError, read
 from attnspec.conformance.verdicts.text import visible
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command. 0: done, nothing got worse; 1: something did; 2: it could not be done, and why is said."""
-    options = _parser().parse_args(words)
+def main(words: Sequence[str] | None = None, *, beside: Callable[[Any], None] | None = None) -> int:
+    """Run the command. 0: done, nothing got worse; 1: something did; 2: it could not be done, and why is said.
+
+    beside: adds commands that need more than verdict files; with foreign=False they read none, and their errors are our own.
+    """
+    options = _parser(beside).parse_args(words)
     try:
         return options.do(options)
     except VerdictError as error:
         _say(f"attnspec: {error}", sys.stderr)
         return 2
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:  # a file from elsewhere
+        if options.foreign is False:
+            raise
         what = f"{type(error).__name__}: {str(error)[:120]}"
         _say(f"attnspec: a file holds something that verdicts.schema.json does not allow ({what}); write it again", sys.stderr)
         return 2
@@ -103,8 +108,9 @@ def _needs_jinja() -> None:
     page.check_target(Path("any.html"), needs=("jinja2",))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(beside: Callable[[Any], None] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("attnspec", description="Read what pytest --impl=… --verdicts=FILE wrote.")
+    parser.set_defaults(foreign=True)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     report = commands.add_parser("report", help="make the page again, from a stored file")
@@ -150,4 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     across.add_argument("-o", "--output", type=Path, help="matrix.html; without it the table goes to the terminal")
     across.add_argument("--markdown", action="store_true", help="the table as Markdown, to the terminal")
     across.set_defaults(do=_matrix)
+    if beside is not None:
+        beside(commands)
     return parser
