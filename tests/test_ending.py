@@ -22,6 +22,7 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.run.shapes import fewer, note_of_fallbacks, slow_on_new
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import clause as of_clauses  # its tests_of would be collected here as a test
+from attnspec.conformance.testing.telling import Telling
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.lines import Lines, Why, read
 
@@ -105,7 +106,7 @@ def apart(*options: str, python: str = "", wrap: str = "", timeout: float = 240)
 
 
 def test_a_broken_clause_is_exit_1_whatever_pytest_counted(here, monkeypatch):
-    monkeypatch.setattr(pytest, "fail", lambda *args, **options: None)
+    monkeypatch.setattr(Telling, "_end", lambda self: None)  # the test that shows the failure passes for pytest
     outcome = judge("kernel.py:wrong", "--impl-dtypes=float32", "--clauses=SHAPE-1")
     assert "1 broken" in outcome.screen
     assert "failed" not in outcome.screen.splitlines()[-1]
