@@ -73,13 +73,14 @@ def _written(options: argparse.Namespace) -> int:
     from attnspec.conformance.run.run import Run
     from attnspec.conformance.run.tier import TIERS
     from attnspec.conformance.testing.asked import comparisons, made
-    from attnspec.conformance.vectors.write import Task, fingerprint, pack, size, write_set
+    from attnspec.conformance.vectors.write import Task, fingerprint, make_folder, pack, size, write_set
     from attnspec.spec import SPEC_VERSION
     from attnspec.spec.words import FEATURES
 
     clauses = tuple(x for x in options.clauses.split(",") if x)
     _check_clauses(clauses, None)
     subject = _subject(options)
+    make_folder(options.folder)  # before the problems, which take a while
     few = frozenset([id(subject)]) if options.few_shapes else frozenset()
     run = Run("attnspec vectors write", [subject], TIERS[options.tier], clauses=clauses, few_shapes=few)
     of_array = ((case, subject.problem(case), "", tuple(asks)) for case, asks in comparisons(run, subject).items())

@@ -313,7 +313,7 @@ def test_the_verdict_file_is_one(small: Path, right: Path, tmp_path: Path, capsy
         (["write", "{tmp}/x", "--dialect=a=b"], "is unknown"),
         (["write", "{tmp}/x", "--class=Z"], "choose from R, A"),
         (["write", "{tmp}/x", "--clauses=FOO"], "unknown chapter"),
-        (["write", "{tmp}/x", "--largest=1"], "no problem is left"),
+        (["write", "{tmp}/x", "--largest=1", "--clauses=SCALE-3"], "no problem is left"),
     ],
 )
 def test_what_can_not_be_done_is_said(
