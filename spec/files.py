@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +63,13 @@ def write(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]
         at += x.data.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb", buffering=0) as file:
-        file.write(b"".join([len(text).to_bytes(8, "little"), text, *(tensors[name].data.data for name in order)]))
+    # A file that is there is written over: new memory for it would take as long as all the rest.
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0) as file:
+        whole = memoryview(b"".join([len(text).to_bytes(8, "little"), text, *(tensors[name].data.data for name in order)]))
+        size = len(whole)
+        while whole:
+            whole = whole[file.write(whole) :]
+        file.truncate(size)
 
 
 def read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:

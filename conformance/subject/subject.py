@@ -176,8 +176,7 @@ class Subject:
         self.judged += 1
         if answer.refusal is not None or not isinstance(answer.o, torch.Tensor):
             return judge(answer, exact, required)
-        ladder = stricter(required, dtype)
-        class_ = self.held.get(dtype, ladder[0])
+        ladder, class_ = stricter(required, dtype), self._class_to_ask(dtype)
         result = judge(answer, exact, class_)
         if result.findings and class_ != required:
             least = judge(answer, exact, required)
@@ -195,6 +194,10 @@ class Subject:
         self.elements += result.elements
         self._measure(result)
         return result
+
+    def _class_to_ask(self, dtype: str) -> str:
+        """The strictest class that no right answer has left so far."""
+        return self.held.get(dtype) or stricter(self.required_class(dtype), dtype)[0]
 
     def lean(self, dtype: str, seen: LongRows) -> None:
         """Remember how far the right outputs of long rows lie from the exact ones."""
@@ -236,10 +239,14 @@ class Subject:
             exact = self.solve(problem, certain=True)
         return self.judge(answer, exact), exact
 
-    def answered(self, problem: Problem, within: Within = PLAINLY, *, certain: bool = False) -> tuple[Answer, Exact]:
-        """The implementation's answer, and the exact one, which is computed meanwhile."""
+    def answered(
+        self, problem: Problem, within: Within = PLAINLY, exact: Exact | None = None, *, certain: bool = False
+    ) -> tuple[Answer, Exact]:
+        """The implementation's answer, and the exact one, which is computed meanwhile if it is not given."""
         later = self.begin(problem, within)
-        exact = self.solve(problem, certain=certain)
+        exact = exact if exact is not None else self.solve(problem, certain=certain)
+        if self.adapter.isolated:  # the bounds, too: the judge will ask for them
+            exact.tolerance(self._class_to_ask(str(problem.dtype).removeprefix("torch.")))
         return later(), exact
 
     @property

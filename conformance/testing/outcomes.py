@@ -85,9 +85,8 @@ def must_be_right(
     earlier: the problems that the test asked before. within: what the call is put into. alone: False where the test has seen a
     right answer to the same numbers in other memory.
     """
-    later = subject.begin(problem, within)
-    exact = exact or subject.solve(problem)
-    answer = offered(later())
+    answer, exact = subject.answered(problem, within, exact)
+    offered(answer)
     findings = subject.judge(answer, exact).of(outputs)
     if findings:
         first = findings[0]
