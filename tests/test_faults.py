@@ -99,7 +99,7 @@ def test_a_grade_follows_from_the_ending(tmp_path: Path) -> None:
     ):
         assert grade(fault, bad, False)[0] == "bad"
     table = markdown([(fault, [row(fault, seen(0, FAIL=1), False), None])], ["", "--isolate"])
-    assert "before: 1 bad; now: 1 bad; now with --isolate: " in table
+    assert "run then and now: 1 bad; now: 1 bad; now with --isolate: " in table
     assert "| x | bad | 0 | 1 FAIL | complete | does not conform | bad | exit code 0, not 1 |" in table
 
 
