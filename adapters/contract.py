@@ -117,7 +117,6 @@ class Adapter:
 
     _follows: ClassVar[bool] = False  # whether the offers were read from the parameters of attend
     kept: Answer | None = None  # an answer that is read again later
-    topic: str = ""  # what the calls are about, in the words of who asks
     isolated: bool = False  # whether the implementation is in a process of its own
     endings: Mapping[str, int] = {}  # how often that ended, by how
 

@@ -323,3 +323,15 @@ def test_options_that_contradict_each_other() -> None:
     assert "exclude each other" in run(here, "--impl=sdpa-math", "--isolate", "--in-process").stderr
     assert "write 8GiB" in run(here, "--impl=sdpa-math", "--isolate", "--memory-limit=8 gigabytes").stderr
     assert "No such file or directory: ./nothing" in run(here, "--impl=cmd:./nothing").stderr
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder of tensors lies in memory; that of a run that goes on stays."""
+    from attnspec.adapters.remote import process
+
+    gone, going = tmp_path / "attnspec-999999999-x", tmp_path / f"attnspec-{os.getpid()}-y"
+    gone.mkdir()
+    going.mkdir()
+    monkeypatch.setattr(process, "MEMORY", str(tmp_path))
+    process._memory_file_system()
+    assert (gone.exists(), going.exists()) == (False, True)

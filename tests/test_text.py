@@ -15,6 +15,7 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.report import failure as report
 from attnspec.conformance.report.repro import script
+from attnspec.conformance.run.rerun import Shell
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.page import code, fence, plain
@@ -100,7 +101,7 @@ def test_a_script_that_can_not_be_written_costs_a_line(monkeypatch: pytest.Monke
     record = Record()
     tier = SimpleNamespace(slow=False)
     run = SimpleNamespace(
-        repros=True, show=None, command="pytest", tier=tier, home=Path(), record=record, decides=lambda clause: True
+        repros=True, show=None, rerun=Shell("pytest"), tier=tier, home=Path(), record=record, decides=lambda clause: True
     )
     explained = Explained("SHAPE-2", case, Finding("raised", "call", f"raised {HOSTILE}"), subject.problem(case), None)
     failure = report.failure(run, subject, explained, "test")  # type: ignore[arg-type]

@@ -63,9 +63,8 @@ class Peer:
     _settled: dict[int, dict[str, Any]] = field(default_factory=dict)  # by implementation, as the process knows it
     _requests: int = 0
     _outstanding: Callable[[], Any] | None = None
-    _late: set[str] = field(default_factory=set)  # topics in which a call was too slow
+    _late: bool = False  # whether a call was too slow: others then have less time, or a hang costs the run
     _answered: bool = False  # whether this process has answered a call
-    _ended_late: bool = False  # whether the one before was too slow
 
     @property
     def command(self) -> list[str]:
@@ -149,11 +148,11 @@ class Peer:
             raise ResolveError(str(reply["failed"])) if op in ("start", "trace") else Misspoken(str(reply["failed"]))
         return reply
 
-    def limit(self, topic: str) -> float:
+    def limit(self) -> float:
         """Seconds that the next call may take."""
-        if topic in self._late:
+        if self._late:
             return min(self.limits.case, max(LEAST, TIMES * self.slowest))
-        return self.limits.case if self._answered or self._ended_late else self.limits.first
+        return self.limits.case if self._answered else self.limits.first
 
     def ask(
         self, op: str, adapter: Isolated, message: dict[str, Any], tensors: Mapping[str, Any] | None = None
@@ -176,12 +175,11 @@ class Peer:
         known = settings(adapter)
         if self._settled.get(number) != known:
             message["settings"] = self._settled[number] = known
-        topic, began = adapter.topic, time.monotonic()
-        seconds, starts = self.limit(topic), self.starts
+        began, seconds, starts = time.monotonic(), self.limit(), self.starts
         try:
             process, request = self._sent(op, {"implementation": number, **message})
         except Ended as ended:
-            self._gone(ended, topic)
+            self._gone(ended)
             raise
         found: dict[str, Any] | None = None
 
@@ -195,7 +193,7 @@ class Peer:
             try:
                 found = self._received(process, op, request, seconds)
             except Ended as ended:
-                self._gone(ended, topic)
+                self._gone(ended)
                 raise
             except BaseException:  # Ctrl-C, a time limit of whoever runs the tests: what is on its way is nobody's
                 self.close()
@@ -219,14 +217,13 @@ class Peer:
         """What the process logged since the last call."""
         return self._process.taken() if self._process is not None else []
 
-    def _gone(self, ended: Ended, topic: str) -> None:
+    def _gone(self, ended: Ended) -> None:
         if self._process is not None:
             self._process.close()
         self._process = self._outstanding = None
-        self._ended_late = ended.timeout
         self.endings["too slow" if ended.timeout else ended.how.removesuffix(" its process").removeprefix("its process ")] += 1
         if ended.timeout:
-            self._late.add(topic)
+            self._late = True
         if self._spare is None:  # it will hardly be the last time
             self._spare = Process(self.command)
 

@@ -43,7 +43,21 @@ def _memory_file_system() -> str | None:
     """A folder in memory with room for tensors, or None."""
     if not os.path.isdir(MEMORY) or not os.access(MEMORY, os.W_OK):
         return None
+    for left in Path(MEMORY).glob("attnspec-*-*"):  # by a run that was killed
+        owner = left.name.split("-")[1]
+        if owner.isdecimal() and not _runs(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
     return MEMORY if shutil.disk_usage(MEMORY).free >= ROOM else None
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 _ALIVE: weakref.WeakSet[Process] = weakref.WeakSet()
@@ -63,7 +77,7 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="attnspec-", dir=_memory_file_system()))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"attnspec-{os.getpid()}-", dir=_memory_file_system()))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
         try:
             self.process = subprocess.Popen(
