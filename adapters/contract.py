@@ -255,7 +255,7 @@ class Adapter:
             return Answer(unsupported=restriction)
         leaves = leaves_of(problem)
         asked = problem.replace(**leaves)
-        memories = {x.untyped_storage().data_ptr(): _bytes_of(x) for x in _tensors(problem).values() if x.numel()}
+        memories = {x.untyped_storage().data_ptr(): bytes_of(x) for x in _tensors(problem).values() if x.numel()}
         before = {at: memory.clone() for at, memory in memories.items()}
         with quiet(), no_second_run():
             answer = self._run(asked, leaves)
@@ -344,7 +344,7 @@ def _tensors(problem: Problem) -> dict[str, Tensor]:
     return {name: x.detach() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
 
 
-def _bytes_of(x: Tensor) -> Tensor:
+def bytes_of(x: Tensor) -> Tensor:
     """All of the memory in which a tensor lies, what is around it too, as bytes."""
     return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
 

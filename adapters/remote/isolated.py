@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,10 +140,8 @@ class Peer:
         return self._process, self._requests
 
     def _received(self, process: Process, op: str, number: int, seconds: float) -> dict[str, Any]:
-        while True:
-            reply = process.receive(seconds)
-            if reply.get("op") == op and reply.get("id") == number:
-                break
+        reply = process.receive(seconds)
+        if (reply.get("op"), reply.get("id")) != (op, number):
             raise Misspoken(f"it answered {reply.get('op')!r} {reply.get('id')!r} where {op!r} {number} was asked")
         if "failed" in reply:
             raise ResolveError(str(reply["failed"])) if op in ("start", "trace") else Misspoken(str(reply["failed"]))
@@ -167,7 +166,7 @@ class Peer:
         message["into"] = str(self._process.folder / "out.safetensors")
         if tensors is not None:
             message["file"] = str(self._process.folder / "in.safetensors")
-            freed = self._sender.write(self._process.folder / message["file"], tensors)
+            freed = self._sender.write(Path(message["file"]), tensors)
             if self._sender.contiguous:
                 message |= {"same": same} if (same := same_of(tensors)) else {}
             else:
@@ -189,7 +188,7 @@ class Peer:
                 return found
             self._outstanding = None
             if self.starts != starts or self._process is not process:
-                raise Ended("it was started again meanwhile")
+                raise Ended("it was started again meanwhile", "started again")
             try:
                 found = self._received(process, op, request, seconds)
             except Ended as ended:
@@ -221,7 +220,7 @@ class Peer:
         if self._process is not None:
             self._process.close()
         self._process = self._outstanding = None
-        self.endings["too slow" if ended.timeout else ended.how.removesuffix(" its process").removeprefix("its process ")] += 1
+        self.endings[ended.brief] += 1
         if ended.timeout:
             self._late = True
         if self._spare is None:  # it will hardly be the last time

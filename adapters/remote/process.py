@@ -29,11 +29,11 @@ GRACE = 2.0  # seconds that a process which says no more has to end
 
 
 class Ended(Exception):
-    """The process ended before it answered, or its time was up (`timeout`). `how` says it in words, `log` are its last lines."""
+    """The process ended before it answered, or its time was up (`timeout`). `how` and `brief` say it in words, `log` is its end."""
 
-    def __init__(self, how: str, log: Sequence[str] = (), *, timeout: bool = False) -> None:
+    def __init__(self, how: str, brief: str, log: Sequence[str] = (), *, timeout: bool = False) -> None:
         super().__init__(how)
-        self.how, self.log, self.timeout = how, tuple(log), timeout
+        self.how, self.brief, self.log, self.timeout = how, brief, tuple(log), timeout
 
 
 MEMORY, ROOM = "/dev/shm", 1 << 30  # a container may have little of it: then files do
@@ -76,7 +76,7 @@ class Process:
     the end.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"attnspec-{os.getpid()}-", dir=_memory_file_system()))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
         try:
@@ -85,7 +85,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**kept, **(environment or {})},
+                env=kept,
                 start_new_session=True,  # Ctrl-C is for who asks, and all that it starts can be ended with it
                 bufsize=0,
             )
@@ -127,7 +127,7 @@ class Process:
             with waiting():
                 there = left > 0 and bool(select.select([self.process.stdout], [], [], left)[0])
             if not there:
-                raise Ended(f"it had not answered after {seconds:.3g} s", self._stop(), timeout=True)
+                raise Ended(f"it had not answered after {seconds:.3g} s", "too slow", self._stop(), timeout=True)
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             if not data:
                 raise self._ended()
@@ -179,11 +179,12 @@ class Process:
         code = self.process.poll()
         log = self._stop()
         if code is None:
-            return Ended("its process closed the line to the suite and went on", log)
+            closed = "closed the line to the suite and went on"
+            return Ended(f"its process {closed}", closed, log)
         if code >= 0:
-            return Ended(f"its process ended with exit code {code}", log)
+            return Ended(f"its process ended with exit code {code}", f"ended with exit code {code}", log)
         name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
-        return Ended(f"{name} ended its process", log)
+        return Ended(f"{name} ended its process", f"{name} ended", log)
 
     def _stop(self) -> list[str]:
         """End the process and all that it started. Returns the last lines of its log."""

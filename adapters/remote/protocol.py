@@ -13,7 +13,6 @@ from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.problem import TENSORS
 
 VERSION = 1
-SETTLED = ("offers", "restrictions", "widths", "dialect")  # what is settled about an adapter once it was met, and it must know
 # What a peer may do beside answering, by name; what it does not, it is not asked.
 ABILITIES = ("memory", "on", "fresh", "again", "holds", "trace", "wholly", "presented", "script", "stub", "surroundings")
 

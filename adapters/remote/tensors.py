@@ -19,16 +19,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from attnspec.adapters.reading import NoTensor, Unreadable, readable
+from attnspec.adapters.contract import bytes_of
+from attnspec.adapters.reading import NoTensor, Unreadable, kind_of, readable
 from attnspec.spec.files import DTYPES, Stored, read, write
-from attnspec.spec.place import Place, place_of
-
-ALIGNED = 64  # bytes; as torch's allocator for the CPU aligns
-
-
-def raw(x: Tensor) -> np.ndarray:
-    """The bytes of all the memory in which a tensor lies, uint8 (n)."""
-    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage()).cpu().numpy()
+from attnspec.spec.place import ALIGNED, Place, place_of
 
 
 def dense(x: Tensor) -> Stored:
@@ -73,11 +67,12 @@ class Sender:
             if first.setdefault(id(x), name) != name:
                 views[name] = {"same": first[id(x)]}
                 continue
-            of = f"memory {self._name(x)}"
+            named = self._name(x)
+            of = f"memory {named}"
             if of not in stored:
-                data = raw(x)
+                data = bytes_of(x).cpu().numpy()
                 stored[of] = Stored("uint8", (data.size,), data)
-                memory[of] = {"name": self._name(x), "aligned": x.untyped_storage().data_ptr() % ALIGNED}
+                memory[of] = {"name": named, "aligned": x.untyped_storage().data_ptr() % ALIGNED}
                 if not x.untyped_storage().resizable():
                     memory[of]["fixed"] = True
                 if (found := place_of(x)) is not None:
@@ -167,9 +162,7 @@ def written(path: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     stored: dict[str, Stored] = {}
     strange: dict[str, dict[str, Any]] = {}
     for name, x in results.items():
-        if isinstance(x, NoTensor):
-            strange[name] = {"kind": x.kind}
-        elif isinstance(x, Unreadable):
+        if isinstance(x, Unreadable):
             strange[name] = {"unreadable": x.what}
         elif isinstance(x, Tensor):
             word = str(x.dtype).removeprefix("torch.")
@@ -179,6 +172,8 @@ def written(path: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]
                 strange[name] = {"device": str(x.device)}
             if x.layout == torch.strided and x.device.type != "meta":
                 stored[name] = dense(x)
+        else:
+            strange[name] = {"kind": kind_of(x)}
     write(path, stored)
     return strange
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Adapter, ResolveError, Unsupported, reading, resolve
-from attnspec.adapters.reading import NoTensor, Unreadable, kind_of, no_memory, text, words
+from attnspec.adapters.reading import no_memory, text, words
 from attnspec.adapters.remote.protocol import VERSION, declared, problem_of, within_of
 from attnspec.adapters.remote.tensors import Receiver, Sender, written
 from attnspec.adapters.watch.state import SETUP, no_second_run, watched
@@ -168,8 +168,7 @@ class Worker:
 
     def _results(self, results: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         some = {name: x for name, x in results.items() if x is not None or name == "o"}
-        strange = {name: {"kind": kind_of(x)} for name, x in some.items() if not _carried(x)}
-        strange |= written(self.folder / request["into"], {name: x for name, x in some.items() if name not in strange})
+        strange = written(self.folder / request["into"], some)
         reply: dict[str, Any] = {"file": request["into"], "outputs": list(results)}
         return reply | ({"strange": strange} if strange else {})
 
@@ -178,10 +177,6 @@ class Worker:
             return {}
         Sender().write(self.folder / request["into"], tensors)
         return {"file": request["into"]}
-
-
-def _carried(x: Any) -> bool:
-    return isinstance(x, Tensor | NoTensor | Unreadable)
 
 
 def serve() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from attnspec.conformance.verdicts.lines import finite
 from attnspec.spec.words import FindingKind
 
 
@@ -51,6 +53,22 @@ class Finding:
     def of_answers(self) -> bool:
         """Whether it is about what an answer holds: its numbers, or another answer to which it does not fit."""
         return self.of_numbers or self.kind == "relation"
+
+    def data(self, problem: Any) -> dict[str, Any]:
+        """What was found on a problem, which is given as plain data: as a line of the verdict file says it."""
+        return {
+            "output": self.output,
+            "what": self.kind,
+            "problem": problem,
+            "index": list(self.index),
+            "got": finite(self.got),
+            "expected": finite(self.expected),
+            "bound": finite(self.bound),
+            "ratio": finite(self.ratio),
+            "outside": self.outside,
+            "of": self.total,
+            "hint": self.hint,
+        }
 
     @property
     def likeness(self) -> tuple[str, str, str]:

@@ -6,21 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.folding import names_of
-from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.known.inherited import Origin
-from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.words import describe, describe_problem, summary
 from attnspec.conformance.report.repro import FOLDER, write
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.verdicts.lines import finite
 from attnspec.conformance.verdicts.record import Failure
 from attnspec.conformance.verdicts.text import visible
 from attnspec.spec import Clause, Problem, index
@@ -70,7 +66,7 @@ def failure(
         "formula": clause.formula,
         "asked": asked,
         "found": seen,
-        **_finding_data(explained.finding, case),
+        **explained.finding.data(summary(case)),
         "diagnosis": diagnosis,
         "inherited": str(origin) if origin is not None else "",
         "test": test,
@@ -96,23 +92,6 @@ def _reasons(run: Run, explained: Explained, diagnosis: str, origin: Origin | No
         lines.append(f"  inherited from {origin}: the call runs no other kernel, and {origin.issue.backend} gives the same numbers")
         lines.append(f"            {run.rerun.accept} accepts it; it is printed once")
     return lines
-
-
-def _finding_data(finding: Finding, case: Case) -> dict[str, Any]:
-    """What was found on which problem, as a line of the verdict file says it."""
-    return {
-        "output": finding.output,
-        "what": finding.kind,
-        "problem": summary(case),
-        "index": list(finding.index),
-        "got": finite(finding.got),
-        "expected": finite(finding.expected),
-        "bound": finite(finding.bound),
-        "ratio": finite(finding.ratio),
-        "outside": finding.outside,
-        "of": finding.total,
-        "hint": finding.hint,
-    }
 
 
 def problem_in_words(subject: Subject, explained: Explained) -> str:

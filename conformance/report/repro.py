@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
+from attnspec.adapters.contract import bytes_of
 from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding
@@ -241,7 +242,7 @@ def literal(x: Tensor) -> str:
             else f"torch.empty({tuple(x.shape)}, dtype={dtype}, device=DEVICE)"
         )
     # All of its memory: what lies behind the last element may be what a kernel reads.
-    whole = torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.detach().untyped_storage())
+    whole = bytes_of(x)
     data = base64.b64encode(zlib.compress(whole.cpu().numpy().tobytes())).decode()
     return f"tensor({data!r}, {dtype}, {tuple(x.shape)}, {tuple(x.stride())}, {x.storage_offset()})"
 

@@ -14,7 +14,7 @@ from attnspec.conformance.problems.words import describe, summary
 from attnspec.conformance.vectors.answers import Judged, judged
 from attnspec.conformance.vectors.common import Blame, Fault, faults
 from attnspec.conformance.vectors.format import ANSWER, REFUSAL, Vector, VectorError, about, read_index
-from attnspec.conformance.verdicts.lines import Share, Why, finite, mark, tally
+from attnspec.conformance.verdicts.lines import Share, Why, mark, tally
 from attnspec.conformance.verdicts.lines import judged as judged_of
 from attnspec.conformance.verdicts.record import Cell, Failure, Record
 from attnspec.conformance.verdicts.text import visible
@@ -162,16 +162,7 @@ def _failure(fault: Fault, one: Judged, name: str, problems: int, number: int, b
         "formula": clause.formula,
         "asked": like,
         "found": found,
-        "output": finding.output,
-        "what": finding.kind,
-        "problem": summary(case),
-        "index": list(finding.index),
-        "got": finite(finding.got),
-        "expected": finite(finding.expected),
-        "bound": finite(finding.bound),
-        "ratio": finite(finding.ratio),
-        "outside": finding.outside,
-        "of": finding.total,
+        **finding.data(summary(case)),
         "hint": hint,
         "test": "vectors",
         "repro": None,
