@@ -1,11 +1,16 @@
 """How the suite calls an implementation. Subclass :class:`Adapter`, or let :func:`resolve` recognise a signature."""
 
-from attnspec.adapters.contract import Adapter, Answer, Unsupported, same_bits
-from attnspec.adapters.conventions.signature import ResolveError
-from attnspec.adapters.resolve import parse_kwargs, resolve
-from attnspec.adapters.restrictions import RESTRICTIONS
-from attnspec.adapters.within import Call
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from attnspec.spec.words import FEATURES
+
+if TYPE_CHECKING:
+    from attnspec.adapters.contract import Adapter, Answer, Unsupported, same_bits
+    from attnspec.adapters.conventions.signature import ResolveError
+    from attnspec.adapters.resolving import parse_kwargs, resolve
+    from attnspec.adapters.restrictions import RESTRICTIONS
+    from attnspec.adapters.within import Call
 
 __all__ = [
     "FEATURES",
@@ -19,3 +24,19 @@ __all__ = [
     "resolve",
     "same_bits",
 ]
+# All of these need torch, and the process of an implementation is started before torch is imported.
+_AT = {
+    **dict.fromkeys(("Adapter", "Answer", "Unsupported", "same_bits"), "contract"),
+    "ResolveError": "conventions.signature",
+    **dict.fromkeys(("parse_kwargs", "resolve"), "resolving"),
+    "RESTRICTIONS": "restrictions",
+    "Call": "within",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name where somebody asks for it."""
+    if name not in _AT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f"{__name__}.{_AT[name]}"), name)
+    return value

@@ -56,7 +56,10 @@ class _Keep:
 
 
 def judge(impl: str, *options: str, tier: str = "smoke") -> Outcome:
-    """The outcome of `pytest --impl=… --tier=…`, run where the process stands: scripts of failures are written there."""
+    """The outcome of `pytest --impl=… --tier=…`, run where the process stands: scripts of failures are written there.
+
+    In this process, where what is tested can be looked into, unless the options say --isolate.
+    """
     keep = _Keep()
     # In CI nothing is replayed that an earlier run found.
     with contextlib.redirect_stdout(io.StringIO()) as screen, mock.patch.dict(os.environ, {"CI": "true"}):
@@ -64,6 +67,7 @@ def judge(impl: str, *options: str, tier: str = "smoke") -> Outcome:
             [
                 f"--impl={impl}",
                 f"--tier={tier}",
+                *([] if "--isolate" in options or impl.startswith("cmd:") else ["--in-process"]),
                 "-p",
                 "no:cacheprovider",
                 "--rootdir",

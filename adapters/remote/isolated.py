@@ -19,18 +19,16 @@ from torch import Tensor
 from attnspec.adapters.contract import Adapter, Answer, Unsupported
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.reading import Elsewhere
-from attnspec.adapters.remote.process import Ended, Process
+from attnspec.adapters.remote.process import COMMAND, WORKER, Ended, Misspoken, Process
 from attnspec.adapters.remote.protocol import VERSION, options_of, said, same_of, settings, tensors_of
 from attnspec.adapters.remote.tensors import Receiver, Sender, returned
-from attnspec.adapters.remote.told import Misspoken, implementations, of_outputs, of_run
+from attnspec.adapters.remote.told import implementations, of_outputs, of_run
 from attnspec.adapters.restrictions import forbidden, undeclared
 from attnspec.adapters.watch.trace import Trace
 from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within
 from attnspec.spec import Problem
 from attnspec.spec.place import Place
 
-WORKER = (sys.executable, "-m", "attnspec.adapters.remote.worker")
-COMMAND = "cmd:"  # how an implementation is named that is a command of its own
 LEAST = 2.0  # seconds that a call has in any case
 TIMES = 20.0  # and, after one was too slow, how many times the slowest that was answered
 
@@ -58,8 +56,8 @@ class Peer:
     disturbed: dict[str, str] = field(default_factory=dict)  # what importing it changed of the global state, in words
     slowest: float = 0.0  # call that was answered, in seconds
     endings: Counter[str] = field(default_factory=Counter)  # how often the process ended, by how
+    spare: Process | None = None  # one that was started and knows nothing yet
     _process: Process | None = None
-    _spare: Process | None = None
     _sender: Sender = field(default_factory=Sender)
     _settled: dict[int, dict[str, Any]] = field(default_factory=dict)  # by implementation, as the process knows it
     _requests: int = 0
@@ -78,7 +76,7 @@ class Peer:
     def start(self) -> list[dict[str, Any]]:
         """Start the process, and return what its implementations say of themselves. Raises ResolveError where it does not start."""
         try:
-            self._process, self._spare = self._spare or Process(self.command), None
+            self._process, self.spare = self.spare or Process(self.command), None
         except OSError as error:
             raise ResolveError(f"--impl={self.implementation}: {error.strerror}: {error.filename}") from None
         if self.limits.memory is not None and self.implementation.startswith(COMMAND):
@@ -122,10 +120,10 @@ class Peer:
 
     def close(self) -> None:
         """End the process."""
-        for process in (self._process, self._spare):
+        for process in (self._process, self.spare):
             if process is not None:
                 process.close()
-        self._process = self._spare = self._outstanding = None
+        self._process = self.spare = self._outstanding = None
 
     # TALKING
 
@@ -223,8 +221,8 @@ class Peer:
         self.endings[ended.brief] += 1
         if ended.timeout:
             self._late = True
-        if self._spare is None:  # it will hardly be the last time
-            self._spare = Process(self.command)
+        if self.spare is None:  # it will hardly be the last time
+            self.spare = Process(self.command)
 
 
 class Isolated(Adapter):
@@ -460,7 +458,12 @@ def _ended(ended: Ended) -> Answer:
     return Answer(error=Elsewhere(ended.how), ended=kind, log=ended.log)
 
 
-def isolated(implementation: str, kwargs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> list[Isolated]:
-    """The adapters of an implementation in a process of its own, one for each variant. Raises ResolveError."""
-    peer = Peer(implementation, kwargs or {}, limits or Limits())
+def isolated(
+    implementation: str, kwargs: Mapping[str, Any] | None = None, limits: Limits | None = None, process: Process | None = None
+) -> list[Isolated]:
+    """The adapters of an implementation in a process of its own, one for each variant. Raises ResolveError.
+
+    process: a worker that was started already.
+    """
+    peer = Peer(implementation, kwargs or {}, limits or Limits(), spare=process)
     return [Isolated(peer, told) for told in peer.start()]

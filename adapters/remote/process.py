@@ -1,4 +1,7 @@
-"""A peer's process: started, spoken to line by line, with a limit of time for each answer, and ended."""
+"""A peer's process: started, spoken to line by line, with a limit of time for each answer, and ended.
+
+Nothing here needs torch: the process starts before this one imports it, so that both do it at once.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attnspec.adapters.remote.told import Misspoken
 from attnspec.adapters.watch.spent import waiting
 
+WORKER = (sys.executable, "-m", "attnspec.adapters.remote.worker")
+COMMAND = "cmd:"  # how an implementation is named that is a command of its own
 LOG = 64  # lines of a peer's log that are kept
 HIDDEN = ("PYTEST_", "HYPOTHESIS_")  # variables that say who asks
 GRACE = 2.0  # seconds that a process which says no more has to end
+
+
+class Misspoken(Exception):
+    """What a peer says is not of the protocol; the message says what, and what there is to say."""
 
 
 class Ended(Exception):

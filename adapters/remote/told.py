@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from attnspec.adapters.remote.process import Misspoken
 from attnspec.adapters.remote.protocol import ABILITIES
 from attnspec.adapters.restrictions import RESTRICTIONS, unknown
 from attnspec.spec import CHOICES
 from attnspec.spec.words import CLASSES, DTYPES, FEATURES
-
-
-class Misspoken(Exception):
-    """What a peer says is not of the protocol; the message says what, and what there is to say."""
 
 
 def implementations(reply: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -56,7 +56,8 @@ class Worker:
             import resource
 
             resource.setrlimit(resource.RLIMIT_DATA, (request["memory_limit"], request["memory_limit"]))
-        sys.path.extend(x for x in request.get("path", ()) if x not in sys.path)
+        path = request.get("path", [])  # a module is found where the suite would find it
+        sys.path[:] = [*path, *(x for x in sys.path if x not in path)]
         with no_second_run(), watched(leave=SETUP) as changes:
             try:
                 self.adapters = resolve(request["implementation"], request.get("kwargs") or {})

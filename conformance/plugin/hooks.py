@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from attnspec.conformance.plugin.options import OPTIONS, run_of
+from attnspec.conformance.plugin.options import OPTIONS, apart, run_of
 from attnspec.conformance.run import clock
 
 TESTS = Path(__file__).parent.parent / "clauses"
@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if all(arg.startswith("attnspec.") or Path(arg.split("::")[0]).absolute().is_relative_to(TESTS) for arg in config.args):
         config.getini("python_functions")[:] = ["test_*"]
         config.getini("python_files")[:] = ["test_*.py"]
+    process = apart(config)
     from attnspec.adapters import ResolveError
     from attnspec.conformance.plugin.process import Signals, Surroundings, streams_kept
     from attnspec.spec import SpecError
@@ -48,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signals.watch()
     try:
         with streams_kept():
-            config.stash[_RUN] = run_of(config)
+            config.stash[_RUN] = run_of(config, process)
     except (ResolveError, SpecError, ValueError) as error:
         from attnspec.conformance.verdicts.text import visible
 
@@ -337,7 +338,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     run.note_at_the_end()
     left = threads_note(config.stash[_SURROUNDINGS].new_threads())
     # Where workers of pytest-xdist or a process of the kernel's own answer, the threads here are of those who talk to them.
-    if left and not config.pluginmanager.hasplugin("dsession") and not config.getoption("--isolate", False):
+    isolated = any(subject.adapter.isolated for subject in run.subjects)
+    if left and not config.pluginmanager.hasplugin("dsession") and not isolated:
         run.record.note(left)
     if config.getoption("collectonly"):
         return

@@ -15,6 +15,7 @@ from zlib import crc32
 
 import pytest
 
+from attnspec.adapters.remote.process import COMMAND, WORKER, Process
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec.words import CLASSES
@@ -37,14 +38,24 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl-dtypes", {"help": "float32,bfloat16,… that are promised (default: those that a plain call accepts)"}),
     (
         "--isolate",
-        {"action": "store_true", "help": "a process of its own for the implementation: a crash or a hang costs one problem"},
+        {"action": "store_true", "help": "a process of its own for the implementation, which is the default, with a debugger too"},
     ),
-    ("--in-process", {"action": "store_true", "help": "the implementation in this process, for a debugger"}),
+    (
+        "--in-process",
+        {
+            "action": "store_true",
+            "help": "no process for the implementation: for a debugger, a profiler, coverage",
+        },
+    ),
     (
         "--case-timeout",
-        {"type": float, "default": 60.0, "help": "with --isolate: seconds for a call; 600 for the first, which may compile"},
+        {
+            "type": float,
+            "default": 60.0,
+            "help": "seconds for a call; 600 for the first, which may compile",
+        },
     ),
-    ("--memory-limit", {"help": "with --isolate: memory that the process may use, 8GiB"}),
+    ("--memory-limit", {"help": "memory that the process of the implementation may use, 8GiB"}),
     ("--without", {"default": "", "help": "features to treat as not offered, such as backward,gqa"}),
     ("--tier", {"choices": ("smoke", "standard", "thorough", "soak"), "default": "standard", "help": "how much to test"}),
     ("--budget", {"type": float, "help": "seconds after which nothing new starts; the summary counts what was not reached"}),
@@ -77,8 +88,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def run_of(config: pytest.Config) -> Any:
-    """The run that a command line asks for. Raises ResolveError."""
+def run_of(config: pytest.Config, process: Any) -> Any:
+    """The run that a command line asks for. process: that of the implementation, if it has one of ours. Raises ResolveError."""
     from attnspec.adapters import ResolveError, parse_kwargs, resolve
     from attnspec.conformance.verdicts.record import Record
 
@@ -98,8 +109,8 @@ def run_of(config: pytest.Config) -> Any:
     record = Record(path)
     kwargs = parse_kwargs(option("--impl-kwargs"))
     originals = before_loading()
-    if _apart(option):
-        adapters = _isolated(option, kwargs, record)
+    if process is not None or option("--impl").startswith(COMMAND):
+        adapters = _isolated(option, kwargs, record, process)
     else:
         adapters = loaded(lambda: resolve(option("--impl"), kwargs), record, originals)
     try:
@@ -122,24 +133,28 @@ def run_of(config: pytest.Config) -> Any:
     return run
 
 
-def _apart(option: Callable[[str], Any]) -> bool:
-    """Whether the implementation has a process of its own."""
-    from attnspec.adapters import ResolveError
-    from attnspec.adapters.remote.isolated import COMMAND
+def apart(config: pytest.Config) -> Any:
+    """The process that the implementation has for itself, started here, before torch is imported; None where it has none of ours.
 
+    Raises pytest.UsageError for options that exclude each other.
+    """
+    option = config.getoption
     if option("--isolate") and option("--in-process"):
-        raise ResolveError("--isolate and --in-process exclude each other; choose one")
-    if option("--impl").startswith(COMMAND) and option("--in-process"):
-        raise ResolveError(f"--impl={option('--impl')} is a process of its own; leave out --in-process")
-    return bool(option("--isolate")) or option("--impl").startswith(COMMAND)
+        raise pytest.UsageError("--isolate and --in-process exclude each other; choose one")
+    if option("--impl").startswith(COMMAND):
+        if option("--in-process"):
+            raise pytest.UsageError(f"--impl={option('--impl')} is a process of its own; leave out --in-process")
+        return None
+    debugged = option("usepdb", False) or option("trace", False)  # a debugger has to be where the kernel is
+    return None if option("--in-process") or (debugged and not option("--isolate")) else Process(WORKER)
 
 
-def _isolated(option: Callable[[str], Any], kwargs: Any, record: Any) -> list[Any]:
+def _isolated(option: Callable[[str], Any], kwargs: Any, record: Any, process: Any) -> list[Any]:
     """The adapters of an implementation in a process of its own; what importing it changed there is noted."""
     from attnspec.adapters.remote.isolated import Limits, isolated
 
     limits = Limits(case=option("--case-timeout"), memory=_bytes(option("--memory-limit")))
-    adapters = isolated(option("--impl"), kwargs, limits)
+    adapters = isolated(option("--impl"), kwargs, limits, process)
     for how in adapters[0].peer.disturbed.values():
         record.note(f"importing it changed {how}, before anything was called")
     return list(adapters)
