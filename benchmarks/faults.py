@@ -4,8 +4,8 @@
 
 Each fault is a small kernel, or something that happens to the run, in a folder of its own; the real command is run on it. Its
 grade follows from what is expected of it (fault_endings.py): OK, weak (right, and something is missing or misleading), or bad
-(results lost, a wrong blame, a wrong exit code). `--with ''` (default) is the run in one process, `--with --isolate` that with a
-process of the kernel's own; give it several times for several columns. Exit 1 where a fault is bad.
+(results lost, a wrong blame, a wrong exit code). `--with ''` (default) is the run as it is, where the kernel has a process of its
+own, `--with=--in-process` that in one process; give it several times for several columns. Exit 1 where a fault is bad.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run(fault: Fault, folder: Path, options: Sequence[str] = ()) -> Seen:
     commands = [[sys.executable, *words] for words in fault.commands] or [command(fault, options)]
     screen, started, seen = folder / "screen.txt", time.monotonic(), Seen(folder, 0, "", 0.0)
     ended: list[int] = []
-    limit = fault.limit * (RESTARTS if "--isolate" in options else 1)
+    limit = fault.limit * (1 if "--in-process" in options else RESTARTS)
     with screen.open("wb") as out:
         for words in commands:
             process = subprocess.Popen(
@@ -132,7 +132,7 @@ def markdown(rows: list[tuple[Fault, list[dict[str, str] | None]]], columns: Seq
                     "",
                     "",
                     "",
-                    fault.elsewhere or (f"needs {fault.needs}" if fault.needs else "not run: the option does not exist here"),
+                    fault.elsewhere or (f"needs {fault.needs}" if fault.needs else "not run: an option does not exist here"),
                 ]
             else:
                 words += [cell[name] for name in ("rc", "verdicts", "file", "page", "grade", "wrong")]
@@ -174,7 +174,7 @@ def main() -> int:
         if fault.elsewhere or not available(words) or (fault.needs and find_spec(fault.needs) is None):
             return None
         folder = Path(tempfile.mkdtemp(dir=home, prefix=f"{job[0]:03}-{job[1]}-"))
-        cell = row(fault, run(fault, folder, words), isolated="--isolate" in words)
+        cell = row(fault, run(fault, folder, words), isolated="--in-process" not in words)
         if not options.grade or cell["grade"] in options.grade:
             print(
                 f"{cell['grade']:4} {cell['rc']:>5} {cell['seconds']:>3} s  {fault.family.split()[0]:>3} {fault.name}",

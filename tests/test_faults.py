@@ -21,7 +21,7 @@ from judging import judge
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from fault_endings import Ending, Fault, Seen, grade
-from faults import FAULTS, available, markdown, row, run
+from faults import FAULTS, markdown, row, run
 
 from attnspec.conformance import check
 from attnspec.conformance.plugin.process import Surroundings, threads_note
@@ -61,19 +61,18 @@ APART = (  # only a process of the kernel's own can hold these
     "closes descriptors 0 to 63",
     "a page of an earlier run, and os._exit(0)",
 )
-ISOLATE = ("--isolate", "--case-timeout=10")
+IN_PROCESS, APART_SOON = ("--in-process",), ("--case-timeout=10",)
 
 
 @pytest.mark.parametrize("name", HELD)
 def test_a_fault_ends_as_it_should(name: str, tmp_path: Path) -> None:
-    seen = run(BY_NAME[name], tmp_path)
+    seen = run(BY_NAME[name], tmp_path, IN_PROCESS)
     assert grade(BY_NAME[name], seen, isolated=False) == ("OK", []), seen.screen
 
 
 @pytest.mark.parametrize("name", APART)
-@pytest.mark.skipif(not available(ISOLATE), reason="this attnspec has no --isolate: one process can't hold them")
 def test_a_fault_ends_as_it_should_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
-    seen = run(BY_NAME[name], tmp_path, ISOLATE)
+    seen = run(BY_NAME[name], tmp_path, APART_SOON)
     assert grade(BY_NAME[name], seen, isolated=True) == ("OK", []), seen.screen
 
 
@@ -98,8 +97,8 @@ def test_a_grade_follows_from_the_ending(tmp_path: Path) -> None:
         seen(FAIL=1, screen="MUST INTERNALERROR"),
     ):
         assert grade(fault, bad, False)[0] == "bad"
-    table = markdown([(fault, [row(fault, seen(0, FAIL=1), False), None])], ["", "--isolate"])
-    assert "run then and now: 1 bad; now: 1 bad; now with --isolate: " in table
+    table = markdown([(fault, [row(fault, seen(0, FAIL=1), False), None])], ["", "--in-process"])
+    assert "run then and now: 1 bad; now: 1 bad; now with --in-process: " in table
     assert "| x | bad | 0 | 1 FAIL | complete | does not conform | bad | exit code 0, not 1 |" in table
 
 

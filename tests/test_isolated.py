@@ -17,6 +17,7 @@ from attnspec.adapters.contract import KEPT
 from attnspec.adapters.remote.isolated import Isolated, Limits, isolated
 from attnspec.adapters.remote.tensors import Receiver, Sender
 from attnspec.adapters.within import SECOND, Within
+from attnspec.conformance import check
 from attnspec.spec import Problem
 from attnspec.spec.place import Place
 
@@ -335,3 +336,11 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(process, "MEMORY", str(tmp_path))
     process._memory_file_system()
     assert (gone.exists(), going.exists()) == (False, True)
+
+
+def test_check_isolates_what_has_a_name(kernel: str) -> None:
+    found = check(f"{kernel}:where", isolate=True, dtypes="float32", clauses="SHAPE-2")
+    assert not found.ok
+    assert any(v["counts"].get("CRASH") for v in found.verdicts)
+    with pytest.raises(ValueError, match="needs a name"):
+        check(lambda q, k, v: q, isolate=True)

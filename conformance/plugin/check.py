@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from attnspec.adapters import Adapter, ResolveError, resolve
+from attnspec.adapters.remote.process import COMMAND
 from attnspec.adapters.watch.state import STATE, current_accelerator
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
-from attnspec.conformance.plugin.options import OPTIONS, before_loading, loaded, make_run
+from attnspec.conformance.plugin.options import OPTIONS, before_loading, isolated_as, loaded, make_run
 from attnspec.conformance.report import header as head
 from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
@@ -117,13 +118,15 @@ def check(
     inherited: str = "fail",
     search: bool = True,
     repros: bool = False,
+    isolate: bool = False,
 ) -> Result:
     """Run the suite on an implementation, and return what it found.
 
     impl: a function, a class or a module in one of the known calling conventions, an adapter or its class, or a name as --impl
     takes it. kwargs: constructor arguments of a class. The other options are those of the command line (`pytest --help`), as Python
     values: dialect is a mapping or "canonical"; dtypes and device may be torch's own; budget and explain_budget are in seconds.
-    search=False is --no-search. repros=True writes the scripts of failures, as the command line does.
+    search=False is --no-search. repros=True writes the scripts of failures, as the command line does. isolate=True puts an impl that is a
+    name into a process of its own, as the command line does.
 
     Raises ResolveError or ValueError if there is nothing to ask: impl can't be found or called, or an option has no such value.
 
@@ -134,7 +137,11 @@ def check(
     with _as_it_was(impl), torch.inference_mode(False), torch.enable_grad():
         record = Record(Path(verdicts) if verdicts is not None else None)
         originals = before_loading()
-        adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record, originals)]
+        apart = isolate or (isinstance(impl, str) and impl.startswith(COMMAND))
+        if apart:
+            adapters = isolated_as(options.__getitem__, kwargs or {}, record)
+        else:
+            adapters = [copy.copy(adapter) for adapter in loaded(lambda: resolve(_own(impl), kwargs), record, originals)]
         run = make_run(options.__getitem__, adapters, record)
         if not isinstance(impl, str):
             given = {"accuracy": accuracy, "dialect": dialect, "device": device, "without": without, "kwargs": kwargs, "spec": spec}
@@ -144,7 +151,11 @@ def check(
         run.invocation = (
             f"check({adapters[0].name}, " + ", ".join(f"{name[2:]}={value!r}" for name, value in arguments.items()) + ")"
         )
-        return _run_tests(run)
+        try:
+            return _run_tests(run)
+        finally:
+            for adapter in adapters:
+                adapter.close()
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,15 +186,17 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "--write-known-issues": None,
         "--no-search": not given["search"],
         "--shard": None,
-        "--isolate": False,
+        "--isolate": given["isolate"],
         "--in-process": False,
-        "--case-timeout": None,
+        "--case-timeout": 60.0,
         "--memory-limit": None,
     }
     for name, settings in OPTIONS:
         choices = settings.get("choices")
         if choices and options[name] not in (None, *choices):
             raise ValueError(f"{name.removeprefix('--')} {options[name]!r}: choose from {', '.join(choices)}")
+    if given["isolate"] and not isinstance(impl, str):
+        raise ValueError("isolate=True needs a name, such as kernel.py:attend, by which another process finds what is tested")
     if not isinstance(given["seed"], int) and given["seed"] != RANDOM:
         raise ValueError(f"seed {given['seed']!r}: a whole number, or {RANDOM!r}")
     return options

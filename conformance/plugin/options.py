@@ -110,7 +110,7 @@ def run_of(config: pytest.Config, process: Any) -> Any:
     kwargs = parse_kwargs(option("--impl-kwargs"))
     originals = before_loading()
     if process is not None or option("--impl").startswith(COMMAND):
-        adapters = _isolated(option, kwargs, record, process)
+        adapters = isolated_as(option, kwargs, record, process)
     else:
         adapters = loaded(lambda: resolve(option("--impl"), kwargs), record, originals)
     try:
@@ -149,7 +149,7 @@ def apart(config: pytest.Config) -> Any:
     return None if option("--in-process") or (debugged and not option("--isolate")) else Process(WORKER)
 
 
-def _isolated(option: Callable[[str], Any], kwargs: Any, record: Any, process: Any) -> list[Any]:
+def isolated_as(option: Callable[[str], Any], kwargs: Any, record: Any, process: Any = None) -> list[Any]:
     """The adapters of an implementation in a process of its own; what importing it changed there is noted."""
     from attnspec.adapters.remote.isolated import Limits, isolated
 
