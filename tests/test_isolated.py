@@ -338,9 +338,11 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, monkeypatch: pytest.M
     assert (gone.exists(), going.exists()) == (False, True)
 
 
-def test_check_isolates_what_has_a_name(kernel: str) -> None:
-    found = check(f"{kernel}:where", isolate=True, dtypes="float32", clauses="SHAPE-2")
-    assert not found.ok
+def test_check_isolates_what_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(
+        "import os\n\n\ndef attend(q, k, v):\n    os._exit(0) if q.shape[2] == 4 else None\n    return v * q.sum()\n"
+    )
+    found = check(f"{tmp_path / 'ends.py'}:attend", isolate=True, dtypes="float32", clauses="SHAPE-2", explain_budget=1)
     assert any(v["counts"].get("CRASH") for v in found.verdicts)
     with pytest.raises(ValueError, match="needs a name"):
         check(lambda q, k, v: q, isolate=True)

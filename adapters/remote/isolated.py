@@ -147,9 +147,13 @@ class Peer:
 
     def limit(self) -> float:
         """Seconds that the next call may take."""
+        expected = TIMES * self.slowest
         if self._late:
-            return min(self.limits.case, max(LEAST, TIMES * self.slowest))
-        return self.limits.case if self._answered else self.limits.first
+            return min(self.limits.case, max(LEAST, expected))
+        if self._answered:
+            return self.limits.case
+        # A process that was started again may have to compile again: that is known to take no longer than it did.
+        return min(self.limits.first, max(self.limits.case, expected)) if self.slowest else self.limits.first
 
     def ask(
         self, op: str, adapter: Isolated, message: dict[str, Any], tensors: Mapping[str, Any] | None = None

@@ -125,8 +125,8 @@ def check(
     impl: a function, a class or a module in one of the known calling conventions, an adapter or its class, or a name as --impl
     takes it. kwargs: constructor arguments of a class. The other options are those of the command line (`pytest --help`), as Python
     values: dialect is a mapping or "canonical"; dtypes and device may be torch's own; budget and explain_budget are in seconds.
-    search=False is --no-search. repros=True writes the scripts of failures, as the command line does. isolate=True puts an impl that is a
-    name into a process of its own, as the command line does.
+    search=False is --no-search. repros=True writes the scripts of failures, as the command line does. isolate=True: a name
+    has a process of its own, as on the command line.
 
     Raises ResolveError or ValueError if there is nothing to ask: impl can't be found or called, or an option has no such value.
 
