@@ -84,7 +84,7 @@ def test_a_kernel_that_ends_the_process_with_0_is_red(tools):
     (work / "kernel.py").write_text("import os\n\ndef attend(q, k, v):\n    os._exit(0)\n")
     (work / "attnspec-report").mkdir()
     (work / "attnspec-report" / "verdicts.jsonl").write_text('{"kind": "of an earlier run"}\n')
-    code, printed, *_ = act(tools, "Run", impl="kernel.py:attend", tier="smoke", args=QUICK)
+    code, printed, *_ = act(tools, "Run", impl="kernel.py:attend", tier="smoke", args=f"{QUICK} --in-process")
     assert code == 2, printed
     assert "is empty: the run did not begin" in printed
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -279,7 +281,8 @@ def test_alignment_is_mirrored(tmp_path: Path, offset: int) -> None:
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tier=smoke", "--impl-dtypes=float32", *options]
+    promised = [] if any(option.startswith("--impl-dtypes") for option in options) else ["--impl-dtypes=float32"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tier=smoke", *promised, *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "CI": "true"}, check=False)
 
 
@@ -346,3 +349,51 @@ def test_check_isolates_what_has_a_name(tmp_path: Path) -> None:
     assert any(v["counts"].get("CRASH") for v in found.verdicts)
     with pytest.raises(ValueError, match="needs a name"):
         check(lambda q, k, v: q, isolate=True)
+
+
+def test_what_ends_the_process_refuses_nothing(tmp_path: Path) -> None:
+    """A dtype and a width that crash are asked, as others are; a kernel that always crashes is said to, with its last words."""
+    source = (
+        "import os, sys, torch\n\n\ndef attend(q, k, v):\n    if {}:\n        print('no', file=sys.stderr)\n        os._exit(3)\n"
+    )
+    source += "    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v\n"
+    (tmp_path / "kernel.py").write_text(source.format("q.dtype == torch.bfloat16 or q.shape[-1] == 59 or q.requires_grad"))
+    done = run(
+        tmp_path,
+        "--impl=kernel.py:attend",
+        "--clauses=SHAPE-2,GRAD-1",
+        "--verdicts=v.jsonl",
+        "--explain-budget=2",
+        "--impl-dtypes=",
+    )
+    assert "float32, float64, bfloat16, float16; class" in done.stdout
+    assert "widths refused" not in done.stdout
+    assert "3 problems ended the process" in (tmp_path / "v.jsonl").read_text()
+    assert "GRAD-1" in cells(tmp_path)
+    (tmp_path / "kernel.py").write_text(source.format("True"))
+    done = run(tmp_path, "--impl=kernel.py:attend", "--impl-dtypes=")
+    assert done.returncode == 4
+    assert "answers no plain call" in done.stderr
+    assert "its process ended with exit code 3\n  no\n" in done.stderr
+
+
+def test_a_keeper_that_is_killed_is_started_again(kernel: str) -> None:
+    """And one whose process died while nobody asked is told of at the next call."""
+    (adapter,) = isolated(f"{kernel}:good")
+    assert adapter.ask(problem(1)).refusal is None
+    process = adapter.peer.process
+    assert process is not None
+    assert process._child is not None
+    os.kill(process._child, signal.SIGKILL)
+    assert adapter.ask(problem(1)).ended == "CRASH"
+    assert adapter.ask(problem(1)).refusal is None
+    assert adapter.peer.process is process
+    child = process._child
+    process.process.kill()
+    process.process.wait()
+    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():  # it dies with its keeper
+        time.sleep(0.01)
+    assert adapter.ask(problem(1)).ended == "CRASH"
+    assert adapter.ask(problem(1)).refusal is None
+    assert adapter.peer.process is not process
+    adapter.close()

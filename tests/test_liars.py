@@ -107,7 +107,7 @@ def test_a_pin_that_does_not_hold_stops_the_run(monkeypatch, capfd, name: str, o
     """Every verdict would be about another kernel than the name says."""
     elsewhere = property(lambda self: getattr(torch.nn.attention.SDPBackend, other), lambda self, value: None)
     monkeypatch.setattr(PinnedSDPA, "backend", elsewhere, raising=False)
-    code = pytest.main([f"--impl={name}", "--impl-device=cpu", "--impl-dtypes=float32", "-p", "no:cacheprovider"])
+    code = pytest.main([f"--impl={name}", "--impl-device=cpu", "--impl-dtypes=float32", "--in-process", "-p", "no:cacheprovider"])
     assert code == pytest.ExitCode.USAGE_ERROR
     said = capfd.readouterr().err
     assert f"--impl={name} did not run its own backend: a plain float32 call on cpu ran aten::" in said
@@ -120,7 +120,7 @@ def test_a_pin_that_does_not_hold_stops_the_run(monkeypatch, capfd, name: str, o
 def ended(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     """The command line on a liar that ends the process."""
     command = [sys.executable, "-m", "pytest", f"--impl={Path(__file__).parent / 'mutants' / 'endings.py'}:{name}"]
-    options = ("--impl-dtypes=float32", "--clauses=CAUSAL-1", "-p", "no:cacheprovider", *options)
+    options = ("--impl-dtypes=float32", "--clauses=CAUSAL-1", "--in-process", "-p", "no:cacheprovider", *options)
     return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=60)
 
 

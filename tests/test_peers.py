@@ -61,7 +61,7 @@ def test_the_peer_in_c_conforms_and_says_what_the_schema_has(c: Path, traffic: l
     result.raise_for_failures()
     assert result.judged > 100
     must_be_valid(traffic)
-    assert {message["op"] for message in traffic} == {"start", "describe", "run"}
+    assert {message["op"] for message in traffic} == {"start", "describe", "run", "stop"}
 
 
 @needs_c

@@ -241,8 +241,8 @@ def test_a_peer_that_does_not_stop_is_ended(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of another process")
 def test_a_peer_has_no_more_memory_than_it_may(fake: Callable[..., Isolated]) -> None:
     adapter = fake(Limits(memory=1 << 30))
-    assert adapter.peer._process is not None
-    limits = Path(f"/proc/{adapter.peer._process.process.pid}/limits").read_text(encoding="utf-8")
+    assert adapter.peer.process is not None
+    limits = Path(f"/proc/{adapter.peer.process.process.pid}/limits").read_text(encoding="utf-8")
     assert re.search(rf"Max data size +{1 << 30} +{1 << 30}", limits)
 
 

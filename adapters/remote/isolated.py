@@ -56,8 +56,8 @@ class Peer:
     disturbed: dict[str, str] = field(default_factory=dict)  # what importing it changed of the global state, in words
     slowest: float = 0.0  # call that was answered, in seconds
     endings: Counter[str] = field(default_factory=Counter)  # how often the process ended, by how
-    spare: Process | None = None  # one that was started and knows nothing yet
-    _process: Process | None = None
+    process: Process | None = None  # one that was started, and may know nothing yet
+    _knows: bool = False  # whether the process that answers knows the implementation
     _sender: Sender = field(default_factory=Sender)
     _settled: dict[int, dict[str, Any]] = field(default_factory=dict)  # by implementation, as the process knows it
     _requests: int = 0
@@ -76,12 +76,12 @@ class Peer:
     def start(self) -> list[dict[str, Any]]:
         """Start the process, and return what its implementations say of themselves. Raises ResolveError where it does not start."""
         try:
-            self._process, self.spare = self.spare or Process(self.command), None
+            self.process = self.process or Process(self.command)
         except OSError as error:
             raise ResolveError(f"--impl={self.implementation}: {error.strerror}: {error.filename}") from None
         if self.limits.memory is not None and self.implementation.startswith(COMMAND):
-            self._process.limit_memory(self.limits.memory)  # ours in Python sets it once torch is imported
-        self.starts, self._answered = self.starts + 1, False
+            self.process.limit_memory(self.limits.memory)  # ours in Python sets it once torch is imported
+        self.starts, self._answered, self._knows = self.starts + 1, False, True
         self._settled.clear()
         try:
             reply = self._talk(
@@ -90,7 +90,7 @@ class Peer:
                 version=VERSION,
                 implementation=self.implementation,
                 kwargs=dict(self.kwargs),
-                folder=str(self._process.folder),
+                folder=str(self.process.folder),
                 path=[x for x in sys.path if x],
                 memory_limit=self.limits.memory,
             )
@@ -120,10 +120,9 @@ class Peer:
 
     def close(self) -> None:
         """End the process."""
-        for process in (self._process, self.spare):
-            if process is not None:
-                process.close()
-        self._process = self.spare = self._outstanding = None
+        if self.process is not None:
+            self.process.close()
+        self.process, self._knows, self._outstanding = None, False, None
 
     # TALKING
 
@@ -132,10 +131,10 @@ class Peer:
         return self._received(process, op, number, seconds)
 
     def _sent(self, op: str, message: dict[str, Any]) -> tuple[Process, int]:
-        assert self._process is not None
+        assert self.process is not None
         self._requests += 1
-        self._process.send({"op": op, "id": self._requests, **message})
-        return self._process, self._requests
+        self.process.send({"op": op, "id": self._requests, **message})
+        return self.process, self._requests
 
     def _received(self, process: Process, op: str, number: int, seconds: float) -> dict[str, Any]:
         reply = process.receive(seconds)
@@ -161,13 +160,13 @@ class Peer:
         """Send a request; what is returned waits for the reply. Raises Ended, there or here, where the process ended."""
         if self._outstanding is not None:  # nobody waited for it
             self._outstanding()
-        if self._process is None:
+        if not self._knows:
             self.start()
-        assert self._process is not None
+        assert self.process is not None
         number = adapter.here()
-        message["into"] = str(self._process.folder / "out.safetensors")
+        message["into"] = str(self.process.folder / "out.safetensors")
         if tensors is not None:
-            message["file"] = str(self._process.folder / "in.safetensors")
+            message["file"] = str(self.process.folder / "in.safetensors")
             freed = self._sender.write(Path(message["file"]), tensors)
             if self._sender.contiguous:
                 message |= {"same": same} if (same := same_of(tensors)) else {}
@@ -189,7 +188,7 @@ class Peer:
             if found is not None:
                 return found
             self._outstanding = None
-            if self.starts != starts or self._process is not process:
+            if self.starts != starts or self.process is not process:
                 raise Ended("it was started again meanwhile", "started again")
             try:
                 found = self._received(process, op, request, seconds)
@@ -211,22 +210,21 @@ class Peer:
 
     def path(self, reply: Mapping[str, Any]) -> Any:
         """Of the file that a reply names."""
-        assert self._process is not None
-        return self._process.folder / str(reply["file"])
+        assert self.process is not None
+        return self.process.folder / str(reply["file"])
 
     def taken(self) -> list[str]:
         """What the process logged since the last call."""
-        return self._process.taken() if self._process is not None else []
+        return self.process.taken() if self.process is not None else []
 
     def _gone(self, ended: Ended) -> None:
-        if self._process is not None:
-            self._process.close()
-        self._process = self._outstanding = None
+        if self.process is not None and not self.process.kept:
+            self.process.close()
+            self.process = None
+        self._knows, self._outstanding = False, None
         self.endings[ended.brief] += 1
         if ended.timeout:
             self._late = True
-        if self.spare is None:  # it will hardly be the last time
-            self.spare = Process(self.command)
 
 
 class Isolated(Adapter):
@@ -469,5 +467,5 @@ def isolated(
 
     process: a worker that was started already.
     """
-    peer = Peer(implementation, kwargs or {}, limits or Limits(), spare=process)
+    peer = Peer(implementation, kwargs or {}, limits or Limits(), process=process)
     return [Isolated(peer, told) for told in peer.start()]

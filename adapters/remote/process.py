@@ -30,6 +30,7 @@ COMMAND = "cmd:"  # how an implementation is named that is a command of its own
 LOG = 64  # lines of a peer's log that are kept
 HIDDEN = ("PYTEST_", "HYPOTHESIS_")  # variables that say who asks
 GRACE = 2.0  # seconds that a process which says no more has to end
+MARK = b"\0attnspec: the log of a process ends here"  # a line by its keeper
 
 
 class Misspoken(Exception):
@@ -81,7 +82,8 @@ class Process:
     """One process that speaks the protocol: JSON objects in lines, on its standard input and output.
 
     All other lines, and its standard error, are its log. folder: a folder on a memory file system, for tensors; it is removed at
-    the end.
+    the end. Behind the lines there may be a keeper, see :mod:`attnspec.adapters.remote.keeper`: then another process answers once
+    one has ended, and `kept` is True.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -103,6 +105,9 @@ class Process:
         self.log: deque[str] = deque(maxlen=LOG)
         self._new: deque[str] = deque(maxlen=4096)  # lines of the log that nobody has taken
         self._buffer = b""
+        self._keeper = False  # whether there is one
+        self._child: int | None = None  # the process that answers, where a keeper made it
+        self._logged_out = threading.Event()  # nothing more will come to the log from a process that ended
         self._reader = threading.Thread(target=self._drain, name="attnspec-log", daemon=True)
         self._reader.start()
         _ALIVE.add(self)
@@ -128,14 +133,14 @@ class Process:
             if found:
                 self._buffer = rest
                 message = self._message(line)
-                if message is not None:
+                if message is not None and not self._of_keeper(message):
                     return message
                 continue
             left = end - time.monotonic()
             with waiting():
                 there = left > 0 and bool(select.select([self.process.stdout], [], [], left)[0])
             if not there:
-                raise Ended(f"it had not answered after {seconds:.3g} s", "too slow", self._stop(), timeout=True)
+                raise Ended(f"it had not answered after {seconds:.3g} s", "too slow", self._cut(), timeout=True)
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             if not data:
                 raise self._ended()
@@ -153,6 +158,19 @@ class Process:
         self._logged(text)
         return None
 
+    def _of_keeper(self, message: Mapping[str, Any]) -> bool:
+        """Whether a message is one of a keeper. Raises Ended where it says that the process which answered has ended."""
+        if message["op"] == "born":
+            self._keeper, self._child = True, int(message["pid"])
+            self.log.clear()
+            return True
+        if message["op"] == "ended" and self._keeper:
+            self._child = None
+            self._logged_out.wait(GRACE)
+            self._logged_out.clear()
+            raise _said(int(message["code"]), list(self.log))
+        return False
+
     def limit_memory(self, most: int) -> None:
         """Let it, and what it starts from now on, use this many bytes at most. Only Linux can."""
         if sys.platform == "linux":
@@ -169,13 +187,17 @@ class Process:
 
     def _logged(self, line: str) -> None:
         line = line.rstrip("\r\n")
-        self.log.append(line)
-        self._new.append(line)
+        if line:
+            self.log.append(line)
+            self._new.append(line)
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
         with contextlib.suppress(ValueError, OSError):
             for line in iter(self.process.stderr.readline, b""):
+                if line.rstrip() == MARK:
+                    self._logged_out.set()
+                    continue
                 self._logged(line.decode("utf-8", "backslashreplace"))
 
     # ENDING
@@ -189,15 +211,33 @@ class Process:
         if code is None:
             closed = "closed the line to the suite and went on"
             return Ended(f"its process {closed}", closed, log)
-        if code >= 0:
-            return Ended(f"its process ended with exit code {code}", f"ended with exit code {code}", log)
-        name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
-        return Ended(f"{name} ended its process", f"{name} ended", log)
+        return _said(code, log)
+
+    @property
+    def kept(self) -> bool:
+        """Whether it can be asked again: it has not ended, or its keeper has not."""
+        return self._keeper and self.process.poll() is None
+
+    def _cut(self) -> list[str]:
+        """End what does not answer, and let its keeper live. Returns the last lines of its log."""
+        child, self._child = self._child, None
+        if child is None:
+            return self._stop()
+        _kill(child)
+        try:
+            while True:  # what it said before that is nobody's
+                self.receive(GRACE)
+        except Ended as ended:
+            return list(ended.log)
+        except Misspoken:
+            return self._stop()
 
     def _stop(self) -> list[str]:
         """End the process and all that it started. Returns the last lines of its log."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        for group in (self._child, self.process.pid):
+            if group is not None:
+                _kill(group)
+        self._child = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE)
         self._reader.join(GRACE)
@@ -208,10 +248,24 @@ class Process:
         if self.process.poll() is None:
             with contextlib.suppress(Ended, OSError, subprocess.TimeoutExpired):
                 self.send({"op": "stop"})
-                self.process.wait(0.2)
+                if not self._keeper:
+                    self.process.wait(0.2)
         self._stop()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _said(code: int, log: Sequence[str]) -> Ended:
+    """How a process ended, by its exit code, or minus the signal that ended it."""
+    if code >= 0:
+        return Ended(f"its process ended with exit code {code}", f"ended with exit code {code}", log)
+    name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
+    return Ended(f"{name} ended its process", f"{name} ended", log)

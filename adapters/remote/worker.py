@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,13 +17,12 @@ from torch import Tensor
 
 from attnspec.adapters import Adapter, ResolveError, Unsupported, reading, resolve
 from attnspec.adapters.reading import no_memory, text, words
+from attnspec.adapters.remote.keeper import keep
 from attnspec.adapters.remote.protocol import VERSION, declared, problem_of, within_of
 from attnspec.adapters.remote.tensors import Receiver, Sender, written
 from attnspec.adapters.watch.state import SETUP, no_second_run, watched
 from attnspec.adapters.within import Reading
 from attnspec.spec import Problem
-
-PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -187,13 +184,17 @@ def serve() -> None:
     with contextlib.suppress(OSError):
         os.close(0)
         os.open(os.devnull, os.O_RDONLY)
-    if sys.platform == "linux":  # whoever asks may be killed while a call goes on for ever
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.enable(2)
     reading.nobody_interrupts = True
-    worker = Worker()
+    worker, started = Worker(), False
     for line in requests:
-        request = json.loads(line)
+        try:
+            request = json.loads(line)
+        except ValueError:
+            request = {}
+        started = started or request.get("op") == "start"
+        if not started:  # half of it was read by one that ended
+            continue
         if request.get("op") == "stop":
             break
         try:
@@ -207,4 +208,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    keep(serve)

@@ -414,10 +414,11 @@ def _devices(adapter: Any, asked: list[str] | None) -> list[str]:
 def _refuses_everything(subject: Any) -> str:
     from attnspec.conformance.subject.meeting import widths
 
-    reasons = sorted(set(subject.refused_dtypes.values()))
+    reasons = "; ".join(sorted(set(subject.refused_dtypes.values())))
+    came = f"What came of it: {reasons}\n" if subject.adapter.endings else f"It raised {reasons}."
     return (
         f"{f'{subject.adapter.name} {subject.adapter.variant}'.strip()} answers no plain call on {subject.device}: "
         f"q, k, v of shape (1, 2, 4, d) and no option, with d = {', '.join(map(str, widths(subject)))}, in "
-        f"{', '.join(subject.refused_dtypes)}. It raised {'; '.join(reasons)}. "
+        f"{', '.join(subject.refused_dtypes)}. {came} "
         "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it needs."
     )

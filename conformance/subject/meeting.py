@@ -21,6 +21,8 @@ from attnspec.spec import CHOICES, Problem
 from attnspec.spec.words import DTYPES
 
 UNSEEN = f"{ASSUMED}: could not be observed"
+ENDINGS = 3  # plain calls that end the process, after which no other width is tried
+LOG = 12  # lines that it wrote before, which are shown
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 192, 256, 512)
 
 
@@ -60,29 +62,37 @@ def _plain(subject: Subject, dtype: str = "float32") -> Problem:
     return subject.problem(Case(dtype=dtype, heads=_heads(subject), d=subject.width, i=4, wrt="none"))
 
 
-def _refusal(subject: Subject, dtype: str, d: int) -> str:
-    """Why a plain call of this width is refused, or ''."""
-    case = Case(dtype=dtype, heads=_heads(subject), d=d, i=4, wrt="none")
-    return subject.run(subject.problem(case)).refusal or ""
+def _met(subject: Subject, dtype: str, d: int) -> Answer:
+    """The answer to a plain call of this width."""
+    return subject.run(subject.problem(Case(dtype=dtype, heads=_heads(subject), d=d, i=4, wrt="none")))
 
 
 def _settle_dtypes(subject: Subject, asked: tuple[str, ...] | None) -> None:
     """Asked-for dtypes are promised; otherwise those in which a plain call is accepted, of whatever width.
 
-    The width that was accepted is the width of plain calls from then on.
+    The width that was accepted is the width of plain calls from then on. A call that ends the process refuses nothing: where
+    others are answered, the tests ask in that dtype, too.
     """
-    refused = {}
+    refused: dict[str, str] = {}
+    ends: set[str] = set()
     for dtype in asked or DTYPES:
-        refusals: dict[int, str] = {}
+        refusals, endings = [], 0
         for d in dict.fromkeys((subject.width, *widths(subject))):
-            refusals[d] = _refusal(subject, dtype, d)
-            if not refusals[d]:
+            answer = _met(subject, dtype, d)
+            if not answer.refusal:
                 subject.width = d
                 break
+            endings += bool(answer.ended)
+            refusals.append(answer.refusal + "".join(f"\n  {line}" for line in answer.log[-LOG:]))
+            if endings == ENDINGS:
+                ends.add(dtype)
+                refused[dtype] = refusals[-1]
+                break
         else:
-            refused[dtype] = next(iter(refusals.values()))
-    subject.refused_dtypes = {} if asked else refused
-    subject.dtypes = asked or tuple(d for d in DTYPES if d not in refused)
+            refused[dtype] = refusals[0]
+    some = len(refused) < len(asked or DTYPES)
+    subject.refused_dtypes = {} if asked else {d: why for d, why in refused.items() if not (some and d in ends)}
+    subject.dtypes = asked or tuple(d for d in DTYPES if d not in subject.refused_dtypes)
 
 
 def widths(subject: Subject) -> tuple[int, ...]:
@@ -94,9 +104,9 @@ def _settle_widths(subject: Subject) -> None:
     if not subject.dtypes:
         return
     for d in WIDTHS:
-        refusal = _refusal(subject, subject.dtypes[0], d)
-        if refusal:
-            subject.refused_widths[d] = refusal
+        answer = _met(subject, subject.dtypes[0], d)
+        if answer.refusal and not answer.ended:
+            subject.refused_widths[d] = answer.refusal
     if subject.refused_widths and len(subject.refused_widths) < len(WIDTHS):
         subject.adapter.widths = tuple(d for d in WIDTHS if d not in subject.refused_widths)
 
@@ -108,10 +118,10 @@ def _settle_strides(subject: Subject) -> None:
     case = fit(
         Case(dtype=subject.dtypes[0], heads=_heads(subject), d=subject.width, i=4, layout="strided", wrt="none"), subject.adapter
     )
-    refusal = subject.run(subject.problem(case)).refusal
-    if refusal:
+    answer = subject.run(subject.problem(case))
+    if answer.refusal and not answer.ended:
         subject.adapter.offers = frozenset(subject.adapter.offers) - {"strided"}
-        subject.refused_strides = refusal
+        subject.refused_strides = answer.refusal
 
 
 def _heads(subject: Subject) -> str:

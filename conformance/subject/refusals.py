@@ -51,7 +51,7 @@ def _try(subject: Subject, name: str, refused: list[Case], left: list[Case], ori
     answers = (subject.run(subject.problem(fit(case, adapter))) for case in refused)
     reasons = []
     for answer in answers:
-        if answer.refusal is None or (origin and not answer.refuses):
+        if answer.refusal is None or answer.ended or (origin and not answer.refuses):  # what ends the process refuses nothing
             return
         reasons.append(answer.refusal)
     restricted = copy.copy(adapter)
