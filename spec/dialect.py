@@ -12,7 +12,8 @@ class Choice:
 
     stated: its values, the canonical one first, each with the clause that states it.
     consistent: the clause that demands the same value in every call.
-    needs: the feature without which no call shows the value.
+    needs: the feature without which no call shows the value. of: the feature of an extension that the choice belongs to; who does
+    not offer it makes no such choice.
     mistake: the known mistake that gives another value; "" if each value has one of its own, called NAME_VALUE.
     """
 
@@ -21,6 +22,7 @@ class Choice:
     consistent: str
     needs: str
     mistake: str = ""
+    of: str = ""
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -50,6 +52,14 @@ CHOICES = {
             needs="gqa",
             mistake="head_map",
         ),
+        Choice(
+            "softcap_order",
+            {"before_bias": "SOFTCAP-3", "after_bias": "SOFTCAP-4"},
+            consistent="SOFTCAP-5",
+            needs="bias",
+            mistake="softcap_order",
+            of="softcap",
+        ),
     )
 }
 
@@ -62,6 +72,8 @@ class Dialect:
     key only (CAUSAL-3).
     empty_row: what a query without a visible key gives (EMPTY-1): "zero"; "uniform", the mean of all values; or "nan".
     head_grouping: which key/value head serves query head n (SHARED-2): "blocked", n // (h / g), or "strided", n % g.
+    softcap_order: "before_bias", the cap limits the scaled product alone (SOFTCAP-3); or "after_bias", it limits the product with
+    its bias (SOFTCAP-4).
 
     Raises ValueError for an unknown value.
     """
@@ -69,6 +81,7 @@ class Dialect:
     causal_alignment: str = "bottom_right"
     empty_row: str = "zero"
     head_grouping: str = "blocked"
+    softcap_order: str = "before_bias"
 
     def __post_init__(self) -> None:
         for choice in fields(self):

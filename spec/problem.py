@@ -42,6 +42,12 @@ def _is_finite(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is a finite number, or None for the default; found {value}")
 
 
+def _is_positive(problem: Problem, name: str) -> None:
+    value = getattr(problem, name)
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"a {name} is a positive finite number, or None for none; found {value}")
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -67,6 +73,7 @@ class Problem:
     bias: float, as wide as q or wider; added to the scaled scores; broadcasts to (b h i j).
     causal: each query attends to keys up to its own position (chapter CAUSAL).
     scale: multiplies q kᵀ; None for 1/√d.
+    softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -96,6 +103,7 @@ class Problem:
     scale: float | None = option(None, feature="scale", says="a given scale", check=_is_finite)
     dropout: float = option(0.0, feature="dropout", says="dropout of probabilities", check=_is_a_probability)
     training: bool = option(False)  # goes with dropout
+    softcap: float | None = option(None, feature="softcap", says="a soft cap of the scores, c·tanh(s/c)", check=_is_positive)
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()
 

@@ -24,6 +24,7 @@ BIASES = [None, None, None, *FORMS, *RANK_3, *RANK_2]
 HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 2), (6, 3))  # query heads, key/value heads
 SCALES = (None, 0.5, -0.7, 0.0, 6.0)
 RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
+CAPS = (None, 0.2, 1.5, 40.0)
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Drawn:
     choices: tuple[tuple[str, object], ...]
 
 
-def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4, least: int = 0) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option."""
+def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4, least: int = 0, caps=(None,)) -> Drawn:
+    """Any problem: sizes from `least` on, every form, every option; of the soft caps one of these."""
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -66,6 +67,7 @@ def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, w
     do = numbers(b, h, i, e)
     do = do * torch.from_numpy(rng.random((b, h, i, 1)) < 0.9)  # some rows are silent
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
+    softcap = choose(caps) if len(caps) > 1 else caps[0]
     problem = Problem(
         numbers(b, h, i, d),
         k[:, 0] if shared else k,
@@ -74,6 +76,7 @@ def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, w
         bias,
         causal=causal,
         scale=scale,
+        softcap=softcap,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -88,6 +91,7 @@ def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, w
         "heads": (h, g, shared),
         "scale": scale,
         "rate": rate,
+        "softcap": softcap,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

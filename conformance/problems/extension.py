@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.factors import softcap as factors
 
 
 @dataclass(frozen=True)
@@ -35,4 +36,10 @@ class Extension:
         return [(own, *some) for own in self.levels for some in combinations(met, strength - 1)]
 
 
-EXTENSIONS: tuple[Extension, ...] = ()  # none yet: all of today's options are the core's
+SOFTCAP = Extension(
+    "softcap",
+    "softcap",
+    {"softcap": factors.SOFTCAP.levels},
+    ("dtype", "heads", "i", "j", "mask", "bias", "biases", "causal", "scale", "values", "wrt"),
+)
+EXTENSIONS = (SOFTCAP,)

@@ -36,7 +36,9 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
     if adapter.widths is None:
         _settle_widths(subject)
     _settle_strides(subject)
-    for name in CHOICES:
+    for name, choice in CHOICES.items():
+        if choice.of and not subject.offers(choice.of):
+            continue
         promised = adapter.dialect.get(name)
         if name in options:
             subject.dialect, source = subject.dialect.with_choice(name, options[name]), "--dialect"
@@ -161,6 +163,11 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
             return []
         asked = subject.problem(replace(case, heads="4/2", i=3, j=4))
         return [Question(asked, asked.replace(k=asked.k[:, :1].repeat(1, 2, 1, 1), v=asked.v[:, :1].repeat(1, 2, 1, 1)))]
+    if choice == "softcap_order":
+        if not subject.offers("softcap", "bias"):
+            return []
+        asked = subject.problem(replace(case, i=3, j=4, values="peaked", bias="ij", biases="steep", softcap=3.1))
+        return [Question(asked, asked.replace(bias=None))]
     causal = subject.offers("causal")
     if choice == "causal_alignment":
         asked = subject.problem(replace(case, i=2, j=5, causal=True, values="peaked"))

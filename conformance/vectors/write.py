@@ -79,6 +79,7 @@ def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str,
         "causal_alignment": problem.causal and problem.i != problem.j,
         "empty_row": has_empty,
         "head_grouping": 1 < problem.g < problem.h,
+        "softcap_order": problem.softcap is not None and problem.bias is not None,
     }
     return {name: getattr(dialect, name) for name in CHOICES if matter.get(name, True)}
 

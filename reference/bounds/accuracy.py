@@ -23,14 +23,16 @@ LARGEST = {
     "bfloat16": 3.3895313892515355e38,
 }
 EXP_ULPS = 42  # a vectorised exp of 20 ulp, and the rounding of its argument's reduction, in units of u
+TANH_ULPS = 4  # of tanh as libraries have it, in units of u
+TANH_APPROX = 2.0**-11  # of the tanh of a GPU in one instruction
 
 
 @dataclass(frozen=True)
 class Arithmetic:
     """What one accuracy class may round in one dtype (docs/bounds.md).
 
-    Fields u_… are unit roundoffs and fields eta_… are absolute errors of a rounding that underflows; exp and rescale are relative
-    errors; prescaled and block are counts.
+    Fields u_… are unit roundoffs and fields eta_… are absolute errors of a rounding that underflows; exp, rescale and tanh are
+    relative errors; prescaled and block are counts.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Arithmetic:
     eta_acc: float
     exp: float  # relative error of exp of a score
     rescale: float  # relative error of exp(old maximum − new maximum)
+    tanh: float  # relative error of tanh
     u_in: float = 0.0  # operands on entry of a matmul (tf32)
     u_mma: float = 0.0  # probabilities and dS before a matmul
     eta_mma: float = 0.0
@@ -57,6 +60,7 @@ TERMS: dict[str, tuple[str, ...]] = {
     "rounding of the result": ("u_out", "eta_out"),
     "accumulation": ("u_acc", "eta_acc"),
     "exp": ("exp", "rescale"),
+    "tanh": ("tanh",),
     "operands in tf32": ("u_in",),
     "P and dS rounded for a matmul": ("u_mma", "eta_mma"),
     "stored scores": ("u_s", "eta_s", "prescaled"),
@@ -83,14 +87,17 @@ def arithmetic(class_: str, dtype: str) -> Arithmetic:
     # The reference itself is in float64: beside a kernel of class R its error counts as much as the kernel's.
     u_acc = UNIT[inside] * (2 if class_ == "R" and dtype != "float64" else 1)
     exp = (8 if inside == "float64" else EXP_ULPS) * u_acc
-    wide = Arithmetic(class_, dtype, u, eta, u_acc, UNDERFLOW[inside], exp, exp)
+    wide = Arithmetic(class_, dtype, u, eta, u_acc, UNDERFLOW[inside], exp, exp, TANH_ULPS * u_acc)
     if class_ in ("R", "A"):
         return wide
     if class_ == "T":
         return replace(wide, u_in=TF32, u_mma=TF32) if dtype == "float32" else wide
     half = dtype in ("float16", "bfloat16")
-    # A short polynomial for exp2 is legal once probabilities are rounded to a half type; not in the rescale, where it compounds.
-    flash = replace(wide, u_mma=u if half else 0.0, eta_mma=eta if half else 0.0, exp=2.0**-13 if half else exp)
+    flash = wide
+    if half:
+        # A short polynomial for exp2 is legal once probabilities are rounded to a half type; not in the rescale, where it compounds.
+        # So is the tanh of one instruction.
+        flash = replace(wide, u_mma=u, eta_mma=eta, exp=2.0**-13, tanh=TANH_APPROX)
     if class_ == "B":
         return flash
     eager = replace(flash, u_mma=u, eta_mma=eta, u_s=u, eta_s=eta, prescaled=2)

@@ -263,12 +263,14 @@ def may_be_largest(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
 # SCORE MAPS
 
 
-def through_slopes(x: Tile, ds: Array, error: Array, a: Arithmetic) -> tuple[Array, Array, dict[str, Array]]:
-    """|dz| and its error from |dS| and its error, (b h i n), and the bounds of what the maps add, by option.
+def through_slopes(
+    x: Tile, ds: Array, error: Array, a: Arithmetic
+) -> tuple[Array, Array, dict[str, Array], Array | None]:
+    """|dz| and its error from |dS| and its error, (b h i n), the bounds of what the maps add, by option, and the slope of all maps.
 
     The error of a gradient meets the slope; the slope itself is off by curvature · Δ, and its product is rounded.
     """
-    of_maps = {}
+    of_maps, whole = {}, None
     for n, one in reversed(list(enumerate(x.maps))):
         if one.gradient:
             of_maps[one.option] = np.where(x.scored, error + a.u_out * (ds + error) + a.eta_out, 0.0)
@@ -279,8 +281,9 @@ def through_slopes(x: Tile, ds: Array, error: Array, a: Arithmetic) -> tuple[Arr
         off = one.curvature(x.given) * mapped_error(x, x.maps[:n], a).at(np.abs(before)) + one.slope_rounding(a)
         error = (np.abs(slope) + off) * error + off * ds
         ds = np.abs(slope) * ds
+        whole = slope if whole is None else whole * slope
         error = error + (kappa(2, a.u_acc) + a.u_s) * (ds + error) + a.eta_acc + a.eta_s
-    return ds, error, of_maps
+    return ds, error, of_maps, whole
 
 
 # GRADIENTS
@@ -341,6 +344,7 @@ class Operand:
     upper: Array  # the largest that it can be
     unscaled: Array  # the same where scale·dS does not underflow
     of_maps: dict[str, Array]
+    slope: Array | None  # of all score maps, None where it is 1
 
 
 def operand(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Operand:
@@ -351,12 +355,12 @@ def operand(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Operand:
     error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
     if a.u_s:
         error += 2 * a.u_s * (1 + a.u_s) * (ds + error) + a.eta_s
-    ds, error, of_maps = through_slopes(x, ds, error, a)
+    ds, error, of_maps, slope = through_slopes(x, ds, error, a)
     if not a.u_s:
         error += a.u_mma * (ds + error) + a.eta_mma
     unscaled = ds + np.where(x.scored, error, 0.0)
     error = np.where(x.scored, error + (a.eta_s + a.eta_acc) / max(abs(x.scale), 1e-300), 0.0)  # scale·dS may underflow
-    return Operand(error, ds + error, unscaled, of_maps)
+    return Operand(error, ds + error, unscaled, of_maps, slope)
 
 
 def operand_rounding(a: Arithmetic) -> float:
@@ -394,7 +398,7 @@ class QuerySums:
 
     def add(self, x: Tile, ds: Operand) -> None:
         """What the keys of a tile add."""
-        a, p, rounding = self.a, probabilities(x, self.w, self.a), operand_rounding(self.a)
+        a, found, rounding = self.a, probabilities(x, self.w, self.a), operand_rounding(self.a)
         self.scale = abs(x.scale)
         several = (self.over_keys + rounding + self.writes) * ds.upper
         lost = operand_lost(x.scale, a) * (1 + rounding)
@@ -402,11 +406,14 @@ class QuerySums:
         if a.u_softmax:
             self.errors = self.errors + (ds.error + several) @ x.abs_k
         else:
-            common_error, common_upper = (p.error_rounded, p.upper_rounded) if a.u_s else (p.error, p.upper)
-            own = np.maximum(ds.error - np.where(x.scored, common_upper, 0.0) * self.sums.delta, 0.0)
-            common = np.where(x.scored, common_error, 0.0) * self.sums.delta
-            self.errors = self.errors + (own + several + common) @ x.abs_k
-            self.mean_key = self.mean_key + np.where(x.scored, x.forward.p, 0.0) @ x.k
+            common_error, common_upper = (found.error_rounded, found.upper_rounded) if a.u_s else (found.error, found.upper)
+            common_upper, common_error, p = (np.where(x.scored, y, 0.0) for y in (common_upper, common_error, x.forward.p))
+            if ds.slope is not None:  # behind a score map D's error meets P times its slope
+                steep = np.abs(ds.slope)
+                common_upper, common_error, p = steep * common_upper, steep * common_error, ds.slope * p
+            own = np.maximum(ds.error - common_upper * self.sums.delta, 0.0)
+            self.errors = self.errors + (own + several + common_error * self.sums.delta) @ x.abs_k
+            self.mean_key = self.mean_key + p @ x.k
         if a.u_s and not x.scale:
             self.product = self.product + ds.unscaled @ x.abs_k
 

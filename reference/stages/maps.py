@@ -7,14 +7,18 @@ from numpy import ndarray as Array
 
 from attnspec.reference.stages.bias import Bias
 from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.softcap import Softcap
 from attnspec.reference.stages.stage import ScoreMap
 
-SCORE_MAPS: tuple[ScoreMap, ...] = (Bias(),)  # the first is the first that a scaled product meets
+SCORE_MAPS: tuple[ScoreMap, ...] = (Softcap(), Bias())  # the first is the first that a scaled product meets
 
 
 def active(given: Given) -> tuple[ScoreMap, ...]:
-    """The maps whose option the problem has."""
-    return tuple(one for one in SCORE_MAPS if getattr(given.problem, one.option) is not None)
+    """The maps whose option the problem has. Where softcap_order says so, the cap comes last."""
+    some = [one for one in SCORE_MAPS if getattr(given.problem, one.option) is not None]
+    if given.dialect.softcap_order == "after_bias":
+        some.sort(key=lambda one: one.option == "softcap")
+    return tuple(some)
 
 
 def through(z: Array, given: Given) -> tuple[Array, ...]:

@@ -1,6 +1,6 @@
 """What a stage owes. Attention has five kinds of them, and a new option is one more of a kind.
 
-*Score map*: changes each score by itself (:mod:`bias`; the scale is part of the product in :mod:`scores`). It is a
+*Score map*: changes each score by itself (:mod:`softcap`, :mod:`bias`; the scale is part of the product in :mod:`scores`). It is a
 :class:`ScoreMap` in the table `SCORE_MAPS` of :mod:`maps`, which fixes the order.
 *Visibility*: says which key a query may see. It is a function in the table `VISIBILITY` of :mod:`visible`.
 *Denominator*: a term of the row sum without a value. Today there is none; it would enter :func:`softmax.softmax`.

@@ -40,7 +40,7 @@ def right_aligned(mask: Array) -> Array:
     return mask[:, None, None, :] if mask.ndim == 2 else mask
 
 
-@implements("BIAS-3")
+@implements("BIAS-3", "SOFTCAP-6")
 def finite_bias(given: Given) -> Array | None:
     """Where the bias is not −∞, what broadcasts to (b h i j); None without one."""
     bias = given.operand("bias")

@@ -15,7 +15,10 @@ from torch import Tensor
 from attnspec.spec import Dialect, Problem
 
 # What is done to the scaled products of a row and the keys that it sees, in this order, where the problem has the option.
-SCORE_MAPS: dict[str, Callable[[Tensor, Any], Tensor]] = {"bias": lambda s, bias: s + bias}
+SCORE_MAPS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "softcap": lambda s, cap: cap * torch.tanh(s / cap),
+    "bias": lambda s, bias: s + bias,
+}
 
 
 def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
@@ -42,7 +45,8 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     mask = problem.mask
     if mask is not None:
         mask = (mask.view(problem.b, 1, 1, problem.j) if mask.dim() == 2 else mask).expand(full)
-    options = {name: x[name].expand(full) if name in x else getattr(problem, name) for name in SCORE_MAPS}
+    in_order = sorted(SCORE_MAPS, key=lambda name: name == "softcap") if dialect.softcap_order == "after_bias" else SCORE_MAPS
+    options = {name: x[name].expand(full) if name in x else getattr(problem, name) for name in in_order}
     options = {name: option for name, option in options.items() if option is not None}
     bias = options.get("bias")
     per_group = problem.h // max(k.shape[1], 1)

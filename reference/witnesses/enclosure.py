@@ -221,7 +221,11 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         do=None if problem.do is None else _numbers(problem.do),
         # The float64 number, as every form takes it: another rounding of 1/√d would be another problem.
         scale=float(problem.scale) if problem.scale is not None else problem.d**-0.5 if problem.d else 1.0,
-        options={name: y for name in SCORE_MAPS if (y := bias if name == "bias" else getattr(problem, name)) is not None},
+        options={
+            name: y
+            for name in (SCORE_MAPS if dialect.softcap_order == "before_bias" else reversed(SCORE_MAPS))
+            if (y := bias if name == "bias" else getattr(problem, name)) is not None
+        },
         visible=_visible(problem, dialect, full, bias),
         serving=[n // group if dialect.head_grouping == "blocked" else n % problem.g for n in range(problem.h)],
         kept=kept,
@@ -252,17 +256,17 @@ def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Ar
 # What is done to the scaled product where the key is visible, in this order, where the problem has the option; and the slope of
 # that, None where it is 1.
 SCORE_MAPS: dict[str, tuple[Callable[[Array, Any], Array], Callable[[Array, Any], Array] | None]] = {
+    "softcap": (lambda s, cap: _each("tanh", s / cap) * cap, lambda s, cap: _each("sech", s / cap) ** 2),
     "bias": (lambda s, bias: s + bias, None),
 }
 
 
-def _scores(q: Array, k: Array, scale: float, options: dict[str, Any], visible: Array) -> tuple[Array, list[Array]]:
+def _scores(q: Array, k: Array, scale: float, options: dict[str, Any], visible: Array) -> tuple[Array, dict[str, Array | None]]:
     """scale · q kᵀ, and what the options make of it where the key is visible (−∞ is never added), and their slopes. (i j)."""
-    s, slopes = _product(q, k.T) * _flint().arb(scale), []
+    s, slopes = _product(q, k.T) * _flint().arb(scale), dict[str, Array | None]()
     for name, option in options.items():
         value, slope = SCORE_MAPS[name]
-        if slope is not None:
-            slopes.append(slope(s, option))
+        slopes[name] = None if slope is None else slope(s, option)
         s[visible] = value(s[visible], option[visible] if isinstance(option, np.ndarray) else option)
     return s, slopes
 
@@ -314,7 +318,7 @@ def _dropout_factor(kept: Array, rate: float) -> Array:
 def _answer(x: _Given) -> dict[str, Array]:
     """All outputs at the precision of now, head by head, in the implementation's shapes."""
     o, lse = _zeros(*x.q.shape[:3], x.v.shape[3]), _zeros(*x.q.shape[:3])
-    dq, dk, dv, ds = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape), _zeros(*x.visible.shape)
+    dq, dk, dv, dbias = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape), _zeros(*x.visible.shape)
     for at in np.ndindex(*x.q.shape[:2]):
         kv = at[0], x.serving[at[1]]
         s, slopes = _scores(
@@ -329,10 +333,12 @@ def _answer(x: _Given) -> dict[str, Array]:
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
         if x.do is not None:
-            ds[at] = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
-            dz = ds[at]
-            for slope in slopes:
-                dz = dz * slope
+            dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
+            for name, slope in reversed(slopes.items()):
+                if name == "bias":
+                    dbias[at] = dz
+                if slope is not None:
+                    dz = dz * slope
             dq[at] = _product(dz, x.k[kv]) * _flint().arb(x.scale)
             # What serves several heads has the sum of their gradients.
             dk[kv] += _product(dz.T, x.q[at]) * _flint().arb(x.scale)
@@ -341,7 +347,7 @@ def _answer(x: _Given) -> dict[str, Array]:
     if x.do is not None:
         answer |= {"dq": dq, "dk": dk.reshape(x.shapes["k"]), "dv": dv.reshape(x.shapes["v"])}
         if "bias" in x.options:
-            answer["dbias"] = _of_repeated(ds, x.shapes["bias"])
+            answer["dbias"] = _of_repeated(dbias, x.shapes["bias"])
     return answer
 
 
