@@ -36,7 +36,9 @@ class Drawn:
     choices: tuple[tuple[str, object], ...]
 
 
-def draw(rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4, least: int = 0, caps=(None,)) -> Drawn:
+def draw(
+    rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4, least: int = 0, caps=(None,)
+) -> Drawn:
     """Any problem: sizes from `least` on, every form, every option; of the soft caps one of these."""
 
     def choose(options):

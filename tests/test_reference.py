@@ -35,7 +35,9 @@ def drawn() -> list[list[Drawn]]:
     return [[draw(rng, caps=CAPS) for _ in range(EACH)] for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: f"{d.causal_alignment}-{d.empty_row}-{d.head_grouping}-{d.softcap_order}")
+@pytest.mark.parametrize(
+    "dialect", DIALECTS, ids=lambda d: f"{d.causal_alignment}-{d.empty_row}-{d.head_grouping}-{d.softcap_order}"
+)
 def test_two_independent_forms_agree(dialect: Dialect, drawn: list[list[Drawn]], record_property) -> None:
     """NumPy by hand and torch by autograd: the same shapes, lse, zeros and NaN, numbers within the bound of class A."""
     worst: dict[str, float] = {}
@@ -75,7 +77,12 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
             counts[choice] = counts.get(choice, 0) + 1
     assert sum(len(some) for some in drawn) >= 3000
     expected = [("mask", form) for form in MASKS] + [("bias", form) for form in BIASES]
-    expected += [("scale", x) for x in SCALES] + [("rate", x) for x in set(RATES)] + [("softcap", x) for x in CAPS] + [("empty", x) for x in "bhijde"]
+    expected += (
+        [("scale", x) for x in SCALES]
+        + [("rate", x) for x in set(RATES)]
+        + [("softcap", x) for x in CAPS]
+        + [("empty", x) for x in "bhijde"]
+    )
     expected += [("heads", (h, g, shared)) for h, g in HEADS for shared in ([False, True] if g == 1 else [False])]
     expected += [("causal", x) for x in product((False, True), ("i<j", "i=j", "i>j"))]
     expected += [(name, x) for name in ("holes", "wider") for x in (False, True)]
@@ -120,9 +127,7 @@ def test_gradients_are_finite_differences(seed: int) -> None:
     mask = torch.from_numpy(rng.random((2, 3)) < 0.8)
     keep = torch.from_numpy(rng.random((2, 4, 2, 3)) < 0.7)
     scale, softcap = -0.8 if seed % 3 else None, (None, None, 0.7, 0.7, 2.0, 2.0)[seed]
-    problem = Problem(
-        q, k, v, mask, bias, causal=seed % 2 == 0, scale=scale, softcap=softcap, dropout=0.3, training=True, do=do
-    )
+    problem = Problem(q, k, v, mask, bias, causal=seed % 2 == 0, scale=scale, softcap=softcap, dropout=0.3, training=True, do=do)
     forms = {
         "dense": lambda p: solve(p, dialect, keep.numpy()).values,
         "autograd": lambda p: {name: x.numpy() for name, x in attend(p, dialect, keep).items()},

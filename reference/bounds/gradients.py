@@ -263,9 +263,7 @@ def may_be_largest(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
 # SCORE MAPS
 
 
-def through_slopes(
-    x: Tile, ds: Array, error: Array, a: Arithmetic
-) -> tuple[Array, Array, dict[str, Array], Array | None]:
+def through_slopes(x: Tile, ds: Array, error: Array, a: Arithmetic) -> tuple[Array, Array, dict[str, Array], Array | None]:
     """|dz| and its error from |dS| and its error, (b h i n), the bounds of what the maps add, by option, and the slope of all maps.
 
     The error of a gradient meets the slope; the slope itself is off by curvature · Δ, and its product is rounded.

@@ -34,12 +34,13 @@ class Softcap:
     def value(self, z: Array, given: Given) -> Array:
         """The capped score, at most c."""
         c = cap_of(given)
-        return c * np.tanh(z / c)
+        with np.errstate(over="ignore"):  # the quotient may be infinite; tanh is 1 there
+            return c * np.tanh(z / c)
 
     @implements("SOFTCAP-7")
     def slope(self, z: Array, given: Given) -> Array:
         """1 − t² = 4E/(1 + E)² with E = exp(−2|y|), which keeps its digits where 1 − t² has none left."""
-        with np.errstate(under="ignore"):
+        with np.errstate(under="ignore", over="ignore"):
             e = np.exp(-2 * np.abs(z / cap_of(given)))
         return 4 * e / (1 + e) ** 2
 
