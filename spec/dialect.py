@@ -60,6 +60,13 @@ CHOICES = {
             mistake="softcap_order",
             of="softcap",
         ),
+        Choice(
+            "window_count",
+            {"inclusive": "WINDOW-2", "total": "WINDOW-3", "exclusive": "WINDOW-4"},
+            consistent="WINDOW-5",
+            needs="window",
+            of="window",
+        ),
     )
 }
 
@@ -75,6 +82,9 @@ class Dialect:
     softcap_order: "before_bias", the cap limits the scaled product alone (SOFTCAP-3); or "after_bias", it limits the product with
     its bias (SOFTCAP-4).
 
+    window_count: what the numbers of a window mean: "inclusive", how far it reaches (WINDOW-2); "total", how many keys a side holds
+    with the query's own (WINDOW-3); or "exclusive", a left end that is open and a right one that is not (WINDOW-4).
+
     Raises ValueError for an unknown value.
     """
 
@@ -82,6 +92,7 @@ class Dialect:
     empty_row: str = "zero"
     head_grouping: str = "blocked"
     softcap_order: str = "before_bias"
+    window_count: str = "inclusive"
 
     def __post_init__(self) -> None:
         for choice in fields(self):

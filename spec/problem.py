@@ -48,6 +48,14 @@ def _is_positive(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is a positive finite number, or None for none; found {value}")
 
 
+def _is_a_window(problem: Problem, name: str) -> None:
+    window = getattr(problem, name)
+    sides = window if isinstance(window, tuple) and len(window) == 2 else (-1,)
+    fits = all(side is None or (isinstance(side, int) and not isinstance(side, bool) and side >= 0) for side in sides)
+    if window is not None and not fits:
+        raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -74,6 +82,8 @@ class Problem:
     causal: each query attends to keys up to its own position (chapter CAUSAL).
     scale: multiplies q kᵀ; None for 1/√d.
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
+    window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
+    limit there; None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -104,6 +114,14 @@ class Problem:
     dropout: float = option(0.0, feature="dropout", says="dropout of probabilities", check=_is_a_probability)
     training: bool = option(False)  # goes with dropout
     softcap: float | None = option(None, feature="softcap", says="a soft cap of the scores, c·tanh(s/c)", check=_is_positive)
+    window: tuple[int | None, int | None] | None = option(
+        None,
+        feature="window",
+        says="a window of keys around each query",
+        forms={"window_right": "a window with an end behind the query"},
+        needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
+        check=_is_a_window,
+    )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()
 

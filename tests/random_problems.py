@@ -25,6 +25,7 @@ HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 2), (6, 3))  # query heads, key/val
 SCALES = (None, 0.5, -0.7, 0.0, 6.0)
 RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
+WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,15 @@ class Drawn:
 
 
 def draw(
-    rng: Generator, dtype: torch.dtype = torch.float64, longest: int = 5, widest: int = 4, least: int = 0, caps=(None,)
+    rng: Generator,
+    dtype: torch.dtype = torch.float64,
+    longest: int = 5,
+    widest: int = 4,
+    least: int = 0,
+    caps=(None,),
+    windows=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps one of these."""
+    """Any problem: sizes from `least` on, every form, every option; of the soft caps and of the windows one of these."""
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -70,6 +77,7 @@ def draw(
     do = do * torch.from_numpy(rng.random((b, h, i, 1)) < 0.9)  # some rows are silent
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
     softcap = choose(caps) if len(caps) > 1 else caps[0]
+    window = choose(windows) if len(windows) > 1 else windows[0]
     problem = Problem(
         numbers(b, h, i, d),
         k[:, 0] if shared else k,
@@ -79,6 +87,7 @@ def draw(
         causal=causal,
         scale=scale,
         softcap=softcap,
+        window=window,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -94,6 +103,7 @@ def draw(
         "scale": scale,
         "rate": rate,
         "softcap": softcap,
+        "window": window,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from random_problems import BIASES, CAPS, HEADS, MASKS, RATES, SCALES, Drawn, draw, share
+from random_problems import BIASES, CAPS, HEADS, MASKS, RATES, SCALES, WINDOWS, Drawn, draw, share
 
 from attnspec.reference import solve
 from attnspec.reference.witnesses.autograd import attend
@@ -18,7 +18,7 @@ from attnspec.spec import CHOICES, DIFFERENTIABLE, Dialect, Problem
 from attnspec.spec.words import INPUT_OF
 
 DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values()))]
-EACH = 130  # problems per dialect, of which there are 24
+EACH = 44  # problems per dialect, of which there are 72
 UNIT = 2.0**-53
 
 
@@ -32,11 +32,13 @@ def f64(*numbers: object) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def drawn() -> list[list[Drawn]]:
     """The problems of each dialect."""
-    return [[draw(rng, caps=CAPS) for _ in range(EACH)] for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))]
+    return [
+        [draw(rng, caps=CAPS, windows=WINDOWS) for _ in range(EACH)] for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))
+    ]
 
 
 @pytest.mark.parametrize(
-    "dialect", DIALECTS, ids=lambda d: f"{d.causal_alignment}-{d.empty_row}-{d.head_grouping}-{d.softcap_order}"
+    "dialect", DIALECTS, ids=lambda d: f"{d.causal_alignment}-{d.empty_row}-{d.head_grouping}-{d.softcap_order}-{d.window_count}"
 )
 def test_two_independent_forms_agree(dialect: Dialect, drawn: list[list[Drawn]], record_property) -> None:
     """NumPy by hand and torch by autograd: the same shapes, lse, zeros and NaN, numbers within the bound of class A."""
@@ -81,6 +83,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
         [("scale", x) for x in SCALES]
         + [("rate", x) for x in set(RATES)]
         + [("softcap", x) for x in CAPS]
+        + [("window", x) for x in set(WINDOWS)]
         + [("empty", x) for x in "bhijde"]
     )
     expected += [("heads", (h, g, shared)) for h, g in HEADS for shared in ([False, True] if g == 1 else [False])]

@@ -36,7 +36,7 @@ def options_of(problem: Problem) -> dict[str, Any]:
 def problem_of(request: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Problem:
     """The problem of a request, as who asks has made it: nothing is checked, for its sizes may contradict each other."""
     fields: dict[str, Any] = {name: tensors.get(name) for name in TENSORS} | dict(request["options"])
-    fields["wrt"] = tuple(fields["wrt"])
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
     problem = object.__new__(Problem)
     for name, value in fields.items():
         object.__setattr__(problem, name, value)

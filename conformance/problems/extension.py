@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS
-from attnspec.conformance.problems.factors import softcap as factors
+from attnspec.conformance.problems.factors import LEVELS, softcap, window
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,14 @@ class Extension:
 SOFTCAP = Extension(
     "softcap",
     "softcap",
-    {"softcap": factors.SOFTCAP.levels},
+    {"softcap": softcap.SOFTCAP.levels},
     ("dtype", "heads", "i", "j", "mask", "bias", "biases", "causal", "scale", "values", "wrt"),
 )
-EXTENSIONS = (SOFTCAP,)
+WINDOW = Extension(
+    "window",
+    "window",
+    {"window": window.WINDOW.levels},
+    ("dtype", "heads", "i", "j", "mask", "bias", "causal", "wrt"),
+    beside=(SOFTCAP,),
+)
+EXTENSIONS = (SOFTCAP, WINDOW)

@@ -47,7 +47,13 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     if present and case.wrt != "none":
         do = cotangent(case, rng["do"], made.get("do", "")).to(device)
         wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
-    return Problem(q_, k_, v_, mask, bias, do=do, wrt=wrt, **{name: getattr(case, name) for name in GIVEN_BY_CASE})
+    return Problem(q_, k_, v_, mask, bias, do=do, wrt=wrt, **given(case))
+
+
+def given(case: Case) -> dict[str, Any]:
+    """The options of a problem whose values are the levels of factors."""
+    levels = {name: (OPTIONS[name].given, getattr(case, name)) for name in GIVEN_BY_CASE}
+    return {name: level if meant is None else meant(level) for name, (meant, level) in levels.items()}
 
 
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:

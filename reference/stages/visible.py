@@ -47,10 +47,27 @@ def finite_bias(given: Given) -> Array | None:
     return None if bias is None else bias != -np.inf
 
 
-VISIBILITY: tuple[Callable[[Given], Array | None], ...] = (masked, finite_bias, causal_mask)
+@implements("WINDOW-1", "WINDOW-2", "WINDOW-3", "WINDOW-4", "WINDOW-6")
+def windowed(given: Given) -> Array | None:
+    """Which key the window shows to each query, (i j) bool; None without a window."""
+    if given.problem.window is None:
+        return None
+    own = last_visible(given.problem.i, given.problem.j, given.dialect.causal_alignment)  # the position of each query
+    own = (own if given.rows is None else own[given.rows])[:, None]
+    left, right = reach(given.problem.window, given.dialect.window_count)
+    return (given.positions >= own - left) & (given.positions <= own + right)
 
 
-@implements("CAUSAL-6")
+def reach(window: tuple[int | None, int | None], count: str) -> tuple[float, float]:
+    """How far a window reaches before and behind the query, ends included, whatever its numbers count."""
+    left, right = (np.inf if side is None else side for side in window)
+    return left - (count != "inclusive"), right - (count == "total")
+
+
+VISIBILITY: tuple[Callable[[Given], Array | None], ...] = (masked, finite_bias, causal_mask, windowed)
+
+
+@implements("CAUSAL-6", "WINDOW-7", "WINDOW-8")
 def visible_keys(shape: tuple[int, ...], given: Given) -> Array:
     """Where all of VISIBILITY allow it. (b h i j) bool."""
     visible = np.ones(shape, bool)

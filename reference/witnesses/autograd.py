@@ -64,6 +64,7 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
                     c
                     for c in range(min(last, problem.j))
                     if (mask is None or bool(mask[n, head, row, c]))
+                    and _within(c, row, problem, dialect)
                     and (bias is None or float(bias[n, head, row, c].detach()) != float("-inf"))
                 ]
                 values, weights, total = _row(
@@ -85,6 +86,17 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     o = torch.stack(outputs).view(*shape, problem.e) if outputs else q.new_zeros((*shape, problem.e))
     lse = torch.stack(sums).view(shape) if sums else q.new_zeros(shape)
     return o, lse
+
+
+def _within(key: int, row: int, problem: Problem, dialect: Dialect) -> bool:
+    """Whether the window of a row, if there is one, holds a key."""
+    if problem.window is None:
+        return True
+    left, right = problem.window
+    ahead = key - row - (problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
+    early = left is not None and (ahead < -left if dialect.window_count == "inclusive" else ahead <= -left)
+    late = right is not None and (ahead >= right if dialect.window_count == "total" else ahead > right)
+    return not early and not late
 
 
 def _row(

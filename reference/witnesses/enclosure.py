@@ -239,14 +239,19 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
 
 
 def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Array | None) -> Array:
-    """Where mask, causal and a bias of −∞ leave the key to the query, (b h i j) bool."""
+    """Where mask, causal, the window and a bias of −∞ leave the key to the query, (b h i j) bool."""
     visible = np.ones(full, bool)
     if problem.mask is not None:
         mask = problem.mask.cpu().numpy()
         visible = visible & (mask.reshape(problem.b, 1, 1, problem.j) if mask.ndim == 2 else mask)
+    offset = problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
     if problem.causal:
-        offset = problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
         visible = visible & np.tri(problem.i, problem.j, offset, dtype=bool)
+    left, right = problem.window or (None, None)
+    if left is not None:
+        visible = visible & ~np.tri(problem.i, problem.j, offset - left - (dialect.window_count == "inclusive"), dtype=bool)
+    if right is not None:
+        visible = visible & np.tri(problem.i, problem.j, offset + right - (dialect.window_count == "total"), dtype=bool)
     return visible if bias is None else visible & ~np.isneginf(bias)
 
 
