@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from attnspec.adapters.contract import Adapter, Unsupported, quiet
+from attnspec.adapters.conventions import windows
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.watch.state import current_accelerator, watched
@@ -59,6 +60,9 @@ class AttendAdapter(Adapter):
         self.offers = self._offers()
         if "causal" in self.offers:
             self.dialect = {"causal_alignment": "bottom_right"}
+        window = self._window()
+        if window is not None and window.count:
+            self.dialect = {**self.dialect, "window_count": window.count}
 
     def _offers(self) -> frozenset[str]:
         free = {field for field, parameter in self.constructor.fields.items() if parameter not in self.kwargs}
@@ -70,7 +74,14 @@ class AttendAdapter(Adapter):
             offers.add("bias_grad")
         if self.module:
             offers.add("module")
+        window = self._window()
+        if "window" in offers and window is not None and window.pair:
+            offers.add("window_right")
         return frozenset(offers | self.heads)
+
+    def _window(self) -> windows.Said | None:
+        """How a window is said: in the call, or in the constructor."""
+        return self.forward.window or self.constructor.window
 
     def _observed_heads(self) -> set[str]:
         """A signature does not say whether keys have a head axis. Ask with one and without."""
@@ -118,6 +129,8 @@ class AttendAdapter(Adapter):
             value = stated.get(field) if asked is None else asked
             if value is None or (asked is None and constructor.get(field) in self.kwargs):
                 continue
+            if field == "window" and asked is not None and (said := self._window()) is not None:
+                value = said.value(asked, problem.causal)
             if field in forward:
                 arguments[forward[field]] = value
             elif field in constructor and constructor[field] not in self.kwargs:

@@ -53,6 +53,11 @@ class FunctionAdapter(Adapter):
             self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
         if "bias" in offers:
             offers.add("bias_grad")
+        window = self.signature.window
+        if window is not None and window.pair:
+            offers.add("window_right")
+        if window is not None and window.count:
+            self.dialect = {**self.dialect, "window_count": window.count}
         self.offers = frozenset(offers)
 
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
@@ -92,6 +97,8 @@ class FunctionAdapter(Adapter):
             value = self.signature.off.get(field) if asked is None else asked
             if value is None:
                 continue
+            if field == "window" and asked is not None and self.signature.window is not None:
+                value = self.signature.window.value(asked, problem.causal)
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value

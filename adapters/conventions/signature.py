@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from attnspec.adapters.conventions import windows
 from attnspec.spec import OPTIONS, SCALARS
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "logit_cap",
         "logits_cap",
     ),
+    "window": windows.NAMES,
     "dropout": ("dropout", "dropout_p"),
     "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),
@@ -56,19 +58,22 @@ class Signature:
     """The parameters of a callable by the field that they carry, and those that carry none.
 
     off: of the fields whose parameter is on where it is left out (`causal=True`, `dropout=0.1`), the value that turns them off.
+    window: how it says a window, if it does.
     """
 
     fields: dict[str, str]
     unknown_required: tuple[str, ...]
     unknown_optional: tuple[str, ...]
     off: dict[str, Any]
+    window: windows.Said | None = None
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
         """Read a signature. Raises UnknownSignature where Python can't show one."""
         parameters = signature_of(function).parameters.values()
         fields: dict[str, str] = {}
-        required, optional, off = [], [], {}
+        required, optional, off = [], [], dict[str, Any]()
+        window = None
         for p in parameters:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
@@ -78,11 +83,15 @@ class Signature:
                 fields[FIELD_OF[p.name]] = p.name
                 if FIELD_OF[p.name] in OFF and isinstance(p.default, bool | int | float) and p.default:
                     off[FIELD_OF[p.name]] = OFF[FIELD_OF[p.name]]
+                if FIELD_OF[p.name] == "window":
+                    window = windows.Said.of(p)
+                    if window.off is not None:
+                        off["window"] = window.off
             elif p.default is p.empty:
                 required.append(p.name)
             else:
                 optional.append(p.name)
-        return cls(fields, tuple(required), tuple(optional), off)
+        return cls(fields, tuple(required), tuple(optional), off, window)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:

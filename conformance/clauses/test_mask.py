@@ -8,15 +8,13 @@ import torch
 
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
-from attnspec.conformance.problems.tensors import GARBAGE
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import NotApplicable, must_answer, must_be_right, must_keep_bits
 from attnspec.conformance.testing.plan import agrees, on_cases, once
-from attnspec.conformance.testing.relations import every_form, hidden_keys, with_hidden
+from attnspec.conformance.testing.relations import every_form, garbage, hidden_keys, with_hidden
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.visible import masked
-from attnspec.spec import Problem
 from attnspec.spec.words import OUTPUTS
 
 HIDING = ("prefix", "suffix", "first_block", "inner_blocks", "random", "single")
@@ -32,12 +30,6 @@ def hides(case: Case) -> bool:
         (case.mask in ("padding", "bj", "j", "bhj", "hj") and case.holes in HIDING and case.keys > 1)
         or (case.causal and case.keys > case.i)
     )
-
-
-def garbage(problem: Problem) -> float:
-    """A large number whose products with queries and cotangents a kernel may still keep in the dtype."""
-    rows = [float(x.abs().sum(-1).max()) for x in (problem.q, problem.do) if x is not None and x.numel()]
-    return min(GARBAGE[problem.dtype], torch.finfo(problem.dtype).max / 2 / max(1.0, *rows))
 
 
 @clause("MASK-1")

@@ -63,21 +63,22 @@ def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs:
     """Whether one of the outputs of a problem that comes after others in the same shapes is wrong also where it comes first.
 
     False where it is right then, and wrong after the others; None where that can't be told. Both are asked in shapes that were
-    never asked: queries and keys are repeated, by which no row changes its answer; under causal batch items are, by which lengths
-    stay as they were.
+    never asked: queries and keys are repeated, by which no row changes its answer; under causal and in a window batch items are, by
+    which lengths stay as they were.
     """
     if not _alike(problem, first):
         return None
 
     wrong = partial(_wrong, subject, outputs)
+    by_place = problem.causal or first.causal or problem.window is not None or first.window is not None
 
     def in_new_shapes(more: int) -> tuple[Problem, Problem]:
-        one, other = (_more_items(x, 11 + more) if x.causal else _repeated(x, 3 + more, 5 + more) for x in (problem, first))
+        one, other = (_more_items(x, 11 + more) if by_place else _repeated(x, 3 + more, 5 + more) for x in (problem, first))
         return one, other
 
     one, other = in_new_shapes(0)
     if wrong(one):
-        return True if not problem.causal and [wrong(x) for x in (other, one, other)] == [False, True, False] else None
+        return True if not by_place and [wrong(x) for x in (other, one, other)] == [False, True, False] else None
     # Which of five more come first: an order that the lengths, where a kernel is wrong at some of them, hardly explain.
     for more, after in enumerate((True, True, False, True, False), 1):
         one, other = in_new_shapes(more)
@@ -119,7 +120,7 @@ def _memory_of_scores(problem: Problem) -> list[Tensor]:
 def _alike(problem: Problem, other: Problem) -> bool:
     """Whether two problems differ in nothing but their numbers, the scale among them."""
     tensors, others = problem.inputs(), other.inputs()
-    options = all(getattr(problem, name) == getattr(other, name) for name in ("causal", "dropout", "training"))
+    options = all(getattr(problem, name) == getattr(other, name) for name in ("causal", "window", "dropout", "training"))
     return options and {n: (x.shape, x.dtype) for n, x in tensors.items()} == {n: (x.shape, x.dtype) for n, x in others.items()}
 
 

@@ -169,6 +169,13 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
         asked = subject.problem(replace(case, i=3, j=4, values="peaked", bias="ij", biases="steep", softcap=3.1))
         return [Question(asked, asked.replace(bias=None))]
     causal = subject.offers("causal")
+    if choice == "window_count":
+        window = "2:1" if subject.offers("window_right") else "2:"
+        asked = subject.problem(replace(case, i=6, j=6, values="peaked", window=window, causal=causal and window == "2:"))
+        return [Question(asked, asked.replace(window=None))]
+    if choice == "causal_alignment" and not causal and subject.offers("window"):
+        asked = subject.problem(replace(case, i=3, j=7, values="peaked", window="1:1" if subject.offers("window_right") else "1:"))
+        return [Question(asked, asked.replace(window=None))]
     if choice == "causal_alignment":
         asked = subject.problem(replace(case, i=2, j=5, causal=True, values="peaked"))
         return [Question(asked, asked.replace(causal=False))] if causal else []

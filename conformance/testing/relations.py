@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnspec.conformance.problems.tensors import GARBAGE
 from attnspec.conformance.testing.outcomes import NotApplicable
 from attnspec.reference import Exact
 from attnspec.reference.stages import heads
@@ -27,6 +28,12 @@ def hidden_keys(exact: Exact) -> np.ndarray:
     if not hidden.any() or hidden.all():
         raise NotApplicable
     return hidden
+
+
+def garbage(problem: Problem) -> float:
+    """A large number whose products with queries and cotangents a kernel may still keep in the dtype."""
+    rows = [float(x.abs().sum(-1).max()) for x in (problem.q, problem.do) if x is not None and x.numel()]
+    return min(GARBAGE[problem.dtype], torch.finfo(problem.dtype).max / 2 / max(1.0, *rows))
 
 
 def with_hidden(problem: Problem, hidden: np.ndarray, number: float, names: tuple[str, ...] = ("k", "v")) -> Problem:

@@ -76,9 +76,10 @@ def features(problem: Problem) -> frozenset[str]:
 def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str, str]:
     """The choices of a dialect on which the answer to a problem may depend."""
     matter = {
-        "causal_alignment": problem.causal and problem.i != problem.j,
+        "causal_alignment": (problem.causal or problem.window is not None) and problem.i != problem.j,
         "empty_row": has_empty,
         "head_grouping": 1 < problem.g < problem.h,
+        "window_count": problem.window is not None,
         "softcap_order": problem.softcap is not None and problem.bias is not None,
     }
     return {name: getattr(dialect, name) for name in CHOICES if matter.get(name, True)}

@@ -89,7 +89,7 @@ def other_window(case: Case) -> Mapping[str, Changes]:
     return {"with another window": {"window": "2:1" if case.window != "2:1" else "1:0"}, "without its window": {"window": "none"}}
 
 
-# The shortest with a past, one whose sides differ, the query alone, one without an end on each side, one that is longer than a block,
+# The shortest with a past, one whose sides differ, the query alone, one without an end on each side, one longer than a block,
 # and two that are longer than many of the keys: on both sides, and behind alone.
 WINDOW = Factor(
     "window",

@@ -1,0 +1,73 @@
+"""How a parameter says a window: two numbers or one, what they count, and what says that there is no limit."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from attnspec.adapters.contract import Unsupported
+
+Window = tuple[int | None, int | None]
+
+# Parameters that take two numbers, (left, right), both how far the window reaches: flash-attention, torch's varlen_attn,
+# TransformerEngine, aiter; JAX. Where the default is one number, or the annotation says so, they take one.
+PAIRS = ("window_size", "window", "local_window_size", "local_window", "attention_window")
+# Parameters that take one number, and what it is known to count; "" where published kernels differ. transformers, gpt-oss and JAX's
+# paged attention keep the last w keys with the query's own; FlashInfer's window_left is how far it reaches; sglang's
+# sliding_window_size is too, but others of that name count keys.
+SINGLES = {
+    "window_left": "inclusive",
+    "sliding_window": "total",
+    "sliding_window_size": "",
+    "sliding_window_length": "total",
+}
+NAMES = (*PAIRS, *SINGLES)
+
+
+@dataclass(frozen=True)
+class Said:
+    """How one parameter says a window.
+
+    pair: it takes (left, right); else a number alone, which limits the past: what is behind the query is then for causal to hide,
+    or, under `window_left`, not limited. count: of attnspec.spec.CHOICES["window_count"], or "" where it is not known.
+    unlimited: what says that a side has no limit; "" where nothing does. off: what turns it off where leaving it out does not.
+    """
+
+    name: str
+    pair: bool
+    count: str
+    unlimited: Any
+    off: Any = None
+
+    @classmethod
+    def of(cls, parameter: inspect.Parameter) -> Said:
+        """Read a parameter: its name, its default and its annotation."""
+        default = None if parameter.default is parameter.empty else parameter.default
+        noted = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
+        several = isinstance(default, tuple | list) or bool(re.search(r"(?i)tuple|list|sequence", noted))
+        one = (isinstance(default, int) or bool(re.search(r"\bint\b", noted))) and not several
+        pair = several or (parameter.name in PAIRS and not one)
+        numbers = default if isinstance(default, tuple | list) else (default,)
+        unlimited: Any = -1 if any(isinstance(x, int) and x < 0 for x in numbers) else None
+        if pair and default is None:  # a pair that is left out says nothing of its sides
+            unlimited = "" if parameter.name == "local_window_size" else -1 if parameter.name == "window_size" else None
+        limits = any(isinstance(x, int) and x > 0 for x in numbers) or parameter.default is parameter.empty
+        off = ((unlimited or -1,) * 2 if pair and parameter.default is not parameter.empty else unlimited) if limits else None
+        return cls(parameter.name, pair, "inclusive" if pair else SINGLES.get(parameter.name, ""), unlimited, off)
+
+    def value(self, window: Window, causal: bool) -> Any:
+        """What says a window. Raises Unsupported where nothing does."""
+        left, right = window
+        if self.pair:
+            if None in window and self.unlimited == "":
+                raise Unsupported(f"{self.name} has no words for a window without a limit on one side")
+            return tuple(self.unlimited if side is None else side for side in window)
+        if right is not None:
+            raise Unsupported(f"{self.name} takes one number, which does not limit what is behind the query")
+        if not causal and self.name != "window_left":
+            raise Unsupported(f"{self.name} takes one number: without causal it is not known what it shows behind the query")
+        if left == 0 and self.count != "inclusive":
+            raise Unsupported(f"{self.name} counts keys, and none of them is no window")
+        return self.unlimited if left is None else left

@@ -1,0 +1,350 @@
+"""WINDOW: the reference in its three forms, bounds that honest kernels keep, what parameters mean, and who is asked what."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import windowed
+from numpy.random import Generator, default_rng
+from random_problems import WINDOWS, draw, share
+
+from attnspec.adapters import Adapter, Unsupported, resolve
+from attnspec.adapters.conventions.windows import Said
+from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.factors.window import WINDOW, meant
+from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.tensors import build
+from attnspec.conformance.subject.meeting import meet
+from attnspec.reference import solve
+from attnspec.reference.witnesses.enclosure import enclose
+from attnspec.spec import CHOICES, Dialect, Problem
+
+DTYPES = LEVELS["dtype"]
+HALF = ("float16", "bfloat16")
+TOP_LEFT = Dialect(causal_alignment="top_left")
+COUNTS = CHOICES["window_count"].values
+PER_REGIME = 3  # problems of each regime of values and dtype, put to all kernels
+
+
+def shaped(i: int, j: int, **options: Any) -> Problem:
+    """Queries of zeros and one-hot values: the output reads out which keys are seen."""
+    q, k = torch.zeros(1, 1, i, 2).double(), torch.randn(1, 1, j, 2, generator=torch.Generator().manual_seed(0)).double()
+    return Problem(q, k, torch.eye(j).double().view(1, 1, j, j), **options)
+
+
+# THE REFERENCE
+
+
+@pytest.mark.parametrize("alignment", ["bottom_right", "top_left"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_which_keys_are_seen(alignment: str, count: str) -> None:
+    """Against the sentence, key by key: more keys than queries, as many, and fewer by more than one."""
+    dialect = Dialect(alignment, window_count=count)
+    for (i, j), left, right, causal in product(
+        ((3, 7), (5, 5), (9, 3)), (None, 0, 1, 2, 3, 9), (None, 0, 1, 2, 3, 9), (False, True)
+    ):
+        seen = solve(shaped(i, j, window=(left, right), causal=causal), dialect).forward.visible[0, 0]
+        for row, key in product(range(i), range(j)):
+            behind = key - row - (j - i if alignment == "bottom_right" else 0)
+            inside = {
+                "inclusive": -(99 if left is None else left) <= behind <= (99 if right is None else right),
+                "total": -(99 if left is None else left) < behind < (99 if right is None else right),
+                "exclusive": -(99 if left is None else left) < behind <= (99 if right is None else right),
+            }[count]
+            assert seen[row, key] == (inside and (behind <= 0 or not causal)), (i, j, left, right, causal, row, key)
+
+
+def test_the_output_counts_the_keys() -> None:
+    exact = solve(shaped(9, 3, window=(1, 0)), Dialect())
+    assert exact.o[0, 0].tolist() == [[0] * 3] * 6 + [[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5]]
+    assert exact.empty[0, 0].tolist() == [True] * 6 + [False] * 3
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_balls_hold_the_reference(count: str) -> None:
+    """The exact answer in ball arithmetic lies within the bound of class A in float64; test_reference.py has the second form."""
+    pytest.importorskip("flint")
+    for seed in range(12):
+        dialect = Dialect(("bottom_right", "top_left")[seed % 2], window_count=count)
+        drawn = draw(default_rng([52, seed]), windows=WINDOWS[2:])
+        keep = drawn.keep.numpy()
+        exact, balls = solve(drawn.problem, dialect, keep), enclose(drawn.problem, dialect, keep)
+        tolerance = exact.tolerance("A")
+        for name, value in exact.values.items():
+            worst = share(balls.nearest(name)[0], value, tolerance.bound[name], exact.undefined[name])
+            assert worst <= 1, f"{name} is at {worst:.3g} of the bound: {drawn.choices}"
+
+
+@pytest.mark.parametrize("value", [3, (1,), (1, 2, 3), (-1, 0), (0, -1), (1.0, 0), (True, 0), [1, 0], "1:0"])
+def test_what_is_no_window_is_refused(value: Any) -> None:
+    x = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="a window is two whole numbers from 0 on"):
+        Problem(x, x, x, window=value)
+
+
+def test_a_window_stays_one_as_bytes_and_on_the_way_to_another_process() -> None:
+    from attnspec.adapters.remote.protocol import options_of, problem_of, tensors_of
+
+    problem = shaped(3, 4, window=(2, None))
+    assert Problem.from_bytes(problem.to_bytes()).window == (2, None)
+    said = {name: list(x) if isinstance(x, tuple) else x for name, x in options_of(problem).items()}
+    assert problem_of({"options": said}, tensors_of(problem)).window == (2, None)
+
+
+def test_the_bound_counts_visible_keys() -> None:
+    """A row of 1000 keys that sees three has the bound of a row of three, but for what a sweep may rescale."""
+    few = Case(dtype="float32", i=1, j=3, d=8, seed=3)
+    x = build(few)
+    many = x.replace(
+        k=torch.cat([torch.zeros(x.b, x.k.shape[1], 997, x.d), x.k], 2),
+        v=torch.cat([torch.zeros(x.b, x.v.shape[1], 997, x.e), x.v], 2),
+    )
+    bounds = [solve(p, Dialect()).tolerance("A").bound["o"].max() for p in (x, many.replace(window=(2, 0)), many)]
+    assert bounds[0] <= bounds[1] < 3 * bounds[0] < bounds[2] * 9
+
+
+# BOUNDS
+
+
+def random_case(rng: Generator, dtype: str, values: str) -> Case:
+    """Any level of the factors that change numbers, at sizes that take milliseconds, with a window."""
+    level = {name: options[int(rng.integers(len(options)))] for name, options in LEVELS.items()}
+    level |= {
+        "b": int(rng.integers(1, 3)),
+        "i": int(rng.integers(1, 40)),
+        "dtype": dtype,
+        "values": values,
+        "j": int(rng.choice([0, 1, 2, 17, 33, 50])),
+        "d": int(rng.choice([1, 3, 8, 16, 40])),
+        "window": str(rng.choice(WINDOW.levels[1:])),
+        "wrt": "all",
+    }
+    return fit(Case(**level, seed=int(rng.integers(1 << 16))), resolve(windowed.honest)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_honest_kernels_stay_inside_their_class(dtype: str) -> None:
+    rng, broken, asked = default_rng([62, DTYPES.index(dtype)]), [], 0
+    adapters = {name: resolve(one)[0] for name, (one, _) in windowed.HONEST.items()}
+    for values in LEVELS["values"]:
+        for _ in range(PER_REGIME):
+            case = random_case(rng, dtype, values)
+            assert case.window != "none"
+            problem = build(case)
+            exact = solve(problem, TOP_LEFT)
+            for name, (_, class_) in windowed.HONEST.items():
+                asked += 1
+                for x in judge(adapters[name].run(problem), exact, class_ if dtype in HALF else "A").findings:
+                    broken.append(f"{name}, {x.output}: {x.ratio:.3g} of the bound ({x.kind} {x.message}) {case.token()}")
+    assert asked >= 150
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("off", [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_one_key_too_many_or_too_few_is_outside(off: tuple[int, int]) -> None:
+    """In each dtype, in each output."""
+
+    def attend(*inputs: Any) -> Any:
+        *others, (left, right) = inputs
+        return windowed.honest(*others, (left + off[0], right + off[1]))
+
+    def shifted(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, window_size=None):
+        return attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window_size)
+
+    for dtype in DTYPES:
+        problem = build(Case(dtype=dtype, i=9, j=9, d=8, window="2:2", values="peaked"))
+        found = judge(resolve(shifted)[0].run(problem), solve(problem, TOP_LEFT), "C" if dtype in HALF else "A").findings
+        assert {x.output for x in found} >= {"o", "dq", "dk", "dv"}, (dtype, off)
+
+
+# PARAMETERS
+
+
+def said(signature: str) -> Said | None:
+    scope: dict[str, Any] = {}
+    exec(f"def attend({signature}): ...", scope)
+    from attnspec.adapters.conventions.signature import Signature
+
+    return Signature.of(scope["attend"]).window
+
+
+@pytest.mark.parametrize(
+    ("parameter", "window", "value"),
+    [
+        ("window_size=(-1, -1)", (2, None), (2, -1)),  # flash-attention 2 and 3, torch's varlen_attn, aiter without its third
+        ("window_size=(-1, -1)", (None, 1), (-1, 1)),
+        ("window_size=(None, None)", (2, None), (2, None)),  # flash-attention 4
+        ("window_size=None", (2, None), (2, -1)),  # vLLM's fork, TransformerEngine
+        ("window=None", (2, None), (2, None)),
+        ("local_window_size=None", (3, 1), (3, 1)),  # JAX
+        ("local_window_size=None", (3, None), "no words for a window without a limit"),
+        ("window_left=-1", (3, None), 3),  # FlashInfer
+        ("window_left=-1", (3, 0), "does not limit what is behind"),
+        ("sliding_window=None", (3, None), "without causal it is not known"),
+        ("sliding_window: int = 0", (0, None), "none of them is no window"),
+    ],
+)
+def test_what_a_parameter_is_given(parameter: str, window: Any, value: Any) -> None:
+    found = said(f"q, k, v, {parameter}")
+    assert found is not None
+    if isinstance(value, str):
+        with pytest.raises(Unsupported, match=value):
+            found.value(window, causal=parameter.endswith("= 0"))
+    else:
+        assert found.value(window, causal=False) == value
+
+
+@pytest.mark.parametrize(
+    ("parameter", "pair", "count"),
+    [
+        ("window_size=(-1, -1)", True, "inclusive"),
+        ("window_size=-1", False, ""),
+        ("window: int | None = None", False, ""),
+        ("window: 'tuple[int, int] | None' = None", True, "inclusive"),
+        ("window_left=-1", False, "inclusive"),
+        ("sliding_window=None", False, "total"),
+        ("sliding_window_size=None", False, ""),
+    ],
+)
+def test_what_a_parameter_counts(parameter: str, pair: bool, count: str) -> None:
+    found = said(f"q, k, v, {parameter}")
+    assert found is not None
+    assert (found.pair, found.count) == (pair, count)
+
+
+def test_a_window_that_is_on_by_default_is_turned_off() -> None:
+    def attend(q, k, v, causal=False, sliding_window=4):
+        return q, sliding_window
+
+    (adapter,) = resolve(attend)
+    call = adapter.call(shaped(5, 5, causal=True))
+    assert call.arguments["sliding_window"] is None
+
+
+class Kernel:
+    """One number, counted in one way, beside causal; the alignment is bottom-right."""
+
+    def __init__(self, extra: int) -> None:
+        self.extra = extra
+
+    def __call__(self, q, k, v, causal, window):
+        i, j = q.shape[2], k.shape[2]
+        sides = (-1 if window is None else window - self.extra, 0 if causal else -1)
+        shown = windowed.band(i, j, sides, j - i)
+        if window is not None and sides[0] < 0:
+            shown &= False
+        s = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~shown, -torch.inf)
+        return torch.nan_to_num(s.softmax(-1), 0.0) @ v
+
+
+def of_one_number(name: str, extra: int) -> Any:
+    kernel = Kernel(extra)
+    scope: dict[str, Any] = {"kernel": kernel}
+    exec(f"def attend(q, k, v, causal=False, {name}: int | None = None): return kernel(q, k, v, causal, {name})", scope)
+    return scope["attend"]
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "count", "how"),
+    [
+        ("sliding_window", 1, "total", "promised"),
+        ("window_left", 0, "inclusive", "promised"),
+        ("window_size", 1, "total", "observed"),
+        ("window_size", 0, "inclusive", "observed"),
+    ],
+)
+def test_the_count_is_promised_or_seen(name: str, extra: int, count: str, how: str) -> None:
+    (adapter,) = resolve(of_one_number(name, extra))
+    assert {"window", "causal"} <= set(adapter.offers)
+    assert "window_right" not in adapter.offers
+    subject = meet(adapter, "cpu", {}, None, ("float32",))
+    assert subject.dialect.window_count == count
+    assert subject.sources["window_count"].startswith(how)
+
+
+def test_the_count_of_two_numbers_is_seen() -> None:
+    """A kernel whose two numbers count its own key, behind an adapter that promises nothing."""
+    for count, (left, right) in {"inclusive": (0, 0), "total": (1, 1), "exclusive": (1, 0)}.items():
+
+        class Counting(Adapter):
+            def attend(self, q, k, v, *, window=None, off=(left, right)):
+                sides = (-1, -1) if window is None else tuple(-1 if x is None else x - y for x, y in zip(window, off, strict=True))
+                return windowed.honest(q, k, v, window_size=sides)
+
+        adapter = Counting()
+        assert {"window", "window_right"} <= set(adapter.offers)
+        assert meet(adapter, "cpu", {}, None, ("float32",)).dialect.window_count == count
+
+
+# WHO IS ASKED WHAT
+
+
+def test_who_offers_no_window_is_asked_what_it_was() -> None:
+    class Without(Adapter):
+        offers = frozenset({"mha", "causal", "backward", "mask", "key_padding"})
+
+    cases = array("pairs", Without(), DTYPES)
+    assert all(case.window == "none" for case in cases)
+    subject = meet(resolve(torch.nn.functional.scaled_dot_product_attention)[0], "cpu", {}, None, ("float32",))
+    assert "window_count" not in subject.sources
+
+
+def test_levels_are_read_as_they_are_written() -> None:
+    for level in (*WINDOW.levels, "5:7", ":0"):
+        case = Case(window=level)
+        assert Case.parse(case.token()) == case
+        build(case)
+    assert [meant(x) for x in ("none", "2:1", "2:", ":1", ":")] == [None, (2, 1), (2, None), (None, 1), (None, None)]
+    for wrong in ("2", "-1:0", "a:b", "1:2:3"):
+        with pytest.raises(ValueError, match="window can't be"):
+            Case.parse(f"window={wrong}")
+    assert "window" in inspect.signature(Case).parameters
+
+
+# OTHER PEOPLE'S
+
+
+def test_torchs_flex_attention_agrees() -> None:
+    """Its mask_mod is a window as its documentation writes one; in float32, eager."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    for n, (i, j, (left, right), causal) in enumerate(
+        product((5, 20, 130), (5, 33), ((2, 0), (1, 3), (0, 0), (40, 9)), (False, True))
+    ):
+        offset = j - i
+
+        def mask_mod(b, h, q_idx, kv_idx, left=left, right=right, offset=offset, causal=causal):
+            ahead = kv_idx - q_idx - offset
+            seen = (ahead >= -left) & (ahead <= right)
+            return seen & (ahead <= 0) if causal else seen
+
+        problem = build(Case(dtype="float32", heads="2/2", i=i, j=j, d=16, window=f"{left}:{right}", causal=causal, seed=n))
+        leaves = [x.detach().clone().requires_grad_() for x in (problem.q, problem.k, problem.v)]
+        block_mask = create_block_mask(mask_mod, None, None, i, j, device="cpu")
+        o = flex_attention(*leaves, block_mask=block_mask)
+        exact = solve(problem, Dialect())
+        bound = exact.tolerance("A").bound["o"]
+        shown = ~exact.empty[..., None]
+        assert (np.abs(o.detach().numpy() - exact.o) <= bound + 0 * shown)[np.broadcast_to(shown, bound.shape)].all()
+
+
+def test_jax_agrees() -> None:
+    """Its local_window_size, as two numbers and as one; the window is aligned top-left there."""
+    jax = pytest.importorskip("jax")
+    for left, right, causal in product((0, 1, 3), (0, 2), (False, True)):
+        problem = build(Case(dtype="float32", heads="2/2", i=7, j=9, d=8, window=f"{left}:{right}", causal=causal, wrt="none"))
+        q, k, v = (jax.numpy.asarray(x.numpy().swapaxes(1, 2)) for x in (problem.q, problem.k, problem.v))
+        exact = solve(problem, TOP_LEFT)
+        sizes = [(left, right), left] if left == right or causal else [(left, right)]
+        for size in sizes:
+            o = np.asarray(jax.nn.dot_product_attention(q, k, v, is_causal=causal, local_window_size=size)).swapaxes(1, 2)
+            off = np.abs(o - exact.o)[~exact.empty]
+            assert (off <= exact.tolerance("A").bound["o"][~exact.empty]).all(), (size, causal)
