@@ -107,8 +107,8 @@ def test_the_bound_counts_visible_keys() -> None:
         k=torch.cat([torch.zeros(x.b, x.k.shape[1], 997, x.d), x.k], 2),
         v=torch.cat([torch.zeros(x.b, x.v.shape[1], 997, x.e), x.v], 2),
     )
-    bounds = [solve(p, Dialect()).tolerance("A").bound["o"].max() for p in (x, many.replace(window=(2, 0)), many)]
-    assert bounds[0] <= bounds[1] < 3 * bounds[0] < bounds[2] * 9
+    bounds = [solve(p, Dialect()).tolerance("A").bound["o"].max() for p in (x, many.replace(window=(2, 0)))]
+    assert bounds[0] <= bounds[1] < 1.5 * bounds[0]
 
 
 # BOUNDS
@@ -247,7 +247,7 @@ class Kernel:
 
 def of_one_number(name: str, extra: int) -> Any:
     kernel = Kernel(extra)
-    scope: dict[str, Any] = {"kernel": kernel}
+    scope: dict[str, Any] = {"kernel": kernel, "__name__": __name__}
     exec(f"def attend(q, k, v, causal=False, {name}: int | None = None): return kernel(q, k, v, causal, {name})", scope)
     return scope["attend"]
 
@@ -327,13 +327,12 @@ def test_torchs_flex_attention_agrees() -> None:
             return seen & (ahead <= 0) if causal else seen
 
         problem = build(Case(dtype="float32", heads="2/2", i=i, j=j, d=16, window=f"{left}:{right}", causal=causal, seed=n))
-        leaves = [x.detach().clone().requires_grad_() for x in (problem.q, problem.k, problem.v)]
         block_mask = create_block_mask(mask_mod, None, None, i, j, device="cpu")
-        o = flex_attention(*leaves, block_mask=block_mask)
+        o = flex_attention(problem.q, problem.k, problem.v, block_mask=block_mask)
         exact = solve(problem, Dialect())
         bound = exact.tolerance("A").bound["o"]
-        shown = ~exact.empty[..., None]
-        assert (np.abs(o.detach().numpy() - exact.o) <= bound + 0 * shown)[np.broadcast_to(shown, bound.shape)].all()
+        shown = np.broadcast_to(~exact.empty[..., None], bound.shape)
+        assert (np.abs(o.numpy() - exact.o) <= bound)[shown].all()
 
 
 def test_jax_agrees() -> None:

@@ -127,7 +127,9 @@ class AttendAdapter(Adapter):
         for field in SCALARS:
             asked = (rate or None) if field == "dropout" else given.get(field)
             value = stated.get(field) if asked is None else asked
-            if value is None or (asked is None and constructor.get(field) in self.kwargs):
+            if value is None and (asked is not None or field not in stated):
+                continue
+            if asked is None and constructor.get(field) in self.kwargs:
                 continue
             if field == "window" and asked is not None and (said := self._window()) is not None:
                 value = said.value(asked, problem.causal)

@@ -95,7 +95,7 @@ class FunctionAdapter(Adapter):
         options["enable_gqa"] = True if "enable_gqa" in fields and problem.g != problem.h else None
         for field, asked in options.items():
             value = self.signature.off.get(field) if asked is None else asked
-            if value is None:
+            if value is None and (asked is not None or field not in self.signature.off):
                 continue
             if field == "window" and asked is not None and self.signature.window is not None:
                 value = self.signature.window.value(asked, problem.causal)

@@ -85,7 +85,7 @@ class Signature:
                     off[FIELD_OF[p.name]] = OFF[FIELD_OF[p.name]]
                 if FIELD_OF[p.name] == "window":
                     window = windows.Said.of(p)
-                    if window.off is not None:
+                    if window.on:
                         off["window"] = window.off
             elif p.default is p.empty:
                 required.append(p.name)

@@ -32,14 +32,14 @@ class Said:
 
     pair: it takes (left, right); else a number alone, which limits the past: what is behind the query is then for causal to hide,
     or, under `window_left`, not limited. count: of attnspec.spec.CHOICES["window_count"], or "" where it is not known.
-    unlimited: what says that a side has no limit; "" where nothing does. off: what turns it off where leaving it out does not.
+    unlimited: what says that a side has no limit; "" where nothing does. on: there is a window, or an error, where it is left out.
     """
 
     name: str
     pair: bool
     count: str
     unlimited: Any
-    off: Any = None
+    on: bool = False
 
     @classmethod
     def of(cls, parameter: inspect.Parameter) -> Said:
@@ -53,9 +53,13 @@ class Said:
         unlimited: Any = -1 if any(isinstance(x, int) and x < 0 for x in numbers) else None
         if pair and default is None:  # a pair that is left out says nothing of its sides
             unlimited = "" if parameter.name == "local_window_size" else -1 if parameter.name == "window_size" else None
-        limits = any(isinstance(x, int) and x > 0 for x in numbers) or parameter.default is parameter.empty
-        off = ((unlimited or -1,) * 2 if pair and parameter.default is not parameter.empty else unlimited) if limits else None
-        return cls(parameter.name, pair, "inclusive" if pair else SINGLES.get(parameter.name, ""), unlimited, off)
+        on = any(isinstance(x, int) and x > 0 for x in numbers) or parameter.default is parameter.empty
+        return cls(parameter.name, pair, "inclusive" if pair else SINGLES.get(parameter.name, ""), unlimited, on)
+
+    @property
+    def off(self) -> Any:
+        """What says that there is no window."""
+        return (-1, -1) if self.pair and self.unlimited == -1 else None if self.pair else self.unlimited
 
     def value(self, window: Window, causal: bool) -> Any:
         """What says a window. Raises Unsupported where nothing does."""
