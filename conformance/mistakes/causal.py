@@ -18,14 +18,14 @@ enter, special = CAUSAL.enter, CAUSAL.special
 def other_corner(x: Kernel) -> Wrong:
     """The triangle of the other alignment."""
     corner = "top_left" if x.dialect.causal_alignment == "bottom_right" else "bottom_right"
-    return x.seeing(x.masked & x.triangle(corner=corner))
+    return x.seeing(x.unplaced & x.triangle(corner=corner))
 
 
-enter("causal_one_more", "with causal, each query sees one key too many", lambda x: x.seeing(x.masked & x.triangle(1)), "causal")
-enter("causal_one_less", "with causal, each query sees one key too few", lambda x: x.seeing(x.masked & x.triangle(-1)), "causal")
+enter("causal_one_more", "with causal, each query sees one key too many", lambda x: x.seeing(x.unplaced & x.triangle(1)), "causal")
+enter("causal_one_less", "with causal, each query sees one key too few", lambda x: x.seeing(x.unplaced & x.triangle(-1)), "causal")
 enter("causal_corner", "causal is aligned at the other corner", other_corner, "causal")
-enter("causal_ignored", "causal is ignored", lambda x: x.seeing(x.masked), "causal")
-enter("causal_ignored_with_mask", "causal is ignored beside a mask", lambda x: x.seeing(x.masked), "causal mask")
+enter("causal_ignored", "causal is ignored", lambda x: x.seeing(x.unplaced), "causal")
+enter("causal_ignored_with_mask", "causal is ignored beside a mask", lambda x: x.seeing(x.unplaced), "causal mask")
 
 
 def rows(x: Kernel) -> tuple[Array, Array]:
@@ -36,11 +36,15 @@ def rows(x: Kernel) -> tuple[Array, Array]:
 
 def causal_as(rule: Callable[..., Any]) -> Callable[[Kernel], Wrong]:
     """Another triangle: of the rows (i 1), the last visible keys (i 1) and all keys (j)."""
-    return lambda x: x.seeing(x.masked & rule(*rows(x), np.arange(x.j)))
+    return lambda x: x.seeing(x.unplaced & rule(*rows(x), np.arange(x.j)))
 
 
 special(
-    "causal_ignored_with_bias", "causal is ignored beside a bias", lambda x: x.seeing(x.masked), "causal bias", of="causal_ignored"
+    "causal_ignored_with_bias",
+    "causal is ignored beside a bias",
+    lambda x: x.seeing(x.unplaced),
+    "causal bias",
+    of="causal_ignored",
 )
 special(
     "causal_transposed",
@@ -66,7 +70,7 @@ for n in (16, 32, 64, 128):
     special(
         f"causal_less_{n}",
         f"with causal, each query sees {n} keys too few",
-        lambda x, n=n: x.seeing(x.masked & x.triangle(-n)),
+        lambda x, n=n: x.seeing(x.unplaced & x.triangle(-n)),
         "causal",
         of="causal_one_less",
     )
@@ -78,13 +82,13 @@ for n in (16, 32, 64, 128):
         of="causal_window_of_16",
     )
 special(
-    "mask_or_causal", "a query sees a key if mask or causal allows it", lambda x: x.seeing(x.masked | x.triangle()), "causal mask"
+    "mask_or_causal", "a query sees a key if mask or causal allows it", lambda x: x.seeing(x.unplaced | x.triangle()), "causal mask"
 )
 special(
     "causal_corner_with_mask",
     "causal is aligned at the other corner beside a mask",
     lambda x: x.seeing(
-        x.masked & x.triangle(corner="top_left" if x.dialect.causal_alignment == "bottom_right" else "bottom_right")
+        x.unplaced & x.triangle(corner="top_left" if x.dialect.causal_alignment == "bottom_right" else "bottom_right")
     ),
     "causal mask",
     of="causal_corner",

@@ -220,19 +220,19 @@ def padded(d: int, n: int) -> float:
 special(
     "mask_forgotten_in_backward",
     "backward computes the probabilities without the mask",
-    lambda x: again(x, scores(x, x.triangle() | ~np.bool_(x.problem.causal))),
+    lambda x: again(x, scores(x, x.placed())),
     "do mask",
 )
 special(
     "causal_forgotten_in_backward",
     "backward computes the probabilities without causal",
-    lambda x: again(x, scores(x, x.masked)),
+    lambda x: again(x, scores(x, x.unplaced)),
     "do causal",
 )
 special(
     "causal_less_in_backward",
     "with causal, backward lets each query see one key too few",
-    lambda x: again(x, scores(x, x.masked & x.triangle(-1))),
+    lambda x: again(x, scores(x, x.unplaced & x.triangle(-1))),
     "do causal",
 )
 special(

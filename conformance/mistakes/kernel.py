@@ -15,7 +15,7 @@ from attnspec.reference import dense, solve, to_float64
 from attnspec.reference.stages import heads, maps, softmax
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
-from attnspec.reference.stages.visible import last_visible, right_aligned
+from attnspec.reference.stages.visible import last_visible, reach, right_aligned
 from attnspec.spec import Dialect, Problem
 
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
@@ -44,7 +44,7 @@ class Kernel:
         self.bias: Any = self.given.operand("bias")
         self.scale, self.default_scale = self.given.scale, default_scale(problem.d)
         self.masked = self.full(self.mask)
-        self.allowed = self.masked & self.triangle() if problem.causal else self.masked
+        self.allowed = self.masked & self.placed()
 
         self.kv_head = heads.head_of_query(self.h, max(self.g, 1), dialect.head_grouping)
         self.heads_k, self.heads_v = (heads.per_query_head(x, self.h, dialect.head_grouping) for x in (self.k, self.v))
@@ -65,6 +65,23 @@ class Kernel:
         """The keys that causal lets each query see (i j), `shift` more of them, of `keys` columns."""
         last = last_visible(self.i, self.j, corner or self.dialect.causal_alignment)
         return np.arange(self.j if keys is None else keys) <= last[:, None] + shift
+
+    def band(self, keys: int | None = None) -> Array:
+        """The keys that the window, if there is one, shows to each query (i j), of `keys` columns."""
+        own = last_visible(self.i, self.j, self.dialect.causal_alignment)[:, None]
+        left, right = reach(self.problem.window or (None, None), self.dialect.window_count)
+        ahead = np.arange(self.j if keys is None else keys) - own
+        return (ahead >= -left) & (ahead <= right)
+
+    def placed(self, keys: int | None = None) -> Array:
+        """The keys that causal and window show to each query by their places (i j)."""
+        band = self.band(keys)
+        return band & self.triangle(keys=keys) if self.problem.causal else band
+
+    @property
+    def unplaced(self) -> Array:
+        """The keys that all but causal show (b h i j)."""
+        return self.masked & self.band()
 
     # STEPS
 
@@ -119,17 +136,17 @@ class Kernel:
         return None if getattr(self.dialect, choice) == value else self.on(self.dialect.with_choice(choice, value))
 
     def seeing(self, mask: Array) -> Wrong:
-        """With this (b h i j) in the place of mask and causal; None where it is the same."""
+        """With this (b h i j) in the place of mask, causal and window; None where it is the same."""
         differs = mask != self.allowed
         if self.bias is not None:  # what the bias hides stays hidden
             differs = differs & (self.bias != -inf)
-        return self.on(mask=mask, causal=False) if differs.any() else None
+        return self.on(mask=mask, causal=False, window=None) if differs.any() else None
 
     def with_mask(self, mask: Array | None) -> Wrong:
-        """With another mask beside causal; None where it is none or the same."""
+        """With another mask beside causal and window; None where it is none or the same."""
         if mask is None:
             return None
-        return self.seeing(self.full(mask) & self.triangle() if self.problem.causal else self.full(mask))
+        return self.seeing(self.full(mask) & self.placed())
 
     def with_keys(self, index: Array) -> Wrong:
         """With the keys at `index`, where −1 is a key and value of zeros that is seen; gradients go where they belong.
@@ -137,8 +154,8 @@ class Kernel:
         None where those are all keys, or no other are seen.
         """
         real, mask = index >= 0, self.allowed[..., index]
-        # A causal kernel compares positions, also of what it fills a block with.
-        mask[..., ~real] = self.triangle(keys=len(index))[:, ~real] if self.problem.causal else True
+        # A kernel with causal or a window compares positions, also of what it fills a block with.
+        mask[..., ~real] = self.placed(len(index))[:, ~real]
         changed = np.bincount(index[real], minlength=self.j) != 1
         if not (self.s > -inf)[..., changed].any() and not mask[..., ~real].any():
             return None
@@ -148,7 +165,7 @@ class Kernel:
         along = {"dk": -2, "dv": -2}
         if self.bias is not None and self.bias.shape[-1] == self.j:
             changes["bias"], along["dbias"] = np.where(real, self.bias[..., index], 0.0), -1
-        wrong = self.on(**changes, mask=mask, causal=False)
+        wrong = self.on(**changes, mask=mask, causal=False, window=None)
         for name in along.keys() & wrong.keys():
             each = np.moveaxis(wrong[name], along[name], 0)
             total = np.zeros((self.j, *each.shape[1:]))

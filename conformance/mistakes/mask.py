@@ -106,9 +106,9 @@ def before_scale(x: Kernel, empty: bool) -> Wrong:
 
 
 def after_softmax(x: Kernel) -> Wrong:
-    """Probabilities of all keys that causal shows, of which those that the mask hides are zeroed."""
+    """Probabilities of all keys that causal and window show, of which those that the mask hides are zeroed."""
     s = x.scores()
-    s = np.where(x.triangle(), s, -inf) if x.problem.causal else s
+    s = np.where(x.placed(), s, -inf)
     return x.with_weights(np.where(x.allowed, weights(s), 0.0)) if not x.allowed.all() else None
 
 

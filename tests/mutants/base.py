@@ -30,6 +30,7 @@ FAMILIES = (
     "dtype",
     "error",
     "mode",
+    "window",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
 
@@ -124,12 +125,13 @@ def mutant(
     kind: str = "function",
     raw: bool = False,
     witness: Callable[[Any], bool] | None = None,
+    signed: Callable[..., Callable[..., Tensor]] = with_sdpa_signature,
 ) -> Callable[[Any], Any]:
     """Enter a mutant in MUTANTS, under its own name and with the first line of its docstring as description.
 
     kind "function": a function of one ``Call``, or a class whose objects are such functions (one object for each make, so
     that it may keep state). Invalid arguments are refused by all but the family "error". "module", "liar" and whatever is
-    `raw`: the thing itself is handed out as it is.
+    `raw`: the thing itself is handed out as it is. signed: makes a function with other parameters of one of a call.
     """
 
     def enter(faulty: Any) -> Any:
@@ -141,7 +143,7 @@ def mutant(
             if raw or kind != "function":
                 return faulty
             attend = faulty() if isinstance(faulty, type) else faulty
-            made = with_sdpa_signature(attend, checked=family != "error")
+            made = signed(attend, checked=family != "error")
             made.__name__ = made.__qualname__ = name
             return made
 
