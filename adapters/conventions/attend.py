@@ -125,7 +125,7 @@ class AttendAdapter(Adapter):
         rate = problem.dropout if problem.training or "training" in forward or (self.module and "dropout" not in forward) else 0.0
         stated = {**self.constructor.off, **self.forward.off}
         for field in SCALARS:
-            asked = (rate or None) if field == "dropout" else given.get(field)
+            asked: Any = (rate or None) if field == "dropout" else given.get(field)
             value = stated.get(field) if asked is None else asked
             if value is None and (asked is not None or field not in stated):
                 continue

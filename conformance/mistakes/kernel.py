@@ -69,7 +69,7 @@ class Kernel:
     def band(self, keys: int | None = None) -> Array:
         """The keys that the window, if there is one, shows to each query (i j), of `keys` columns."""
         own = last_visible(self.i, self.j, self.dialect.causal_alignment)[:, None]
-        left, right = reach(self.problem.window or (None, None), self.dialect.window_count)
+        left, right = reach(self.problem.window, self.dialect.window_count)
         ahead = np.arange(self.j if keys is None else keys) - own
         return (ahead >= -left) & (ahead <= right)
 

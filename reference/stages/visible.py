@@ -58,9 +58,9 @@ def windowed(given: Given) -> Array | None:
     return (given.positions >= own - left) & (given.positions <= own + right)
 
 
-def reach(window: tuple[int | None, int | None], count: str) -> tuple[float, float]:
+def reach(window: tuple[int | None, int | None] | None, count: str) -> tuple[float, float]:
     """How far a window reaches before and behind the query, ends included, whatever its numbers count."""
-    left, right = (np.inf if side is None else side for side in window)
+    left, right = (np.inf if side is None else side for side in window or (None, None))
     return left - (count != "inclusive"), right - (count == "total")
 
 
