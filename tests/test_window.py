@@ -15,7 +15,10 @@ from random_problems import WINDOWS, draw, share
 
 from attnspec.adapters import Adapter, Unsupported, resolve
 from attnspec.adapters.conventions.windows import Said
+from attnspec.conformance import check
 from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.mistakes.power import multiple
+from attnspec.conformance.mistakes.window import WINDOW as MISTAKES
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
@@ -307,6 +310,63 @@ def test_levels_are_read_as_they_are_written() -> None:
         with pytest.raises(ValueError, match="window can't be"):
             Case.parse(f"window={wrong}")
     assert "window" in inspect.signature(Case).parameters
+
+
+# MISTAKES
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_canonical_mistake_of_a_window_is_shown(dtype: str) -> None:
+    """By at least four problems of the smaller array in each dtype, in the class that it must hold."""
+    adapter = resolve(windowed.honest)[0]
+    canonical = {name for name, one in MISTAKES.mistakes.items() if not one.special}
+    shown = dict.fromkeys(canonical - {"window_count_inclusive"}, 0)  # which is right
+    for case in array("pairs", adapter, (dtype,)):
+        if case.window == "none" or case.wrt == "none":
+            continue
+        problem = build(case)
+        exact = solve(problem, TOP_LEFT)
+        for name in shown:
+            wrong = MISTAKES.mistakes[name].wrong(problem, TOP_LEFT, exact)
+            shown[name] += wrong is not None and multiple(wrong, exact, "C" if dtype in HALF else "A") > 1
+    assert min(shown.values()) >= 4, shown
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_each_mistake_of_a_window_can_show(causal: bool) -> None:
+    """None of them is another name of the right answer, and each gives what has the form of one."""
+    left = set(MISTAKES.mistakes)
+    for dialect in (TOP_LEFT, Dialect(), Dialect(window_count="total")):
+        for token in (*EACH, "i=140,window=2:1"):
+            problem = build(Case.parse(token + (",causal=True" if causal else "")))
+            exact = solve(problem, dialect)
+            for name, one in MISTAKES.mistakes.items():
+                wrong = one.wrong(problem, dialect, exact)
+                left -= {name} if wrong is not None and multiple(wrong, exact, "A") > 1 else set()
+    of_causal = {name for name in left if "causal" in name}
+    unseen_beside_causal = {"window_right_one_more", "window_right_ignored", "window_right_on_both_sides"} if causal else set()
+    assert left <= of_causal | unseen_beside_causal
+
+
+EACH = (
+    "i=9,window=2:1",
+    "i=40,window=3:",
+    "i=9,j=3,window=:4",
+    "i=3,j=9,window=9:9",
+    "i=3,j=9,window=1:,mask=padding",
+    "i=70,window=3:0,mask=padding,bias=ij",
+    "i=1,j=20,window=2:0",
+    "i=9,window=0:0",
+    "i=9,j=3,window=5:1",
+)
+
+
+def test_a_kernel_that_counts_otherwise_than_it_promises_is_told_how() -> None:
+    """The failure says which count the answers are exactly those of, and how to declare it."""
+    kernel = of_one_number("window_left", 1)  # promised to be inclusive
+    result = check(kernel, clauses="WINDOW-2", dtypes="float32", search=False, isolate=False)
+    assert "WINDOW-2" in result.broken
+    assert "window_count=" in str(result)
 
 
 # OTHER PEOPLE'S

@@ -53,15 +53,15 @@ def names_to_print(cost: dict[str, float]) -> tuple[str, ...]:
 
 
 def other_choice(diagnosis: Diagnosis | None, dialect: Dialect) -> str:
-    """'choice=value' where the one mistake that explains a failure is to follow another choice than the subject's, else ''."""
+    """'choice=value' where the one mistake that explains a failure is to follow another choice than the subject's, else ''.
+
+    Of two values of one choice that nothing offered tells apart, the first.
+    """
     names = {MISTAKES[name].of or name for name in diagnosis.best} if diagnosis is not None and diagnosis.whole else set()
-    if len(names) != 1:
-        return ""
-    name = names.pop()
     for choice in CHOICES.values():
-        for value in choice.values:
-            if name == choice.mistake_of(value) and value != getattr(dialect, choice.name):
-                return f"{choice.name}={value}"
+        others = {choice.mistake_of(value): value for value in reversed(choice.values) if value != getattr(dialect, choice.name)}
+        if names and names <= others.keys():
+            return f"{choice.name}={[value for name, value in others.items() if name in names][-1]}"
     return ""
 
 
