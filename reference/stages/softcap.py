@@ -19,7 +19,7 @@ def cap_of(given: Given) -> float:
 def quotient(a: Arithmetic) -> float:
     """The absolute error of tanh y from exponentials, such as 1 − 2/(E + 1) or 2·sigmoid(2y) − 1, with E = exp 2y.
 
-    Where E is off by the factor 1 + ε, 2/(E + 1) is off by 2Eε/(E + 1)² ≤ ε/2; the sum, the quotient and the difference are rounded.
+    Where E is off by the factor 1 + ε, 2/(E + 1) is off by 2Eε/(E + 1)² ≤ ε/2; sum, quotient and difference are rounded.
     """
     return a.rescale / 2 + 4 * a.u_acc
 
