@@ -79,9 +79,9 @@ def judge(case: Case, asked: Callable[[Case], Iterator[Part]] | None = None) -> 
         if "qk_matmul_output" in case.outputs:
             f = exact.forward
             product[items] = 0.0 if mode == PROBABILITIES else -inf  # of keys that no query sees
-            product[items][..., : problem.j] = {RAW: f.z, CAPPED: f.scores[problem.softcap is not None], PROBABILITIES: f.p}.get(
-                mode, np.where(f.visible, f.s, -inf)
-            )
+            capped = f.scores[problem.softcap is not None]
+            seen = {RAW: f.z, CAPPED: capped, PROBABILITIES: f.p}.get(mode, np.where(f.visible, f.s, -inf))
+            product[items][..., : problem.j] = seen
             if mode == PROBABILITIES:  # one-hot values read them out, with a bound
                 each = torch.eye(problem.j).to(problem.dtype).expand(*problem.v.shape[:-1], problem.j)
                 probabilities = case.outputs["qk_matmul_output"][items]
