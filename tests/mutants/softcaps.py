@@ -414,7 +414,14 @@ class SoftcapIgnoredInBackwardBesideBias(Honest):
 # CALL AFTER CALL
 
 
-@capped("SOFTCAP-9", "Dao-AILab/flash-attention#2402")
+def caps_mixed(attend: Callable[..., Tensor]) -> bool:
+    """Whether a call with another cap, or without one, gives what an earlier one with a cap gave."""
+    x = torch.linspace(-3, 3, 24).reshape(1, 1, 3, 8)
+    first, *later = (attend(x, x, x, softcap=cap) for cap in (0.7, 50.0, None))
+    return any(torch.equal(first, other) for other in later)
+
+
+@capped("SOFTCAP-9", "Dao-AILab/flash-attention#2402", witness=caps_mixed)
 class SoftcapOfFirstCall(Honest):
     """A kernel is kept for each shape and dtype with the cap that it was compiled for."""
 
@@ -427,7 +434,7 @@ class SoftcapOfFirstCall(Honest):
         return own if own == inf else self.compiled.setdefault(key, own)
 
 
-@capped("SOFTCAP-9")
+@capped("SOFTCAP-9", witness=caps_mixed)
 class SoftcapStays(Honest):
     """A call without a cap has that of the last call in its shape that had one."""
 
