@@ -72,7 +72,7 @@ def remember(problem: Problem, dialect: Any, keep: np.ndarray | None = None, ora
     parts = [getattr(problem, name) for name in ("q", "k", "v", "mask", "bias", "do")]
     same = tuple(next(n for n, other in enumerate(parts) if other is x) for x in parts)
     key = (same, tuple(map(digest, parts)), problem.causal, problem.scale, problem.dropout, problem.training, problem.wrt)
-    key = (*key, dialect, None if keep is None else keep.tobytes(), oracle)
+    key = (*key, problem.softcap, dialect, None if keep is None else keep.tobytes(), oracle)
     if key in _kept:
         return replace(_kept[key], problem=problem)  # in its own strides
     # Of a copy: a test may write to the tensors of its problem.

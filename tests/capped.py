@@ -102,7 +102,15 @@ def kernel(attend: Attend, after: bool = False, tanh: Tanh = torch.tanh, half_al
         plan = prepare(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         own = torch.tanh if half_alone and wide(query.dtype) == query.dtype else tanh
         return attend(
-            query, key, value, Capped(**{f.name: getattr(plan, f.name) for f in fields(plan)}, cap=softcap, after=after, tanh=own)
+            query,
+            key,
+            value,
+            Capped(
+                **{f.name: getattr(plan, f.name) for f in fields(plan)},
+                cap=softcap if softcap and softcap > 0 else None,
+                after=after,
+                tanh=own,
+            ),
         )
 
     run.__doc__ = attend.__doc__

@@ -19,9 +19,6 @@ from onnx import helper
 from onnx.backend.test.case import node as suite
 from onnx.reference import ReferenceEvaluator
 
-from attnspec.reference import to_float64
-from attnspec.reference.stages.heads import per_query_head
-from attnspec.reference.stages.scores import default_scale, scores
 from attnspec.spec import Dialect, Problem
 
 PLAIN = Dialect("top_left")
@@ -61,8 +58,7 @@ class Case:
     @property
     def foreign(self) -> str:
         """What the case asks that the spec has no word for; empty where it can be asked as it is."""
-        asked = ("soft cap", self.softcap > 0), ("window", max(self.windows) >= 0)
-        return " and ".join(what for what, there in asked if there)
+        return "window" if max(self.windows) >= 0 else ""
 
     # ITS TENSORS: heads apart, the cache in front of the keys, the mask as long as they are
 
@@ -119,7 +115,8 @@ class Case:
             mask = tensor((mask if mask.shape[0] == 1 else mask[some])[..., :keys])
             options["mask" if mask.dtype == torch.bool else "bias"] = mask
         k, v = self.k[some, :, :keys], self.v[some, :, :keys]
-        return Problem(tensor(self.q[some]), tensor(k), tensor(v), scale=self.attributes.get("scale"), **options)
+        scale, softcap = self.attributes.get("scale"), self.softcap or None
+        return Problem(tensor(self.q[some]), tensor(k), tensor(v), scale=scale, softcap=softcap, **options)
 
     # HOW IT IS JUDGED
 
@@ -206,7 +203,7 @@ def parts(case: Case) -> Iterator[Part]:
 
 
 def written_out(case: Case) -> Iterator[Part]:
-    """A case with a window or a soft cap, with that written out by hand: positions as a mask, the cap as a bias.
+    """A case with a window, with that written out by hand: positions as a mask.
 
     It shows that nothing else in the case disagrees. Of the feature it shows only that we read its text as they do.
     """
@@ -224,11 +221,6 @@ def written_out(case: Case) -> Iterator[Part]:
         seen &= np.arange(problem.j) < np.reshape(case.lengths, (-1, 1, 1, 1))
     mask = torch.from_numpy(seen)
     problem = problem.replace(mask=mask if problem.mask is None else problem.mask & mask)
-    if case.softcap > 0:
-        k = per_query_head(to_float64(problem.k), problem.h, "blocked")
-        z = scores(to_float64(problem.q), k, problem.scale or default_scale(problem.d))
-        capped = torch.from_numpy(case.softcap * np.tanh(z / case.softcap) - z)
-        problem = problem.replace(bias=capped if problem.bias is None else problem.bias + capped)
     yield slice(None), problem, PLAIN
 
 

@@ -20,9 +20,9 @@ from attnspec.conformance import check
 from attnspec.conformance.problems import array as arrays
 from attnspec.conformance.problems.array import array, core_rows
 from attnspec.conformance.problems.arrays import make
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.coverage import Space, share_in_words
-from attnspec.conformance.problems.extension import Extension
+from attnspec.conformance.problems.extension import EXTENSIONS, Extension
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
 from attnspec.conformance.problems.reduce import descend, simpler, stripped
@@ -152,7 +152,9 @@ def test_a_level_stands_for_itself_first_and_a_value_for_one_level() -> None:
 
 def test_the_factors_of_a_case_are_those_of_the_arrays() -> None:
     """In the header of the files, which `read` compares, and in Case; the first level is the default."""
-    assert [f.name for f in fields(Case)] == [*LEVELS, "seed", "numbers"]
+    own = {name for extension in EXTENSIONS for name in extension.levels}
+    assert [f.name for f in fields(Case) if f.name not in own] == [*LEVELS, "seed", "numbers"]
+    assert own == {name for name, factor in FACTORS.items() if factor.array not in ("", "core")}
     for name, levels in LEVELS.items():
         assert getattr(Case(), name) == levels[0]
         assert len(set(levels)) == len(levels)
@@ -214,6 +216,25 @@ def test_an_extension_meets_what_it_names(name: str, strength: int, with_an_exte
         held = {tuple(level_of(factor, getattr(case, factor)) for factor in factors) for case in rows}
         assert held >= set(product(*(levels[factor] for factor in factors))), factors
     assert {case.i for case in rows} >= {1, 3, 17}  # what it does not name takes its levels in turn
+
+
+@pytest.mark.parametrize(("name", "strength"), make.STRENGTH.items())
+@pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda extension: extension.name)
+def test_each_array_that_there_is_meets_what_it_names(extension: Extension, name: str, strength: int) -> None:
+    """All of its combinations that make sense: what is not in them nobody asks."""
+    levels = extension.all_levels
+    rows = arrays.read(arrays.ARRAYS / extension.name, name, levels)
+    space = Space.of(Everything(), DTYPES)
+    for factors in extension.meetings(strength):
+        held = {tuple(level_of(f, getattr(case, f)) if f in LEVELS else getattr(case, f) for f in factors) for case in rows}
+        met = [f for f in factors if f in LEVELS]
+        for levels_of in product(*(levels[factor] for factor in factors)):
+            chosen = dict(zip(factors, levels_of, strict=True))
+            if all(
+                space.pairs[a, b][LEVELS[a].index(chosen[a]), LEVELS[b].index(chosen[b])]
+                for a, b in combinations(sorted(met, key=list(LEVELS).index), 2)
+            ):
+                assert levels_of in held, (factors, levels_of)
 
 
 # COVERAGE

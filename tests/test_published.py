@@ -27,7 +27,7 @@ ONNX = find_spec("onnx") is not None
 needs_onnx = pytest.mark.skipif(not ONNX, reason="the package onnx is not installed")
 if ONNX:
     import onnx
-    from onnx_cases import PLAIN, PROBABILITIES, RAW, WITH_BIAS, Case, Part, evaluate, parts, published, written_out
+    from onnx_cases import CAPPED, PLAIN, PROBABILITIES, RAW, WITH_BIAS, Case, Part, evaluate, parts, published, written_out
 
 
 def four(x: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def lifted(mask: Tensor | None) -> Tensor | None:
 # THE ONNX CASES
 
 # opset: agree, explained, not applicable, repeated as the graph of the function
-TABLE = {23: (59, 0, 10, 69), 24: (13, 0, 0, 13), 25: (1, 0, 10, 11)}
+TABLE = {23: (69, 0, 0, 69), 24: (13, 0, 0, 13), 25: (1, 0, 10, 11)}
 VERSION = "1.23."  # of the package that the table is for
 EXPLAINED: dict[str, str] = {}  # name: why it differs, and what gives its numbers
-FOREIGN = {"soft cap": 10, "window": 9, "soft cap and window": 1}  # the spec has no word for it
+FOREIGN = {"window": 10}  # the spec has no word for it
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def judge(case: Case, asked: Callable[[Case], Iterator[Part]] | None = None) -> 
         if "qk_matmul_output" in case.outputs:
             f = exact.forward
             product[items] = 0.0 if mode == PROBABILITIES else -inf  # of keys that no query sees
-            product[items][..., : problem.j] = {RAW: f.z, PROBABILITIES: f.p}.get(mode, np.where(f.visible, f.s, -inf))
+            capped = f.scores[problem.softcap is not None]
+            seen = {RAW: f.z, CAPPED: capped, PROBABILITIES: f.p}.get(mode, np.where(f.visible, f.s, -inf))
+            product[items][..., : problem.j] = seen
             if mode == PROBABILITIES:  # one-hot values read them out, with a bound
                 each = torch.eye(problem.j).to(problem.dtype).expand(*problem.v.shape[:-1], problem.j)
                 probabilities = case.outputs["qk_matmul_output"][items]
@@ -89,8 +91,7 @@ def judge(case: Case, asked: Callable[[Case], Iterator[Part]] | None = None) -> 
     for name, whole in {"present_key": case.k, "present_value": case.v}.items():
         if name in case.outputs and not np.array_equal(case.outputs[name], whole):
             findings.append(f"{name} is not the cache and the new ones behind it")
-    # Capped scores are nothing of ours.
-    ours = mode in (RAW, WITH_BIAS, PROBABILITIES) and "qk_matmul_output" in case.outputs
+    ours = mode in (RAW, CAPPED, WITH_BIAS, PROBABILITIES) and "qk_matmul_output" in case.outputs
     if ours and not case.accepts(product, case.outputs["qk_matmul_output"]):
         findings.append("our scores or probabilities are outside its tolerance")
     return Verdict(case, worst, tuple(findings))

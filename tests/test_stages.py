@@ -44,6 +44,9 @@ class Cap:
     def slope_rounding(self, a: Arithmetic) -> float:
         return 8 * a.u_acc + 6 * a.u_s
 
+    def detour(self, given: Given) -> float:
+        return CAP
+
     def rounding(self, a: Arithmetic) -> tuple[float, ...]:
         return 4 * a.u_acc, 3 * a.u_s
 

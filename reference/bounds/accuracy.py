@@ -95,8 +95,8 @@ def arithmetic(class_: str, dtype: str) -> Arithmetic:
     half = dtype in ("float16", "bfloat16")
     flash = wide
     if half:
-        # A short polynomial for exp2 is legal once probabilities are rounded to a half type; not in the rescale, where it compounds.
-        # So is the tanh of one instruction.
+        # A short polynomial for exp2 is legal once probabilities are rounded to a half type, and so is the tanh of one instruction;
+        # not in the rescale, where it compounds.
         flash = replace(wide, u_mma=u, eta_mma=eta, exp=2.0**-13, tanh=TANH_APPROX)
     if class_ == "B":
         return flash

@@ -280,7 +280,8 @@ def through_slopes(x: Tile, ds: Array, error: Array, a: Arithmetic) -> tuple[Arr
         error = (np.abs(slope) + off) * error + off * ds
         ds = np.abs(slope) * ds
         whole = slope if whole is None else whole * slope
-        error = error + (kappa(2, a.u_acc) + a.u_s) * (ds + error) + a.eta_acc + a.eta_s
+        error = error + (kappa(2, a.u_acc) + a.u_s) * (ds + error)
+        error = error + (1 + 2 / one.detour(x.given)) * (a.eta_acc + a.eta_s)  # what underflows before it is divided
     return ds, error, of_maps, whole
 
 

@@ -32,6 +32,9 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
             row = row | (x.abs_q > most).any(-1) | (f.visible & over[:, :, None]).any(-1)
             reach = reach | over.any(-1, keepdims=True)  # a hidden key meets a dS of zero
         if x.backward is not None and x.do is not None:
+            for one, of_map in zip(x.maps, x.backward.dscores[1:], strict=True):
+                if (detour := one.detour(x.given)) > 1:
+                    reach = reach | (detour * np.abs(of_map).max(-1, initial=0.0) > (largest if a.u_s else inside))
             ds = scale * np.abs(x.backward.dz)
             reach = reach | (ds.max(-1, initial=0.0) > (largest if a.u_s else inside))
             unscaled = max(1.0, scale) * np.abs(x.backward.dz)

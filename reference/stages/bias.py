@@ -38,6 +38,10 @@ class Bias:
         """0."""
         return 0.0
 
+    def detour(self, given: Given) -> float:
+        """1."""
+        return 1.0
+
     def rounding(self, a: Arithmetic) -> tuple[float, ...]:
         """The sum is rounded, and stored by the eager classes."""
         return a.u_acc, a.u_s

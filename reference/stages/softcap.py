@@ -19,7 +19,7 @@ def cap_of(given: Given) -> float:
 def quotient(a: Arithmetic) -> float:
     """The absolute error of tanh y from exponentials, such as 1 − 2/(E + 1) or 2·sigmoid(2y) − 1, with E = exp 2y.
 
-    Where E is off by the factor 1 + ε, 2/(E + 1) is off by 2Eε/(E + 1)² ≤ ε/2; the sum, the quotient and the difference are rounded.
+    Where E is off by the factor 1 + ε, 2/(E + 1) is off by 2Eε/(E + 1)² ≤ ε/2; sum, quotient and difference are rounded.
     """
     return a.rescale / 2 + 4 * a.u_acc
 
@@ -64,6 +64,10 @@ class Softcap:
         """1 − t² from a t that is off by δ is off by 2δ + δ², and t² and the difference are rounded, and stored."""
         off = a.tanh + 4 * a.u_acc + 2 * a.u_s + quotient(a)
         return 2 * off + off**2 + 2 * a.u_acc + 2 * a.u_s
+
+    def detour(self, given: Given) -> float:
+        """c: the autograd of c·tanh(z/c) multiplies by it and divides by it."""
+        return cap_of(given)
 
     def constant(self, given: Given, a: Arithmetic) -> Array:
         """What is not: tanh from exponentials, and y, t and c·t where they underflow."""

@@ -47,6 +47,9 @@ class ScoreMap(Protocol):
     def slope_rounding(self, a: Arithmetic) -> float:
         """What rounding adds to the error of f′(z)."""
 
+    def detour(self, given: Given) -> float:
+        """What the gradient of f(z) may be multiplied by before it meets f′, and divided by afterwards; 1 for nothing."""
+
     def rounding(self, a: Arithmetic) -> tuple[float, ...]:
         """What rounding adds to the error of f(z), as multiples of |f(z)|: for each operation one."""
 

@@ -20,6 +20,7 @@ FAMILIES = (
     "scale",
     "shape",
     "heads",
+    "softcap",
     "softmax",
     "empty",
     "dropout",

@@ -76,6 +76,14 @@ SPECIAL = (
     Case(i=8, j=8, heads="8/2", d=16),
     Case(b=3, i=8, j=129, d=64, heads="3/3"),
     Case(i=2, j=5, values="large", bias="bhij", biases="inf"),
+    *(
+        Case(i=3, j=5, softcap=cap, heads=heads, bias=bias)
+        for cap in (0.7, 3.1)
+        for heads in ("2/2", "4/2")
+        for bias in ("none", "ij")
+    ),
+    Case(i=1, j=9, softcap=0.7, bias="bhij", heads="2/2"),
+    Case(i=3, j=40, softcap=0.7, values="large"),
     *(Case(b=2, i=3, j=4, heads="3/3", bias=form, biases=kind) for form in LEVELS["bias"] for kind in LEVELS["biases"]),
     *(Case(b=2, i=3, j=4, heads="3/3", mask=form) for form in LEVELS["mask"]),
     *(Case(dtype=dtype, i=5, j=65, d=40, heads="4/2", values=values) for dtype in DTYPES for values in LEVELS["values"]),
