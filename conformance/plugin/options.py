@@ -15,7 +15,7 @@ from zlib import crc32
 
 import pytest
 
-from attnspec.adapters.remote.process import COMMAND, WORKER, Process
+from attnspec.adapters.remote.process import COMMAND, Process, worker
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec.words import CLASSES
@@ -150,7 +150,7 @@ def apart(config: pytest.Config) -> Any:
             raise pytest.UsageError("--isolate needs Linux or macOS; leave it out here, and the kernel runs in this process")
         return None
     debugged = option("usepdb", False) or option("trace", False)  # a debugger has to be where the kernel is
-    return None if option("--in-process") or (debugged and not option("--isolate")) else Process(WORKER)
+    return None if option("--in-process") or (debugged and not option("--isolate")) else Process(worker())
 
 
 def isolated_as(option: Callable[[str], Any], kwargs: Any, record: Any, process: Any = None) -> list[Any]:
