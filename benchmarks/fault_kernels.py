@@ -179,6 +179,7 @@ KERNELS = [
         "20 sleeping daemon threads a call",
         "weak",
         replace(RIGHT, says=("still running after the last call",)),
+        isolated=RIGHT,
         each="[threading.Thread(target=time.sleep, args=(1000,), daemon=True).start() for _ in range(20)]",
     ),
     Fault(
@@ -203,6 +204,7 @@ KERNELS = [
         "a daemon thread that spins",
         "weak",
         replace(RIGHT, says=("still running after the last call",)),
+        isolated=RIGHT,
         top="def spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()",
     ),
     Fault(

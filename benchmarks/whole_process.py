@@ -68,24 +68,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--impl", default="sdpa-math")
+    parser.add_argument("--tiers", nargs="*", default=["smoke", "standard"])
     options = parser.parse_args()
-    rows: list[tuple[str, list[str]]] = []
-    for tier, array in (("smoke", "pairs"), ("standard", "triples")):
-        rows.append((f"attnspec --tier {tier}", [sys.executable, "-m", "pytest", "-q", f"--impl={options.impl}", f"--tier={tier}"]))
-        rows.append(
-            (f"gradcheck + assert_close, {array}", [sys.executable, "-c", ALTERNATIVE.format(impl=options.impl, array=array)])
-        )
-    rows.append(("import torch", [sys.executable, "-c", "import torch"]))
+    rows = {"import torch": [sys.executable, "-c", "import torch"]}
+    for tier in options.tiers:
+        command = [sys.executable, "-m", "pytest", "-q", f"--impl={options.impl}", f"--tier={tier}"]
+        rows[f"attnspec --tier {tier}"] = command
+        rows[f"attnspec --tier {tier} --in-process"] = [*command, "--in-process"]
+        array = {"smoke": "pairs"}.get(tier, "triples")
+        rows[f"gradcheck + assert_close, {array}"] = [sys.executable, "-c", ALTERNATIVE.format(impl=options.impl, array=array)]
+    # All of them in each round: the machine is as busy for one as for the other.
+    rounds = [{name: measure(command) for name, command in rows.items()} for _ in range(options.runs)]
+    unit = statistics.median(one["import torch"][0] for one in rounds)  # the figure that a reader can compare
     print(f"{'whole process':36}{'seconds (min / median / max)':>32}{'× import torch':>16}{'peak MiB':>10}{'exit':>6}")
-    unit = 0.0  # what import torch takes on this machine now: the figure that a reader can compare
-    for name, command in reversed(rows):
-        runs = [measure(command) for _ in range(options.runs)]
-        seconds = sorted(run[0] for run in runs)
-        unit = unit or statistics.median(seconds)
+    for name in rows:
+        seconds = sorted(one[name][0] for one in rounds)
         print(
             f"{name:36}{f'{seconds[0]:.1f} / {statistics.median(seconds):.1f} / {seconds[-1]:.1f}':>32}"
-            f"{statistics.median(seconds) / unit:>16.1f}{max(run[1] for run in runs):>10.0f}{runs[-1][2]:>6}"
+            f"{statistics.median(seconds) / unit:>16.1f}{max(one[name][1] for one in rounds):>10.0f}{rounds[-1][name][2]:>6}"
         )
+    for tier in options.tiers:
+        own = f"attnspec --tier {tier}"
+        pairs = ", ".join(f"{one[own][0] / one[f'{own} --in-process'][0]:.2f}" for one in rounds)
+        print(f"{tier}: a process of its own takes {pairs} times one process, round by round")
+    print("peak MiB is that of the larger process")
 
 
 if __name__ == "__main__":

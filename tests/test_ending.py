@@ -89,7 +89,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def apart(*options: str, python: str = "", wrap: str = "", timeout: float = 240) -> subprocess.CompletedProcess:
     """`python -m pytest` with these options in a process of its own, in this folder. wrap: a shell command before it."""
-    command = [sys.executable, "-m", "pytest", *QUICK, *options]
+    command = [sys.executable, "-m", "pytest", "--in-process", *QUICK, *options]
     if wrap:
         command = ["bash", "-c", f'{wrap} exec "$@"', "bash", *command]
     return subprocess.run(

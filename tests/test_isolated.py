@@ -397,3 +397,60 @@ def test_a_keeper_that_is_killed_is_started_again(kernel: str) -> None:
     assert adapter.ask(problem(1)).refusal is None
     assert adapter.peer.process is not process
     adapter.close()
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
+def test_a_run_that_is_ended_leaves_its_file_and_no_process(by: str, tmp_path: Path) -> None:
+    """What was judged is in the file; with a signal that can be caught its end says what came."""
+    source = "import time, torch\n\n\ndef attend(q, k, v):\n    time.sleep(0.02)\n"
+    source += "    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v\n"
+    (tmp_path / "kernel.py").write_text(source)
+    # Who starts us in the background or with nohup lets us ignore two of these, and what we start would ignore them, too.
+    start = "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "signal.signal(signal.SIGHUP, signal.SIG_DFL); sys.exit(pytest.main())"
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "-p",
+        "no:cacheprovider",
+        "--tier=smoke",
+        "--impl=kernel.py:attend",
+        "--verdicts=v.jsonl",
+    ]
+    file = tmp_path / "v.jsonl"
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "CI": "true"}
+    ) as run:
+        try:
+            while not file.exists() or '"kind": "cell"' not in file.read_text():
+                assert run.poll() is None
+                time.sleep(0.05)
+            of_it = below(run.pid)
+            run.send_signal(getattr(signal, by))
+            assert run.wait(30) != 0
+        finally:
+            run.kill()
+    assert len(of_it) == 2  # the keeper, and what it keeps
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    if by != "SIGKILL":
+        assert lines[-1]["kind"] == "interrupted"
+        assert ("Ctrl-C" if by == "SIGINT" else by) in lines[-1]["reason"]
+    for _ in range(200):  # they die with it, which takes a moment
+        if not any(alive(process) for process in of_it):
+            return
+        time.sleep(0.05)
+    pytest.fail("a process goes on")
+
+
+def below(process: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    found = [int(x) for task in Path(f"/proc/{process}/task").iterdir() for x in (task / "children").read_text().split()]
+    return [*found, *(other for one in found for other in below(one))]
+
+
+def alive(process: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except OSError:
+        return False

@@ -167,7 +167,8 @@ def test_the_words_of_the_schema_are_those_of_the_spec(schema):
 
 
 def test_a_killed_run_leaves_a_valid_prefix(here, schema):
-    done = apart("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE", "--verdicts=v.jsonl", cwd=here, ENDS="kill")
+    options = ("--impl=kernels.py:attend", "--in-process", "--tier=smoke", "--clauses=SHAPE", "--verdicts=v.jsonl")
+    done = apart(*options, cwd=here, ENDS="kill")
     assert done.returncode == -9, done.stdout
     found = valid(here / "v.jsonl", schema)
     assert {line["kind"] for line in found} >= {"header", "cell"}
@@ -220,7 +221,8 @@ def test_workers_write_what_one_process_writes(here, schema):
 
 
 def test_a_worker_that_dies_leaves_an_incomplete_file(here, schema):
-    options = ("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE", "--verdicts=v.jsonl", "-n1", "--max-worker-restart=0")
+    options = ("--impl=kernels.py:attend", "--tier=smoke", "--clauses=SHAPE", "--verdicts=v.jsonl")
+    options += ("--in-process", "-n1", "--max-worker-restart=0")
     done = apart(*options, cwd=here, ENDS="kill at nothing")
     assert done.returncode == 1
     found = valid(here / "v.jsonl", schema)

@@ -89,7 +89,7 @@ def test_two_workers_write_the_file_of_one_process(impl: str, code: int, clauses
 
 def test_a_worker_that_dies_is_not_asked_the_same_again(tmp_path: Path) -> None:
     """The test in which it died is lost, the rest of its share is asked by another, and what the others saw is there."""
-    run = ask(tmp_path, "kernels.py:dies", "--clauses=CAUSAL-1,PURITY-2", "--impl-dtypes=float32,float64", "-n2")
+    run = ask(tmp_path, "kernels.py:dies", "--in-process", "--clauses=CAUSAL-1,PURITY-2", "--impl-dtypes=float32,float64", "-n2")
     assert run.returncode == 1, run.stdout + run.stderr
     assert run.stdout.count("died during a test") >= 1
     cells = [line for line in map(json.loads, lines(tmp_path)) if line["kind"] == "cell"]

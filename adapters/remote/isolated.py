@@ -19,7 +19,7 @@ from torch import Tensor
 from attnspec.adapters.contract import Adapter, Answer, Unsupported
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.reading import Elsewhere
-from attnspec.adapters.remote.process import COMMAND, WORKER, Ended, Misspoken, Process
+from attnspec.adapters.remote.process import COMMAND, Ended, Misspoken, Process, worker
 from attnspec.adapters.remote.protocol import VERSION, options_of, said, same_of, settings, tensors_of
 from attnspec.adapters.remote.tensors import Receiver, Sender, returned
 from attnspec.adapters.remote.told import implementations, of_outputs, of_run
@@ -69,7 +69,7 @@ class Peer:
     def command(self) -> list[str]:
         """What starts it."""
         own = self.implementation.startswith(COMMAND)
-        return shlex.split(self.implementation.removeprefix(COMMAND)) if own else list(WORKER)
+        return shlex.split(self.implementation.removeprefix(COMMAND)) if own else worker()
 
     # STARTING AND ENDING
 

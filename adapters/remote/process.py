@@ -25,12 +25,24 @@ from typing import Any
 
 from attnspec.adapters.watch.spent import waiting
 
-WORKER = (sys.executable, "-m", "attnspec.adapters.remote.worker")
+# A process that finds attnspec, and all else, where this one does: somebody may have put it on the path, or started a bare clone.
+BEGIN = """import json, sys, types
+sys.path[:], own = json.loads(sys.argv.pop())
+sys.modules["attnspec"] = types.ModuleType("attnspec")
+sys.modules["attnspec"].__path__ = own
+from attnspec.adapters.remote.worker import main
+main()"""
 COMMAND = "cmd:"  # how an implementation is named that is a command of its own
 LOG = 64  # lines of a peer's log that are kept
 HIDDEN = ("PYTEST_", "HYPOTHESIS_")  # variables that say who asks
 GRACE = 2.0  # seconds that a process which says no more has to end
 MARK = b"\0attnspec: the log of a process ends here"  # a line by its keeper
+
+
+def worker() -> list[str]:
+    """The command that starts our own peer, the same as `python -m attnspec.adapters.remote.worker`."""
+    found = [x for x in sys.path if x], list(sys.modules["attnspec"].__path__)
+    return [sys.executable, "-c", BEGIN, json.dumps(found)]
 
 
 class Misspoken(Exception):

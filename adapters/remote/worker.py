@@ -207,5 +207,10 @@ def serve() -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Answer, in one process after another."""
     keep(serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -40,32 +40,45 @@ def pytest_configure(config: pytest.Config) -> None:
     if all(arg.startswith("attnspec.") or Path(arg.split("::")[0]).absolute().is_relative_to(TESTS) for arg in config.args):
         config.getini("python_functions")[:] = ["test_*"]
         config.getini("python_files")[:] = ["test_*.py"]
-    process = apart(config)
-    from attnspec.adapters import ResolveError
-    from attnspec.conformance.plugin.process import Signals, Surroundings, streams_kept
-    from attnspec.spec import SpecError
+    from attnspec.conformance.plugin.process import Signals
 
-    config.stash[_SIGNALS], config.stash[_SURROUNDINGS] = signals, _ = Signals(), Surroundings()
+    config.stash[_SIGNALS] = signals = Signals()
     signals.watch()
     try:
-        with streams_kept():
-            config.stash[_RUN] = run_of(config, process)
-    except (ResolveError, SpecError, ValueError) as error:
-        from attnspec.conformance.verdicts.text import visible
-
+        _meet(config)
+        if signals.caught:
+            raise KeyboardInterrupt
+    except BaseException as error:
         signals.leave()
-        raise pytest.UsageError("\n".join(map(visible, str(error).split("\n")))) from None
-    except KeyboardInterrupt:
-        signals.leave()
+        # What a signal raises may be swallowed where it comes, and something else breaks by it: numpy in the middle of its import.
+        if not (signals.caught or isinstance(error, KeyboardInterrupt)):
+            raise
         who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised without a signal"
         print(f"\nattnspec: {who} while {config.getoption('--impl')} was imported and asked the first questions", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(signals.caught) from error
     from attnspec.conformance.plugin.workers import Controller, Worker
 
     config.stash[_SURROUNDINGS].keep_streams()
     worker = getattr(config, "workerinput", None)
     own = Controller(config.stash[_RUN]) if worker is None else Worker(config.stash[_RUN], worker["workercount"])
     config.pluginmanager.register(own, "attnspec-workers")
+
+
+def _meet(config: pytest.Config) -> None:
+    """Find the implementation, and ask it the first questions. Raises UsageError, with what the user can do."""
+    process = apart(config)
+    from attnspec.adapters import ResolveError
+    from attnspec.conformance.plugin.process import Surroundings, streams_kept
+    from attnspec.spec import SpecError
+
+    config.stash[_SURROUNDINGS] = Surroundings()
+    try:
+        with streams_kept():
+            config.stash[_RUN] = run_of(config, process)
+    except (ResolveError, SpecError, ValueError) as error:
+        from attnspec.conformance.verdicts.text import visible
+
+        raise pytest.UsageError("\n".join(map(visible, str(error).split("\n")))) from None
 
 
 _RUN: pytest.StashKey[Any] = pytest.StashKey()

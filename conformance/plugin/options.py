@@ -15,7 +15,7 @@ from zlib import crc32
 
 import pytest
 
-from attnspec.adapters.remote.process import COMMAND, WORKER, Process
+from attnspec.adapters.remote.process import COMMAND, Process, worker
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec.words import CLASSES
@@ -145,8 +145,12 @@ def apart(config: pytest.Config) -> Any:
         if option("--in-process"):
             raise pytest.UsageError(f"--impl={option('--impl')} is a process of its own; leave out --in-process")
         return None
+    if os.name == "nt":  # where one can wait for a process or for its time, not for both
+        if option("--isolate"):
+            raise pytest.UsageError("--isolate needs Linux or macOS; leave it out here, and the kernel runs in this process")
+        return None
     debugged = option("usepdb", False) or option("trace", False)  # a debugger has to be where the kernel is
-    return None if option("--in-process") or (debugged and not option("--isolate")) else Process(WORKER)
+    return None if option("--in-process") or (debugged and not option("--isolate")) else Process(worker())
 
 
 def isolated_as(option: Callable[[str], Any], kwargs: Any, record: Any, process: Any = None) -> list[Any]:

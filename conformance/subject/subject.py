@@ -121,7 +121,7 @@ class Subject:
         later = self.ask_traceably(problem, lambda asked: self.adapter.begin(asked, within if within != PLAINLY else self.around))
 
         def answer() -> Answer:
-            got = later()
+            got = self.ask_traceably(problem, lambda _: later())
             self.under_way = None  # it stays where something ended the call from outside
             self.note(problem, got.disturbed)
             for function in got.gave_up:
