@@ -17,6 +17,7 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.conventions.signature import ResolveError, UnknownSignature
 from attnspec.adapters.find import import_line, load, short
 from attnspec.adapters.reading import words
+from attnspec.adapters.remote.process import COMMAND
 from attnspec.adapters.shipped.names import SHIPPED
 from attnspec.adapters.stub import ten_lines
 
@@ -32,7 +33,7 @@ def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapte
         if isinstance(target, str) and target in SHIPPED:
             module, function = SHIPPED[target]
             adapters = getattr(importlib.import_module(module), function)(target, kwargs)
-        elif isinstance(target, str) and target.startswith("cmd:"):
+        elif isinstance(target, str) and target.startswith(COMMAND):
             from attnspec.adapters.remote.isolated import isolated  # which asks a worker that imports this
 
             adapters = list(isolated(target, kwargs))

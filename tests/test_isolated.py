@@ -16,10 +16,11 @@ import torch
 
 from attnspec.adapters import ResolveError, resolve, same_bits
 from attnspec.adapters.contract import KEPT
-from attnspec.adapters.remote.isolated import Isolated, Limits, isolated
+from attnspec.adapters.remote.isolated import Isolated, Limits, Peer, isolated
 from attnspec.adapters.remote.tensors import Receiver, Sender
 from attnspec.adapters.within import SECOND, Within
 from attnspec.conformance import check
+from attnspec.conformance.subject.meeting import meet
 from attnspec.spec import Problem
 from attnspec.spec.place import Place
 
@@ -454,3 +455,36 @@ def alive(process: int) -> bool:
         return bool(Path(f"/proc/{process}/cmdline").read_bytes())
     except OSError:
         return False
+
+
+def test_a_dtype_that_ends_the_process_in_the_only_width_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "narrow.py").write_text(
+        "import os, torch\nfrom attnspec.adapters import Adapter\n\n\nclass Narrow(Adapter):\n    widths = (16,)\n\n"
+        "    def attend(self, q, k, v):\n        os._exit(3) if q.dtype == torch.bfloat16 else None\n"
+        "        return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v\n"
+    )
+    (adapter,) = isolated(f"{tmp_path / 'narrow.py'}:Narrow")
+    assert "bfloat16" in meet(adapter, "cpu", {}, None, None).dtypes
+    adapter.close()
+
+
+def test_a_process_that_was_started_again_has_the_time_that_its_compiler_was_seen_to_need() -> None:
+    peer = Peer("sdpa-math")
+    assert peer.limit() == peer.limits.first
+    peer.slowest = 0.1
+    assert peer.limit() == peer.limits.case
+    peer.slowest = 10.0
+    assert peer.limits.case < peer.limit() == 200.0 < peer.limits.first
+
+
+def test_a_module_is_found_where_the_suite_would_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two with one name, the first on our path."""
+    for folder, factor in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twins.py").write_text(
+            f"def attend(q, k, v):\n    return q.new_full((*q.shape[:3], v.shape[-1]), {factor})\n"
+        )
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "b"), str(tmp_path / "a"), *sys.path])
+    (adapter,) = isolated("twins.attend")
+    assert (adapter.ask(problem(1)).o == 2).all()
+    adapter.close()

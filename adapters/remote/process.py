@@ -227,7 +227,7 @@ class Process:
 
     @property
     def kept(self) -> bool:
-        """Whether it can be asked again: it has not ended, or its keeper has not."""
+        """Whether it can be asked again, by its keeper, who has not ended."""
         return self._keeper and self.process.poll() is None
 
     def _cut(self) -> list[str]:

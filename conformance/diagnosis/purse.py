@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from attnspec.adapters.watch.spent import spent
+
 EXPLAIN_BUDGET = 20.0  # seconds, the default of --explain-budget
 KEPT = 0.5  # the share of all time that is kept, in equal parts, for each variant in each dtype, whenever its turn comes
 COMPARING, SIMPLER = 0.25, 0.25  # shares of a purse; a fault that has no name yet costs nothing of them
@@ -51,8 +53,6 @@ class Purse:
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """What is spent on this; what is timed inside counts by itself."""
-        from attnspec.adapters.watch.spent import spent  # the options need this module before torch is imported
-
         began, inside = spent(), self.out
         try:
             yield

@@ -188,7 +188,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
         "--shard": None,
         "--isolate": given["isolate"],
         "--in-process": False,
-        "--case-timeout": 60.0,
+        "--case-timeout": dict(OPTIONS)["--case-timeout"]["default"],
         "--memory-limit": None,
     }
     for name, settings in OPTIONS:

@@ -42,18 +42,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ),
     (
         "--in-process",
-        {
-            "action": "store_true",
-            "help": "no process for the implementation: for a debugger, a profiler, coverage",
-        },
+        {"action": "store_true", "help": "no process for the implementation: for a debugger, a profiler, coverage"},
     ),
     (
         "--case-timeout",
-        {
-            "type": float,
-            "default": 60.0,
-            "help": "seconds for a call; 600 for the first, which may compile",
-        },
+        {"type": float, "default": 60.0, "help": "seconds for a call; 600 for the first, which may compile"},
     ),
     ("--memory-limit", {"help": "memory that the process of the implementation may use, 8GiB"}),
     ("--without", {"default": "", "help": "features to treat as not offered, such as backward,gqa"}),
@@ -419,10 +412,10 @@ def _refuses_everything(subject: Any) -> str:
     from attnspec.conformance.subject.meeting import widths
 
     reasons = "; ".join(sorted(set(subject.refused_dtypes.values())))
-    came = f"What came of it: {reasons}\n" if subject.adapter.endings else f"It raised {reasons}."
+    came = f"What came of it: {reasons}\n" if subject.adapter.endings else f"It raised {reasons}. "
     return (
         f"{f'{subject.adapter.name} {subject.adapter.variant}'.strip()} answers no plain call on {subject.device}: "
         f"q, k, v of shape (1, 2, 4, d) and no option, with d = {', '.join(map(str, widths(subject)))}, in "
-        f"{', '.join(subject.refused_dtypes)}. {came} "
+        f"{', '.join(subject.refused_dtypes)}. {came}"
         "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it needs."
     )

@@ -78,23 +78,28 @@ def _settle_dtypes(subject: Subject, asked: tuple[str, ...] | None) -> None:
     refused: dict[str, str] = {}
     ends: set[str] = set()
     for dtype in asked or DTYPES:
-        refusals, endings = [], 0
-        for d in dict.fromkeys((subject.width, *widths(subject))):
-            answer = _met(subject, dtype, d)
-            if not answer.refusal:
-                subject.width = d
-                break
-            endings += bool(answer.ended)
-            refusals.append(answer.refusal + "".join(f"\n  {line}" for line in answer.log[-LOG:]))
-            if endings == ENDINGS:
-                ends.add(dtype)
-                refused[dtype] = refusals[-1]
-                break
-        else:
-            refused[dtype] = refusals[0]
+        tried = _unanswered(subject, dtype)
+        if tried:
+            refused[dtype] = f"{tried[0].refusal}" + "".join(f"\n  {line}" for line in tried[0].log[-LOG:])
+        if tried and (all(answer.ended for answer in tried) or sum(bool(answer.ended) for answer in tried) == ENDINGS):
+            ends.add(dtype)
     some = len(refused) < len(asked or DTYPES)
     subject.refused_dtypes = {} if asked else {d: why for d, why in refused.items() if not (some and d in ends)}
     subject.dtypes = asked or tuple(d for d in DTYPES if d not in subject.refused_dtypes)
+
+
+def _unanswered(subject: Subject, dtype: str) -> list[Answer]:
+    """Plain calls of each width that were not answered; none where one was, whose width is that of plain calls from then on."""
+    tried: list[Answer] = []
+    for d in dict.fromkeys((subject.width, *widths(subject))):
+        answer = _met(subject, dtype, d)
+        if not answer.refusal:
+            subject.width = d
+            return []
+        tried.append(answer)
+        if sum(bool(one.ended) for one in tried) == ENDINGS:
+            break
+    return tried
 
 
 def widths(subject: Subject) -> tuple[int, ...]:

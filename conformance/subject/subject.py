@@ -29,7 +29,7 @@ from attnspec.spec.words import DTYPES, FEATURES
 
 ORACLE = "arb" if find_spec("flint") else "float64"
 OBSERVED, ASSUMED = "observed", "assumed canonical"  # how the source of a choice begins that nobody promised
-ASK = compile("ask(problem)", "<attnspec>", "eval")
+ASK = compile("ask()", "<attnspec>", "eval")
 
 
 @dataclass
@@ -118,10 +118,11 @@ class Subject:
     def begin(self, problem: Problem, within: Within = PLAINLY) -> Callable[[], Answer]:
         """Ask; what is returned gives the answer, once it is there. Until then something else can be done."""
         self.calls, self.under_way = self.calls + 1, (time.monotonic(), problem)
-        later = self.ask_traceably(problem, lambda asked: self.adapter.begin(asked, within if within != PLAINLY else self.around))
+        traced = self.traced(problem)
+        later = traced(lambda: self.adapter.begin(problem, within if within != PLAINLY else self.around))
 
         def answer() -> Answer:
-            got = self.ask_traceably(problem, lambda _: later())
+            got = traced(later)
             self.under_way = None  # it stays where something ended the call from outside
             self.note(problem, got.disturbed)
             for function in got.gave_up:
@@ -130,13 +131,14 @@ class Subject:
 
         return answer
 
-    def ask_traceably(self, problem: Problem, ask: Callable[[Problem], Any]) -> Any:
-        """What `ask` returns of a problem. A crash or a hang in it shows what was asked.
+    def traced(self, problem: Problem) -> Callable[[Callable[[], Any]], Any]:
+        """Who calls a function about this problem, so that a crash or a hang in it shows what was asked.
 
         Its traceback holds no values, but it does hold the names of files.
         """
         where = f"<attnspec asks {self.asking or 'the first questions'}: {describe_problem(problem)}>"
-        return eval(ASK.replace(co_filename=where), {"ask": ask, "problem": problem})
+        code = ASK.replace(co_filename=where)
+        return lambda ask: eval(code, {"ask": ask})
 
     @contextlib.contextmanager
     def surrounded(self, within: Within) -> Iterator[None]:
