@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DIFFERENTIABLE = ("q", "k", "v", "bias")
+FARTHEST = 1 << 30  # of a start: what a position plus a length may be in 32 bits
 
 
 def _is_a_mask(problem: Problem, name: str) -> None:
@@ -56,6 +57,17 @@ def _is_a_window(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
 
 
+def _is_a_start(problem: Problem, name: str) -> None:
+    start = getattr(problem, name)
+    each = start if isinstance(start, tuple) else (start,)
+    fits = all(isinstance(x, int) and not isinstance(x, bool) and abs(x) < FARTHEST for x in each)
+    if start is not None and not (fits and len(each) == (problem.b if isinstance(start, tuple) else 1)):
+        raise ValueError(
+            f"a {name} is one whole number, or a tuple of one for each of {problem.b} batch items, none beyond ±{FARTHEST - 1}, "
+            f"or None for none; found {start!r}"
+        )
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -84,6 +96,8 @@ class Problem:
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
+    q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
+    alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -121,6 +135,14 @@ class Problem:
         forms={"window_right": "a window with an end behind the query"},
         needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
         check=_is_a_window,
+    )
+    q_start: int | tuple[int, ...] | None = option(
+        None,
+        feature="q_start",
+        says="a given position of the first query",
+        forms={"q_start_batch": "a position of the first query for each batch item"},
+        needs=lambda start: {"q_start", "q_start_batch"} if isinstance(start, tuple) else {"q_start"},
+        check=_is_a_start,
     )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()
