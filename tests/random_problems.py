@@ -26,6 +26,7 @@ SCALES = (None, 0.5, -0.7, 0.0, 6.0)
 RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
+STARTS = (None, None, 0, 2, -2, 7, -9, "end", "each", "each")  # "each" is one for each batch item
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def draw(
     least: int = 0,
     caps=(None,),
     windows=(None,),
+    starts=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps and of the windows one of these."""
+    """Any problem: sizes from `least` on, every form, every option; of the soft caps, windows and starts one of these."""
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -78,6 +80,8 @@ def draw(
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
+    start = choose(starts) if len(starts) > 1 else starts[0]
+    at = tuple(int(x) for x in rng.integers(-3, j + 2, b)) if start == "each" else j - i if start == "end" else start
     problem = Problem(
         numbers(b, h, i, d),
         k[:, 0] if shared else k,
@@ -88,6 +92,7 @@ def draw(
         scale=scale,
         softcap=softcap,
         window=window,
+        q_start=at,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -104,6 +109,7 @@ def draw(
         "rate": rate,
         "softcap": softcap,
         "window": window,
+        "start": start,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

@@ -288,13 +288,21 @@ PLANTED = {
     ),
     "the mask wins over causal": (
         "causal_mask",
-        "if not given.problem.causal:",
-        "if not given.problem.causal or given.problem.mask is not None:",
+        "if given.problem.causal else",
+        "if given.problem.causal and given.problem.mask is None else",
     ),
     "padding of the first batch item": ("right_aligned", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
-    "causal excludes itself": ("causal_mask", "given.positions <= (", "given.positions < ("),
-    "causal sees one key more": ("causal_mask", "[:, None]", "[:, None] + 1"),
+    "causal excludes itself": ("causal_mask", "given.positions <= ", "given.positions < "),
+    "causal sees one key more": ("own_positions", ")[..., None]", ")[..., None] + 1"),
     "the other alignment": ("last_visible", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
+    "the start is counted backwards": ("query_positions", "np.arange(problem.i) + (", "np.arange(problem.i) - ("),
+    "the start is added to the alignment": (
+        "query_positions",
+        "np.arange(problem.i) + (",
+        "last_visible(problem.i, problem.j, alignment) + (",
+    ),
+    "a start below zero is zero": ("query_positions", "else problem.q_start)", "else max(problem.q_start, 0))"),
+    "the start of the first batch item": ("query_positions", "[:, None, None] if", "[:1, None, None] if"),
     # SOFTMAX
     "the hidden takes part in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + (~visible).sum(-1) * 1e-12"),
     "an epsilon in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + 1e-13"),
@@ -363,15 +371,15 @@ PLANTED = {
         "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
     ),
 }
-PROBLEMS = 84
+PROBLEMS, STARTED = 84, 36
 
 
 @pytest.fixture(scope="module")
 def small() -> list[tuple[certificate.Asked, Enclosure]]:
     """Random problems in all dialects, each in balls."""
-    rng, some = default_rng(44), []
-    for number in range(PROBLEMS):
-        drawn = draw(rng, least=1)
+    rng, with_start, some = default_rng(44), default_rng(45), []
+    for number in range(PROBLEMS + STARTED):
+        drawn = draw(rng, least=1) if number < PROBLEMS else draw(with_start, least=1, starts=(2, -2, *3 * ("each",)))
         asked = certificate.Asked(
             number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
         )
