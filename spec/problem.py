@@ -68,6 +68,12 @@ def _is_a_start(problem: Problem, name: str) -> None:
         )
 
 
+def _of_a_start(start: int | tuple[int, ...]) -> set[str]:
+    each = start if isinstance(start, tuple) else (start,)
+    forms = {"q_start_batch": each is start, "q_start_negative": min(each, default=0) < 0}
+    return {"q_start", *(form for form, there in forms.items() if there)}
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -140,8 +146,11 @@ class Problem:
         None,
         feature="q_start",
         says="a given position of the first query",
-        forms={"q_start_batch": "a position of the first query for each batch item"},
-        needs=lambda start: {"q_start", "q_start_batch"} if isinstance(start, tuple) else {"q_start"},
+        forms={
+            "q_start_batch": "a position of the first query for each batch item",
+            "q_start_negative": "a first query before the first key",
+        },
+        needs=_of_a_start,
         check=_is_a_start,
     )
     do: Tensor | None = None

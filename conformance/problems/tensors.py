@@ -14,6 +14,7 @@ from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from attnspec.conformance.problems.case import OPTIONS, Case
+from attnspec.conformance.problems.factors.start import meant
 from attnspec.spec import DIFFERENTIABLE, SCALARS, TENSORS, Problem, memory_of
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
@@ -52,8 +53,7 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
 
 def given(case: Case) -> dict[str, Any]:
     """The options of a problem whose values are the levels of factors."""
-    levels = {name: (OPTIONS[name].given, getattr(case, name)) for name in GIVEN_BY_CASE}
-    return {name: level if meant is None else meant(level) for name, (meant, level) in levels.items()}
+    return {name: stands(case) if (stands := OPTIONS[name].given) else getattr(case, name) for name in GIVEN_BY_CASE}
 
 
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
@@ -166,10 +166,12 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
 
 
 def seen(mask: np.ndarray | None, case: Case) -> list[np.ndarray]:
-    """What mask and causal allow (b h i j), in each alignment."""
+    """What mask and causal allow (b h i j), in each alignment or for each start."""
     shape = (case.b, case.h, case.i, case.keys)
     full = np.array(True) if mask is None else mask[:, None, None] if mask.ndim == 2 else mask
-    offsets = sorted({0, case.keys - case.i}) if case.causal else [case.keys]
+    start = meant(case)
+    starts = {0, case.keys - case.i} if start is None else {start} if isinstance(start, int) else {*start}
+    offsets = sorted(starts) if case.causal else [case.keys]
     return [np.broadcast_to(full & np.tri(*shape[2:], offset, dtype=bool), shape) for offset in offsets]
 
 
