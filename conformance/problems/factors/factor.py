@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from attnspec.spec import Dialect
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.random import Generator
+    from torch import Tensor
+
     from attnspec.conformance.problems.case import Case
 
 DIGITS = 10  # of a size or a seed
@@ -45,7 +49,8 @@ class Factor:
 
     levels: the simplest first, which is the default. alike: what a level stands for beside itself. array: the covering array that
     has a column for it; '' for none. reads: a value that no level stands for, from its text; raises ValueError. given: what stands
-    in the problem, where that is not the value itself.
+    in the problem, where that is not the value itself. makes: of an option that is a tensor, its numbers for a case, float64;
+    found: the nearest level to a tensor.
 
     Fitting. needs: the feature that every level but the simplest needs; of: the factor without which it says nothing; rule: the
     nearest level that an offer leaves, where it is more than these. examples: a level for each feature that has one.
@@ -65,6 +70,8 @@ class Factor:
     size: bool = False  # any whole number will do
     reads: Callable[[str], Any] | None = None
     given: Callable[[Any], Any] | None = None
+    makes: Callable[[Case, Generator], np.ndarray] | None = None
+    found: Callable[[Tensor], Any] | None = None
 
     needs: str = ""
     of: Factor | None = None
