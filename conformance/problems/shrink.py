@@ -23,6 +23,7 @@ TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
 OF_OPTIONS = {name: own.axes for name, own in OPTIONS.items() if own.tensor}
 AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", **OF_OPTIONS, "do": "bhie"}
+BY_FACTOR = (*GIVEN_BY_CASE, *MADE_BY_FACTOR)
 LEFT_OUT = ("bias", "mask", *(name for name in OF_OPTIONS if name not in ("bias", "mask")))  # in the order in which they go
 # What is cut, the axes of one entry together: as many queries as keys, and values as wide as queries, stay so as long as they can.
 TOGETHER = (("b",), ("i", "j"), ("j",), ("i",), ("d", "e"), ("d",), ("e",))
@@ -220,7 +221,7 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
         values=_values(problem),
         wrt=_wrt(problem),
         do=_cotangent(problem),
-        **{name: getattr(problem, name) for name in GIVEN_BY_CASE},
+        **{name: FACTORS[name].found(x) for name in BY_FACTOR if (x := getattr(problem, name)) is not None},
     )
     if problem.mask is not None:
         every = bool(problem.mask.all())
@@ -229,10 +230,7 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
     if problem.bias is not None:
         rank = {2: "rank2", 3: "rank3"}.get(problem.bias.ndim)
         case = replace(case, bias=rank or _letters("bias", problem, larger), biases=_biases(problem.bias))
-    given = {name: getattr(problem, name) for name in MADE_BY_FACTOR}
-    return replace(
-        case, **{name: read(x) for name, x in given.items() if x is not None and (read := FACTORS[name].found) is not None}
-    )
+    return case
 
 
 def _letters(name: str, problem: Problem, larger: Problem | None = None) -> str:
