@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-DIFFERENTIABLE = ("q", "k", "v", "bias")
 FARTHEST = 1 << 30  # of a start: what a position plus a length may be in 32 bits
 
 
@@ -120,14 +120,17 @@ class Problem:
         forms={"rank3": "mask or bias of three dimensions (h i j)", "key_padding": "bool key padding mask (b j)"},
         needs=lambda mask: {{2: "key_padding", 3: "rank3"}.get(mask.ndim, "mask")},
         check=_is_a_mask,
+        axes="bhij",
     )
     bias: Tensor | None = option(
         None,
         feature="bias",
         says="float bias that is added to the scores",
-        also=("bias_grad", "rank3"),
+        also=("rank3",),
         needs=lambda bias: {"bias", "rank3"} if bias.ndim == 3 else {"bias"},
         check=_is_a_bias,
+        axes="bhij",
+        gradient="bias_grad",
     )
     causal: bool = option(False, feature="causal", says="causal masking")
     scale: float | None = option(None, feature="scale", says="a given scale", check=_is_finite)
@@ -270,4 +273,14 @@ OPTIONS: dict[str, Option] = {
     if "option" in f.metadata
 }
 SCALARS = tuple(name for name, own in OPTIONS.items() if own.feature and not own.tensor)  # options that are one value
+# The inputs whose gradients a problem can ask for.
+DIFFERENTIABLE = ("q", "k", "v", *(name for name, own in OPTIONS.items() if own.gradient))
 TENSORS = tuple(f.name for f in dataclasses.fields(Problem) if "Tensor" in str(f.type))  # the cotangent comes last
+
+
+def differentiable(features: Iterable[str]) -> tuple[str, ...]:
+    """The inputs whose gradients an implementation with these features gives."""
+    offered = set(features)
+    if "backward" not in offered:
+        return ()
+    return tuple(name for name in DIFFERENTIABLE if name not in OPTIONS or OPTIONS[name].gradient in offered)

@@ -363,7 +363,7 @@ PLANTED = {
     "dq without scale": ("product_gradients", "dq = scale * (dz @ k)", "dq = dz @ k"),
     "dk without scale": ("product_gradients", "dk = scale * (dz", "dk = (dz"),
     "dk of the rows reversed": ("product_gradients", "(dz.swapaxes(-1, -2) @ q)", "(dz[..., ::-1, :].swapaxes(-1, -2) @ q)"),
-    "dbias doubled": ("operand_gradients", "reduce_to(of_sum,", "reduce_to(2 * of_sum,"),
+    "dbias doubled": ("operand_gradients", "reduce_to(weighed(", "2 * reduce_to(weighed("),
     "the mean over a broadcast bias": ("reduce_to", "dx.sum(repeated, keepdims=True)", "dx.mean(repeated, keepdims=True)"),
     "the last write to a broadcast bias": (
         "reduce_to",

@@ -114,6 +114,7 @@ def test_one_tensor_stays_one_tensor() -> None:
         "dtype=float16,heads=2/2,b=2,i=3,j=5,mask=bj,wrt=none",
         "heads=2/2,i=3,j=5,bias=bhij,biases=lowest,do=turned",
         "heads=2/2,i=3,j=5,layout=bihd",
+        "i=3,j=5,window=2:,softcap=3.1",
     ],
 )
 def test_what_is_left_is_said_in_the_words_of_a_case(token: str) -> None:

@@ -71,8 +71,7 @@ class AttendAdapter(Adapter):
         offers = {"backward", "strided"} | (said & (self.forward.fields.keys() | free))
         if "mask" in self.forward.fields:
             offers.add("key_padding")
-        if "bias" in offers:
-            offers.add("bias_grad")
+        offers |= {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offers}
         if self.module:
             offers.add("module")
         window = self._window()

@@ -51,8 +51,7 @@ class FunctionAdapter(Adapter):
         if self.torch_convention:
             offers |= {"bias", "value_width"}
             self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
-        if "bias" in offers:
-            offers.add("bias_grad")
+        offers |= {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offers}
         window = self.signature.window
         if window is not None and window.pair:
             offers.add("window_right")

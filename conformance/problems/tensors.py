@@ -22,7 +22,8 @@ LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
 SMALL = 32  # queries times keys
 BLOCKS = (16, 32, 64, 128, 256, 512)  # keys that a kernel takes at once
 GIVEN_BY_CASE = tuple(name for name in SCALARS if name in OPTIONS)  # options whose value is the level of a factor
-STREAMS = ("q", "k", "v", "mask", "bias", "do")
+MADE_BY_FACTOR = tuple(name for name, own in OPTIONS.items() if own.makes is not None)  # options that are tensors
+STREAMS = ("q", "k", "v", "mask", "bias", "do", *MADE_BY_FACTOR)
 
 
 def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFERENTIABLE) -> Problem:
@@ -44,11 +45,25 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()
-    present = tuple(name for name in gradients if name != "bias" or bias is not None)
+    wide = torch.promote_types(dtype, torch.float32)
+    own: dict[str, Any] = {
+        name: torch.from_numpy(simple(makes(case, rng[name]), made.get(name, ""))).to(device=device, dtype=wide)
+        for name in MADE_BY_FACTOR
+        if (makes := OPTIONS[name].makes) is not None and getattr(case, name) != OPTIONS[name].plain
+    }
+    there = {"q", "k", "v", *own} | (set() if bias is None else {"bias"})
+    present = tuple(name for name in gradients if name in there)
     if present and case.wrt != "none":
         do = cotangent(case, rng["do"], made.get("do", "")).to(device)
-        wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
-    return Problem(q_, k_, v_, mask, bias, do=do, wrt=wrt, **given(case))
+        wrt = asked(case.wrt, present)
+    return Problem(q_, k_, v_, mask, bias, do=do, wrt=wrt, **own, **given(case))
+
+
+def asked(wrt: str, present: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the inputs with a gradient those that a level asks for: all, one that is an option of the call, or some of q, k and v."""
+    if wrt == "all":
+        return present
+    return tuple(name for name in present if name == wrt or (name in "qkv" and wrt not in present and name in wrt))
 
 
 def given(case: Case) -> dict[str, Any]:

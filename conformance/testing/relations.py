@@ -85,6 +85,7 @@ def one_item(problem: Problem, n: int) -> Problem:
         mask=of(mask, mask is not None and mask.ndim != 3),
         bias=of(bias, bias is not None and bias.ndim == 4),
         do=None if problem.do is None else problem.do[n : n + 1],
+        q_start=problem.q_start[n : n + 1] if isinstance(problem.q_start, tuple) else problem.q_start,
     )
 
 

@@ -115,6 +115,7 @@ START = Factor(
     array="position",
     reads=read_start,
     given=meant,
+    found=written,
     needs="q_start",
     rule=offered,
     examples={"q_start": "3", "q_start_batch": "each", "q_start_negative": "-2"},
