@@ -147,7 +147,7 @@ def _with_fewer_heads(problem: Problem, adapter: Adapter) -> Iterator[tuple[int,
 def _part(problem: Problem, places: dict[str, Any]) -> Problem | None:
     """The problem at some places of its axes b, h, g, i, j, d, e; None where its tensors don't fit together there."""
     once: dict[tuple[int, str], Tensor] = {}
-    changes = {}
+    changes: dict[str, Any] = {}
     for name, letters in AXES.items():
         x = getattr(problem, name)
         if x is None:
