@@ -1,7 +1,7 @@
 """Attention kernels with a start of the queries that are right, one per style: the suite must pass each of them.
 
-The functions have torch SDPA's parameters and semantics, as those of honest.py, and `window_size` as those of windowed.py. `q_start` is
-the position of the first query, one number or a tensor of one for each batch item; None for SDPA's own alignment, which is 0.
+The functions have torch SDPA's parameters and semantics, as those of honest.py, and `window_size` as those of windowed.py have it.
+`q_start` is the position of the first query, one number or a tensor of one for each batch item; None for SDPA's own, which is 0.
 """
 
 from __future__ import annotations

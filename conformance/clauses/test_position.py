@@ -241,7 +241,7 @@ def test_both_alignments_are_starts(subject: Subject, case: Case) -> None:
 
 
 @clause("POSITION-9")
-@on_cases(offering=("q_start",), where=lambda case: placed(case) and case.i > 1 and case.layout == "contiguous", wrt="none")
+@on_cases(offering=("q_start",), where=lambda case: placed(case) and case.i > 1, layout="contiguous", wrt="none")
 def test_chunks_of_the_queries_are_the_whole(subject: Subject, case: Case) -> None:
     """Three or four chunks of different sizes, the last first."""
     problem = subject.problem(case)
@@ -271,7 +271,7 @@ def _chunks_agree(subject: Subject, problem: Problem, cuts: tuple[int, ...]) -> 
 
 
 @clause("POSITION-10")
-@on_cases(offering=("q_start",), where=lambda case: placed(case) and case.i > 1 and case.layout == "contiguous", wrt="none")
+@on_cases(offering=("q_start",), where=lambda case: placed(case) and case.i > 1, layout="contiguous", wrt="none")
 def test_a_decode_step_is_a_row(subject: Subject, case: Case) -> None:
     """The first query, one in the middle and the last one, each alone."""
     problem = subject.problem(case)
@@ -298,7 +298,9 @@ def _rows_agree(subject: Subject, problem: Problem, rows: set[int]) -> None:
 @clause("POSITION-11")
 @on_cases(
     offering=("q_start", "backward"),
-    where=lambda case: placed(case) and case.i > 1 and case.layout == "contiguous" and case.bias == "none",
+    where=lambda case: placed(case) and case.i > 1,
+    layout="contiguous",
+    bias="none",
     wrt="all",
     do="dense",
 )
@@ -376,7 +378,8 @@ def test_keys_in_front_move_the_start(subject: Subject, case: Case) -> None:
 @clause("POSITION-14")
 @on_cases(
     offering=("q_start",),
-    where=lambda case: placed(case) and case.keys > 1 and case.layout == "contiguous" and case.biases != "lowest",
+    where=lambda case: placed(case) and case.keys > 1 and case.biases != "lowest",
+    layout="contiguous",
     wrt="none",
 )
 def test_parts_of_the_keys_are_the_whole(subject: Subject, case: Case) -> None:
