@@ -19,9 +19,9 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.kernel import Kernel
+from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
-from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.window import WINDOW
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case

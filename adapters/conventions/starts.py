@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from attnspec.adapters.contract import Unsupported
 from attnspec.spec import Problem
 
 # The position of the first query on the key axis: transformers' masks and splash attention call it an offset, gpt-oss start_q. The
@@ -48,7 +49,11 @@ class Said:
         return {feature for feature, said in found.items() if said}
 
     def value(self, start: int | tuple[int, ...], problem: Problem) -> Any:
-        """What says a start of a problem."""
+        """What says a start of a problem. Raises Unsupported where nothing does."""
+        if self.name in COUNTS and min((start,) if isinstance(start, int) else start, default=0) < 0:
+            raise Unsupported(f"{self.name} counts what lies before the queries, which is not less than nothing")
+        if isinstance(start, tuple) and not self.many:
+            raise Unsupported(f"{self.name} takes one number for all batch items")
         if isinstance(start, int) and self.number:
             return start
         each = [start] * problem.b if isinstance(start, int) else list(start)
