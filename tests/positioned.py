@@ -109,7 +109,8 @@ def tiles_skipped(query: Tensor, key: Tensor, value: Tensor, plan: Plan, at: Pla
         for rows in blocks(q.shape[2], TILE):
             own, here = q[n : n + 1, :, rows], _rows(_item(plan, n), rows)
             first, last = at.reach(n, rows, k.shape[2])
-            out = (own @ k[n : n + 1, :, :0].mT) @ v[n : n + 1, :, :0]  # zeros that have a gradient where no tile is visited
+            nothing = slice(0, 0)  # zeros that have a gradient where no tile is visited
+            out = here.scores(own, k[n : n + 1, :, nothing], nothing) @ v[n : n + 1, :, nothing]
             total = own.new_zeros(*own.shape[:3], 1)
             peak = torch.full_like(total, -inf)
             for keys in blocks(k.shape[2], TILE):
@@ -146,7 +147,7 @@ def cut_out(query: Tensor, key: Tensor, value: Tensor, plan: Plan, at: Places) -
 
 
 def chunked(query: Tensor, key: Tensor, value: Tensor, plan: Plan, at: Places) -> Tensor:
-    """Chunked prefill: five queries at a time, each chunk a call of its own, in float32 or wider."""
+    """Chunked prefill: five queries at a time, each chunk a call of its own, whose gradients are added in the dtype of the keys."""
     outs = []
     for rows in blocks(query.shape[2], 5):
         part = replace(at, own=at.own[:, rows])
@@ -163,7 +164,7 @@ STYLES: dict[str, tuple[Attend, str]] = {
     },
     "tiles skipped": (tiles_skipped, "A"),
     "cut out": (cut_out, "A"),
-    "chunked": (chunked, "A"),
+    "chunked": (chunked, "B*"),
 }
 HONEST: dict[str, tuple[Callable[..., Tensor], str]] = {name: (kernel(how), class_) for name, (how, class_) in STYLES.items()}
 
