@@ -351,8 +351,8 @@ def start_in_bfloat16(call: Started) -> Tensor:
 
 @position("POSITION-10")
 def start_single_query_sees_all(call: Started) -> Tensor:
-    """A single query is taken for the last one: causal is left out."""
-    return run(call.but(is_causal=call.is_causal and call.shape[2] > 1))
+    """With a start a single query is taken for the last one: causal is left out."""
+    return run(call.but(is_causal=call.is_causal and (call.shape[2] > 1 or not call.moves)))
 
 
 @position("POSITION-10")

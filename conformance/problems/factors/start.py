@@ -77,6 +77,7 @@ def simpler(case: Case) -> Iterable[Changes]:
         texts += [str(x) for x in dict.fromkeys(start)]
     texts.append(written(start))
     if isinstance(start, int):
+        texts += [str(-start)] if start < 0 else []  # among the keys, where it may be
         sign = -1 if start < 0 else 1
         texts += [str(sign * x) for x in sorted({0, 1, 2, abs(start) // 2, abs(start) - 1}) if 0 <= x < abs(start)]
     yield from ({"q_start": text} for text in dict.fromkeys(texts) if text != case.q_start)
@@ -94,6 +95,8 @@ def start_clause(case: Case, failing: Failing) -> str:
     each = start if isinstance(start, tuple) else (start,)
     if len(set(each)) > 1 or (isinstance(start, tuple) and failing.kind == "raised"):
         return "POSITION-6"
+    if not case.causal:
+        return "POSITION-2"
     if min(each) < 0:
         return "POSITION-3"
     if max(each) >= case.keys:
