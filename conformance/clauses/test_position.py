@@ -129,6 +129,17 @@ def test_starts_at_block_edges(subject: Subject, case: Case) -> None:
 
 
 @clause("POSITION-1")
+@once("q_start")
+def test_positions_that_half_types_do_not_hold(subject: Subject, case: Case) -> None:
+    """Positions are whole numbers: from 257 on bfloat16 has not each of them, from 2049 on float16."""
+    shapes = [
+        (i, j, start, window) for i, j, start in ((3, 300, 257), (2, 1100, 1027), (3, 2100, 2049)) for window in ("none", "16:")
+    ]
+    for problem in some_asked(subject, case, shapes):
+        must_be_right(subject, problem, said(problem), ("o",))
+
+
+@clause("POSITION-1")
 @once("q_start", "causal", "backward")
 def test_gradients_at_block_edges(subject: Subject, case: Case) -> None:
     """Backward goes over tiles of its own."""
@@ -186,6 +197,15 @@ def test_alone_it_says_nothing(subject: Subject, case: Case) -> None:
     must_agree(
         subject, after.o, before.o, exact, "o", f"a start of {problem.q_start} with neither causal nor window, and none", problem
     )
+
+
+@clause("POSITION-5")
+@once("q_start")
+def test_beside_nothing_it_says_nothing(subject: Subject, case: Case) -> None:
+    """Without mask and bias, too: one query and several."""
+    for i, j, start in ((1, 9, 0), (1, 9, 4), (4, 9, 0), (4, 9, 3), (9, 4, 2), (33, 40, 5), (4, 9, 20)):
+        problem = asked(subject, case, i, j, start, causal=False)
+        must_be_right(subject, problem, said(problem), ("o",))
 
 
 @clause("POSITION-6")
