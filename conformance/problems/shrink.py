@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.tensors import GIVEN_BY_CASE
+from attnspec.conformance.problems.tensors import options_of
 from attnspec.spec import OPTIONS, SCALARS, Problem
 
 TRIALS = 120  # answers that the reduction of one problem may ask for
@@ -221,7 +221,7 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
         values=_values(problem),
         wrt=_wrt(problem),
         do=_cotangent(problem),
-        **{name: getattr(problem, name) for name in GIVEN_BY_CASE},
+        **options_of(problem),
     )
     if problem.mask is not None:
         every = bool(problem.mask.all())

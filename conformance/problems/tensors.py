@@ -56,6 +56,12 @@ def given(case: Case) -> dict[str, Any]:
     return {name: level if meant is None else meant(level) for name, (meant, level) in levels.items()}
 
 
+def options_of(problem: Problem) -> dict[str, Any]:
+    """The levels that stand for what :func:`given` gave."""
+    values = {name: (OPTIONS[name].back, getattr(problem, name)) for name in GIVEN_BY_CASE}
+    return {name: value if back is None else back(value) for name, (back, value) in values.items()}
+
+
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
     """The problem in the form that every call has: causal, or queries, keys and values that are one tensor."""
     if "one_tensor" in restrictions and problem.q.shape == problem.k.shape == problem.v.shape:

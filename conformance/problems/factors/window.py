@@ -22,6 +22,11 @@ def meant(text: str) -> Window | None:
     return left, right
 
 
+def in_case(window: Window | None) -> str:
+    """The level that stands for a window: the inverse of :func:`meant`."""
+    return "none" if window is None else ":".join("" if side is None else str(side) for side in window)
+
+
 def read_window(text: str) -> str:
     """Reads a window. Raises ValueError for what is none."""
     if not re.fullmatch(r"[0-9]{0,9}:[0-9]{0,9}", text):
@@ -97,6 +102,7 @@ WINDOW = Factor(
     array="window",
     reads=read_window,
     given=meant,
+    back=in_case,
     needs="window",
     rule=offered,
     examples={"window": "1:", "window_right": "1:0"},
