@@ -397,8 +397,8 @@ class Explainer(Recognizer):
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.subject.dialect)), answer, exact)
         if finding.hint:
             return choice_clause(finding, self.subject.dialect, self.subject.observed), finding, diagnosis
-        if problem.softcap is not None and diagnosed(diagnosis):
-            finding = replace(finding, class_="")
+        if problem.softcap is not None and (left is not None or diagnosed(diagnosis)):
+            finding = replace(finding, class_="")  # small where the scores are; were it arithmetic, no cap would be left
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") for known in self.explained)
         if left is not None:

@@ -146,6 +146,12 @@ ignored(
 )
 ignored("SoftcapIgnoredInCausal", "SOFTCAP-6", "Under causal there is no soft cap.", lambda call: call.is_causal)
 ignored(
+    "SoftcapIgnoredAtNegativeScale",
+    "SOFTCAP-10",
+    "Under a negative scale there is no soft cap.",
+    lambda call: call.scale_in_use < 0,
+)
+ignored(
     "SoftcapIgnoredForGroups",
     "SOFTCAP-1",
     "Where heads share keys there is no soft cap.",
@@ -267,7 +273,7 @@ class SoftcapOneSided(Honest):
         return 1 - 2 / ((2 * y).exp().clamp(max=2981.0) + 1)
 
 
-@capped("SOFTCAP-10")
+@capped("SOFTCAP-1")
 class SoftcapEven(Honest):
     """Of a negative score the tanh of its size is used where it is beyond the cap."""
 
