@@ -85,8 +85,8 @@ def partly(x: Kernel, keys: Array) -> Wrong:
 
 
 def behind(x: Kernel, n: int) -> Array:
-    """The keys behind the last full block of n, where there is a full one."""
-    return np.arange(x.j) >= (x.j - x.j % n or x.j)
+    """The keys behind the last full block of n."""
+    return np.arange(x.j) >= x.j - x.j % n
 
 
 def bias_gradient(x: Kernel) -> Wrong:
