@@ -77,6 +77,9 @@ NAMED = [
     ("MaskForgottenInBackward", "i=5,j=7,mask=bhij", "mask_forgotten_in_backward"),
     ("key_read_without_strides", "heads=2/2,i=5,j=7,layout=bihd", "strides_of_k"),
     ("control_mean", "i=5,j=7", "scores_ignored"),
+    ("SoftcapNotDivided", "i=3,j=5,softcap=3.1", "softcap_not_divided"),
+    ("SoftcapAfterMask", "i=3,j=5,mask=bhij,softcap=0.7", "softcap_hidden_leak"),
+    ("SoftcapSlopeTwice", "i=3,j=5,softcap=0.7", "softcap_slope_twice"),
     ("tail_of_64_value_channels_dropped", "i=3,j=5,d=8,e=160", "value_tail_zero_64"),
 ]
 
