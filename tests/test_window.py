@@ -6,7 +6,6 @@ import inspect
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import windowed
@@ -367,43 +366,3 @@ def test_a_kernel_that_counts_otherwise_than_it_promises_is_told_how() -> None:
     result = check(kernel, clauses="WINDOW-2", dtypes="float32", search=False, isolate=False)
     assert "WINDOW-2" in result.broken
     assert "window_count=" in str(result)
-
-
-# OTHER PEOPLE'S
-
-
-def test_torchs_flex_attention_agrees() -> None:
-    """Its mask_mod is a window as its documentation writes one; in float32, eager."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    for n, (i, j, (left, right), causal) in enumerate(
-        product((5, 20, 130), (5, 33), ((2, 0), (1, 3), (0, 0), (40, 9)), (False, True))
-    ):
-        offset = j - i
-
-        def mask_mod(b, h, q_idx, kv_idx, left=left, right=right, offset=offset, causal=causal):
-            ahead = kv_idx - q_idx - offset
-            seen = (ahead >= -left) & (ahead <= right)
-            return seen & (ahead <= 0) if causal else seen
-
-        problem = build(Case(dtype="float32", heads="2/2", i=i, j=j, d=16, window=f"{left}:{right}", causal=causal, seed=n))
-        block_mask = create_block_mask(mask_mod, None, None, i, j, device="cpu")
-        o = flex_attention(problem.q, problem.k, problem.v, block_mask=block_mask)
-        exact = solve(problem, Dialect())
-        bound = exact.tolerance("A").bound["o"]
-        shown = np.broadcast_to(~exact.empty[..., None], bound.shape)
-        assert (np.abs(o.numpy() - exact.o) <= bound)[shown].all()
-
-
-def test_jax_agrees() -> None:
-    """Its local_window_size, as two numbers and as one; the window is aligned top-left there."""
-    jax = pytest.importorskip("jax")
-    for left, right, causal in product((0, 1, 3), (0, 2), (False, True)):
-        problem = build(Case(dtype="float32", heads="2/2", i=7, j=9, d=8, window=f"{left}:{right}", causal=causal, wrt="none"))
-        q, k, v = (jax.numpy.asarray(x.numpy().swapaxes(1, 2)) for x in (problem.q, problem.k, problem.v))
-        exact = solve(problem, TOP_LEFT)
-        sizes = [(left, right), left] if left == right or causal else [(left, right)]
-        for size in sizes:
-            o = np.asarray(jax.nn.dot_product_attention(q, k, v, is_causal=causal, local_window_size=size)).swapaxes(1, 2)
-            off = np.abs(o - exact.o)[~exact.empty]
-            assert (off <= exact.tolerance("A").bound["o"][~exact.empty]).all(), (size, causal)
