@@ -6,6 +6,7 @@ import inspect
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import windowed
@@ -21,6 +22,7 @@ from attnspec.conformance.mistakes.window import WINDOW as MISTAKES
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
+from attnspec.conformance.problems.factors.first_tokens import FIRST_TOKENS
 from attnspec.conformance.problems.factors.window import WINDOW, meant
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
@@ -64,6 +66,35 @@ def test_which_keys_are_seen(alignment: str, count: str) -> None:
             assert seen[row, key] == (inside and (behind <= 0 or not causal)), (i, j, left, right, causal, row, key)
 
 
+@pytest.mark.parametrize("alignment", ["bottom_right", "top_left"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_first_tokens_are_seen_beside_the_window(alignment: str, count: str) -> None:
+    """Against the rule: with causal the window and { j < n, j <= p }; without it the right end of the window limits them."""
+    dialect = Dialect(alignment, window_count=count)
+    for (i, j), left, right, causal in product(((3, 7), (5, 5), (9, 3)), (None, 1, 3), (None, 1, 2), (False, True)):
+        plain = shaped(i, j, window=(left, right), causal=causal)
+        for n in (0, 1, 2, 9):
+            seen, without, unlimited = (
+                solve(x, dialect).forward.visible[0, 0]
+                for x in (plain.replace(first_tokens=n), plain, plain.replace(window=(None, right)))
+            )
+            position = np.arange(i)[:, None] + (j - i if alignment == "bottom_right" else 0)
+            first = np.arange(j) < n
+            assert (seen == (without | (unlimited & first))).all()
+            if causal and (right is None or right > 1):
+                assert (seen == (without | (first & (np.arange(j) <= position)))).all()
+
+
+def test_first_tokens_as_published() -> None:
+    """The two limits and the condition of flash-attention 3, hopper/mask.h; its window has two limits, and causal is right = 0."""
+    for i, j, left, right, n in product(range(1, 6), range(1, 6), range(5), range(5), range(6)):
+        row, col = np.arange(i)[:, None], np.arange(j)
+        limit_right, limit_left = row + 1 + j - i + right, row + j - i - left
+        hidden = (col >= limit_right) | ((col < limit_left) & (col >= n))
+        seen = solve(shaped(i, j, window=(left, right), first_tokens=n), Dialect()).forward.visible[0, 0]
+        assert (seen == ~hidden).all(), (i, j, left, right, n)
+
+
 def test_the_output_counts_the_keys() -> None:
     exact = solve(shaped(9, 3, window=(1, 0)), Dialect())
     assert exact.o[0, 0].tolist() == [[0] * 3] * 6 + [[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5]]
@@ -85,6 +116,13 @@ def test_balls_hold_the_reference(count: str) -> None:
             assert worst <= 1, f"{name} is at {worst:.3g} of the bound: {drawn.choices}"
 
 
+@pytest.mark.parametrize("value", [-1, 1.0, True, None, (1,)])
+def test_what_is_no_number_of_first_tokens_is_refused(value: Any) -> None:
+    x = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="first_tokens is a whole number from 0 on"):
+        Problem(x, x, x, window=(1, 1), first_tokens=value)
+
+
 @pytest.mark.parametrize("value", [3, (1,), (1, 2, 3), (-1, 0), (0, -1), (1.0, 0), (True, 0), [1, 0], "1:0"])
 def test_what_is_no_window_is_refused(value: Any) -> None:
     x = torch.zeros(1, 1, 1, 1)
@@ -95,8 +133,9 @@ def test_what_is_no_window_is_refused(value: Any) -> None:
 def test_a_window_stays_one_as_bytes_and_on_the_way_to_another_process() -> None:
     from attnspec.adapters.remote.protocol import options_of, problem_of, tensors_of
 
-    problem = shaped(3, 4, window=(2, None))
-    assert Problem.from_bytes(problem.to_bytes()).window == (2, None)
+    problem = shaped(3, 4, window=(2, None), first_tokens=1)
+    kept = Problem.from_bytes(problem.to_bytes())
+    assert (kept.window, kept.first_tokens) == ((2, None), 1)
     said = {name: list(x) if isinstance(x, tuple) else x for name, x in options_of(problem).items()}
     assert problem_of({"options": said}, tensors_of(problem)).window == (2, None)
 
@@ -127,6 +166,7 @@ def random_case(rng: Generator, dtype: str, values: str) -> Case:
         "j": int(rng.choice([0, 1, 2, 17, 33, 50])),
         "d": int(rng.choice([1, 3, 8, 16, 40])),
         "window": str(rng.choice(WINDOW.levels[1:])),
+        "first_tokens": int(rng.choice(FIRST_TOKENS.levels)),
         "wrt": "all",
     }
     return fit(Case(**level, seed=int(rng.integers(1 << 16))), resolve(windowed.honest)[0])
@@ -202,6 +242,31 @@ def test_what_a_parameter_is_given(parameter: str, window: Any, value: Any) -> N
             found.value(window, causal=parameter.endswith("= 0"))
     else:
         assert found.value(window, causal=False) == value
+
+
+def test_first_tokens_are_a_parameter_or_the_third_number_of_a_window() -> None:
+    def as_flash_attention_3_has_them(q, k, v, causal=False, window_size=(-1, -1), sink_token_length=0): ...
+
+    def as_aiter_has_them(q, k, v, causal=False, window_size=(-1, -1, 0)): ...
+
+    def alone(q, k, v, causal=False, window_size=(-1, -1)): ...
+
+    problem = shaped(5, 5, window=(1, None), causal=True)
+    for function, said in (
+        (as_flash_attention_3_has_them, {"window_size": (1, -1), "sink_token_length": 2}),
+        (as_aiter_has_them, {"window_size": (1, -1, 2)}),
+    ):
+        (adapter,) = resolve(function)
+        assert "first_tokens" in adapter.offers
+        assert adapter.call(problem.replace(first_tokens=2)).arguments.items() >= said.items()
+        assert "sink_token_length" not in adapter.call(problem).arguments
+        assert "window_size" not in adapter.call(problem.replace(window=None, first_tokens=0)).arguments
+    (adapter,) = resolve(as_aiter_has_them)
+    assert adapter.call(problem).arguments["window_size"] == (1, -1, 0)
+    (adapter,) = resolve(alone)
+    assert "first_tokens" not in adapter.offers
+    with pytest.raises(Unsupported, match="no parameter for first_tokens"):
+        adapter.call(problem.replace(first_tokens=2))
 
 
 @pytest.mark.parametrize(

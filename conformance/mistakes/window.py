@@ -26,13 +26,20 @@ def other_band(x: Kernel, band: Array) -> Wrong:
 
 
 def as_rule(rule: Rule, corner: str = "") -> Callable[[Kernel], Wrong]:
-    """The keys of another rule. corner: the alignment of the positions, where it is another."""
+    """The keys of another rule, and the first tokens. corner: the alignment of the positions, where it is another."""
 
     def wrong(x: Kernel) -> Wrong:
-        own = last_visible(x.i, x.j, corner or x.dialect.causal_alignment)[:, None]
-        return other_band(x, rule(own, np.arange(x.j), *reach(x.problem.window, x.dialect.window_count)))
+        own, j = last_visible(x.i, x.j, corner or x.dialect.causal_alignment)[:, None], np.arange(x.j)
+        left, right = reach(x.problem.window, x.dialect.window_count)
+        return other_band(x, rule(own, j, left, right) | (first(x, j) & (j <= own + right)))
 
     return wrong
+
+
+def first(x: Kernel, j: Array, more: int = 0) -> Array:
+    """Which keys are first tokens (j), so many more of them."""
+    few: Array = j < x.problem.first_tokens + more
+    return few
 
 
 def within(p: Array, j: Array, left: float, right: float) -> Array:
@@ -70,9 +77,9 @@ def given(change: Callable[[int | None, int | None], tuple[int | None, int | Non
 
 def as_band(x: Kernel, more: int = 0) -> Array:
     """The keys of the window (i j), so many more on its left."""
-    own = last_visible(x.i, x.j, x.dialect.causal_alignment)[:, None]
+    own, j = last_visible(x.i, x.j, x.dialect.causal_alignment)[:, None], np.arange(x.j)
     left, right = reach(x.problem.window, x.dialect.window_count)
-    return within(own, np.arange(x.j), left + more, right)
+    return within(own, j, left + more, right) | (first(x, j) & (j <= own + right))
 
 
 def without_window(x: Kernel) -> Wrong:
@@ -180,6 +187,40 @@ special(
     "a query sees a key if the window or causal allows it",
     where(lambda x: x.problem.causal, lambda x: x.seeing(x.masked & (x.triangle() | as_band(x)))),
     "window",
+)
+
+# FIRST TOKENS
+
+
+def of_first_tokens(wrong: Callable[[Kernel], Wrong]) -> Callable[[Kernel], Wrong]:
+    """A mistake that is made where there are first tokens."""
+    return where(lambda x: x.problem.first_tokens, wrong)
+
+
+enter(
+    "first_tokens_ignored",
+    "the first tokens are hidden as all keys before the window are",
+    of_first_tokens(lambda x: x.on(first_tokens=0)),
+    "window",
+)
+for more, says in ((1, "many"), (-1, "few")):
+    enter(
+        f"first_tokens_one_{'more' if more > 0 else 'less'}",
+        f"one first token too {says} stays visible",
+        of_first_tokens(lambda x, more=more: x.on(first_tokens=x.problem.first_tokens + more)),
+        "window",
+    )
+special(
+    "first_tokens_in_the_future",
+    "first tokens are seen by queries that stand before them, whatever causal and the right end of the window say",
+    of_first_tokens(lambda x: x.seeing(x.masked & (x.placed() | first(x, np.arange(x.j))))),
+    "window",
+)
+special(
+    "first_tokens_in_the_place_of_the_mask",
+    "first tokens are seen though the mask hides them",
+    of_first_tokens(lambda x: x.seeing(x.allowed | (x.placed() & first(x, np.arange(x.j))))),
+    "window mask",
 )
 
 # BESIDE OTHER OPTIONS
