@@ -291,6 +291,26 @@ special(
     "window",
 )
 special(
+    "window_left_zero_is_none",
+    "0 before the query is read as no limit",
+    given(lambda left, right: (left or None, right)),
+    "window",
+)
+special(
+    "window_causal_is_none",
+    "a window that begins anywhere and ends at the query is read as none",
+    where(lambda x: numbers(x)[0] is None and reach(x.problem.window, x.dialect.window_count)[1] == 0, without_window),
+    "window",
+)
+for n in (16, 32, 64, 128):
+    special(
+        f"window_of_at_most_{n}",
+        f"a window reaches {n} keys back at most",
+        as_rule(lambda p, j, x, y, n=n: within(p, j, min(x, n), y) if x < inf else within(p, j, x, y)),
+        "window",
+        of="window_of_at_most_16",
+    )
+special(
     "window_as_long_as_keys_is_none",
     "a window that is as long as the keys has no end, though there are more queries",
     long_is_none(lambda x, n: n >= x.j, lambda x, n: n >= x.j),
