@@ -3,6 +3,7 @@
     python benchmarks/corridor.py --problems 100000 --workers 2 --seed 0 --into FOLDER [--markdown docs/corridor.md]
     python benchmarks/corridor.py --into FOLDER --tabulate [--markdown docs/corridor.md]
     python benchmarks/corridor.py --seed 0 --replay 4711
+    python benchmarks/corridor.py --windows …      # kernels with a window and first tokens, each problem with a window
 
 The script puts each problem to EACH implementations, others every time, as far as they offer what it needs, and judges each in the
 class that its arithmetic belongs to. It appends results to FOLDER/chunks.jsonl. The same command goes on where it stopped, and
@@ -38,6 +39,7 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import form, judge, together
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS, NOT_DENSE
+from attnspec.conformance.problems.factors.first_tokens import FIRST_TOKENS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve, to_float64
@@ -49,6 +51,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from chains import FILLED  # noqa: E402  tests/ is no package
 from variants import HONEST, OPEN, TF32  # noqa: E402
+from windowed import HONEST as WINDOWED  # noqa: E402
 
 TORCH = Dialect(causal_alignment="top_left")
 UNIFORM = replace(TORCH, empty_row="uniform")
@@ -104,8 +107,11 @@ class Implementation:
         return ""
 
 
-def implementations(also: Iterable[str] = (), with_open: bool = False) -> list[Implementation]:
+def implementations(also: Iterable[str] = (), with_open: bool = False, windows: bool = False) -> list[Implementation]:
     """All that is measured. `also` names more, as TARGET=CLASS."""
+    if windows:
+        of = {name: FunctionAdapter(kernel, name, ()) for name, (kernel, _) in WINDOWED.items()}
+        return sorted((Implementation(name, of[name], half) for name, (_, half) in WINDOWED.items()), key=lambda x: x.half)
     stored = "B*" if "B*" in CLASSES else "C"  # torch's flash kernel adds up gradients in the storage dtype
     found = [
         Implementation("sdpa-math", resolve("sdpa-math")[0].on("cpu"), "A", draws=False),
@@ -176,6 +182,9 @@ def draw(seed: int, number: int, adapter: Adapter) -> Question:
         return options[int(rng.integers(len(options)))]
 
     level = {name: choose(options) for name, options in LEVELS.items()} | {"dtype": dtype, "values": values}
+    if "window" in adapter.offers:
+        sides = ["" if rng.random() < 0.25 else str(int(rng.choice((0, 1, 2, 5, 15, 16, 17, 40)))) for _ in range(2)]
+        level |= {"window": ":".join(sides) if any(sides) else "none", "first_tokens": choose(FIRST_TOKENS.levels)}
     level |= sizes(rng, choose)
     if rng.random() > PARTLY:
         level["wrt"] = "all"
@@ -326,11 +335,11 @@ def measure(number: int, answers: list[tuple[Implementation, Answer]], exact: Ex
 _among: list[Implementation] = []
 
 
-def start(also: tuple[str, ...], with_open: bool) -> None:
+def start(also: tuple[str, ...], with_open: bool, windows: bool = False) -> None:
     """What a worker does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, after its chunk
     torch.set_num_threads(1)
-    _among[:] = implementations(also, with_open)
+    _among[:] = implementations(also, with_open, windows)
 
 
 def work(seed: int, first: int, last: int) -> dict[str, Any]:
@@ -347,7 +356,7 @@ def fingerprint() -> str:
     """Changes where the bounds, the problems or the kernels do."""
     files = [*ROOT.glob("reference/**/*.py"), *ROOT.glob("adapters/**/*.py"), Path(__file__), Path(corridor_tally.__file__)]
     files += [ROOT / "conformance" / f"{name}.py" for name in ("problems/case", "problems/tensors", "judging/judge")]
-    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains")]
+    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains", "windowed")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 
@@ -404,7 +413,7 @@ def run(store: Store, options: argparse.Namespace) -> None:
     os.environ |= dict.fromkeys(("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), "32")
     todo = list(store.missing(options.problems, options.chunk))
     began, total, done = time.perf_counter(), sum(last - first for first, last in todo), 0
-    setup = (tuple(options.also), options.open)
+    setup = (tuple(options.also), options.open, options.windows)
     with ProcessPoolExecutor(options.workers, get_context("spawn"), start, setup) as pool:
         futures = [pool.submit(work, options.seed, first, last) for first, last in todo]
         try:
@@ -446,7 +455,7 @@ def publish(store: Store, options: argparse.Namespace, command: str) -> int:
 
 def replay(options: argparse.Namespace) -> int:
     """One problem alone: the largest share of each output for each implementation."""
-    start(tuple(options.also), options.open)
+    start(tuple(options.also), options.open, options.windows)
     tally = Tally()
     question = draw(options.seed, options.replay, next(x.adapter for x in _among if x.name == "tiled"))
     ask(question, _among, tally)
@@ -468,18 +477,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--replay", type=int, metavar="N", help="ask problem N alone, and say what each implementation gave")
     parser.add_argument("--also", action="append", default=[], metavar="TARGET=CLASS", help="one more: file.py:name=B")
     parser.add_argument("--open", action="store_true", help="those of variants.OPEN, too")
+    parser.add_argument("--windows", action="store_true", help="those of windowed.HONEST instead, each problem with a window")
     options = parser.parse_args(arguments)
     if options.replay is not None:
         return replay(options)
     store = Store(options.into)
     asked = ["--problems", str(options.problems), "--workers", str(options.workers), "--seed", str(options.seed)]
     command = shlex.join(
-        ["python", "benchmarks/corridor.py", *asked, *(f"--also={x}" for x in options.also), *["--open"] * options.open]
+        [
+            "python",
+            "benchmarks/corridor.py",
+            *asked,
+            *(f"--also={x}" for x in options.also),
+            *["--open"] * options.open,
+            *["--windows"] * options.windows,
+        ]
     )
     if options.tabulate:
         command = (store.header or {}).get("command", command)
     else:
-        names = [x.name for x in implementations(options.also, options.open)]
+        names = [x.name for x in implementations(options.also, options.open, options.windows)]
         header = {"seed": options.seed, "code": fingerprint(), "torch": torch.__version__, "implementations": names}
         store.begin(header)
         run(store, options)

@@ -340,6 +340,20 @@ for n in (16, 32, 64, 128):
         "window",
         of="window_without_block_of_16",
     )
+    special(
+        f"window_begins_late_of_{n}",
+        f"a window that begins in the last of a block of {n} keys lacks that key",
+        as_rule(lambda p, j, x, y, n=n: within(p, j, x, y) & ((j != p - x) | (j % n < n - 1))),
+        "window",
+        of="window_begins_late_of_16",
+    )
+    special(
+        f"window_ends_early_of_{n}",
+        f"a window does not reach beyond the block of {n} keys that its query stands in",
+        as_rule(lambda p, j, x, y, n=n: within(p, j, x, y) & ((j // n <= p // n) | (y == inf))),
+        "window",
+        of="window_ends_early_of_16",
+    )
 
 
 def leading_tile(x: Kernel) -> Wrong:
