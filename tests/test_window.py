@@ -401,15 +401,16 @@ def test_each_mistake_of_a_window_can_show(causal: bool) -> None:
     """None of them is another name of the right answer, and each gives what has the form of one."""
     left = set(MISTAKES.mistakes)
     for dialect in (TOP_LEFT, Dialect(), Dialect(window_count="total")):
-        for token in (*EACH, "i=140,window=2:1"):
+        for token in (*EACH, "i=140,window=2:1", "i=140,window=135:"):
             problem = build(Case.parse(token + (",causal=True" if causal else "")))
             exact = solve(problem, dialect)
             for name, one in MISTAKES.mistakes.items():
                 wrong = one.wrong(problem, dialect, exact)
                 left -= {name} if wrong is not None and multiple(wrong, exact, "A") > 1 else set()
     of_causal = {name for name in left if "causal" in name}
-    unseen_beside_causal = {"window_right_one_more", "window_right_ignored", "window_right_on_both_sides"} if causal else set()
-    assert left <= of_causal | unseen_beside_causal
+    of_right_end = {"window_right_one_more", "window_right_ignored", "window_right_on_both_sides"}
+    of_right_end |= {name for name in MISTAKES.mistakes if name.startswith("window_ends_early") or "right_end" in name}
+    assert left <= of_causal | (of_right_end if causal else set())
 
 
 EACH = (
@@ -422,6 +423,9 @@ EACH = (
     "i=1,j=20,window=2:0",
     "i=9,window=0:0",
     "i=9,j=3,window=5:1",
+    "i=9,window=:0",
+    "i=40,window=1:,first_tokens=4",
+    "i=9,window=1:1,first_tokens=4,mask=bhij",
 )
 
 

@@ -385,3 +385,22 @@ for name, says, step in (("less", "few", -1), ("more", "many", 1)):
         lambda x, step=step: again(x, scores(x, beside(x) & as_band(x, step))),
         "do window",
     )
+
+
+def gradients_alone(wrong: Callable[[Kernel], Wrong]) -> Callable[[Kernel], Wrong]:
+    """What a mistake gives beside the output."""
+
+    def other(x: Kernel) -> Wrong:
+        given = wrong(x)
+        return None if given is None else {name: value for name, value in given.items() if name != "o"}
+
+    return other
+
+
+for name, says, wrong, of in (
+    ("without_window", "without the window", without_window, "window_forgotten_in_backward"),
+    ("left_one_more", "whose window shows one key more before the query", as_rule(lambda p, j, x, y: within(p, j, x + 1, y)), ""),
+    ("left_one_less", "whose window shows one key less before the query", as_rule(lambda p, j, x, y: within(p, j, x - 1, y)), ""),
+    ("without_right_end", "whose window has no right end", as_rule(lambda p, j, x, y: within(p, j, x, inf)), ""),
+):
+    special(f"window_gradients_{name}", f"the gradients are those of a call {says}", gradients_alone(wrong), "do window", of=of)
