@@ -91,10 +91,10 @@ def measure(cases: Iterable[Case], dialect: Dialect, finer: bool = True) -> Meas
         seen.problems += 1
         for class_ in classes(case.dtype) if finer else (default_class(case.dtype),):
             found = power(problem, exact, class_)
-            for mistake, multiple in found.items():
-                seen.multiples[mistake][case.dtype, class_].append(multiple)
+            for mistake, times in found.items():
+                seen.multiples[mistake][case.dtype, class_].append(times)
             if class_ == default_class(case.dtype):
-                shown = {mistake for mistake, multiple in found.items() if multiple > 1}
+                shown = {mistake for mistake, times in found.items() if times > 1}
                 fine = {mistake for mistake in shown if not MISTAKES[mistake].coarse}
                 if not fine:
                     (seen.coarse if shown else seen.nothing).append(case)
