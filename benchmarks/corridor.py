@@ -110,8 +110,9 @@ class Implementation:
 def implementations(also: Iterable[str] = (), with_open: bool = False, windows: bool = False) -> list[Implementation]:
     """All that is measured. `also` names more, as TARGET=CLASS."""
     if windows:
-        of = {name: FunctionAdapter(kernel, name, ()) for name, (kernel, _) in WINDOWED.items()}
-        return sorted((Implementation(name, of[name], half) for name, (_, half) in WINDOWED.items()), key=lambda x: x.half)
+        return sorted(
+            (Implementation(n, FunctionAdapter(x, n, ()), half) for n, (x, half) in WINDOWED.items()), key=lambda x: x.half
+        )
     stored = "B*" if "B*" in CLASSES else "C"  # torch's flash kernel adds up gradients in the storage dtype
     found = [
         Implementation("sdpa-math", resolve("sdpa-math")[0].on("cpu"), "A", draws=False),
@@ -483,16 +484,8 @@ def main(arguments: list[str] | None = None) -> int:
         return replay(options)
     store = Store(options.into)
     asked = ["--problems", str(options.problems), "--workers", str(options.workers), "--seed", str(options.seed)]
-    command = shlex.join(
-        [
-            "python",
-            "benchmarks/corridor.py",
-            *asked,
-            *(f"--also={x}" for x in options.also),
-            *["--open"] * options.open,
-            *["--windows"] * options.windows,
-        ]
-    )
+    flags = [*(f"--also={x}" for x in options.also), *["--open"] * options.open, *["--windows"] * options.windows]
+    command = shlex.join(["python", "benchmarks/corridor.py", *asked, *flags])
     if options.tabulate:
         command = (store.header or {}).get("command", command)
     else:
