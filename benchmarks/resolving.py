@@ -117,14 +117,14 @@ def measure_windows(cases: Iterable[Case]) -> Measured:
     return seen
 
 
-def windows(name: str, every: int) -> list[str]:
-    """The section on windows."""
-    cases = [case for case in array(name, Windowed(), LEVELS["dtype"]) if case.window != "none"]
+def windows(every: int) -> list[str]:
+    """The section on windows, of the smaller array."""
+    cases = [case for case in array("pairs", Windowed(), LEVELS["dtype"]) if case.window != "none"]
     seen = measure_windows(cases[::every])
     return [
         "## Windows",
         "",
-        f"The {seen.problems} problems with a window that the array adds for a kernel which also offers a window and first tokens,",
+        f"The {seen.problems} problems with a window that `pairs` has for a kernel which offers windows and first tokens,",
         "in the default class.",
         "",
         *by_mistake(seen, [(dtype, default_class(dtype)) for dtype in DTYPES]),
@@ -183,7 +183,7 @@ def report(name: str, every: int) -> list[str]:
         *by_mistake(main, [(dtype, default_class(dtype)) for dtype in DTYPES]),
         "⁽¹⁾ A coarse mistake: nearly any problem shows it.",
         "",
-        *windows(name, every),
+        *windows(every),
         "## In the half types, for kernels that claim a stricter class",
         "",
         *by_mistake(main, [(dtype, class_) for dtype in HALF for class_ in classes(dtype)]),
