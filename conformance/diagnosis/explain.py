@@ -272,6 +272,8 @@ class Explainer(Recognizer):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
         if finding.output == "o" and diagnosis is not None and diagnosis.best and BESIDE.issuperset(diagnosis.best):
             clause = "CAUSAL-6"  # in a row that the two leave without a key, too
+        if clause == "WINDOW-6" and diagnosis is not None and diagnosis.best and "window_corner" not in diagnosis.best:
+            clause = "WINDOW-1"  # one query that sees two keys is the smallest problem also of a right end that is lost
         clause = rounded_clause(finding, case.dtype, diagnosis.best if diagnosis is not None else ()) or clause
         if diagnosed(diagnosis) if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")

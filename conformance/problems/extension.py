@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, softcap, window
+from attnspec.conformance.problems.factors import LEVELS, first_tokens, softcap, window
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,11 @@ WINDOW = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "wrt"),
     beside=(SOFTCAP,),
 )
-EXTENSIONS = (SOFTCAP, WINDOW)
+FIRST_TOKENS = Extension(
+    "first_tokens",
+    "first_tokens",
+    {"first_tokens": first_tokens.FIRST_TOKENS.levels},
+    ("dtype", "i", "j", "mask", "causal", "wrt"),
+    beside=(WINDOW,),
+)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS)
