@@ -57,6 +57,12 @@ def _is_a_window(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
 
 
+def _is_a_count(problem: Problem, name: str) -> None:
+    value = getattr(problem, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is a whole number from 0 on, found {value!r}")
+
+
 def _is_a_start(problem: Problem, name: str) -> None:
     start = getattr(problem, name)
     each = start if isinstance(start, tuple) else (start,)
@@ -102,6 +108,7 @@ class Problem:
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
+    first_tokens: so many of the first keys the left end of the window does not hide (WINDOW-16).
     q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
     alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
@@ -145,6 +152,7 @@ class Problem:
         needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
         check=_is_a_window,
     )
+    first_tokens: int = option(0, feature="first_tokens", says="first keys that no window hides", check=_is_a_count)
     q_start: int | tuple[int, ...] | None = option(
         None,
         feature="q_start",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from random_problems import BIASES, CAPS, HEADS, MASKS, RATES, SCALES, STARTS, WINDOWS, Drawn, draw, share
+from random_problems import BIASES, CAPS, FIRST_TOKENS, HEADS, MASKS, RATES, SCALES, STARTS, WINDOWS, Drawn, draw, share
 
 from attnspec.reference import solve
 from attnspec.reference.witnesses.autograd import attend
@@ -85,6 +85,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
         + [("rate", x) for x in set(RATES)]
         + [("softcap", x) for x in CAPS]
         + [("window", x) for x in set(WINDOWS)]
+        + [("first_tokens", x) for x in set(FIRST_TOKENS)]
         + [("start", x) for x in set(STARTS)]
         + [("empty", x) for x in "bhijde"]
     )

@@ -75,8 +75,8 @@ class AttendAdapter(Adapter):
         if self.module:
             offers.add("module")
         window = self._window()
-        if "window" in offers and window is not None and window.pair:
-            offers.add("window_right")
+        if "window" in offers and window is not None:
+            offers |= window.offers
         if "q_start" in offers and (start := self._start()) is not None:
             offers |= start.features
         return frozenset(offers | self.heads)
@@ -139,7 +139,9 @@ class AttendAdapter(Adapter):
             if asked is None and constructor.get(field) in self.kwargs:
                 continue
             if field == "window" and asked is not None and (said := self._window()) is not None:
-                value = said.value(asked, problem.causal)
+                value = said.value(asked, problem.causal, problem.first_tokens)
+            if field == "first_tokens" and (said := self._window()) is not None and said.first:
+                continue  # the window says it
             if field == "q_start" and value is not None and (first := self._start()) is not None:
                 value = first.value(value, problem)
             if field in forward:

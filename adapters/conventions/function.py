@@ -53,8 +53,8 @@ class FunctionAdapter(Adapter):
             self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
         offers |= {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offers}
         window = self.signature.window
-        if window is not None and window.pair:
-            offers.add("window_right")
+        if window is not None:
+            offers |= window.offers
         if window is not None and window.count:
             self.dialect = {**self.dialect, "window_count": window.count}
         start = self.signature.start
@@ -102,7 +102,9 @@ class FunctionAdapter(Adapter):
             if value is None and (asked is not None or field not in self.signature.off):
                 continue
             if field == "window" and asked is not None and self.signature.window is not None:
-                value = self.signature.window.value(asked, problem.causal)
+                value = self.signature.window.value(asked, problem.causal, problem.first_tokens)
+            if field == "first_tokens" and self.signature.window is not None and self.signature.window.first:
+                continue  # the window says it
             if field == "q_start" and value is not None and self.signature.start is not None:
                 value = self.signature.start.value(value, problem)
             if field not in fields:

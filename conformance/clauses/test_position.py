@@ -29,7 +29,7 @@ from attnspec.conformance.testing.outcomes import (
 )
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import one_item, some_keys, some_queries, with_keys_in_front
-from attnspec.reference import to_float64
+from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
 from attnspec.spec.words import OUTPUTS
 
@@ -265,7 +265,7 @@ def test_both_alignments_are_starts(subject: Subject, case: Case) -> None:
 def test_chunks_of_the_queries_are_the_whole(subject: Subject, case: Case) -> None:
     """Three or four chunks of different sizes, the last first."""
     problem = subject.problem(case)
-    _chunks_agree(subject, problem, (0, 1, problem.i // 3, 2 * problem.i // 3 + 1, problem.i))
+    _chunks_agree(subject, problem, _between(0, 1, problem.i // 3, 2 * problem.i // 3 + 1, problem.i))
 
 
 @clause("POSITION-9")
@@ -275,14 +275,18 @@ def test_a_long_prompt_in_chunks(subject: Subject, case: Case) -> None:
     shapes = [(70, 70, 0, "none"), (70, 90, 20, "none"), (70, 70, 0, "16:"), (70, 90, 20, "5:2")]
     for problem in some_asked(subject, case, shapes):
         for cuts in ((0, 16, 32, 48, 64, 70), (0, 7, 8, 41, 70), (0, 35, 70), (0, 9, 17, 26, 35, 43, 52, 61, 70)):
-            _chunks_agree(subject, problem, cuts)
+            _chunks_agree(subject, problem, _between(*cuts))
 
 
-def _chunks_agree(subject: Subject, problem: Problem, cuts: tuple[int, ...]) -> None:
-    whole = may_answer(subject, problem)
+def _between(*cuts: int) -> list[tuple[int, int]]:
+    """The chunks between cuts, from both ends in turn, the last first."""
     chunks = [(a, b) for a, b in pairwise(sorted(set(cuts))) if a < b]
-    for n in range(len(chunks)):  # from both ends in turn
-        a, b = chunks[-1 - n // 2] if n % 2 == 0 else chunks[n // 2]
+    return [chunks[-1 - n // 2] if n % 2 == 0 else chunks[n // 2] for n in range(len(chunks))]
+
+
+def _chunks_agree(subject: Subject, problem: Problem, chunks: list[tuple[int, int]]) -> None:
+    whole = may_answer(subject, problem)
+    for a, b in chunks:
         chunk = some_queries(problem, a, b)
         exact = subject.solve(chunk)
         what = f"queries {a} to {b - 1} by themselves, from position {chunk.q_start} on"
@@ -295,7 +299,7 @@ def _chunks_agree(subject: Subject, problem: Problem, cuts: tuple[int, ...]) -> 
 def test_a_decode_step_is_a_row(subject: Subject, case: Case) -> None:
     """The first query, one in the middle and the last one, each alone."""
     problem = subject.problem(case)
-    _rows_agree(subject, problem, {0, problem.i // 2, problem.i - 1})
+    _chunks_agree(subject, problem, [(row, row + 1) for row in sorted({0, problem.i // 2, problem.i - 1})])
 
 
 @clause("POSITION-10")
@@ -303,16 +307,7 @@ def test_a_decode_step_is_a_row(subject: Subject, case: Case) -> None:
 def test_decode_steps_one_by_one(subject: Subject, case: Case) -> None:
     """Against a cache that is longer than what a step may see."""
     for problem in some_asked(subject, case, [(9, 20, 4, "none"), (9, 20, 4, "3:"), (18, 70, 25, "none"), (18, 70, 25, "16:")]):
-        _rows_agree(subject, problem, set(range(problem.i)))
-
-
-def _rows_agree(subject: Subject, problem: Problem, rows: set[int]) -> None:
-    whole = may_answer(subject, problem)
-    for row in sorted(rows):
-        alone = some_queries(problem, row, row + 1)
-        exact = subject.solve(alone)
-        answer = must_be_right(subject, alone, f"query {row} alone, at position {alone.q_start}", ("o",), exact)
-        must_agree(subject, answer.o, whole.o[:, :, row : row + 1], exact, "o", f"query {row} alone, and among others", problem)
+        _chunks_agree(subject, problem, [(row, row + 1) for row in range(problem.i)])
 
 
 @clause("POSITION-11")
@@ -330,9 +325,7 @@ def test_gradients_of_chunks_add_up(subject: Subject, case: Case) -> None:
     whole, exact = may_answer(subject, problem), subject.solve(problem)
     class_ = subject.required_class(case.dtype)
     total = {name: np.zeros(exact.values[name].shape) for name in ("dk", "dv")}
-    bound, exempt = {}, {}
-    for name in total:
-        bound[name], exempt[name] = together(exact, *_tolerance(exact, class_), name)[1:]
+    bounds = {name: _tolerated(exact, class_, name) for name in total}
     for a, b in pairwise(sorted({0, problem.i // 3 + 1, 2 * problem.i // 3 + 1, problem.i})):
         chunk = some_queries(problem, a, b)
         own = subject.solve(chunk)
@@ -343,13 +336,14 @@ def test_gradients_of_chunks_add_up(subject: Subject, case: Case) -> None:
         )
         for name, x in total.items():
             x += to_float64(must_have(answer, name))
-            more, skip = together(own, *_tolerance(own, class_), name)[1:]
-            bound[name], exempt[name] = bound[name] + more, exempt[name] | skip
+            (bound, exempt), (more, skip) = bounds[name], _tolerated(own, class_, name)
+            bounds[name] = bound + more, exempt | skip
     for name, x in total.items():
+        bound, exempt = bounds[name]
         # Zeros of a chunk are exact, and so are their sums: what is left of a bound is that of the others.
-        finding, _ = compare(x, to_float64(must_have(whole, name)), bound[name], exempt[name], name)
+        finding, _ = compare(x, to_float64(must_have(whole, name)), bound, exempt, name)
         if finding is not None:
-            margin = np.where(exempt[name], np.inf, bound[name])
+            margin = np.where(exempt, np.inf, bound)
             raise Broken(
                 replace(finding, kind="relation", message=f"{name} summed over chunks of the queries"), problem, exact, None, margin
             )
@@ -363,9 +357,10 @@ def must_have(answer: Answer, name: str) -> torch.Tensor:
     return x
 
 
-def _tolerance(exact: Any, class_: str) -> tuple[Any, Any]:
+def _tolerated(exact: Exact, class_: str, name: str) -> tuple[Any, Any]:
+    """The bound of an output, and where nothing is asked of it."""
     tolerance = exact.tolerance(class_)
-    return tolerance.bound, tolerance.exempt
+    return together(exact, tolerance.bound, tolerance.exempt, name)[1:]
 
 
 @clause("POSITION-12")
@@ -379,6 +374,7 @@ def test_keys_that_no_query_sees_get_no_gradient(subject: Subject, case: Case) -
     offering=("q_start", "key_padding"),
     where=lambda case: placed(case) and case.mask in ("none", "padding") and case.layout != "expanded",
     bias="none",
+    first_tokens=0,  # these are counted from the first key
 )
 def test_keys_in_front_move_the_start(subject: Subject, case: Case) -> None:
     """One key and a tile of keys, hidden, before the first."""
@@ -401,6 +397,7 @@ def test_keys_in_front_move_the_start(subject: Subject, case: Case) -> None:
     where=lambda case: placed(case) and case.keys > 1 and case.biases != "lowest",
     layout="contiguous",
     wrt="none",
+    first_tokens=0,  # these are counted from the first key
 )
 def test_parts_of_the_keys_are_the_whole(subject: Subject, case: Case) -> None:
     """Two or three parts of different sizes."""
@@ -421,8 +418,8 @@ def _parts_agree(subject: Subject, problem: Problem, cuts: tuple[int, ...]) -> N
     """The outputs of parts, weighted by what the reference says that each part weighs, and the output of one call."""
     exact, class_ = subject.solve(problem), subject.required_class(str(problem.dtype).removeprefix("torch."))
     whole = may_answer(subject, problem)
-    output, bound = np.zeros(exact.o.shape), together(exact, *_tolerance(exact, class_), "o")[1].copy()
-    exempt = together(exact, *_tolerance(exact, class_), "o")[2] | exact.empty[..., None]
+    output, (bound, exempt) = np.zeros(exact.o.shape), _tolerated(exact, class_, "o")
+    exempt = exempt | exact.empty[..., None]
     for a, b in pairwise(sorted(set(cuts))):
         part = some_keys(problem, a, b)
         if np.min(part.q_start) < 0 and not subject.offers("q_start_negative"):  # type: ignore[arg-type]
@@ -436,11 +433,11 @@ def _parts_agree(subject: Subject, problem: Problem, cuts: tuple[int, ...]) -> N
         off = np.zeros(exact.lse.shape)
         for x in (own, exact):
             off += np.where(x.empty, 0.0, x.tolerance("A", "float64").bound["lse"])
-        _, more, skip = together(own, *_tolerance(own, class_), "o")
+        more, skip = _tolerated(own, class_, "o")
         seen = (weight > 0)[..., None]
         o = np.where(seen, to_float64(answer.o), 0.0)
         output += weight[..., None] * o
-        bound += np.where(seen, weight[..., None] * (more + 2 * off[..., None] * np.abs(o)), 0.0)
+        bound = bound + np.where(seen, weight[..., None] * (more + 2 * off[..., None] * np.abs(o)), 0.0)
         exempt = exempt | (seen & skip)
     finding, _ = compare(output, to_float64(whole.o), bound, exempt, "o")
     if finding is not None:

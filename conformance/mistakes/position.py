@@ -54,7 +54,8 @@ def placed(x: Kernel, causal: Array, window: Array) -> Array:
     """The keys that mask, causal and window show, each around positions (i 1) or (b 1 i 1) of its own."""
     keys = np.arange(x.j)
     left, right = reach(x.problem.window, x.dialect.window_count)
-    shown: Array = x.masked & (keys >= window - left) & (keys <= window + right)
+    late_enough = (keys >= window - left) | (keys < x.problem.first_tokens)
+    shown: Array = x.masked & late_enough & (keys <= window + right)
     return shown & (keys <= causal) if x.problem.causal else shown
 
 

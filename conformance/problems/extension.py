@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, softcap, start, window
+from attnspec.conformance.problems.factors import LEVELS, first_tokens, softcap, start, window
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ WINDOW = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "wrt"),
     beside=(SOFTCAP,),
 )
+FIRST_TOKENS = Extension(
+    "first_tokens",
+    "first_tokens",
+    {"first_tokens": first_tokens.FIRST_TOKENS.levels},
+    ("dtype", "i", "j", "mask", "causal", "wrt"),
+    beside=(WINDOW,),
+)
 POSITION = Extension(
     "position",
     "q_start",
@@ -55,4 +62,4 @@ POSITION = Extension(
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "wrt"),
     beside=(SOFTCAP, WINDOW),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, POSITION)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, POSITION)

@@ -61,7 +61,7 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
                     c
                     for c in range(min(last, problem.j))
                     if (mask is None or bool(mask[n, head, row, c]))
-                    and _within(c - place, problem, dialect)
+                    and _within(c, place, problem, dialect)
                     and (bias is None or float(bias[n, head, row, c].detach()) != float("-inf"))
                 ]
                 values, weights, total = _row(
@@ -92,12 +92,17 @@ def _first(item: int, problem: Problem, dialect: Dialect) -> int:
     return problem.q_start[item] if isinstance(problem.q_start, tuple) else problem.q_start
 
 
-def _within(ahead: int, problem: Problem, dialect: Dialect) -> bool:
-    """Whether the window, if there is one, holds a key that is so far behind the query's position."""
+def _within(key: int, place: int, problem: Problem, dialect: Dialect) -> bool:
+    """Whether the window, if there is one, of a query at this place holds a key."""
     if problem.window is None:
         return True
     left, right = problem.window
-    early = left is not None and (ahead < -left if dialect.window_count == "inclusive" else ahead <= -left)
+    ahead = key - place
+    early = (
+        left is not None
+        and key >= problem.first_tokens
+        and (ahead < -left if dialect.window_count == "inclusive" else ahead <= -left)
+    )
     late = right is not None and (ahead >= right if dialect.window_count == "total" else ahead > right)
     return not early and not late
 

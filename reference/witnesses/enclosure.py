@@ -258,7 +258,9 @@ def _placed(problem: Problem, dialect: Dialect, offset: int) -> Array:
         placed &= np.tri(problem.i, problem.j, offset, dtype=bool)
     left, right = problem.window or (None, None)
     if left is not None:
-        placed &= ~np.tri(problem.i, problem.j, offset - left - (dialect.window_count == "inclusive"), dtype=bool)
+        early = np.tri(problem.i, problem.j, offset - left - (dialect.window_count == "inclusive"), dtype=bool)
+        early[:, : problem.first_tokens] = False
+        placed &= ~early
     if right is not None:
         placed &= np.tri(problem.i, problem.j, offset + right - (dialect.window_count == "total"), dtype=bool)
     return placed
