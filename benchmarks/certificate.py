@@ -2,7 +2,7 @@
 
     python benchmarks/certificate.py [--problems 4000] [--seed 0] [--first 0] [--markdown docs/certificate.md]
 
-Every second problem is a random one of tests/random_problems.py, in all twelve dialects. The others are cases of the suite, in
+Every second problem is a random one of tests/random_problems.py, in all dialects. The others are cases of the suite, in
 every regime of values and biases, with operands of all four dtypes. The script encloses each answer in balls
 (reference/witnesses/enclosure.py), and divides the errors of the NumPy form and of the torch form by the bound of class A in
 float64, which is not doubled here. Where that bound is zero the balls must hold nothing but zero. The exit code is 1 if an error

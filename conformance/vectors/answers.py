@@ -67,8 +67,9 @@ def stored_in(file: Path) -> dict[str, Stored]:
 def problem_of(folder: Path, vector: Vector) -> Problem:
     """The problem of a vector, from its file. Raises VectorError where its tensors are none."""
     tensors = {name: tensor(x) for name, x in stored_in(vector.file(folder, INPUTS)).items()}
+    options = {name: tuple(x) if isinstance(x, list) else x for name, x in vector.options.items()}  # JSON has no tuples
     try:
-        return Problem(**tensors, **vector.options, wrt=vector.wrt)  # type: ignore[arg-type]
+        return Problem(**tensors, **options, wrt=vector.wrt)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise VectorError(f"{vector.file(folder, INPUTS)} holds no problem: {error}; write the set again") from None
 
