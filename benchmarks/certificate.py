@@ -27,7 +27,7 @@ from numpy import ndarray as Array
 from numpy.random import Generator, default_rng
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from random_problems import draw
+from random_problems import CAPS, WINDOWS, draw
 
 from attnspec.adapters import resolve
 from attnspec.conformance.problems.case import Case
@@ -69,8 +69,9 @@ class Asked:
 
 
 def random_problem(seed: int, number: int) -> Asked:
-    """Small, in any form: shared heads, empty sizes, dropout, every broadcast."""
-    drawn = draw(default_rng([31, seed, number]))
+    """Small, in any form: shared heads, empty sizes, dropout, every broadcast; every second may have a cap and a window."""
+    rng = default_rng([31, seed, number])
+    drawn = draw(rng, caps=CAPS, windows=WINDOWS) if number % 4 == 2 else draw(rng)
     chosen = ",".join(f"{name}={value}" for name, value in drawn.choices)
     dialect = DIALECTS[number // 2 % len(DIALECTS)]
     return Asked(number, f"{RANDOM[:-1]}, {chosen}", RANDOM, "", drawn.problem, dialect, drawn.keep.numpy())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from random_problems import draw
+from random_problems import CAPS, WINDOWS, draw
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
@@ -376,15 +376,15 @@ PLANTED = {
         "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
     ),
 }
-PROBLEMS = 84
+PROBLEMS, EXTENDED = 84, 48
 
 
 @pytest.fixture(scope="module")
 def small() -> list[tuple[certificate.Asked, Enclosure]]:
     """Random problems in all dialects, each in balls."""
-    rng, some = default_rng(44), []
-    for number in range(PROBLEMS):
-        drawn = draw(rng, least=1)
+    rng, extended, some = default_rng(44), default_rng(45), []
+    for number in range(PROBLEMS + EXTENDED):
+        drawn = draw(rng, least=1) if number < PROBLEMS else draw(extended, least=1, caps=CAPS, windows=WINDOWS)
         asked = certificate.Asked(
             number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
         )
