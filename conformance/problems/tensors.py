@@ -230,11 +230,11 @@ def biases(case: Case, rng: Generator, mask: np.ndarray | None = None) -> np.nda
 
 
 def emptied(hidden: np.ndarray, case: Case, mask: np.ndarray | None) -> np.ndarray:
-    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems.
+    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems without a window.
 
     What such a row gives is open under one rule for empty rows, and with it the gradients of all that its head sees.
     """
-    if case.i * case.keys <= SMALL:
+    if case.i * case.keys <= SMALL and case.window == "none":
         return np.zeros_like(hidden)
     spare = np.zeros((case.b, case.h, case.i, case.keys), bool)
     for keys in seen(mask, case, windowed=True):
