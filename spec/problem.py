@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -292,3 +292,14 @@ def differentiable(features: Iterable[str]) -> tuple[str, ...]:
     if "backward" not in offered:
         return ()
     return tuple(name for name in DIFFERENTIABLE if name not in OPTIONS or OPTIONS[name].gradient in offered)
+
+
+def gradient_features(features: Iterable[str]) -> set[str]:
+    """The features of the gradients of the options that these features stand for."""
+    offered = set(features)
+    return {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offered}
+
+
+def options_from(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a problem has them, from JSON, which has no tuples."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in said.items()}

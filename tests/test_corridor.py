@@ -83,6 +83,12 @@ def test_kernels_with_a_soft_cap_are_asked_with_one(tmp_path: Path) -> None:
     assert {json.loads(line)["implementation"] for line in done.stdout.splitlines() if line.startswith("{")} == {"other_order"}
 
 
+def test_a_slope_is_off_by_no_more_than_slopes_are_apart() -> None:
+    """Beside the lowest bias the error of a score times a large value was infinite in float64, and the bound of dq and dk NaN."""
+    done = corridor("--seed", 0, "--replay", 773, "--extension", "softcap")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("number", [6507, 10787])
 def test_at_a_scale_of_zero_what_overflows_before_it_is_no_fault(number: int) -> None:
     """dk is 0 · (dSᵀ q), which float16 may hold as 0 · ∞: two honest chains were outside, in one head and in the sum of a group."""

@@ -16,6 +16,7 @@ from attnspec.adapters.conventions.signature import ResolveError, Signature, Unk
 from attnspec.adapters.watch.state import current_accelerator, watched
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, SCALARS, Problem
+from attnspec.spec.problem import gradient_features
 
 
 class AttendAdapter(Adapter):
@@ -71,7 +72,7 @@ class AttendAdapter(Adapter):
         offers = {"backward", "strided"} | (said & (self.forward.fields.keys() | free))
         if "mask" in self.forward.fields:
             offers.add("key_padding")
-        offers |= {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offers}
+        offers |= gradient_features(offers)
         if self.module:
             offers.add("module")
         window = self._window()

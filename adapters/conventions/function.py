@@ -12,6 +12,7 @@ from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
+from attnspec.spec.problem import gradient_features
 
 
 def is_torch_convention(signature: Signature) -> bool:
@@ -51,7 +52,7 @@ class FunctionAdapter(Adapter):
         if self.torch_convention:
             offers |= {"bias", "value_width"}
             self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
-        offers |= {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offers}
+        offers |= gradient_features(offers)
         window = self.signature.window
         if window is not None:
             offers |= window.offers

@@ -295,6 +295,7 @@ special(
     "0 before the query is read as no limit",
     given(lambda left, right: (left or None, right)),
     "window",
+    of="window_zero_is_none",
 )
 special(
     "window_causal_is_none",

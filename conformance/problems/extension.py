@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -53,7 +53,8 @@ FIRST_TOKENS = Extension(
     "first_tokens",
     {"first_tokens": first_tokens.FIRST_TOKENS.levels},
     ("dtype", "i", "j", "mask", "causal", "wrt"),
-    beside=(WINDOW,),
+    # Windows that begin soon before the query: beside others first tokens are seen anyway.
+    beside=(replace(WINDOW, levels={"window": ("3:", "1:0", "2:1", "0:0")}),),
 )
 POSITION = Extension(
     "position",
