@@ -88,7 +88,7 @@ def of_window(attend: windowed.Attend) -> Attend:
     """A kernel that reads what it must not see off the plan."""
 
     def run(query: Tensor, key: Tensor, value: Tensor, plan: Plan, at: Places) -> Tensor:
-        return attend(query, key, value, plan, (at.left, at.right))
+        return attend(query, key, value, plan, (at.left, at.right), 0)
 
     run.__doc__ = attend.__doc__
     return run
