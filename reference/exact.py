@@ -89,8 +89,8 @@ def returned_bound(natural: Array, value: Array, problem: Problem, dialect: Dial
 class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
 
-    o (b h i e), lse (b h i), the natural one, −∞ in a row without a key; dq, dk, dv and dbias in the shapes of their inputs, or None if
-    the problem asks for none.
+    o (b h i e), lse (b h i), the natural one, −∞ in a row without a key; dq, dk, dv and dbias in the shapes of their inputs, or
+    None if the problem asks for none.
     values: the same by name; lse only where it is returned, and then in the base and with the empty rows that the dialect says.
     zero: by name, True for elements that must be exactly zero.
     undefined: by name, True for elements of which the clauses promise nothing: a visible operand is not finite, or a row that is

@@ -171,9 +171,8 @@ class SampledRows:
                 yield part("lse", rows, self.lse, w.lse, self.empty, row)
             else:
                 value, stored = lse.returned(self.lse, self.empty, self.dialect), lse.dtype_of(problem, self.dialect)
-                bound, skip = limits(
-                    value, returned_bound(w.lse, value, problem, self.dialect, a), np.False_, row, stored, share
-                )
+                bound = returned_bound(w.lse, value, problem, self.dialect, a)
+                bound, skip = limits(value, bound, np.zeros(value.shape, bool), row, stored, share)
                 skip = np.where(self.empty, self.dialect.lse_empty == "sentinel", skip)
                 yield Part("lse", rows, value, bound, skip)
             if self.do is None:

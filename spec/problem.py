@@ -87,8 +87,8 @@ class Problem:
     limit there; None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     lse: whether the log of each row's sum (b h i) is returned beside the output (chapter LSE).
-    do (b h i e): the cotangent of the output, in its dtype. dlse (b h i): that of the lse, float32, or float64 where q is; do may be
-    None beside it, which is zeros. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
+    do (b h i e): the cotangent of the output, in its dtype. dlse (b h i): that of the lse, float32, or float64 where q is; do may
+    be None beside it, which is zeros. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
     Raises ValueError, with what was found and what was expected, for inputs that are not one attention call.
     """
@@ -227,6 +227,18 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """The dtype of q, k, v and the output."""
         return self.q.dtype
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What an answer has, by name: o, then the lse, then the gradients that are asked for."""
+        gradients = tuple(f"d{name}" for name in self.wrt) if self.differentiated else ()
+        return ("o", *(("lse",) if self.lse else ()), *gradients)
+
+    def shape_of(self, output: str) -> tuple[int, ...]:
+        """The shape of an output: (b h i e) for o, (b h i) for the lse, that of its input for a gradient."""
+        if output in ("o", "lse"):
+            return (self.b, self.h, self.i, *((self.e,) if output == "o" else ()))
+        return tuple(getattr(self, output.removeprefix("d")).shape)
 
     @property
     def differentiated(self) -> bool:

@@ -19,7 +19,7 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.kernel import Kernel
-from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
+from attnspec.conformance.mistakes.power import multiple, power
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.mistakes.window import WINDOW
 from attnspec.conformance.problems.array import array
@@ -176,7 +176,7 @@ def test_the_right_answer_has_no_power() -> None:
             exact, kernel = solve(problem, dialect), Kernel(problem, dialect)
             assert multiple(dict(exact.values), exact, "A") == 0
             assert multiple(kernel.with_weights(kernel.p), exact, "A") < 0.5
-            assert multiple(kernel.of_scores(kernel.ds) if problem.do is not None else {}, exact, "A") < 0.5
+            assert multiple(kernel.of_scores(kernel.ds) if problem.differentiated else {}, exact, "A") < 0.5
 
 
 def test_mistakes_have_the_shapes_of_the_answer() -> None:
@@ -280,7 +280,7 @@ def test_few_elements_are_exempt(name: str, adapter: Adapter, dialect: Dialect) 
         problem = build(case)
         tolerance = solve(problem, dialect).tolerance(default_class(case.dtype))
         lowest = case.bias != "none" and case.biases == "lowest"
-        exempt[case.dtype, lowest] += [tolerance.exempt[output].ravel() for output in asked_outputs(problem)]
+        exempt[case.dtype, lowest] += [tolerance.exempt[output].ravel() for output in problem.outputs]
     for (dtype, lowest), each in exempt.items():
         assert np.concatenate(each).mean() < (0.5 if lowest else 0.01), (dtype, lowest)
 

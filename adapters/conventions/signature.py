@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attnspec.adapters.conventions import windows
+from attnspec.adapters.conventions import lses, windows
 from attnspec.spec import OPTIONS, SCALARS
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -35,6 +35,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "logits_cap",
     ),
     "window": windows.NAMES,
+    "lse": tuple(lses.NAMES),
     "dropout": ("dropout", "dropout_p"),
     "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),
@@ -58,7 +59,7 @@ class Signature:
     """The parameters of a callable by the field that they carry, and those that carry none.
 
     off: of the fields whose parameter is on where it is left out (`causal=True`, `dropout=0.1`), the value that turns them off.
-    window: how it says a window, if it does.
+    window: how it says a window, if it does. lse: how it is asked for the lse.
     """
 
     fields: dict[str, str]
@@ -66,6 +67,7 @@ class Signature:
     unknown_optional: tuple[str, ...]
     off: dict[str, Any]
     window: windows.Said | None = None
+    lse: lses.Asked | None = None
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
@@ -73,7 +75,7 @@ class Signature:
         parameters = signature_of(function).parameters.values()
         fields: dict[str, str] = {}
         required, optional, off = [], [], dict[str, Any]()
-        window = None
+        window = lse = None
         for p in parameters:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
@@ -87,11 +89,13 @@ class Signature:
                     window = windows.Said.of(p)
                     if window.on:
                         off["window"] = window.off
+                if FIELD_OF[p.name] == "lse":
+                    lse = lses.Asked.of(p, function)
             elif p.default is p.empty:
                 required.append(p.name)
             else:
                 optional.append(p.name)
-        return cls(fields, tuple(required), tuple(optional), off, window)
+        return cls(fields, tuple(required), tuple(optional), off, window, lse)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:

@@ -29,7 +29,7 @@ def accuracy_clause(finding: Finding, dtype: str, plain: bool) -> str:
         return ""
     if dtype == "float64":
         return "ACCURACY-4"
-    return "ACCURACY-1" if finding.output == "o" else "ACCURACY-2"
+    return "ACCURACY-1" if not finding.of_gradient else "ACCURACY-2"
 
 
 def rounded_clause(finding: Finding, dtype: str, names: tuple[str, ...]) -> str:

@@ -63,7 +63,7 @@ def slope(x: Kernel) -> Array:
 
 def with_slope(x: Kernel, power: int) -> Wrong:
     """dq and dk with the slope so often."""
-    if x.problem.do is None:
+    if not x.problem.differentiated:
         return None
     dz = np.where(x.empty, 0.0, x.ds) * slope(x) ** power
     dq, each = dense.product_gradients(x.q, x.heads_k, dz, x.scale)
@@ -72,7 +72,7 @@ def with_slope(x: Kernel, power: int) -> Wrong:
 
 def bias_gradient(x: Kernel) -> Wrong:
     """dbias with the slope where the bias is outside of the cap, and without it where it is inside."""
-    if x.problem.do is None or "bias" not in x.problem.wrt:
+    if not x.problem.differentiated or "bias" not in x.problem.wrt:
         return None
     ds = np.where(x.empty, 0.0, x.ds)
     ds = ds * slope(x) if x.dialect.softcap_order == "before_bias" else ds

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.tensors import GIVEN_BY_CASE
+from attnspec.conformance.problems.tensors import levels_of
 from attnspec.spec import OPTIONS, SCALARS, Problem
 
 TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
-AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", "mask": "bhij", "bias": "bhij", "do": "bhie"}
+AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", "mask": "bhij", "bias": "bhij", "do": "bhie", "dlse": "bhi"}
 # What is cut, the axes of one entry together: as many queries as keys, and values as wide as queries, stay so as long as they can.
 TOGETHER = (("b",), ("i", "j"), ("j",), ("i",), ("d", "e"), ("d",), ("e",))
 
@@ -98,7 +98,7 @@ def _shortest(problem: Problem, axes: tuple[str, ...], from_end: bool, fails: Ca
 def _without_options(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, Problem | None]]:
     every = _every_gradient(problem, adapter)
     if every and set(problem.wrt) != set(every):  # as for cases, the plainest is that all inputs ask for a gradient
-        do = torch.ones_like(_output(problem)) if problem.do is None else problem.do
+        do = torch.ones_like(_output(problem)) if not problem.differentiated else problem.do
         yield 0, problem.replace(wrt=every, do=do)
     if problem.bias is not None and problem.wrt != ("bias",):
         yield 1, problem.replace(bias=None, wrt=tuple(name for name in problem.wrt if name != "bias"))
@@ -107,13 +107,20 @@ def _without_options(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, 
     given = problem.given()
     for n, name in enumerate(SCALARS, 3):
         if name in given and not (name == "dropout" and problem.training):  # first without training, which has it do nothing
-            yield n, problem.replace(**{name: OPTIONS[name].default})
+            yield n, problem.replace(**{name: OPTIONS[name].default, **_without_lse(problem, name)})
     if problem.training:
         yield 100, problem.replace(training=False)
-    tensors = {name: x for name, x in (*problem.inputs().items(), ("do", problem.do)) if x is not None}
+    tensors = problem.inputs() | problem.cotangents()
     if not all(_plain(x) for x in tensors.values()):
         once: dict[int, Tensor] = {}
         yield 101, problem.replace(**{name: once.setdefault(id(x), _compact(x)) for name, x in tensors.items()})
+
+
+def _without_lse(problem: Problem, name: str) -> dict[str, Any]:
+    """What goes with the lse: its cotangent, and where there is no other, the gradients that are asked for."""
+    if name != "lse" or problem.dlse is None:
+        return {}
+    return {"dlse": None} if problem.do is not None else {"dlse": None, "wrt": ()}
 
 
 def _every_gradient(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
@@ -221,7 +228,7 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
         values=_values(problem),
         wrt=_wrt(problem),
         do=_cotangent(problem),
-        **{name: getattr(problem, name) for name in GIVEN_BY_CASE},
+        **levels_of(problem),
     )
     if problem.mask is not None:
         every = bool(problem.mask.all())

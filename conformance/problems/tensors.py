@@ -14,6 +14,7 @@ from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from attnspec.conformance.problems.case import OPTIONS, Case
+from attnspec.conformance.problems.factors.lse import GRADED
 from attnspec.spec import DIFFERENTIABLE, SCALARS, TENSORS, Problem, memory_of
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
@@ -21,7 +22,7 @@ LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
 SMALL = 32  # queries times keys
 BLOCKS = (16, 32, 64, 128, 256, 512)  # keys that a kernel takes at once
 GIVEN_BY_CASE = tuple(name for name in SCALARS if name in OPTIONS)  # options whose value is the level of a factor
-STREAMS = ("q", "k", "v", "mask", "bias", "do")
+STREAMS = ("q", "k", "v", "mask", "bias", "do", "dlse")
 
 
 def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFERENTIABLE) -> Problem:
@@ -42,18 +43,28 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
         torch.from_numpy(simple(biases(case, rng["bias"], shown), made.get("bias", ""))).to(**to) if case.bias != "none" else None
     )
     do: Tensor | None = None
+    dlse: Tensor | None = None
     wrt: tuple[str, ...] = ()
     present = tuple(name for name in gradients if name != "bias" or bias is not None)
     if present and case.wrt != "none":
-        do = cotangent(case, rng["do"], made.get("do", "")).to(device)
+        if case.lse != "alone":
+            do = cotangent(case, rng["do"], made.get("do", "")).to(device)
+        if case.lse in GRADED:
+            dlse = cotangent_of_lse(case, rng["dlse"], made.get("dlse", "")).to(device)
         wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
-    return Problem(q_, k_, v_, mask, bias, do=do, wrt=wrt, **given(case))
+    return Problem(q_, k_, v_, mask, bias, do=do, dlse=dlse, wrt=wrt, **given(case))
 
 
 def given(case: Case) -> dict[str, Any]:
     """The options of a problem whose values are the levels of factors."""
     levels = {name: (OPTIONS[name].given, getattr(case, name)) for name in GIVEN_BY_CASE}
     return {name: level if meant is None else meant(level) for name, (meant, level) in levels.items()}
+
+
+def levels_of(problem: Problem) -> dict[str, Any]:
+    """The levels of those factors that a problem shows."""
+    shown = {name: OPTIONS[name].taken for name in GIVEN_BY_CASE}
+    return {name: getattr(problem, name) if taken is None else taken(problem) for name, taken in shown.items()}
 
 
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
@@ -237,6 +248,12 @@ def cotangent(case: Case, rng: Generator, made: str = "") -> Tensor:
             mask[int(rng.choice([case.i - 1, *(x for x in (15, 16, 31) if x < case.i)]))] = 1
             return do * mask
     return do
+
+
+def cotangent_of_lse(case: Case, rng: Generator, made: str = "") -> Tensor:
+    """The cotangent of the lse (b h i): float32 or float64, with numbers that the dtype of the queries holds, too."""
+    drawn = torch.from_numpy(simple(rng.standard_normal((case.b, case.h, case.i)), made)).to(getattr(torch, case.dtype))
+    return drawn if case.dtype == "float64" else drawn.float()
 
 
 # LAYOUT

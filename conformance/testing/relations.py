@@ -84,7 +84,7 @@ def one_item(problem: Problem, n: int) -> Problem:
         v=problem.v[n : n + 1],
         mask=of(mask, mask is not None and mask.ndim != 3),
         bias=of(bias, bias is not None and bias.ndim == 4),
-        do=None if problem.do is None else problem.do[n : n + 1],
+        **{name: x[n : n + 1] for name, x in problem.cotangents().items()},
     )
 
 

@@ -205,8 +205,8 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
 def with_cotangent_of_lse(row: OverKeys, w: ForwardBound, delta: Array, noise: Array, a: Arithmetic) -> tuple[Array, Array]:
     """The error of D − λ from that of D, and the noise of its row. Both (b h i 1).
 
-    λ may be divided by ln 2 and stored, and the difference is rounded. What sums to λ over a row in exact arithmetic does so but for
-    the roundings of the row sum, and amax passes on what is left.
+    λ may be divided by ln 2 and stored, and the difference is rounded. What sums to λ over a row in exact arithmetic does so but
+    for the roundings of the row sum, and amax passes on what is left.
     """
     back = row.last.backward
     assert back is not None
@@ -240,7 +240,7 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
 
 
 def stored_lse(x: Tile, a: Arithmetic) -> Array | float:
-    """What an lse that is stored in a half type is off by, (b h i 1), where it is stored so by choice: eager code reads it in backward."""
+    """What an lse that is stored in a half type, by choice, is off by, (b h i 1): eager code reads it in backward."""
     if x.lam is None or not a.u_s or x.given.dialect.lse_dtype != "operand":
         return 0.0
     return a.u_s * np.abs(np.where(x.forward.empty, 0.0, x.forward.lse))[..., None]

@@ -100,8 +100,8 @@ def merge_gradients(do: Array, dlse: Array, *parts: Part) -> list[tuple[Array, A
 def merge_error(part: Part, bounds: tuple[tuple[Array, Array], ...], parts: tuple[Part, ...]) -> tuple[Array, Array]:
     """How far the merged o and lse may be off where each part is off by its own (bound of o, bound of lse), natural.
 
-    part: the merged one. A weight is off by a factor of at most e^(2 δ), δ the largest error of an lse; where all weights are, o moves by
-    at most Σ w_X (e^2δ − 1) |o_X − o|, for Σ w_X (o_X − o) = 0, and by Σ w_X e^2δ times the parts' own errors.
+    part: the merged one. A weight is off by a factor of at most e^(2 δ), δ the largest error of an lse: o moves by at most
+    Σ w_X (e^2δ − 1) |o_X − o|, for Σ w_X (o_X − o) = 0, and by Σ w_X e^2δ times the parts' own errors.
     """
     _, each = weights(parts)
     delta = np.max([np.where(w > 0, lse, 0.0) for w, (_, lse) in zip(each, bounds, strict=True)], axis=0)

@@ -214,13 +214,16 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         kept: Array | None = np.zeros(full, bool)
     else:
         kept = np.broadcast_to(np.asarray(keep, bool), full) if keep is not None and rate else None
+    do = None if problem.do is None else _numbers(problem.do)
+    if do is None and problem.dlse is not None:
+        do = np.zeros((*full[:3], problem.e))
     bias = None if problem.bias is None else np.broadcast_to(_numbers(problem.bias), full)
     heads = problem.k.shape if not problem.shared else (problem.b, 1, *problem.k.shape[1:])
     return _Given(
         q=_finite(problem.q),
         k=_finite(problem.k).reshape(heads),
         v=_finite(problem.v).reshape((*heads[:3], problem.e)),
-        do=_numbers(problem.do) if problem.do is not None else np.zeros((*full[:3], problem.e)) if problem.dlse is not None else None,
+        do=do,
         dlse=None if problem.dlse is None else _numbers(problem.dlse),
         # The float64 number, as every form takes it: another rounding of 1/√d would be another problem.
         scale=float(problem.scale) if problem.scale is not None else problem.d**-0.5 if problem.d else 1.0,
@@ -342,7 +345,8 @@ def _answer(x: _Given) -> dict[str, Array]:
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
         if x.do is not None:
-            dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at], None if x.dlse is None else _natural(x.dlse[at], x.lse))
+            lam = None if x.dlse is None else _natural(x.dlse[at], x.lse)
+            dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at], lam)
             for name, slope in reversed(slopes.items()):
                 if name == "bias":
                     dbias[at] = dz

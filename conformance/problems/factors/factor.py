@@ -8,7 +8,7 @@ from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attnspec.spec import Dialect
+from attnspec.spec import Dialect, Problem
 
 if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
@@ -45,7 +45,7 @@ class Factor:
 
     levels: the simplest first, which is the default. alike: what a level stands for beside itself. array: the covering array that
     has a column for it; '' for none. reads: a value that no level stands for, from its text; raises ValueError. given: what stands
-    in the problem, where that is not the value itself.
+    in the problem, where that is not the value itself; taken: then, the value that a problem shows.
 
     Fitting. needs: the feature that every level but the simplest needs; of: the factor without which it says nothing; rule: the
     nearest level that an offer leaves, where it is more than these. examples: a level for each feature that has one.
@@ -65,6 +65,7 @@ class Factor:
     size: bool = False  # any whole number will do
     reads: Callable[[str], Any] | None = None
     given: Callable[[Any], Any] | None = None
+    taken: Callable[[Problem], Any] | None = None
 
     needs: str = ""
     of: Factor | None = None

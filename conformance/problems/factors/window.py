@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from attnspec.conformance.problems.factors.factor import Changes, Factor, Failing, Offer
+from attnspec.spec import Problem
 
 if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
@@ -20,6 +21,11 @@ def meant(text: str) -> Window | None:
         return None
     left, right = (int(side) if side else None for side in text.split(":"))
     return left, right
+
+
+def shown(problem: Problem) -> str:
+    """The window of a problem, as a level."""
+    return "none" if problem.window is None else ":".join("" if side is None else str(side) for side in problem.window)
 
 
 def read_window(text: str) -> str:
@@ -97,6 +103,7 @@ WINDOW = Factor(
     array="window",
     reads=read_window,
     given=meant,
+    taken=shown,
     needs="window",
     rule=offered,
     examples={"window": "1:", "window_right": "1:0"},
