@@ -308,7 +308,9 @@ class Adapter:
             return Answer(error=error)
         if not isinstance(o, Tensor) or o.layout != torch.strided or not problem.differentiated or not problem.wrt:
             return Answer(o, lse=lse)
-        pairs = [(x, do) for x, do in ((o, problem.do), (lse, problem.dlse)) if do is not None]
+        pairs = [(o, problem.do)] if problem.do is not None else []
+        if problem.dlse is not None and problem.wrt != ("v",):  # on values no lse depends
+            pairs.append((lse, problem.dlse))
         if not all(isinstance(x, Tensor) and x.requires_grad and x.shape == do.shape for x, do in pairs):
             return Answer(o.detach(), {f"d{name}": None for name in problem.wrt}, lse=_detached(lse))
         try:

@@ -67,20 +67,20 @@ CHOICES = {
             needs="window",
             of="window",
         ),
-        Choice("lse_base", {"e": "LSE-2", "2": "LSE-3"}, consistent="LSE-6", needs="lse", mistake="lse_base", of="lse"),
-        Choice(
-            "lse_empty",
-            dict.fromkeys(("minus_inf", "plus_inf", "sentinel"), "LSE-4"),
-            consistent="LSE-6",
-            needs="key_padding",
-            of="lse",
-        ),
         Choice(
             "lse_dtype",
             dict.fromkeys(("wide", "operand"), "LSE-5"),
             consistent="LSE-6",
             needs="lse",
             mistake="lse_rounded",
+            of="lse",
+        ),
+        Choice("lse_base", {"e": "LSE-2", "2": "LSE-3"}, consistent="LSE-6", needs="lse", mistake="lse_base", of="lse"),
+        Choice(
+            "lse_empty",
+            dict.fromkeys(("minus_inf", "plus_inf", "sentinel"), "LSE-4"),
+            consistent="LSE-6",
+            needs="key_padding",
             of="lse",
         ),
     )
