@@ -15,6 +15,7 @@ from attnspec.conformance.mistakes.empty import EMPTY
 from attnspec.conformance.mistakes.gradients import GRADIENTS
 from attnspec.conformance.mistakes.heads import HEADS
 from attnspec.conformance.mistakes.keys import KEYS
+from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.mask import MASK
 from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
@@ -24,7 +25,7 @@ from attnspec.conformance.mistakes.softmax import SOFTMAX
 from attnspec.conformance.mistakes.table import Mistake
 from attnspec.conformance.mistakes.window import WINDOW
 
-CHAPTERS = (KEYS, CAUSAL, MASK, EMPTY, HEADS, SCALE, SOFTCAP, BIAS, SOFTMAX, OUTPUT, GRADIENTS, MEMORY, DROPOUT, WINDOW)
+CHAPTERS = (KEYS, CAUSAL, MASK, EMPTY, HEADS, SCALE, SOFTCAP, BIAS, SOFTMAX, OUTPUT, GRADIENTS, MEMORY, DROPOUT, WINDOW, LSE)
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.
 NAMED_FIRST = (EMPTY, SCALE, SOFTMAX, OUTPUT, GRADIENTS)
 

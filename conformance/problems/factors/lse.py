@@ -73,7 +73,9 @@ LSE = Factor(
     taken=shown,
     needs="lse",
     rule=offered,
-    examples={"lse": "returned", "lse_grad": "both"},
+    examples={
+        "lse": "returned"
+    },  # an lse that drops its cotangent in silence is ordinary: nobody is asked for a gradient that is not offered
     turn=53,
     says=in_words,
     traits={
