@@ -12,7 +12,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, UNDERFLOW, UNIT, Arithmetic, arithmetic, without
-from attnspec.reference.bounds.overflow import may_overflow
+from attnspec.reference.bounds.overflow import LOG2_E, may_overflow
 from attnspec.reference.stages import heads
 from attnspec.reference.stages import lse as stage
 from attnspec.spec import Dialect, Problem
@@ -83,6 +83,13 @@ def returned_bound(natural: Array, value: Array, problem: Problem, dialect: Dial
     size = np.where(np.isfinite(value), np.abs(value), 0.0)
     converted = natural / unit + (bounds.kappa(3, a.u_acc) * size if unit != 1 else 0.0)
     return np.where(np.isfinite(value), converted + UNIT[dtype] * (size + converted) + UNDERFLOW[dtype], 0.0)
+
+
+def beyond_base_2(bound: Array, lse: Array, a: Arithmetic) -> Array:
+    """Rows (b h i) whose scores leave the range of the accumulators where they are kept in base 2."""
+    inside = LARGEST["float64" if a.dtype == "float64" or a.name == "R" else "float32"] / 1.1
+    finite: Array = np.isfinite(lse)
+    return finite & (LOG2_E * (np.abs(np.where(finite, lse, 0.0)) + bound) > inside)
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,7 @@ class Exact:
             bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}
             if "lse" in self.values:
                 bound["lse"] = returned_bound(w.lse, self.values["lse"], problem, self.dialect, a)
+                exempt["lse"] = row | beyond_base_2(w.lse, self.lse, a)
             if back is None:
                 return bound, exempt
             g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)

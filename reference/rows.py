@@ -20,7 +20,7 @@ from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
 from attnspec.reference.bounds.overflow import may_overflow
-from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits, returned_bound
+from attnspec.reference.exact import REFERENCE_SHARE, beyond_base_2, bound_of_keys, limits, returned_bound
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.stages import heads, lse, maps, softmax, visible
 from attnspec.reference.stages import scores as products
@@ -172,7 +172,9 @@ class SampledRows:
             else:
                 value, stored = lse.returned(self.lse, self.empty, self.dialect), lse.dtype_of(problem, self.dialect)
                 bound = returned_bound(w.lse, value, problem, self.dialect, a)
-                bound, skip = limits(value, bound, np.zeros(value.shape, bool), row, stored, share)
+                bound, skip = limits(
+                    value, bound, np.zeros(value.shape, bool), row | beyond_base_2(w.lse, self.lse, a), stored, share
+                )
                 skip = np.where(self.empty, self.dialect.lse_empty == "sentinel", skip)
                 yield Part("lse", rows, value, bound, skip)
             if self.do is None:

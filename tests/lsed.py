@@ -1,7 +1,7 @@
 """Attention kernels that return their lse and are right, one per arithmetic style: the suite must pass every one of them.
 
-The functions have torch SDPA's parameters and semantics, as those of honest.py, and `return_lse`: they then give (output, lse). Their
-lse is natural, float32 (float64 for float64), −∞ in a row without a key, and differentiable, if not said otherwise.
+The functions have torch SDPA's parameters and semantics, as those of honest.py, and `return_lse`: they then give (output, lse).
+That lse is natural, float32 (float64 for float64), −∞ in a row without a key, and differentiable, if not said otherwise.
 """
 
 from __future__ import annotations

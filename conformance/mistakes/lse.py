@@ -102,7 +102,7 @@ def first_row(lam: Array) -> Array:
 
 
 enter("lse_base", "the lse has another base", other_base, "lse")
-enter("lse_rounded", "the lse is rounded to the dtype of the queries", rounded, "lse")
+special("lse_rounded", "the lse is rounded to the dtype of the queries", rounded, "lse")
 enter("lse_is_the_maximum", "the lse is the largest score of the row", lambda x: of_natural(x, x.forward.m), "lse")
 enter("lse_cotangent_ignored", "the cotangent of the lse is ignored", lambda x: with_cotangent(x, np.zeros_like), "lse dlse")
 enter("lse_empty_minus_inf", "the lse of a row without a key is −∞", lambda x: of_empty(x, -inf), "lse")
@@ -113,7 +113,12 @@ special("lse_empty_zero", "the lse of a row without a key is zero", lambda x: of
 special("lse_zero", "the lse is zero", lambda x: {"lse": np.zeros_like(right(x))}, "lse", coarse=True)
 special("lse_nan", "the lse is NaN", lambda x: {"lse": np.full(right(x).shape, np.nan)}, "lse", coarse=True)
 special("lse_negated", "the lse has the other sign", lambda x: {"lse": -right(x)}, "lse")
-special("lse_without_log", "the lse is the sum, and not its log", lambda x: of_natural(x, np.exp(x.forward.lse)), "lse")
+special(
+    "lse_without_log",
+    "the lse is the sum, and not its log",
+    lambda x: of_natural(x, np.exp(np.minimum(x.forward.lse, 700.0))),
+    "lse",
+)
 special("lse_without_maximum", "the lse lacks the maximum of the row", lambda x: of_natural(x, x.forward.lse - x.forward.m), "lse")
 special(
     "lse_times_ln2",
@@ -134,14 +139,14 @@ for block in (16, 32, 64, 128):
     special(
         f"lse_without_tail_{block}",
         f"the lse lacks the keys after the last full block of {block}",
-        lambda x, block=block: summed(x, slice(0, x.j - x.j % block or x.j)),  # type: ignore[misc]
+        lambda x, block=block: summed(x, slice(0, x.j - x.j % block or x.j)),
         "lse",
         of="lse_without_tail_16",
     )
     special(
         f"lse_of_first_{block}",
         f"the lse is that of the first {block} keys",
-        lambda x, block=block: summed(x, slice(0, block)) if x.j > block else None,  # type: ignore[misc]
+        lambda x, block=block: summed(x, slice(0, block)) if x.j > block else None,
         "lse",
         of="lse_of_first_16",
     )
