@@ -28,7 +28,8 @@ def dtype_of(problem: Problem, dialect: Dialect) -> str:
 @implements("LSE-1", "LSE-2", "LSE-3", "LSE-4", "LSE-5", "LSE-6")
 def returned(lse: Array, empty: Array, dialect: Dialect) -> Array:
     """The lse as it is returned, from the natural one (b h i). Of a row without a key under a sentinel it is −∞, and undefined."""
-    return np.where(empty, np.inf if dialect.lse_empty == "plus_inf" else -np.inf, lse / unit(dialect))
+    with np.errstate(over="ignore"):
+        return np.where(empty, np.inf if dialect.lse_empty == "plus_inf" else -np.inf, lse / unit(dialect))
 
 
 @implements("LSE-12", "LSE-13", "LSE-14")

@@ -73,9 +73,7 @@ LSE = Factor(
     taken=shown,
     needs="lse",
     rule=offered,
-    examples={
-        "lse": "returned"
-    },  # an lse that drops its cotangent in silence is ordinary: nobody is asked for a gradient that is not offered
+    examples={"lse": "returned"},  # to drop its cotangent in silence is ordinary: who offers no gradient is not asked for one
     turn=53,
     says=in_words,
     traits={
