@@ -164,7 +164,7 @@ class Adapter:
         """A copy of this adapter for one device, without the gradients that `no_backward:DEVICE` rules out there."""
         adapter = copy.copy(self)
         if NO_BACKWARD + device.split(":")[0] in self.restrictions:
-            adapter.offers = frozenset(self.offers) - {"backward", "bias_grad"}
+            adapter.offers = frozenset(self.offers) - {"backward", *(own.gradient for own in OPTIONS.values())}
         return adapter
 
     def close(self) -> None:

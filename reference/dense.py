@@ -14,7 +14,8 @@ from numpy import ndarray as Array
 from attnspec.reference.stages import maps, softmax, visible
 from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
-from attnspec.spec import implements
+from attnspec.reference.stages.stage import ScoreMap
+from attnspec.spec import OPTIONS, implements
 
 
 @dataclass(frozen=True)
@@ -118,17 +119,27 @@ def product_gradients(q: Array, k: Array, dz: Array, scale: float) -> tuple[Arra
 
 
 def operand_gradients(dscores: tuple[Array, ...], given: Given) -> dict[str, Array]:
-    """The gradients of what the score maps add, such as dbias, in the operands' shapes, from those of the scores after them."""
+    """The gradients of the score maps' own tensors, such as dbias, in their shapes, from those of the scores after the maps."""
     return {
-        f"d{one.option}": reduce_to(of_sum, tuple(getattr(given.problem, one.option).shape))
+        f"d{name}": reduce_to(weighed(of_sum, one, given), tuple(getattr(given.problem, name).shape), OPTIONS[name].axes)
         for one, of_sum in zip(maps.active(given), dscores[1:], strict=True)
-        if one.gradient
+        if one.gradient and (name := one.option)
     }
 
 
+def weighed(of_sum: Array, one: ScoreMap, given: Given) -> Array:
+    """What each element (b h i j) adds to the gradient of a score map's own tensor."""
+    weight = one.weight(given)
+    return of_sum if weight is None else of_sum * weight
+
+
 @implements("GRAD-4")
-def reduce_to(dx: Array, like: tuple[int, ...]) -> Array:
-    """A gradient (b h i j) summed over every dimension along which an operand of shape `like` was repeated."""
-    aligned = (1,) * (dx.ndim - len(like)) + like
+def reduce_to(dx: Array, like: tuple[int, ...], axes: str = "bhij") -> Array:
+    """A gradient (b h i j) summed over every dimension along which an operand of shape `like` was repeated.
+
+    axes: the operand's dimensions, the last of them where it has fewer.
+    """
+    sizes = dict(zip(axes[len(axes) - len(like) :], like, strict=True))
+    aligned = tuple(sizes.get(letter, 1) for letter in "bhij"[4 - dx.ndim :])
     repeated = tuple(n for n, size in enumerate(aligned) if size == 1 and dx.shape[n] != 1)
     return dx.sum(repeated, keepdims=True).reshape(like)

@@ -15,7 +15,7 @@ from attnspec.reference.bounds.accuracy import LARGEST, TERMS, UNDERFLOW, UNIT, 
 from attnspec.reference.bounds.overflow import LOG2_E, may_overflow
 from attnspec.reference.stages import heads
 from attnspec.reference.stages import lse as stage
-from attnspec.spec import Dialect, Problem
+from attnspec.spec import OPTIONS, Dialect, Problem
 
 # float64's own error in the reference is that of class A in float64 (docs/certificate.md: a fifth of it). Every term of a
 # bound grows at least linearly in u, and u is 2^29 times larger for float32, so a millionth covers it there. Enclosures are
@@ -59,18 +59,18 @@ def bound_of_keys(
 
 
 def reduced_bound(
-    of_sum: Array, each: Array, value: Array, like: tuple[int, ...], rows: Array, a: Arithmetic
+    of_sum: Array, each: Array, value: Array, like: tuple[int, ...], axes: str, rows: Array, a: Arithmetic
 ) -> tuple[Array, Array]:
-    """Bound and exemption of the gradient of an operand of shape `like` that is added to the scores, such as a bias.
+    """Bound and exemption of the gradient of a score map's own tensor, of shape `like`, such as a bias.
 
-    of_sum (b h i j) is the gradient of the sum, each its bound, value the operand's own gradient; rows (b h i) says in which an
+    of_sum (b h i j) is what each element adds to it, each the bound of that, value the gradient; rows (b h i) says in which an
     intermediate may overflow.
     """
-    total, repeated = dense.reduce_to(each, like), each.size // max(1, int(np.prod(like)))
+    total, repeated = dense.reduce_to(each, like, axes), each.size // max(1, int(np.prod(like)))
     if repeated > 1:
         terms = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
-        total = total + terms * dense.reduce_to(np.abs(of_sum) + each, like) + a.u_out * (np.abs(value) + total)
-    touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like) > 0
+        total = total + terms * dense.reduce_to(np.abs(of_sum) + each, like, axes) + a.u_out * (np.abs(value) + total)
+    touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like, axes) > 0
     return total, touched
 
 
@@ -229,6 +229,10 @@ class Exact:
             for one, of_sum in zip(self._tile.maps, back.dscores[1:], strict=True):
                 if one.gradient:
                     shape, output = tuple(getattr(problem, one.option).shape), f"d{one.option}"
-                    each = keys.of_maps[one.option]
-                    bound[output], exempt[output] = reduced_bound(of_sum, each, self.values[output], shape, both, a)
+                    each, axes = keys.of_maps[one.option], OPTIONS[one.option].axes
+                    weight = one.weight(self._tile.given)
+                    if weight is not None:  # the product is rounded
+                        of_sum, each = of_sum * weight, each * np.abs(weight)
+                        each = each + bounds.kappa(2, a.u_acc) * (np.abs(of_sum) + each)
+                    bound[output], exempt[output] = reduced_bound(of_sum, each, self.values[output], shape, axes, both, a)
         return bound, exempt

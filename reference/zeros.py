@@ -7,8 +7,9 @@ from numpy import ndarray as Array
 
 from attnspec.reference import dense
 from attnspec.reference.bounds.accuracy import LARGEST
-from attnspec.reference.stages import heads
-from attnspec.spec import Dialect, Problem, implements
+from attnspec.reference.stages import heads, maps
+from attnspec.reference.stages.given import Given
+from attnspec.spec import OPTIONS, Dialect, Problem, implements
 
 
 @implements("ACCURACY-3")
@@ -18,7 +19,7 @@ def must_be_zero(
     values: dict[str, Array],
     live: Array,
     f: dense.Forward,
-    factor: Array | float,
+    given: Given,
     do: Array | None,
     lam: Array | None = None,
 ) -> dict[str, Array]:
@@ -27,7 +28,7 @@ def must_be_zero(
     lam (b h i): the cotangent of the lse, which dropout does not reach.
     """
     grouping = dialect.head_grouping
-    kept = np.broadcast_to(np.not_equal(factor, 0), live.shape)
+    kept = np.broadcast_to(np.not_equal(given.factor, 0), live.shape)
 
     def nothing_reaches(pairs: Array, like: tuple[int, ...]) -> Array:
         """Keys (b h j) that no row reaches, in the shape of keys or values."""
@@ -51,8 +52,11 @@ def must_be_zero(
     zero["dq"] = np.broadcast_to(np.logical_not(scored.any(-1, keepdims=True)), values["dq"].shape)
     zero["dk"] = nothing_reaches(scored, tuple(problem.k.shape))
     zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))
-    if "dbias" in values:
-        zero["dbias"] = dense.reduce_to(scored.astype(float), values["dbias"].shape) == 0
+    for one in maps.active(given):
+        if one.gradient:
+            output, weight = f"d{one.option}", one.weight(given)
+            reached = scored if weight is None else scored & (weight != 0)
+            zero[output] = dense.reduce_to(reached.astype(float), values[output].shape, OPTIONS[one.option].axes) == 0
     return zero
 
 
@@ -95,7 +99,8 @@ def is_undefined(
         for name, x in (("dk", problem.k), ("dv", problem.v)):
             like = (*x.shape[:-1], 1)
             undefined[name] |= heads.sum_over_group(reached, like, dialect.head_grouping) > 0
-        if "dbias" in values:
-            rows = np.broadcast_to(poisoned[..., None], f.visible.shape).astype(float)
-            undefined["dbias"] |= dense.reduce_to(rows, values["dbias"].shape) > 0
+        rows = np.broadcast_to(poisoned[..., None], f.visible.shape).astype(float)
+        for name, own in OPTIONS.items():
+            if f"d{name}" in values:
+                undefined[f"d{name}"] |= dense.reduce_to(rows, values[f"d{name}"].shape, own.axes) > 0
     return undefined

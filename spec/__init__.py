@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnspec.spec.dialect import CANONICAL, CHOICES, Choice, Dialect
 from attnspec.spec.index import SPEC_VERSION, SPEC_VERSIONS, Clause, SpecError, implementations, implements, index, newer
-from attnspec.spec.problem import COTANGENTS, DIFFERENTIABLE, OPTIONS, SCALARS, TENSORS, Problem
+from attnspec.spec.problem import COTANGENTS, DIFFERENTIABLE, OPTIONS, SCALARS, TENSORS, Problem, differentiable
 
 if TYPE_CHECKING:
     from attnspec.spec.memory import memory_of, twin
@@ -28,6 +28,7 @@ __all__ = [
     "Dialect",
     "Problem",
     "SpecError",
+    "differentiable",
     "implementations",
     "implements",
     "index",

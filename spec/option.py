@@ -18,6 +18,8 @@ class Option:
     forms: further features of its own, in words. also: features of other options that its parameter has words for.
     needs: the features that a value needs, where that is not the feature alone. check: raises ValueError for a problem whose value
     is none; it gets the problem and the option's name.
+    axes: of a tensor, its dimensions in the letters of the spec, the last of them where it has fewer. gradient: the feature of who
+    gives its gradient, where it has one.
     """
 
     feature: str = ""
@@ -26,6 +28,8 @@ class Option:
     also: tuple[str, ...] = ()
     needs: Callable[[Any], set[str]] | None = None
     check: Callable[[Problem, str], None] | None = None
+    axes: str = ""
+    gradient: str = ""
     default: Any = None
     tensor: bool = False
 
@@ -42,7 +46,8 @@ class Option:
     @property
     def features(self) -> tuple[str, ...]:
         """The features for which a parameter of this name has words."""
-        return (self.feature, *self.forms, *self.also) if self.feature else ()
+        gradient = (self.gradient,) if self.gradient else ()
+        return (self.feature, *self.forms, *gradient, *self.also) if self.feature else ()
 
 
 def option(
@@ -54,6 +59,9 @@ def option(
     also: tuple[str, ...] = (),
     needs: Callable[[Any], set[str]] | None = None,
     check: Callable[[Problem, str], None] | None = None,
+    axes: str = "",
+    gradient: str = "",
 ) -> Any:
     """The line of an option in :class:`attnspec.spec.Problem`; see :class:`Option` for what it says."""
-    return field(default=default, metadata={"option": Option(feature, says, forms or {}, also, needs, check, default)})
+    own = Option(feature, says, forms or {}, also, needs, check, axes, gradient, default)
+    return field(default=default, metadata={"option": own})

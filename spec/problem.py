@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-DIFFERENTIABLE = ("q", "k", "v", "bias")
 COTANGENTS = ("do", "dlse")
 
 
@@ -57,6 +57,12 @@ def _is_a_window(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
 
 
+def _is_a_count(problem: Problem, name: str) -> None:
+    value = getattr(problem, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is a whole number from 0 on, found {value!r}")
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -85,6 +91,7 @@ class Problem:
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
+    first_tokens: so many of the first keys the left end of the window does not hide (WINDOW-16).
     dropout: the probability that a weight is dropped, if `training` is True.
     lse: whether the log of each row's sum (b h i) is returned beside the output (chapter LSE).
     do (b h i e): the cotangent of the output, in its dtype. dlse (b h i): that of the lse, float32, or float64 where q is; do may
@@ -103,14 +110,17 @@ class Problem:
         forms={"rank3": "mask or bias of three dimensions (h i j)", "key_padding": "bool key padding mask (b j)"},
         needs=lambda mask: {{2: "key_padding", 3: "rank3"}.get(mask.ndim, "mask")},
         check=_is_a_mask,
+        axes="bhij",
     )
     bias: Tensor | None = option(
         None,
         feature="bias",
         says="float bias that is added to the scores",
-        also=("bias_grad", "rank3"),
+        also=("rank3",),
         needs=lambda bias: {"bias", "rank3"} if bias.ndim == 3 else {"bias"},
         check=_is_a_bias,
+        axes="bhij",
+        gradient="bias_grad",
     )
     causal: bool = option(False, feature="causal", says="causal masking")
     scale: float | None = option(None, feature="scale", says="a given scale", check=_is_finite)
@@ -132,6 +142,7 @@ class Problem:
         forms={"lse_grad": "gradients through the lse"},
         needs=lambda lse: {"lse"} if lse else set(),
     )
+    first_tokens: int = option(0, feature="first_tokens", says="first keys that no window hides", check=_is_a_count)
     do: Tensor | None = None
     dlse: Tensor | None = None
     wrt: tuple[str, ...] = ()
@@ -282,4 +293,25 @@ OPTIONS: dict[str, Option] = {
     if "option" in f.metadata
 }
 SCALARS = tuple(name for name, own in OPTIONS.items() if own.feature and not own.tensor)  # options that are one value
+# The inputs whose gradients a problem can ask for.
+DIFFERENTIABLE = ("q", "k", "v", *(name for name, own in OPTIONS.items() if own.gradient))
 TENSORS = tuple(f.name for f in dataclasses.fields(Problem) if "Tensor" in str(f.type))  # the cotangents come last
+
+
+def differentiable(features: Iterable[str]) -> tuple[str, ...]:
+    """The inputs whose gradients an implementation with these features gives."""
+    offered = set(features)
+    if "backward" not in offered:
+        return ()
+    return tuple(name for name in DIFFERENTIABLE if name not in OPTIONS or OPTIONS[name].gradient in offered)
+
+
+def gradient_features(features: Iterable[str]) -> set[str]:
+    """The features of the gradients of the options that these features stand for."""
+    offered = set(features)
+    return {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offered}
+
+
+def options_from(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a problem has them, from JSON, which has no tuples."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in said.items()}

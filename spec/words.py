@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from attnspec.spec.problem import OPTIONS
+from attnspec.spec.problem import DIFFERENTIABLE, OPTIONS
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Output = Literal["o", "dq", "dk", "dv", "dbias", "lse"]
@@ -37,7 +37,7 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 CLASSES: tuple[AccuracyClass, ...] = get_args(AccuracyClass)  # the strictest first
 RETURNED = ("o", "lse")  # by the call; the others are gradients
-INPUT_OF = {"dq": "q", "dk": "k", "dv": "v", "dbias": "bias"}  # of each gradient
+INPUT_OF = {f"d{name}": name for name in DIFFERENTIABLE}  # of each gradient
 
 # What an implementation may offer, in words: forms of the inputs, what an option on its line in Problem says, and ways of use.
 FEATURES: dict[str, str] = {
@@ -54,6 +54,6 @@ FEATURES: dict[str, str] = {
         for feature, says in {option.feature: option.says, **option.forms}.items()
     },
     "backward": "gradients of q, k, v",
-    "bias_grad": "the gradient of the bias",
+    **{own.gradient: f"the gradient of the {name.replace('_', ' ')}" for name, own in OPTIONS.items() if own.gradient},
     "module": "a module with train() and eval()",
 }

@@ -26,6 +26,7 @@ SCALES = (None, 0.5, -0.7, 0.0, 6.0)
 RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
+FIRST_TOKENS = (0, 0, 1, 2, 9)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def draw(
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
+    first_tokens = choose(FIRST_TOKENS) if window is not None else 0
     problem = Problem(
         numbers(b, h, i, d),
         k[:, 0] if shared else k,
@@ -88,6 +90,7 @@ def draw(
         scale=scale,
         softcap=softcap,
         window=window,
+        first_tokens=first_tokens,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -104,6 +107,7 @@ def draw(
         "rate": rate,
         "softcap": softcap,
         "window": window,
+        "first_tokens": first_tokens,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

@@ -15,6 +15,7 @@ from attnspec.adapters.conventions.signature import ResolveError, Signature, Unk
 from attnspec.adapters.watch.state import current_accelerator, watched
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, SCALARS, Problem
+from attnspec.spec.problem import gradient_features
 
 
 class AttendAdapter(Adapter):
@@ -74,13 +75,12 @@ class AttendAdapter(Adapter):
         offers = {"backward", "strided"} | (said & (self.forward.fields.keys() | free))
         if "mask" in self.forward.fields:
             offers.add("key_padding")
-        if "bias" in offers:
-            offers.add("bias_grad")
+        offers |= gradient_features(offers)
         if self.module:
             offers.add("module")
         window = self._window()
-        if "window" in offers and window is not None and window.pair:
-            offers.add("window_right")
+        if "window" in offers and window is not None:
+            offers |= window.offers
         lse = self.forward.lse or self.constructor.lse
         if "lse" in offers and lse is not None and lse.graded:
             offers.add("lse_grad")
@@ -139,7 +139,9 @@ class AttendAdapter(Adapter):
             if asked is None and constructor.get(field) in self.kwargs:
                 continue
             if field == "window" and asked is not None and (said := self._window()) is not None:
-                value = said.value(asked, problem.causal)
+                value = said.value(asked, problem.causal, problem.first_tokens)
+            if field == "first_tokens" and (said := self._window()) is not None and said.first:
+                continue  # the window says it
             if field == "lse" and asked is not None:
                 value = (self.forward.lse or self.constructor.lse or lses.Asked("lse")).request
             if field in forward:

@@ -13,6 +13,7 @@ from attnspec.adapters.conventions import lses
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
+from attnspec.spec.problem import gradient_features
 
 
 def is_torch_convention(signature: Signature) -> bool:
@@ -52,11 +53,10 @@ class FunctionAdapter(Adapter):
         if self.torch_convention:
             offers |= {"bias", "value_width"}
             self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
-        if "bias" in offers:
-            offers.add("bias_grad")
+        offers |= gradient_features(offers)
         window = self.signature.window
-        if window is not None and window.pair:
-            offers.add("window_right")
+        if window is not None:
+            offers |= window.offers
         if window is not None and window.count:
             self.dialect = {**self.dialect, "window_count": window.count}
         lse = self.signature.lse
@@ -105,7 +105,9 @@ class FunctionAdapter(Adapter):
             if value is None and (asked is not None or field not in self.signature.off):
                 continue
             if field == "window" and asked is not None and self.signature.window is not None:
-                value = self.signature.window.value(asked, problem.causal)
+                value = self.signature.window.value(asked, problem.causal, problem.first_tokens)
+            if field == "first_tokens" and self.signature.window is not None and self.signature.window.first:
+                continue  # the window says it
             if field == "lse" and asked is not None and self.signature.lse is not None:
                 value = self.signature.lse.request
             if field not in fields:

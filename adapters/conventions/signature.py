@@ -36,6 +36,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     ),
     "window": windows.NAMES,
     "lse": tuple(lses.NAMES),
+    "first_tokens": ("first_tokens", "sink_token_length", "n_sink", "num_sink_tokens"),
     "dropout": ("dropout", "dropout_p"),
     "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),

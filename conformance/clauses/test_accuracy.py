@@ -8,9 +8,9 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable
 from attnspec.conformance.testing.plan import agrees, once
 from attnspec.conformance.testing.systematic import DTYPES, Meter, generic
-from attnspec.spec.words import OUTPUTS
+from attnspec.spec.words import INPUT_OF, OUTPUTS
 
-GRADIENTS = ("dq", "dk", "dv", "dbias")
+GRADIENTS = tuple(INPUT_OF)
 
 
 @clause("ACCURACY-1")

@@ -13,8 +13,9 @@ from attnspec.conformance.testing.outcomes import Broken, NotApplicable, is_righ
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
+from attnspec.spec.words import INPUT_OF
 
-GRADIENTS = ("dq", "dk", "dv", "dbias")
+GRADIENTS = tuple(INPUT_OF)
 
 
 def readable(subject: Subject, case: Case, rate: float, j: int = 16, i: int = 11, **options: object) -> Problem:

@@ -4,6 +4,7 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.plan import agrees
+from attnspec.spec.words import INPUT_OF
 
 
 @clause("DTYPE-1", "DTYPE-3")
@@ -13,6 +14,6 @@ def test_output_has_the_dtype_and_device_of_the_query(subject: Subject, case: Ca
 
 
 @clause("DTYPE-2")
-@agrees("dq", "dk", "dv", "dbias", offering=("backward",), where=lambda case: case.wrt != "none", form=True)
+@agrees(*INPUT_OF, offering=("backward",), where=lambda case: case.wrt != "none", form=True)
 def test_a_gradient_has_the_dtype_and_shape_of_its_input(subject: Subject, case: Case) -> None:
     """For every option, because broadcast operands are where shapes go wrong."""

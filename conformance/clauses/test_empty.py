@@ -9,6 +9,7 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import may_answer, must_agree, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.spec import Problem
+from attnspec.spec.words import INPUT_OF
 
 
 def can_be_empty(case: Case) -> bool:
@@ -23,7 +24,7 @@ def test_a_row_without_a_key_follows_one_rule(subject: Subject, case: Case) -> N
 
 
 @clause("EMPTY-3")
-@agrees("dq", "dk", "dv", "dbias", offering=("backward",), where=lambda case: can_be_empty(case) and case.wrt != "none")
+@agrees(*INPUT_OF, offering=("backward",), where=lambda case: can_be_empty(case) and case.wrt != "none")
 def test_a_row_without_a_key_teaches_nothing(subject: Subject, case: Case) -> None:
     """Gradients with rows that have no key."""
 

@@ -14,8 +14,9 @@ from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, is_right, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.reference.witnesses.autograd import attend
+from attnspec.spec.words import INPUT_OF
 
-GRADIENTS = ("dq", "dk", "dv", "dbias")
+GRADIENTS = tuple(INPUT_OF)
 
 
 def asks(name: str) -> Callable[[Case], bool]:

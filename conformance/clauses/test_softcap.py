@@ -28,7 +28,7 @@ from attnspec.conformance.testing.outcomes import (
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import hidden_keys, with_hidden
 from attnspec.spec import Problem
-from attnspec.spec.words import OUTPUTS
+from attnspec.spec.words import INPUT_OF, OUTPUTS
 
 CAPS = SOFTCAP.levels[1:]
 
@@ -158,8 +158,19 @@ def test_minus_infinity_hides_under_a_cap(subject: Subject, case: Case) -> None:
             )
 
 
+@clause("SOFTCAP-6")
+@once("softcap", "causal")
+def test_causal_alone_hides_under_a_cap(subject: Subject, case: Case) -> None:
+    """Without a mask and a bias, with which many take another path; more and fewer queries than keys."""
+    for i, j in ((5, 7), (7, 5), (1, 9), (20, 33), (65, 130)):
+        for cap in CAPS:
+            must_be_right(
+                subject, plain(case, subject, causal=True, i=i, j=j, softcap=cap), f"causal alone under a soft cap of {cap}"
+            )
+
+
 @clause("SOFTCAP-7")
-@agrees("dq", "dk", "dv", "dbias", offering=("softcap", "backward"), where=capped)
+@agrees(*INPUT_OF, offering=("softcap", "backward"), where=capped)
 def test_gradients_go_through_the_slope(subject: Subject, case: Case) -> None:
     """dq and dk with the slope, dv without it, dbias as the order says."""
 

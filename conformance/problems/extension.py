@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, lse, softcap, window
+from attnspec.conformance.problems.factors import LEVELS, first_tokens, lse, softcap, window
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,12 @@ LSE = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "biases", "causal", "scale", "values", "wrt"),
     beside=(SOFTCAP, WINDOW),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, LSE)
+FIRST_TOKENS = Extension(
+    "first_tokens",
+    "first_tokens",
+    {"first_tokens": first_tokens.FIRST_TOKENS.levels},
+    ("dtype", "i", "j", "mask", "causal", "wrt"),
+    # Windows that begin soon before the query: beside others first tokens are seen anyway.
+    beside=(replace(WINDOW, levels={"window": ("3:", "1:0", "2:1", "0:0")}),),
+)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE)

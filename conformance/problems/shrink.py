@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.tensors import levels_of
-from attnspec.spec import OPTIONS, SCALARS, Problem
+from attnspec.conformance.problems.case import FACTORS, Case
+from attnspec.conformance.problems.tensors import GIVEN_BY_CASE, MADE_BY_FACTOR
+from attnspec.spec import OPTIONS, SCALARS, Problem, differentiable
 
 TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
-AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", "mask": "bhij", "bias": "bhij", "do": "bhie", "dlse": "bhi"}
+OF_OPTIONS = {name: own.axes for name, own in OPTIONS.items() if own.tensor}
+AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", **OF_OPTIONS, "do": "bhie", "dlse": "bhi"}
+BY_FACTOR = (*GIVEN_BY_CASE, *MADE_BY_FACTOR)
+LEFT_OUT = ("bias", "mask", *(name for name in OF_OPTIONS if name not in ("bias", "mask")))  # in the order in which they go
 # What is cut, the axes of one entry together: as many queries as keys, and values as wide as queries, stay so as long as they can.
 TOGETHER = (("b",), ("i", "j"), ("j",), ("i",), ("d", "e"), ("d",), ("e",))
 
@@ -100,12 +103,11 @@ def _without_options(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, 
     if every and set(problem.wrt) != set(every):  # as for cases, the plainest is that all inputs ask for a gradient
         do = torch.ones_like(_output(problem)) if not problem.differentiated else problem.do
         yield 0, problem.replace(wrt=every, do=do)
-    if problem.bias is not None and problem.wrt != ("bias",):
-        yield 1, problem.replace(bias=None, wrt=tuple(name for name in problem.wrt if name != "bias"))
-    if problem.mask is not None:
-        yield 2, problem.replace(mask=None)
     given = problem.given()
-    for n, name in enumerate(SCALARS, 3):
+    for n, name in enumerate(LEFT_OUT, 1):
+        if name in given and problem.wrt != (name,):
+            yield n, problem.replace(**{name: None}, wrt=tuple(other for other in problem.wrt if other != name))
+    for n, name in enumerate(SCALARS, 50):
         if name in given and not (name == "dropout" and problem.training):  # first without training, which has it do nothing
             yield n, problem.replace(**{name: OPTIONS[name].default, **_without_lse(problem, name)})
     if problem.training:
@@ -124,9 +126,7 @@ def _without_lse(problem: Problem, name: str) -> dict[str, Any]:
 
 
 def _every_gradient(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
-    if "backward" not in adapter.offers:
-        return ()
-    return ("q", "k", "v", *(["bias"] if problem.bias is not None and "bias_grad" in adapter.offers else []))
+    return tuple(name for name in differentiable(adapter.offers) if getattr(problem, name) is not None)
 
 
 def _output(problem: Problem) -> Tensor:
@@ -228,8 +228,10 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
         values=_values(problem),
         wrt=_wrt(problem),
         do=_cotangent(problem),
-        **levels_of(problem),
+        **{name: FACTORS[name].found(x) for name in BY_FACTOR if (x := getattr(problem, name)) is not None},
     )
+    if problem.dlse is not None:
+        case = replace(case, lse="alone" if problem.do is None else "both")
     if problem.mask is not None:
         every = bool(problem.mask.all())
         mask = {2: "padding", 3: "rank3"}.get(problem.mask.ndim) or _letters("mask", problem, larger)
@@ -282,9 +284,9 @@ def _values(problem: Problem) -> str:
 
 
 def _wrt(problem: Problem) -> str:
-    if set(problem.wrt) == {"q", "k", "v"} | ({"bias"} & set(problem.wrt)):
+    if {"q", "k", "v"} <= set(problem.wrt):
         return "all"
-    return problem.wrt[0] if len(problem.wrt) == 1 else "".join(name for name in problem.wrt if name != "bias") or "none"
+    return problem.wrt[0] if len(problem.wrt) == 1 else "".join(name for name in problem.wrt if name not in OF_OPTIONS) or "none"
 
 
 def _cotangent(problem: Problem) -> str:

@@ -13,7 +13,7 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.search import cases
 from attnspec.conformance.problems.tensors import build
-from attnspec.spec import Problem
+from attnspec.spec import Problem, differentiable
 from attnspec.spec.words import DTYPES, FEATURES
 
 NEVER_DRAWN = ("dropout", "module")  # dropout draws a mask that nobody knows; a module is not part of a problem
@@ -64,8 +64,7 @@ class _Problem:
     """Makes a problem of a case. Hypothesis prints this call with its case, which is shorter than tensors."""
 
     def __init__(self, device: str, offers: frozenset[str]) -> None:
-        names = ("q", "k", "v", "bias") if "bias_grad" in offers else ("q", "k", "v")
-        self.device, self.names = device, names if "backward" in offers else ()
+        self.device, self.names = device, differentiable(offers)
 
     def __call__(self, case: Case) -> Problem:
         return build(case, self.device, self.names)

@@ -22,7 +22,8 @@ LOWEST = -1e5  # a shift of all scores of a row; float16 gets what it can hold
 SMALL = 32  # queries times keys
 BLOCKS = (16, 32, 64, 128, 256, 512)  # keys that a kernel takes at once
 GIVEN_BY_CASE = tuple(name for name in SCALARS if name in OPTIONS)  # options whose value is the level of a factor
-STREAMS = ("q", "k", "v", "mask", "bias", "do", "dlse")
+MADE_BY_FACTOR = tuple(name for name, own in OPTIONS.items() if own.makes is not None)  # options that are tensors
+STREAMS = ("q", "k", "v", "mask", "bias", "do", *MADE_BY_FACTOR)
 
 
 def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFERENTIABLE) -> Problem:
@@ -45,26 +46,34 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     do: Tensor | None = None
     dlse: Tensor | None = None
     wrt: tuple[str, ...] = ()
-    present = tuple(name for name in gradients if name != "bias" or bias is not None)
+    wide = torch.promote_types(dtype, torch.float32)
+    own: dict[str, Any] = {
+        name: torch.from_numpy(simple(makes(case, rng[name]), made.get(name, ""))).to(device=device, dtype=wide)
+        for name in MADE_BY_FACTOR
+        if (makes := OPTIONS[name].makes) is not None and getattr(case, name) != OPTIONS[name].plain
+    }
+    there = {"q", "k", "v", *own} | (set() if bias is None else {"bias"})
+    present = tuple(name for name in gradients if name in there)
     if present and case.wrt != "none":
         if case.lse != "alone":
             do = cotangent(case, rng["do"], made.get("do", "")).to(device)
         if case.lse in GRADED:
-            dlse = cotangent_of_lse(case, rng["dlse"], made.get("dlse", "")).to(device)
-        wrt = {"all": present, "bias": ("bias",)}.get(case.wrt) or tuple(name for name in present if name in case.wrt)
-    return Problem(q_, k_, v_, mask, bias, do=do, dlse=dlse, wrt=wrt, **given(case))
+            dlse = cotangent_of_lse(case, rng["do"].spawn(1)[0], made.get("dlse", "")).to(device)
+        wrt = asked(case.wrt, present)
+    return Problem(q_, k_, v_, mask, bias, do=do, dlse=dlse, wrt=wrt, **own, **given(case))
+
+
+def asked(wrt: str, present: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the inputs with a gradient those that a level asks for: all, one that is an option of the call, or some of q, k and v."""
+    if wrt == "all":
+        return present
+    return tuple(name for name in present if name == wrt or (name in "qkv" and wrt not in present and name in wrt))
 
 
 def given(case: Case) -> dict[str, Any]:
     """The options of a problem whose values are the levels of factors."""
     levels = {name: (OPTIONS[name].given, getattr(case, name)) for name in GIVEN_BY_CASE}
     return {name: level if meant is None else meant(level) for name, (meant, level) in levels.items()}
-
-
-def levels_of(problem: Problem) -> dict[str, Any]:
-    """The levels of those factors that a problem shows."""
-    shown = {name: OPTIONS[name].taken for name in GIVEN_BY_CASE}
-    return {name: getattr(problem, name) if taken is None else taken(problem) for name, taken in shown.items()}
 
 
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
@@ -176,12 +185,20 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
     return with_a_choice(np.array(mask, order="C"), case)
 
 
-def seen(mask: np.ndarray | None, case: Case) -> list[np.ndarray]:
-    """What mask and causal allow (b h i j), in each alignment."""
+def seen(mask: np.ndarray | None, case: Case, windowed: bool = False) -> list[np.ndarray]:
+    """What mask and causal allow (b h i j), and a window whose ends are part of it, in each alignment."""
     shape = (case.b, case.h, case.i, case.keys)
     full = np.array(True) if mask is None else mask[:, None, None] if mask.ndim == 2 else mask
-    offsets = sorted({0, case.keys - case.i}) if case.causal else [case.keys]
-    return [np.broadcast_to(full & np.tri(*shape[2:], offset, dtype=bool), shape) for offset in offsets]
+    window = given(case)["window"] if windowed else None
+    offsets = sorted({0, case.keys - case.i}) if case.causal or window else [case.keys]
+    allowed = []
+    for offset in offsets:
+        places = np.arange(case.keys) - np.arange(case.i)[:, None] - offset  # of the keys, from each query
+        left, right = (np.inf if side is None else side for side in window or (None, None))
+        first = np.arange(case.keys) < case.first_tokens
+        keys = ((places >= -left) | first) & (places <= (min(right, 0) if case.causal else right))
+        allowed.append(np.broadcast_to(full & keys, shape))
+    return allowed
 
 
 def with_a_choice(mask: np.ndarray, case: Case) -> np.ndarray:
@@ -218,14 +235,14 @@ def biases(case: Case, rng: Generator, mask: np.ndarray | None = None) -> np.nda
 
 
 def emptied(hidden: np.ndarray, case: Case, mask: np.ndarray | None) -> np.ndarray:
-    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems.
+    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems without a window.
 
     What such a row gives is open under one rule for empty rows, and with it the gradients of all that its head sees.
     """
-    if case.i * case.keys <= SMALL:
+    if case.i * case.keys <= SMALL and case.window == "none":
         return np.zeros_like(hidden)
     spare = np.zeros((case.b, case.h, case.i, case.keys), bool)
-    for keys in seen(mask, case):
+    for keys in seen(mask, case, windowed=True):
         empty = ~(keys & ~hidden).any(-1, keepdims=True)
         # Of a row that only −∞ empties, the keys are shown that it would see; of others, all.
         spare |= empty & (keys | ~keys.any(-1, keepdims=True))

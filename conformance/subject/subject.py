@@ -24,7 +24,7 @@ from attnspec.conformance.problems.tensors import build, restricted
 from attnspec.conformance.problems.words import describe_problem
 from attnspec.conformance.verdicts.lines import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
-from attnspec.spec import Clause, Dialect, Problem
+from attnspec.spec import Clause, Dialect, Problem, differentiable
 from attnspec.spec.words import DTYPES, FEATURES
 
 ORACLE = "arb" if find_spec("flint") else "float64"
@@ -108,8 +108,7 @@ class Subject:
 
     def problem(self, case: Case) -> Problem:
         """The tensors of a case, on the device."""
-        names = ("q", "k", "v", "bias") if self.offers("bias_grad") else ("q", "k", "v")
-        problem = build(case, self.device, names if self.offers("backward") else ())
+        problem = build(case, self.device, differentiable(self.adapter.offers))
         return restricted(problem, self.adapter.restrictions) if self.adapter.restrictions else problem
 
     def run(self, problem: Problem, within: Within = PLAINLY) -> Answer:

@@ -26,6 +26,9 @@ class Bias:
     def slope(self, z: Array, given: Given) -> None:
         """1."""
 
+    def weight(self, given: Given) -> None:
+        """1: it is added."""
+
     def steepest(self, given: Given) -> float:
         """1."""
         return 1.0

@@ -44,6 +44,9 @@ class Softcap:
             e = np.exp(-2 * np.abs(z / cap_of(given)))
         return 4 * e / (1 + e) ** 2
 
+    def weight(self, given: Given) -> None:
+        """The cap is a constant."""
+
     def steepest(self, given: Given) -> float:
         """1, at zero."""
         return 1.0

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class ScoreMap(Protocol):
     """A map of scores z ↦ f(z), element by element, (b h i j); f is differentiable wherever a key is visible.
 
-    option: the field of a problem that turns it on. gradient: True where that field is a tensor that is added, which gets the
-    gradient of what it is added to.
+    option: the field of a problem that turns it on. gradient: True where that field is a tensor with a gradient of its own, which
+    is the sum of the gradients of f(z), each times what :meth:`weight` says.
 
     The bounds need no more than what is here: where z is off by Δ, f(z) is off by at most (largest slope) · Δ + rounding, and where
     the gradient dS of f(z) is off by ε, that of z is off by at most slope · ε + |dS| · (curvature · Δ + rounding of the slope).
@@ -37,6 +37,9 @@ class ScoreMap(Protocol):
 
     def slope(self, z: Array, given: Given) -> Array | None:
         """f′(z), at most :meth:`steepest`; None where it is 1 everywhere."""
+
+    def weight(self, given: Given) -> Array | None:
+        """∂f/∂(the option's element), (b h i j) or what broadcasts to it; None where it is 1, or has no gradient."""
 
     def steepest(self, given: Given) -> float:
         """The largest |f′|."""

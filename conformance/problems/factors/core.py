@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attnspec.conformance.problems.factors.factor import Factor, Failing, Offer, whole
 from attnspec.conformance.problems.factors.options import BIAS, BIASES, CAUSAL, HOLES, MASK, SCALE
 from attnspec.conformance.problems.factors.sizes import HEADS, B, D, E, I, J
+from attnspec.spec import OPTIONS
 from attnspec.spec.words import DTYPES
 
 if TYPE_CHECKING:
@@ -47,16 +48,24 @@ def offered_gradients(case: Case, offer: Offer) -> str:
     """Gradients that are offered, of tensors that are there."""
     if "backward" not in offer.features:
         return "none"
-    if case.wrt == "bias" and (case.bias == "none" or "bias_grad" not in offer.features):
+    own = OPTIONS.get(case.wrt)
+    if own is not None and (own.gradient not in offer.features or getattr(case, case.wrt) == getattr(type(case), case.wrt)):
         return "all"
     return case.wrt
+
+
+def read_wrt(text: str) -> str:
+    """An option of the call with a gradient of its own. Raises ValueError for what is none."""
+    if text in OPTIONS and OPTIONS[text].gradient:
+        return text
+    raise ValueError(f"wrt can't be {text[:40]!r}; it is {', '.join(WRT.levels)}, or an option of the call that has a gradient")
 
 
 def wrt_in_words(case: Case) -> str:
     """Which inputs require grad."""
     if case.wrt == "none":
         return "no input requires grad"
-    return "" if case.wrt == "all" else f"only {' and '.join(case.wrt) if case.wrt != 'bias' else 'bias'} require grad"
+    return "" if case.wrt == "all" else f"only {case.wrt if case.wrt in OPTIONS else ' and '.join(case.wrt)} require grad"
 
 
 def do_clause(case: Case, failing: Failing) -> str:
@@ -103,6 +112,7 @@ VALUES = Factor(
 WRT = Factor(
     "wrt",
     ("all", "q", "k", "v", "bias", "qv", "none"),
+    reads=read_wrt,
     rule=offered_gradients,
     turn=90,
     says=wrt_in_words,

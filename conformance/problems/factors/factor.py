@@ -8,9 +8,12 @@ from functools import cached_property
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attnspec.spec import Dialect, Problem
+from attnspec.spec import Dialect
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.random import Generator
+
     from attnspec.conformance.problems.case import Case
 
 DIGITS = 10  # of a size or a seed
@@ -39,13 +42,19 @@ def nothing(case: Case) -> str:
     return ""
 
 
+def itself(value: Any) -> Any:
+    """The same."""
+    return value
+
+
 @dataclass(frozen=True, eq=False)
 class Factor:
     """One factor of a case. Where one of these can't be said of a factor alone, it is said of the one that has to give way.
 
     levels: the simplest first, which is the default. alike: what a level stands for beside itself. array: the covering array that
     has a column for it; '' for none. reads: a value that no level stands for, from its text; raises ValueError. given: what stands
-    in the problem, where that is not the value itself; taken: then, the value that a problem shows.
+    in the problem, where that is not the value itself; makes: of an option that is a tensor, its numbers, float64; found:
+    the other way round, the nearest value of the factor to what stands in a problem and is not None.
 
     Fitting. needs: the feature that every level but the simplest needs; of: the factor without which it says nothing; rule: the
     nearest level that an offer leaves, where it is more than these. examples: a level for each feature that has one.
@@ -65,7 +74,8 @@ class Factor:
     size: bool = False  # any whole number will do
     reads: Callable[[str], Any] | None = None
     given: Callable[[Any], Any] | None = None
-    taken: Callable[[Problem], Any] | None = None
+    makes: Callable[[Case, Generator], np.ndarray] | None = None
+    found: Callable[[Any], Any] = itself
 
     needs: str = ""
     of: Factor | None = None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from attnspec.conformance.problems.factors.factor import Changes, Factor, Failing, Offer
-from attnspec.spec import Problem
 
 if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
@@ -19,11 +18,9 @@ def asked(level: str) -> bool:
     return level != "none"
 
 
-def shown(problem: Problem) -> str:
-    """The level that a problem has."""
-    if not problem.lse:
-        return "none"
-    return "returned" if problem.dlse is None else "alone" if problem.do is None else "both"
+def written(returned: bool) -> str:
+    """The level of a problem without a cotangent of the lse."""
+    return "returned" if returned else "none"
 
 
 def offered(case: Case, offer: Offer) -> str:
@@ -70,7 +67,7 @@ LSE = Factor(
     ("none", "returned", "both", "alone"),
     array="lse",
     given=asked,
-    taken=shown,
+    found=written,
     needs="lse",
     rule=offered,
     examples={"lse": "returned"},  # to drop its cotangent in silence is ordinary: who offers no gradient is not asked for one

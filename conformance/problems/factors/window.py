@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from attnspec.conformance.problems.factors.factor import Changes, Factor, Failing, Offer
-from attnspec.spec import Problem
 
 if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
@@ -23,9 +22,9 @@ def meant(text: str) -> Window | None:
     return left, right
 
 
-def shown(problem: Problem) -> str:
-    """The window of a problem, as a level."""
-    return "none" if problem.window is None else ":".join("" if side is None else str(side) for side in problem.window)
+def written(window: Window) -> str:
+    """The level that stands for a window."""
+    return ":".join("" if side is None else str(side) for side in window)
 
 
 def read_window(text: str) -> str:
@@ -103,7 +102,7 @@ WINDOW = Factor(
     array="window",
     reads=read_window,
     given=meant,
-    taken=shown,
+    found=written,
     needs="window",
     rule=offered,
     examples={"window": "1:", "window_right": "1:0"},
