@@ -101,9 +101,9 @@ class Dialect:
     window_count: what the numbers of a window mean: "inclusive", how far it reaches (WINDOW-2); "total", how many keys a side holds
     with the query's own (WINDOW-3); or "exclusive", a left end that is open and a right one that is not (WINDOW-4).
 
+    lse_dtype: the dtype of the lse (LSE-5): "wide", float32 and float64 for float64; or "operand", that of q.
     lse_base: the base of the lse: "e" (LSE-2), or "2" (LSE-3).
     lse_empty: the lse of a row without a key (LSE-4): "minus_inf", "plus_inf", or "sentinel", a finite number below −10000.
-    lse_dtype: the dtype of the lse (LSE-5): "wide", float32 and float64 for float64; or "operand", that of q.
 
     Raises ValueError for an unknown value.
     """
@@ -113,9 +113,9 @@ class Dialect:
     head_grouping: str = "blocked"
     softcap_order: str = "before_bias"
     window_count: str = "inclusive"
+    lse_dtype: str = "wide"
     lse_base: str = "e"
     lse_empty: str = "minus_inf"
-    lse_dtype: str = "wide"
 
     def __post_init__(self) -> None:
         for choice in fields(self):

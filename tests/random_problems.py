@@ -115,6 +115,13 @@ def draw(
     return Drawn(problem, torch.from_numpy(rng.random((b, h, i, j)) >= rate), tuple(chosen.items()))
 
 
+def with_lse(problem: Problem, rng: Generator) -> Problem:
+    """The same problem with its lse, which has a cotangent, and in one of four the only one."""
+    dlse = torch.from_numpy(rng.standard_normal((problem.b, problem.h, problem.i)))
+    wide = torch.promote_types(problem.dtype, torch.float32)
+    return problem.replace(lse=True, dlse=dlse.to(wide), do=None if rng.random() < 0.25 else problem.do)
+
+
 def share(got: np.ndarray, expected: np.ndarray, bound: np.ndarray, skip: np.ndarray) -> float:
     """The worst error as a share of its bound; NaN equals NaN, and infinity stands for a broken zero or a lost NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):

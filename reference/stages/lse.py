@@ -61,7 +61,7 @@ def weights(parts: tuple[Part, ...]) -> tuple[Array, list[Array]]:
     return lse, [x / np.where(total == 0, 1.0, total) for x in each]
 
 
-def weighed(weight: Array, x: Array) -> Array:
+def of_part(weight: Array, x: Array) -> Array:
     """The share of a part, (b h i e): nothing where its weight is zero, whatever it holds."""
     return np.where(weight[..., None] == 0, 0.0, weight[..., None] * np.where(weight[..., None] == 0, 0.0, x))
 
@@ -80,7 +80,7 @@ def merge(*parts: Part) -> Part:
         found = ", ".join(f"o {part.o.shape} with lse {part.lse.shape}" for part in parts) or "none"
         raise ValueError(f"parts have o (b h i e) and lse (b h i) of one shape; found {found}")
     lse, each = weights(parts)
-    return Part(np.sum([weighed(w, np.asarray(part.o, float)) for w, part in zip(each, parts, strict=True)], axis=0), lse)
+    return Part(np.sum([of_part(w, np.asarray(part.o, float)) for w, part in zip(each, parts, strict=True)], axis=0), lse)
 
 
 @implements("LSE-17")
@@ -94,7 +94,7 @@ def merge_gradients(do: Array, dlse: Array, *parts: Part) -> list[tuple[Array, A
     for w, part in zip(each, parts, strict=True):
         live = w > 0
         inner = (do * np.where(live[..., None], part.o - o, 0.0)).sum(-1) + dlse
-        found.append((weighed(w, do), np.where(live, w * inner, 0.0)))
+        found.append((of_part(w, do), np.where(live, w * inner, 0.0)))
     return found
 
 
