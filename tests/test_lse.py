@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy import ndarray as Array
 from numpy.random import Generator, default_rng
+from test_vectors import in_c
 
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.conformance.judging.judge import judge
@@ -148,8 +149,8 @@ def test_it_stays_what_it_is_on_its_way() -> None:
 
 
 def test_vectors_carry_it(tmp_path: Path) -> None:
-    """Written, read back and judged: a right answer, and one whose lse is off."""
-    problem = build(Case(dtype="bfloat16", heads="2/2", i=3, j=5, d=4, lse="both"))
+    """Written, read back and judged, in C too: a right answer, rows without a key included, and one whose lse is off."""
+    problem = build(Case(dtype="bfloat16", heads="2/2", i=5, j=3, d=4, causal=True, lse="both"))
     exact = solve(problem, CANONICAL)
     vector = write_vector(tmp_path, 1, Task(Case(lse="both"), problem, exact, "C", ()))
     assert vector.outputs == ("o", "lse", "dq", "dk", "dv")
@@ -166,6 +167,8 @@ def test_vectors_carry_it(tmp_path: Path) -> None:
         answer = answer_of(tmp_path, vector)
         assert answer is not None
         assert [x.output for x in judge(answer, exact_of(tmp_path, vector), "C").findings] == found
+        (tmp_path / "index.jsonl").write_text("\n", encoding="utf-8")
+        assert in_c(tmp_path, tmp_path) == (int(bool(found)), {"0001": not found})
 
 
 # BOUNDS
