@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COTANGENTS = ("do", "dlse")
+FARTHEST = 1 << 30  # of a start: what a position plus a length may be in 32 bits
 
 
 def _is_a_mask(problem: Problem, name: str) -> None:
@@ -63,6 +64,23 @@ def _is_a_count(problem: Problem, name: str) -> None:
         raise ValueError(f"{name} is a whole number from 0 on, found {value!r}")
 
 
+def _is_a_start(problem: Problem, name: str) -> None:
+    start = getattr(problem, name)
+    each = start if isinstance(start, tuple) else (start,)
+    fits = all(isinstance(x, int) and not isinstance(x, bool) and abs(x) < FARTHEST for x in each)
+    if start is not None and not (fits and len(each) == (problem.b if isinstance(start, tuple) else 1)):
+        raise ValueError(
+            f"a {name} is one whole number, or a tuple of one for each of {problem.b} batch items, none beyond ±{FARTHEST - 1}, "
+            f"or None for none; found {start!r}"
+        )
+
+
+def _of_a_start(start: int | tuple[int, ...]) -> set[str]:
+    each = start if isinstance(start, tuple) else (start,)
+    forms = {"q_start_batch": each is start, "q_start_negative": min(each, default=0) < 0}
+    return {"q_start", *(form for form, there in forms.items() if there)}
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -92,6 +110,8 @@ class Problem:
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
     first_tokens: so many of the first keys the left end of the window does not hide (WINDOW-16).
+    q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
+    alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     lse: whether the log of each row's sum (b h i) is returned beside the output (chapter LSE).
     do (b h i e): the cotangent of the output, in its dtype. dlse (b h i): that of the lse, float32, or float64 where q is; do may
@@ -135,6 +155,18 @@ class Problem:
         needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
         check=_is_a_window,
     )
+    first_tokens: int = option(0, feature="first_tokens", says="first keys that no window hides", check=_is_a_count)
+    q_start: int | tuple[int, ...] | None = option(
+        None,
+        feature="q_start",
+        says="a given position of the first query",
+        forms={
+            "q_start_batch": "a position of the first query for each batch item",
+            "q_start_negative": "a first query before the first key",
+        },
+        needs=_of_a_start,
+        check=_is_a_start,
+    )
     lse: bool = option(
         False,
         feature="lse",
@@ -142,7 +174,6 @@ class Problem:
         forms={"lse_grad": "gradients through the lse"},
         needs=lambda lse: {"lse"} if lse else set(),
     )
-    first_tokens: int = option(0, feature="first_tokens", says="first keys that no window hides", check=_is_a_count)
     do: Tensor | None = None
     dlse: Tensor | None = None
     wrt: tuple[str, ...] = ()

@@ -27,6 +27,7 @@ RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
 FIRST_TOKENS = (0, 0, 1, 2, 9)
+STARTS = (None, None, 0, 2, -2, 7, -9, "end", "each", "each")  # "each" is one for each batch item
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ def draw(
     least: int = 0,
     caps=(None,),
     windows=(None,),
+    starts=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps and of the windows one of these."""
+    """Any problem: sizes from `least` on, every form, every option; of the soft caps, windows and starts one of these."""
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -80,6 +82,8 @@ def draw(
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
     first_tokens = choose(FIRST_TOKENS) if window is not None else 0
+    start = choose(starts) if len(starts) > 1 else starts[0]
+    at = tuple(int(x) for x in rng.integers(-3, j + 2, b)) if start == "each" else j - i if start == "end" else start
     problem = Problem(
         numbers(b, h, i, d),
         k[:, 0] if shared else k,
@@ -91,6 +95,7 @@ def draw(
         softcap=softcap,
         window=window,
         first_tokens=first_tokens,
+        q_start=at,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -108,6 +113,7 @@ def draw(
         "softcap": softcap,
         "window": window,
         "first_tokens": first_tokens,
+        "start": start,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

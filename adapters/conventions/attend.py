@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from attnspec.adapters.contract import Adapter, Unsupported, quiet
-from attnspec.adapters.conventions import lses, windows
+from attnspec.adapters.conventions import lses, starts, windows
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.watch.state import current_accelerator, watched
@@ -84,7 +85,14 @@ class AttendAdapter(Adapter):
         lse = self.forward.lse or self.constructor.lse
         if "lse" in offers and lse is not None and lse.graded:
             offers.add("lse_grad")
+        if "q_start" in offers and (start := self._start()) is not None:
+            offers |= start.features
         return frozenset(offers | self.heads)
+
+    def _start(self) -> starts.Said | None:
+        """How it is said where the queries start: in the call, or as one number in the constructor."""
+        made = self.constructor.start
+        return self.forward.start or (made and replace(made, number=True, many=""))
 
     def _window(self) -> windows.Said | None:
         """How a window is said: in the call, or in the constructor."""
@@ -144,6 +152,8 @@ class AttendAdapter(Adapter):
                 continue  # the window says it
             if field == "lse" and asked is not None:
                 value = (self.forward.lse or self.constructor.lse or lses.Asked("lse")).request
+            if field == "q_start" and value is not None and (first := self._start()) is not None:
+                value = first.value(value, problem)
             if field in forward:
                 arguments[forward[field]] = value
             elif field in constructor and constructor[field] not in self.kwargs:

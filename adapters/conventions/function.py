@@ -65,6 +65,11 @@ class FunctionAdapter(Adapter):
             if lse.graded:  # a plain call shows whether it has a gradient
                 offers.add("lse_grad")
         self.returned = lses.Returned()
+        start = self.signature.start
+        if start is not None:
+            offers |= start.features
+            if start.required:  # a call without a start is given 0
+                self.dialect = {**self.dialect, "causal_alignment": "top_left"}
         self.offers = frozenset(offers)
 
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
@@ -110,6 +115,8 @@ class FunctionAdapter(Adapter):
                 continue  # the window says it
             if field == "lse" and asked is not None and self.signature.lse is not None:
                 value = self.signature.lse.request
+            if field == "q_start" and value is not None and self.signature.start is not None:
+                value = self.signature.start.value(value, problem)
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value
@@ -131,5 +138,10 @@ def ready(module: torch.nn.Module, problem: Problem) -> tuple[torch.nn.Module, s
 def merge_causal(mask: Tensor | None, problem: Problem, alignment: str) -> Tensor:
     """A bool mask that also holds the triangle, as torch's documentation writes it for its own, top-left, alignment."""
     offset = problem.j - problem.i if alignment == "bottom_right" else 0
-    triangle = torch.ones((problem.i, problem.j), dtype=torch.bool, device=problem.q.device).tril(offset)
+    if problem.q_start is None:
+        triangle = torch.ones((problem.i, problem.j), dtype=torch.bool, device=problem.q.device).tril(offset)
+    else:  # (1 1 i j), or (b 1 i j)
+        first = torch.tensor(problem.q_start, device=problem.q.device).view(-1, 1, 1, 1)
+        places = torch.arange(max(problem.i, problem.j), device=problem.q.device)
+        triangle = places[: problem.j] <= places[: problem.i, None] + first
     return triangle if mask is None else mask & triangle

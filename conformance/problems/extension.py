@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, first_tokens, lse, softcap, window
+from attnspec.conformance.problems.factors import LEVELS, first_tokens, lse, softcap, start, window
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,11 @@ FIRST_TOKENS = Extension(
     # Windows that begin soon before the query: beside others first tokens are seen anyway.
     beside=(replace(WINDOW, levels={"window": ("3:", "1:0", "2:1", "0:0")}),),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE)
+POSITION = Extension(
+    "position",
+    "q_start",
+    {"q_start": start.START.levels},
+    ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "wrt"),
+    beside=(SOFTCAP, WINDOW),
+)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, POSITION)
