@@ -16,7 +16,7 @@ from attnspec.conformance.problems.tensors import cotangent_of_lse
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.choosing import must_follow_a_choice
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.merging import ask, deviation, keys_of, must_equal, must_make
+from attnspec.conformance.testing.merging import ask, deviations, must_equal, must_make
 from attnspec.conformance.testing.outcomes import (
     Broken,
     NotApplicable,
@@ -28,7 +28,7 @@ from attnspec.conformance.testing.outcomes import (
     must_keep_bits,
 )
 from attnspec.conformance.testing.plan import agrees, on_cases, once
-from attnspec.conformance.testing.relations import garbage
+from attnspec.conformance.testing.relations import garbage, some_keys
 from attnspec.reference import merge, merge_gradients, to_float64
 from attnspec.reference.stages.lse import LN2, SENTINEL, Part, unit
 from attnspec.spec import Problem, twin
@@ -324,7 +324,7 @@ def test_two_parts_make_the_whole(subject: Subject, case: Case) -> None:
             whole = ask(subject, problem)
             for n in sorted({0, 1, j // 2, j - 1, j}):
                 try:
-                    parts = [ask(subject, keys_of(problem, keys)) for keys in (slice(0, n), slice(n, j))]
+                    parts = [ask(subject, some_keys(problem, a, b)) for a, b in ((0, n), (n, j))]
                 except NotApplicable:
                     continue
                 what = f"{j} keys in parts of {n} and {j - n}, merged"
@@ -338,13 +338,13 @@ def test_neither_order_nor_grouping_matters(subject: Subject, case: Case) -> Non
     i, j = 3, 24
     problem = _whole(subject, case, i, j)
     whole = ask(subject, problem)
-    parts = [ask(subject, keys_of(problem, keys)) for keys in (slice(0, 5), slice(5, 6), slice(6, j))]
+    parts = [ask(subject, some_keys(problem, m, n)) for m, n in ((0, 5), (5, 6), (6, j))]
     a, b, c = (part.part for part in parts)
     for merged in (merge(a, b, c), merge(merge(a, b), c), merge(a, merge(b, c)), merge(merge(c, a), b)):
         must_make(subject, whole, parts, merged, "three parts, merged in several orders")
-    nothing = keys_of(problem, slice(0, 0))
+    nothing = some_keys(problem, 0, 0)
     if subject.offers("key_padding"):
-        nothing = keys_of(problem, slice(0, 7))
+        nothing = some_keys(problem, 0, 7)
         nothing = nothing.replace(mask=torch.zeros(problem.b, 7, dtype=torch.bool, device=problem.q.device))
     none = ask(subject, nothing)
     empty = Part(np.full_like(none.part.o, np.nan), none.part.lse)
@@ -360,32 +360,57 @@ def test_neither_order_nor_grouping_matters(subject: Subject, case: Case) -> Non
 def test_gradients_of_the_parts_add_up(subject: Subject, case: Case) -> None:
     """The cotangents that the merge gives the parts; the loss uses the output, and the lse, too."""
     for i, j, n in ((3, 9, 4), (2, 49, 48), (3, 17, 1)):
-        problem = made(subject, case, i=i, j=j, lse="both", wrt="all")
-        assert problem.do is not None
-        assert problem.dlse is not None
-        if not is_right(subject, problem):
-            raise NotApplicable
-        exact, size = subject.solve(problem), unit(subject.dialect)
-        plain = [keys_of(problem.replace(do=None, dlse=None, wrt=()), keys) for keys in (slice(0, n), slice(n, j))]
-        parts = [ask(subject, part) for part in plain]
-        do, dlse = to_float64(problem.do), to_float64(problem.dlse) / size
-        of_kernel = merge_gradients(do, dlse, *(part.part for part in parts))
-        of_right = merge_gradients(do, dlse, *(part.right for part in parts))
-        total, bound = np.zeros_like(exact.values["dq"]), np.zeros_like(exact.values["dq"])
-        for part, (own_do, own_lam), (right_do, right_lam) in zip(parts, of_kernel, of_right, strict=True):
-            given = part.problem.replace(
-                do=torch.from_numpy(own_do).to(problem.do),
-                dlse=torch.from_numpy(own_lam * size).to(problem.dlse),
-                wrt=("q", "k", "v"),
-            )
-            answer = must_be_right(subject, given, f"a part of {j} keys, split at {n}, with its cotangents", GRADIENTS)
-            assert given.do is not None
-            assert given.dlse is not None
-            tolerance = subject.solve(given).tolerance(subject.required_class(case.dtype))
-            off = np.abs(to_float64(given.do) - right_do), np.abs(to_float64(given.dlse) / size - right_lam)
-            got = answer.gradients["dq"]
-            assert got is not None
-            total = total + to_float64(got)
-            bound = bound + np.where(tolerance.exempt["dq"], np.inf, tolerance.bound["dq"]) + 2 * deviation(part, *off)
-        what = f"dq of two parts of {j} keys, split at {n}, added"
-        must_equal(total, exact.values["dq"], bound * (1 + 2.0**-20) + 2.0**-50 * np.abs(total), "dq", what, problem)
+        _gradients_agree(subject, _whole(subject, case, i, j, lse="both", wrt="all"), n)
+
+
+@clause("LSE-17")
+@once("lse_grad", "backward", "q_start", "causal")
+def test_gradients_of_the_parts_add_up_under_causal(subject: Subject, case: Case) -> None:
+    """Queries that stand within the second part, or begin before it, so that some of them see nothing of it."""
+    for i, j, n, start in ((5, 20, 9, 12), (3, 33, 16, 17), (5, 20, 14, 12)):
+        if start < n and not subject.offers("q_start_negative"):
+            continue
+        problem = made(subject, case, i=i, j=j, lse="both", wrt="all").replace(causal=True, q_start=start)
+        must_be_right(subject, problem, f"{i} queries from position {start} on, {j} keys", GRADIENTS)  # no other test asks it
+        _gradients_agree(subject, problem, n)
+
+
+def _gradients_agree(subject: Subject, problem: Problem, n: int) -> None:
+    """The gradients of the first n keys and of the others make those of all."""
+    assert problem.do is not None
+    assert problem.dlse is not None
+    exact, size = subject.solve(problem), unit(subject.dialect)
+    class_ = subject.required_class(str(problem.dtype)[6:])
+    cuts = ((0, n), (n, problem.j))
+    parts = [ask(subject, some_keys(problem.replace(do=None, dlse=None, wrt=()), a, b)) for a, b in cuts]
+    do, dlse = to_float64(problem.do), to_float64(problem.dlse) / size
+    of_kernel = merge_gradients(do, dlse, *(part.part for part in parts))
+    of_right = merge_gradients(do, dlse, *(part.right for part in parts))
+    total, allowed = np.zeros_like(exact.values["dq"]), np.zeros_like(exact.values["dq"])
+    for part, (a, b), (own_do, own_lam), (right_do, right_lam) in zip(parts, cuts, of_kernel, of_right, strict=True):
+        given = part.problem.replace(
+            do=torch.from_numpy(own_do).to(problem.do),
+            dlse=torch.from_numpy(own_lam * size).to(problem.dlse),
+            wrt=("q", "k", "v"),
+        )
+        what = f"keys {a} to {b - 1} by themselves, with their cotangents"
+        answer = must_be_right(subject, given, what, GRADIENTS)
+        assert given.do is not None
+        assert given.dlse is not None
+        tolerance = subject.solve(given).tolerance(class_)
+        off = np.abs(to_float64(given.do) - right_do), np.abs(to_float64(given.dlse) / size - right_lam)
+        moved = deviations(part, *off)
+        got = {name: to_float64(x) for name, x in answer.gradients.items() if x is not None}
+        bound = {name: np.where(tolerance.exempt[name], np.inf, tolerance.bound[name]) + 2 * moved[name] for name in moved}
+        for name in ("dk", "dv"):
+            whole = exact.values[name][..., a:b, :]
+            must_equal(got[name], whole, _with_rounding(bound[name], whole), name, f"{what}, and those keys of all", problem)
+        total, allowed = total + got["dq"], allowed + bound["dq"]
+    what = f"dq of two parts of {problem.j} keys, split at {n}, added"
+    must_equal(total, exact.values["dq"], _with_rounding(allowed, total), "dq", what, problem)
+
+
+def _with_rounding(bound: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """A bound, and what float64 adds to numbers of this size."""
+    wider: np.ndarray = bound * (1 + 2.0**-20) + 2.0**-50 * np.abs(size)
+    return wider

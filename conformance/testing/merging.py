@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
 from numpy import ndarray as Array
 
 from attnspec.adapters import Answer
@@ -16,6 +14,7 @@ from attnspec.conformance.judging.judge import compare, no_answer
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, answer_of
 from attnspec.reference import Exact, Part, merge, merge_error, to_float64
+from attnspec.reference.stages import heads
 from attnspec.reference.stages.lse import unit
 from attnspec.spec import Problem
 
@@ -46,16 +45,6 @@ class Asked:
 def _rows(exact: Exact, name: str) -> Array:
     """Rows without a key, whose weight is zero whatever they hold."""
     return exact.empty[..., None] if name == "o" else exact.empty
-
-
-def keys_of(problem: Problem, keys: slice) -> Problem:
-    """The problem with some of its keys, values, and of its mask and bias what belongs to them."""
-
-    def along(x: torch.Tensor | None) -> torch.Tensor | None:
-        return x if x is None or not x.ndim or x.shape[-1] == 1 else x[..., keys]
-
-    changes: dict[str, Any] = {"k": problem.k[..., keys, :], "v": problem.v[..., keys, :]}
-    return problem.replace(**changes, mask=along(problem.mask), bias=along(problem.bias))
 
 
 def ask(subject: Subject, problem: Problem) -> Asked:
@@ -94,15 +83,20 @@ def must_make(subject: Subject, whole: Asked, parts: Sequence[Asked], merged: Pa
             raise Broken(found, parts[-1].problem, whole.exact, whole.problem, margin=bound)
 
 
-def deviation(part: Asked, do: Array, lam: Array) -> Array:
-    """How far dq of a part moves (b h i d), at most, where its cotangents are off by |do| (b h i e) and |lam| (b h i), natural.
+def deviations(part: Asked, do: Array, lam: Array) -> dict[str, Array]:
+    """How far the gradients of a part move, at most, where its cotangents are off by |do| (b h i e) and |lam| (b h i), natural.
 
-    dS = P∘(dP − D + λ) is linear in both: |δdS| ≤ P (|δdP| + Σ P |δdP| + |δλ|).
+    dS = P∘(dP − D + λ) is linear in both: |δdS| ≤ P (|δdP| + Σ P |δdP| + |δλ|), and |δdv| ≤ Pᵀ |δdo|. In the shapes of the inputs.
     """
-    tile, f = part.exact._tile, part.exact.forward
+    tile, f, problem, grouping = part.exact._tile, part.exact.forward, part.problem, part.exact.dialect.head_grouping
     dp = do @ np.abs(tile.v).swapaxes(-1, -2)
     ds = np.where(f.empty[..., None], 0.0, f.p * (dp + (f.p * dp).sum(-1, keepdims=True) + lam[..., None]))
-    return abs(tile.scale) * (ds @ np.abs(tile.k))
+    dk, dv = abs(tile.scale) * (ds.swapaxes(-1, -2) @ np.abs(tile.q)), f.p.swapaxes(-1, -2) @ do
+    return {
+        "dq": abs(tile.scale) * (ds @ np.abs(tile.k)),
+        "dk": heads.sum_over_group(dk, tuple(problem.k.shape), grouping),
+        "dv": heads.sum_over_group(dv, tuple(problem.v.shape), grouping),
+    }
 
 
 def must_equal(got: Array, expected: Array, bound: Array, name: str, what: str, problem: Problem) -> None:

@@ -100,12 +100,12 @@ def some_queries(problem: Problem, a: int, b: int) -> Problem:
 
 
 def some_keys(problem: Problem, a: int, b: int) -> Problem:
-    """The keys a … b − 1 alone, of which the first is at 0 then. The problem must have a start."""
+    """The keys a … b − 1 alone, of which the first is at 0 then; a start is moved with them."""
     changes: dict[str, Any] = {name: getattr(problem, name)[..., a:b, :] for name in "kv"}
     for name, x in (("mask", problem.mask), ("bias", problem.bias)):
         if x is not None and x.ndim and x.shape[-1] == problem.j:
             changes[name] = x[..., a:b]
-    return problem.replace(**changes, q_start=moved(problem.q_start, -a))
+    return problem.replace(**changes, q_start=None if problem.q_start is None else moved(problem.q_start, -a))
 
 
 def with_keys_in_front(problem: Problem, count: int) -> Problem:

@@ -376,3 +376,49 @@ class _Poisoned(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         return cotangent.masked_fill(ctx.rows[..., None], torch.nan), None
+
+
+# PARTS WITH A START
+
+
+def with_start(attend: Callable[[Asked], Any], checked: bool = True) -> Callable[..., Any]:
+    """As `with_lse`, with `q_start`, where causal begins. The function is called where the first query is before the first key."""
+
+    def run(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        return_lse: bool = False,
+        q_start: int | None = None,
+    ) -> Any:
+        prepare(query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa)
+        if q_start is not None and is_causal:
+            i, j = query.shape[2], key.shape[2]
+            shown = torch.arange(j) <= q_start + torch.arange(i)[:, None]
+            own = shown if attn_mask is None or attn_mask.dtype == torch.bool else torch.where(shown, attn_mask, -inf)
+            attn_mask, is_causal = shown & attn_mask if own is shown and attn_mask is not None else own, False
+        call = Asked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_lse)
+        return attend(call) if return_lse and q_start is not None and q_start < 0 else call.run(honest)
+
+    return run
+
+
+def _differs_before_the_first_key(kernel: Callable[..., Any]) -> bool:
+    x = torch.randn(2, 1, 2, 5, 4, generator=torch.Generator().manual_seed(2))
+    found = []
+    for start in (None, -1):
+        q = x[0].clone().requires_grad_()
+        kernel(q, x[1], x[1], return_lse=True, q_start=start)[1].sum().backward()
+        found.append(q.grad)
+    return not torch.allclose(*found)
+
+
+@mutant("lse", "LSE-12", signed=with_start, witness=_differs_before_the_first_key)
+def lse_cotangent_is_dropped_before_the_first_key(call: Asked) -> Both:
+    """Where the first query stands before the first key the cotangent of the lse is not read."""
+    return through(call, lambda do, dlse, own: (torch.zeros_like(dlse), None))
