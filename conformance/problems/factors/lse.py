@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 GRADED = ("both", "alone")  # levels with a cotangent of the lse
 
 
-def asked(level: str) -> bool:
-    """Whether the lse is returned."""
-    return level != "none"
-
-
 def written(returned: bool) -> str:
     """The level of a problem without a cotangent of the lse."""
     return "returned" if returned else "none"
@@ -66,7 +61,7 @@ LSE = Factor(
     "lse",
     ("none", "returned", "both", "alone"),
     array="lse",
-    given=asked,
+    given=lambda case: case.lse != "none",
     found=written,
     needs="lse",
     rule=offered,
