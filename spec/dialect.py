@@ -67,6 +67,13 @@ CHOICES = {
             needs="window",
             of="window",
         ),
+        Choice(
+            "alibi_form",
+            {"distance": "ALIBI-2", "signed": "ALIBI-3", "column": "ALIBI-4"},
+            consistent="ALIBI-5",
+            needs="alibi",
+            of="alibi",
+        ),
     )
 }
 
@@ -84,6 +91,8 @@ class Dialect:
 
     window_count: what the numbers of a window mean: "inclusive", how far it reaches (WINDOW-2); "total", how many keys a side holds
     with the query's own (WINDOW-3); or "exclusive", a left end that is open and a right one that is not (WINDOW-4).
+    alibi_form: what slopes are multiplied with: "distance", −|p_i − j| (ALIBI-2); "signed", j − p_i (ALIBI-3); or "column", j alone
+    (ALIBI-4).
 
     Raises ValueError for an unknown value.
     """
@@ -93,6 +102,7 @@ class Dialect:
     head_grouping: str = "blocked"
     softcap_order: str = "before_bias"
     window_count: str = "inclusive"
+    alibi_form: str = "distance"
 
     def __post_init__(self) -> None:
         for choice in fields(self):

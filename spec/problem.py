@@ -55,6 +55,18 @@ def _is_a_window(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
 
 
+def _are_slopes(problem: Problem, name: str) -> None:
+    slopes = getattr(problem, name)
+    if slopes is None:
+        return
+    if not slopes.dtype.is_floating_point or slopes.element_size() < max(4, problem.q.element_size()):
+        raise ValueError(f"{name} are floats as wide as q, and as float32; found {problem._dtypes('q', name)}")
+    if tuple(slopes.shape) not in ((problem.h,), (problem.b, problem.h)):
+        raise ValueError(f"{name} {tuple(slopes.shape)} are neither (h) {(problem.h,)} nor (b h) {(problem.b, problem.h)}")
+    if not bool(slopes.isfinite().all()):
+        raise ValueError(f"{name} are finite numbers; found {slopes[~slopes.isfinite()][0].item()}")
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -83,6 +95,9 @@ class Problem:
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
+    alibi_slopes: (h) or (b h), float, as wide as q and as float32; each score moves by its head's slope times the distance of the
+    key, or what alibi_form makes of that (chapter ALIBI). Half types are refused: they hold few slopes exactly, and errors grow
+    with the distance.
     dropout: the probability that a weight is dropped, if `training` is True.
     do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -123,6 +138,16 @@ class Problem:
         forms={"window_right": "a window with an end behind the query"},
         needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
         check=_is_a_window,
+    )
+    alibi_slopes: Tensor | None = option(
+        None,
+        feature="alibi",
+        says="slopes (h) that lower each score by the distance of its key",
+        forms={"alibi_batch": "slopes of each batch item (b h)"},
+        needs=lambda slopes: {"alibi"} if slopes.ndim == 1 else {"alibi", "alibi_batch"},
+        check=_are_slopes,
+        axes="bh",
+        gradient="alibi_grad",
     )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()

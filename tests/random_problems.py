@@ -25,6 +25,7 @@ HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 2), (6, 3))  # query heads, key/val
 SCALES = (None, 0.5, -0.7, 0.0, 6.0)
 RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
+SLOPES = (None, None, "h", "bh")
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
 
 
@@ -45,8 +46,9 @@ def draw(
     least: int = 0,
     caps=(None,),
     windows=(None,),
+    slopes=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps and of the windows one of these."""
+    """Any problem: sizes from `least` on, every form, every option; of the soft caps, the windows and the forms of slopes one."""
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -78,8 +80,11 @@ def draw(
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
+    q = numbers(b, h, i, d)
+    of_slopes = choose(slopes) if len(slopes) > 1 else slopes[0]
+    own = None if of_slopes is None else torch.from_numpy(rng.standard_normal([sizes[x] for x in of_slopes]))
     problem = Problem(
-        numbers(b, h, i, d),
+        q,
         k[:, 0] if shared else k,
         v[:, 0] if shared else v,
         mask,
@@ -88,10 +93,11 @@ def draw(
         scale=scale,
         softcap=softcap,
         window=window,
+        alibi_slopes=own,
         dropout=rate,
         training=rate > 0,
         do=do,
-        wrt=("q", "k", "v") if bias is None else ("q", "k", "v", "bias"),
+        wrt=("q", "k", "v", *(("bias",) if bias is not None else ()), *(("alibi_slopes",) if own is not None else ())),
     )
     lengths = "i<j" if i < j else "i>j" if i > j else "i=j"
     empty = next((x for x, n in zip("bhijde", (b, h, i, j, d, e), strict=True) if n == 0), "")
@@ -104,6 +110,7 @@ def draw(
         "rate": rate,
         "softcap": softcap,
         "window": window,
+        "slopes": of_slopes,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from random_problems import draw
+from random_problems import SLOPES, draw
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.stages import bias, dropout, heads, maps, scores, softmax, visible
+from attnspec.reference.stages import alibi, bias, dropout, heads, maps, scores, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
@@ -29,7 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import certificate
 
 flint = pytest.importorskip("flint", reason="python-flint is not installed: pip install attnspec[exact]")
-DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values()))]
+# Each value of each choice; the forms of ALiBi take turns.
+FORMS = CHOICES["alibi_form"].values
+OTHERS = product(*(choice.values for name, choice in CHOICES.items() if name != "alibi_form"))
+DIALECTS = [Dialect(*values, alibi_form=FORMS[(n + n // len(FORMS)) % len(FORMS)]) for n, values in enumerate(OTHERS)]
 E = Fraction("2.71828182845904523536028747135266249775724709369995957496696763")
 LOG_OF_1_AND_E = Fraction("1.3132616875182228340489954949678556419152800856703483")
 LOWEST = float(np.finfo(np.float64).min)
@@ -279,6 +282,13 @@ PLANTED = {
     "bias doubled": ("Bias.value", "z + np.where(bias == -np.inf, 0.0, bias)", "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
     "bias ignored": ("Bias.value", "z + np.where", "z + 0 * np.where"),
     "bias in float32": ("Bias.value", "-np.inf, 0.0, bias)", "-np.inf, 0.0, bias).astype(np.float32)"),
+    # ALIBI
+    "slopes subtracted": ("Alibi.value", "z + self", "z - self"),
+    "slopes in float32": ("Alibi.value", "self._added(given)", "self._added(given).astype(np.float32)"),
+    "the first slopes for all": ("per_head", "slopes[..., None, None]", "slopes[:1, ..., None, None]"),
+    "distances from i": ("distances", "given.dialect.causal_alignment)", '"top_left")'),
+    "signed where the distance is meant": ("distances", "-np.abs(ahead)", "ahead"),
+    "columns that count double": ("distances", "given.positions.astype(float)", "given.positions.astype(float) * 2"),
     "minus infinity is zero": ("finite_bias", "bias != -np.inf", "bias == bias"),
     # MASK
     "mask inverted": (
@@ -371,7 +381,7 @@ def small() -> list[tuple[certificate.Asked, Enclosure]]:
     """Random problems in all dialects, each in balls."""
     rng, some = default_rng(44), []
     for number in range(PROBLEMS):
-        drawn = draw(rng, least=1)
+        drawn = draw(rng, least=1, slopes=SLOPES)
         asked = certificate.Asked(
             number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
         )
@@ -387,7 +397,7 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
-STAGES = (dense, bias, dropout, heads, maps, scores, softmax, visible)
+STAGES = (dense, alibi, bias, dropout, heads, maps, scores, softmax, visible)
 
 
 def home(function: str) -> tuple[Any, str]:
@@ -435,4 +445,4 @@ def test_something_is_planted_in_every_stage() -> None:
     assert there - planted == {"active", "through", "back_through", "visible_keys"}, (
         "folds over tables, of each row of which something is planted"
     )
-    assert planted - there == {"Bias.value"}
+    assert planted - there == {"Bias.value", "Alibi.value"}

@@ -76,12 +76,7 @@ def judge_rows(subject: Subject, problem: Problem, answer: Answer, rows: Sequenc
     """The first output that is outside its bounds, in the sampled rows and all keys that they reach; None if none is."""
     dtype = str(problem.dtype).removeprefix("torch.")
     got = {"o": answer.o, **(answer.gradients if problem.do is not None else {})}
-    shapes = {
-        "o": (problem.b, problem.h, problem.i, problem.e),
-        "dq": problem.q.shape,
-        "dk": problem.k.shape,
-        "dv": problem.v.shape,
-    }
+    shapes = {"o": (problem.b, problem.h, problem.i, problem.e)} | {f"d{name}": x.shape for name, x in problem.inputs().items()}
     for name, x in got.items():
         wrong = form(x, name, tuple(shapes[name]), problem, "call" if name == "o" else name)
         if wrong is not None:

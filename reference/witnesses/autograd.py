@@ -18,11 +18,12 @@ from attnspec.spec import Dialect, Problem
 SCORE_MAPS: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "softcap": lambda s, cap: cap * torch.tanh(s / cap),
     "bias": lambda s, bias: s + bias,
+    "alibi_slopes": lambda s, added: s + added,
 }
 
 
 def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
-    """o, lse and, with a cotangent, dq, dk, dv and dbias, all float64, by visiting each query row by itself."""
+    """o, lse and, with a cotangent, dq, dk, dv, dbias and dalibi_slopes, all float64, by visiting each query row by itself."""
     leaves = {name: x.detach().to(torch.float64).clone().requires_grad_() for name, x in problem.inputs().items() if name != "mask"}
     o, lse = _rows(leaves, problem, dialect, keep)
     answer = {"o": o.detach(), "lse": lse.detach()}
@@ -46,7 +47,9 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     if mask is not None:
         mask = (mask.view(problem.b, 1, 1, problem.j) if mask.dim() == 2 else mask).expand(full)
     in_order = sorted(SCORE_MAPS, key=lambda name: name == "softcap") if dialect.softcap_order == "after_bias" else SCORE_MAPS
-    options = {name: x[name].expand(full) if name in x else getattr(problem, name) for name in in_order}
+    options = {name: x[name].expand(full) if name == "bias" and name in x else getattr(problem, name) for name in in_order}
+    if "alibi_slopes" in x:
+        options["alibi_slopes"] = _alibi(x["alibi_slopes"], problem, dialect).expand(full)
     options = {name: option for name, option in options.items() if option is not None}
     bias = options.get("bias")
     per_group = problem.h // max(k.shape[1], 1)
@@ -86,6 +89,22 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     o = torch.stack(outputs).view(*shape, problem.e) if outputs else q.new_zeros((*shape, problem.e))
     lse = torch.stack(sums).view(shape) if sums else q.new_zeros(shape)
     return o, lse
+
+
+def _alibi(slopes: Tensor, problem: Problem, dialect: Dialect) -> Tensor:
+    """What slopes (h) or (b h) add to the scores, (h i j) or (b h i j)."""
+    first = problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+    far = torch.tensor(
+        [
+            [
+                {"column": key, "signed": key - (first + row), "distance": -abs(key - (first + row))}[dialect.alibi_form]
+                for key in range(problem.j)
+            ]
+            for row in range(problem.i)
+        ],
+        dtype=torch.float64,
+    ).view(problem.i, problem.j)
+    return slopes[..., None, None] * far
 
 
 def _within(key: int, row: int, problem: Problem, dialect: Dialect) -> bool:
