@@ -72,6 +72,7 @@ class Reduced:
     weighed: bool  # what is summed is multiplied with something first
     bound: Array | float = 0.0  # of what is summed
     size: Array | float = 0.0  # how large that is, in all
+    count: Array | float = 0.0  # how much of it can be anything but zero
     touched: Array | bool = False  # where an intermediate may overflow
 
     def add(self, of_sum: Array, each: Array, rows: Array) -> None:
@@ -80,7 +81,7 @@ class Reduced:
         rows (b h i) says in which an intermediate may overflow.
         """
         touched = self.reduced(np.broadcast_to(rows[..., None], each.shape).astype(float)) > 0
-        self.bound = self.bound + self.reduced(each)
+        self.bound, self.count = self.bound + self.reduced(each), self.count + self.reduced((each > 0).astype(float))
         self.size, self.touched = self.size + self.reduced(np.abs(of_sum) + each), self.touched | touched
         if self.weighed and self.a.u_s:  # the products may be stored
             self.touched = self.touched | (self.size > LARGEST[self.a.dtype])
@@ -90,12 +91,12 @@ class Reduced:
         return dense.reduce_to(x, self.like, self.axes)
 
     def limits(self, value: Array, terms: int) -> tuple[Array, Array]:
-        """Bound and exemption of the gradient, whose value this is, where so many terms are summed."""
+        """Bound and exemption of the gradient, whose value this is; `terms` elements are summed in all, zeros too."""
         a, total, repeated = self.a, np.asarray(self.bound), terms // max(1, int(np.prod(self.like)))
-        if repeated > 1:
-            roundings = bounds.kappa(repeated, a.u_acc)
-            if not self.weighed:  # slopes are no narrower than float32, and so is what their gradient is summed in
-                roundings += bounds.kappa(repeated // a.block + 1, a.u_grad)
+        if self.weighed:  # slopes are no narrower than float32, and so is what their gradient is summed in
+            total = total + bounds.kappas(np.asarray(self.count), a.u_acc) * self.size + a.u_out * (np.abs(value) + total)
+        elif repeated > 1:
+            roundings = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
             total = total + roundings * self.size + a.u_out * (np.abs(value) + total)
         return total, np.asarray(self.touched)
 

@@ -52,7 +52,8 @@ def drawn(n: int) -> tuple[Problem, Dialect, list[int]]:
     )
     problem = problem.replace(do=do)
     if n % 3 == 1:
-        slopes = torch.from_numpy(rng.standard_normal((problem.h,) if n % 2 else (problem.b, problem.h)))
+        # So gentle that each key weighs something: of no more than what underflows a tile knows less than the whole.
+        slopes = torch.from_numpy(rng.standard_normal((problem.h,) if n % 2 else (problem.b, problem.h))) / 64
         problem = problem.replace(alibi_slopes=slopes.to(torch.promote_types(problem.dtype, torch.float32)))
     return problem, dialect, chosen
 
