@@ -36,7 +36,8 @@ def f64(*numbers: object) -> torch.Tensor:
 def drawn() -> list[list[Drawn]]:
     """The problems of each dialect."""
     return [
-        [draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES) for _ in range(EACH)] for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))
+        [draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES) for _ in range(EACH)]
+        for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))
     ]
 
 

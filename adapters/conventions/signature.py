@@ -35,6 +35,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "logits_cap",
     ),
     "window": windows.NAMES,
+    # No `alibi`: that is a flag, the slopes, or, in models, all that they add.
+    "alibi_slopes": ("alibi_slopes", "alibi_slope", "slopes"),
     "dropout": ("dropout", "dropout_p"),
     "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),

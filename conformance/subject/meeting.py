@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, Answer
@@ -16,7 +17,7 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.contact import look
 from attnspec.conformance.subject.refusals import find
 from attnspec.conformance.subject.subject import ASSUMED, OBSERVED, Subject
-from attnspec.reference import solve, to_float64
+from attnspec.reference import Exact, solve, to_float64
 from attnspec.spec import CHOICES, Problem
 from attnspec.spec.words import DTYPES
 
@@ -169,10 +170,12 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
         asked = subject.problem(replace(case, heads="4/2", i=3, j=4))
         return [Question(asked, asked.replace(k=asked.k[:, :1].repeat(1, 2, 1, 1), v=asked.v[:, :1].repeat(1, 2, 1, 1)))]
     if choice == "softcap_order":
-        if not subject.offers("softcap", "bias"):
+        if not subject.offers("softcap"):
             return []
-        asked = subject.problem(replace(case, i=3, j=4, values="peaked", bias="ij", biases="steep", softcap=3.1))
-        return [Question(asked, asked.replace(bias=None))]
+        shown = [{"bias": "ij", "biases": "steep"}] if subject.offers("bias") else []
+        shown += [{"alibi_slopes": "steep"}] if subject.offers("alibi") else []
+        found = [subject.problem(replace(case, i=3, j=4, values="peaked", softcap=3.1, **one)) for one in shown]
+        return [Question(asked, asked.replace(bias=None, alibi_slopes=None)) for asked in found]
     causal = subject.offers("causal")
     if choice == "window_count":
         window = "2:1" if subject.offers("window_right") else "2:"
@@ -181,6 +184,12 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
     if choice == "causal_alignment" and not causal and subject.offers("window"):
         asked = subject.problem(replace(case, i=3, j=7, values="peaked", window="1:1" if subject.offers("window_right") else "1:"))
         return [Question(asked, asked.replace(window=None))]
+    if choice == "causal_alignment" and not causal and subject.offers("alibi"):
+        asked = subject.problem(replace(case, i=3, j=7, values="peaked", alibi_slopes="steep"))
+        return [Question(asked, asked.replace(alibi_slopes=None))]
+    if choice == "alibi_form":
+        asked = subject.problem(replace(case, i=6, j=6, values="peaked", alibi_slopes="steep"))
+        return [Question(asked, asked.replace(alibi_slopes=None))]
     if choice == "causal_alignment":
         asked = subject.problem(replace(case, i=2, j=5, causal=True, values="peaked"))
         return [Question(asked, asked.replace(causal=False))] if causal else []
@@ -216,7 +225,11 @@ def followed(subject: Subject, choice: str, problem: Problem, answer: Answer) ->
     dtype = str(problem.dtype).removeprefix("torch.")
     if form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call") is not None:
         return None
-    exacts = {value: solve(problem, subject.dialect.with_choice(choice, value)) for value in CHOICES[choice].values}
+    exacts: dict[str, Exact] = {}
+    for value in CHOICES[choice].values:
+        exact = solve(problem, subject.dialect.with_choice(choice, value))
+        if not any(_same(exact, other) for other in exacts.values()):  # the first stands for those that give what it gives
+            exacts[value] = exact
     for class_, inside in ((subject.required_class(dtype), dtype), *COARSER[dtype]):
         fits = {}
         for value, exact in exacts.items():
@@ -227,3 +240,10 @@ def followed(subject: Subject, choice: str, problem: Problem, answer: Answer) ->
         if fits:
             return min(fits, key=lambda value: fits[value])
     return None
+
+
+def _same(exact: Exact, other: Exact) -> bool:
+    """Whether two outputs are one but for what float64 rounds in each."""
+    one, two = exact.values["o"], other.values["o"]
+    bound = exact.tolerance("A", "float64").bound["o"] + other.tolerance("A", "float64").bound["o"]
+    return bool(((np.abs(one - two) <= bound) | (np.isnan(one) & np.isnan(two))).all())

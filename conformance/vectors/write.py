@@ -29,7 +29,7 @@ from attnspec.conformance.vectors.format import (
 from attnspec.conformance.vectors.readme import README, text
 from attnspec.reference import Exact
 from attnspec.reference.check import beyond, together
-from attnspec.spec import CHOICES, SCALARS, Dialect, Problem
+from attnspec.spec import CHOICES, OPTIONS, SCALARS, Dialect, Problem
 from attnspec.spec.files import DTYPES, Stored, write
 
 ALWAYS = ("causal", "scale")  # options that stand in every line, given or not
@@ -69,18 +69,21 @@ def size(problem: Problem) -> int:
 
 def features(problem: Problem) -> frozenset[str]:
     """What an implementation must offer to be asked a problem."""
-    gradients = {"backward": bool(problem.wrt), "bias_grad": "bias" in problem.wrt}
-    return needs(problem) | {name for name, asked in gradients.items() if asked}
+    gradients = {own.gradient for name, own in OPTIONS.items() if name in problem.wrt}
+    return needs(problem) | gradients | ({"backward"} if problem.wrt else set())
 
 
 def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str, str]:
     """The choices of a dialect on which the answer to a problem may depend."""
+    slopes = problem.alibi_slopes is not None
+    by_distance = slopes and dialect.alibi_form == "distance"
     matter = {
-        "causal_alignment": (problem.causal or problem.window is not None) and problem.i != problem.j,
+        "causal_alignment": (problem.causal or problem.window is not None or by_distance) and problem.i != problem.j,
         "empty_row": has_empty,
         "head_grouping": 1 < problem.g < problem.h,
         "window_count": problem.window is not None,
-        "softcap_order": problem.softcap is not None and problem.bias is not None,
+        "softcap_order": problem.softcap is not None and (problem.bias is not None or slopes),
+        "alibi_form": slopes,
     }
     return {name: getattr(dialect, name) for name in CHOICES if matter.get(name, True)}
 
