@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,11 +40,7 @@ def alone(case: Case) -> bool:
 def plain(case: Case, subject: Subject, **changes: object) -> Problem:
     """A problem of this dtype with slopes, as far as it is offered."""
     asked = Case(dtype=case.dtype, heads=case.heads, b=2, i=5, j=7, d=case.d, values="peaked", alibi_slopes="h")
-    return subject.problem(fit(_changed(asked, changes), subject.adapter))
-
-
-def _changed(case: Case, changes: dict[str, object]) -> Case:
-    return Case(**{**vars(case), **changes})  # type: ignore[arg-type]
+    return subject.problem(fit(replace(asked, **changes), subject.adapter))  # type: ignore[arg-type]
 
 
 def with_causal(subject: Subject) -> tuple[bool, ...]:
@@ -51,17 +48,22 @@ def with_causal(subject: Subject) -> tuple[bool, ...]:
     return (False, True) if subject.offers("causal") else (False,)
 
 
+def slopes_in(problem: Problem) -> Tensor:
+    """Those of a problem that has some."""
+    assert problem.alibi_slopes is not None
+    return problem.alibi_slopes
+
+
 def slopes_of(problem: Problem, numbers: object) -> Tensor:
     """Slopes in the dtype and at the place of those of a problem."""
-    assert problem.alibi_slopes is not None
-    return torch.as_tensor(numbers, dtype=problem.alibi_slopes.dtype, device=problem.alibi_slopes.device)
+    own = slopes_in(problem)
+    return torch.as_tensor(numbers, dtype=own.dtype, device=own.device)
 
 
 def added(subject: Subject, problem: Problem) -> Tensor:
     """What the slopes add (b h i j), float64."""
-    assert problem.alibi_slopes is not None
     far = torch.from_numpy(distances(Given(problem, subject.dialect)).copy())
-    return (problem.alibi_slopes.cpu().double()[..., None, None] * far).expand(problem.b, problem.h, problem.i, problem.j)
+    return (slopes_in(problem).cpu().double()[..., None, None] * far).expand(problem.b, problem.h, problem.i, problem.j)
 
 
 def heads_offered(subject: Subject) -> Iterator[str]:
@@ -166,8 +168,7 @@ def test_slopes_of_each_batch_item(subject: Subject, case: Case) -> None:
         for b in (1, 2, 3, 5):
             problem = plain(case, subject, heads=heads, b=b, alibi_slopes="bh")
             must_be_right(subject, problem, f"slopes of {b} batch items and heads {heads}")
-            assert problem.alibi_slopes is not None
-            last = problem.alibi_slopes.clone()
+            last = slopes_in(problem).clone()
             last[:-1] = 0
             must_be_right(subject, problem.replace(alibi_slopes=last), f"slopes of the last of {b} batch items")
 
@@ -295,16 +296,15 @@ def test_slopes_that_require_grad_get_one(subject: Subject, case: Case) -> None:
 def test_slopes_of_zero_are_none(subject: Subject, case: Case) -> None:
     """All of them, and all but one."""
     problem = subject.problem(case)
-    assert problem.alibi_slopes is not None
     none = problem.replace(alibi_slopes=None, wrt=tuple(name for name in problem.wrt if name != "alibi_slopes"))
     if none.do is not None and not none.wrt:
         none = none.replace(do=None)
     before, exact = may_answer(subject, none), subject.solve(none)
-    zeros = problem.replace(alibi_slopes=torch.zeros_like(problem.alibi_slopes))
+    zeros = problem.replace(alibi_slopes=torch.zeros_like(slopes_in(problem)))
     after = must_be_right(subject, zeros, "with slopes of zero")
     must_agree(subject, after.o, before.o, exact, "o", "slopes of zero, and none", zeros)
     if problem.h > 1:
-        one = problem.alibi_slopes.clone()
+        one = slopes_in(problem).clone()
         one[..., 1:] = 0
         some = problem.replace(alibi_slopes=one)
         after = must_be_right(subject, some, "with a slope for the first head alone")
@@ -317,9 +317,8 @@ def test_slopes_of_zero_are_none(subject: Subject, case: Case) -> None:
 def test_equal_slopes_of_a_batch_are_slopes_of_heads(subject: Subject, case: Case) -> None:
     """Repeated in memory, and expanded with a stride of zero."""
     problem = subject.problem(case)
-    assert problem.alibi_slopes is not None
     before, exact = may_answer(subject, problem), subject.solve(problem)
-    expanded = problem.alibi_slopes.expand(problem.b, problem.h)
+    expanded = slopes_in(problem).expand(problem.b, problem.h)
     for slopes, how in ((expanded.contiguous(), "repeated"), (expanded, "expanded")):
         other = problem.replace(alibi_slopes=slopes)
         after = must_be_right(subject, other, f"with slopes {how} for each batch item")
@@ -327,52 +326,32 @@ def test_equal_slopes_of_a_batch_are_slopes_of_heads(subject: Subject, case: Cas
 
 
 @clause("ALIBI-16")
-@on_cases(
-    offering=("alibi", "mha"),
-    where=lambda case: (
-        sloped(case)
-        and case.sharing == "mha"
-        and case.h > 1
-        and case.mask in ("none", "padding", "ij")
-        and case.bias == "none"
-        and case.layout != "expanded"
-    ),
-    wrt="none",
-)
+@once("alibi", "mha")
 def test_slopes_go_with_their_heads(subject: Subject, case: Case) -> None:
     """All heads in the opposite order."""
-    problem = subject.problem(case)
-    assert problem.alibi_slopes is not None
-    other = problem.replace(
-        q=problem.q.flip(1), k=problem.k.flip(1), v=problem.v.flip(1), alibi_slopes=problem.alibi_slopes.flip(-1)
-    )
-    before, after = may_answer(subject, problem), must_be_right(subject, other, "with the heads in the opposite order")
-    must_agree(subject, after.o.flip(1), before.o, subject.solve(problem), "o", "the heads in the opposite order", other)
+    for heads in ("2/2", "3/3", "6/6"):
+        for causal in with_causal(subject):
+            problem = plain(case, subject, heads=heads, causal=causal, wrt="none")
+            q, k, v, slopes = problem.q, problem.k, problem.v, slopes_in(problem)
+            other = problem.replace(q=q.flip(1), k=k.flip(1), v=v.flip(1), alibi_slopes=slopes.flip(-1))
+            before, after = may_answer(subject, problem), must_be_right(subject, other, "with the heads in the opposite order")
+            must_agree(subject, after.o.flip(1), before.o, subject.solve(problem), "o", "the heads in the opposite order", other)
 
 
 @clause("ALIBI-17")
-@on_cases(
-    offering=("alibi",),
-    where=lambda case: (
-        sloped(case) and case.g is not None and case.g > 1 and case.mask in ("none", "padding") and case.bias == "none"
-    ),
-    wrt="none",
-)
+@once("alibi")
 def test_some_heads_alone_are_some_heads_of_all(subject: Subject, case: Case) -> None:
-    """The last key/value head with its query heads, as the last rank of tensor parallelism has them."""
-    problem = subject.problem(case)
-    assert problem.alibi_slopes is not None
-    if problem.h != problem.g:  # a group is then another form of sharing, with one key/value head
-        if subject.dialect.head_grouping != "blocked" or not subject.offers("mqa"):
-            raise NotApplicable
-    heads, kv = slice(problem.h - problem.h // problem.g, None), slice(problem.g - 1, None)
-    other = problem.replace(
-        q=problem.q[:, heads], k=problem.k[:, kv], v=problem.v[:, kv], alibi_slopes=problem.alibi_slopes[..., heads]
-    )
-    before = may_answer(subject, problem)
-    exact = subject.solve(other)
-    after = must_be_right(subject, other, "the last heads by themselves", ("o",), exact)
-    must_agree(subject, before.o[:, heads], after.o, exact, "o", "the last heads among all, and by themselves", other)
+    """The last heads with their keys and values, as the last rank of tensor parallelism has them."""
+    for feature, heads, groups in (("mha", "2/2", 1), ("mha", "6/6", 3), ("gqa", "4/2", 1), ("gqa", "8/4", 2)):
+        of_groups = feature == "gqa" and (subject.dialect.head_grouping != "blocked" or not subject.offers("mqa"))
+        if not subject.offers(feature) or of_groups:
+            continue
+        problem = plain(case, subject, heads=heads, wrt="none")
+        last, k, v = problem.h * groups // problem.g, problem.k[:, -groups:], problem.v[:, -groups:]
+        other = problem.replace(q=problem.q[:, -last:], k=k, v=v, alibi_slopes=slopes_in(problem)[..., -last:])
+        before, exact = may_answer(subject, problem), subject.solve(other)
+        after = must_be_right(subject, other, "the last heads by themselves", ("o",), exact)
+        must_agree(subject, before.o[:, -last:], after.o, exact, "o", "the last heads among all, and by themselves", other)
 
 
 @clause("ALIBI-18")
@@ -415,20 +394,17 @@ def test_a_decode_step_is_the_last_row(subject: Subject, case: Case) -> None:
 
 
 @clause("ALIBI-20")
-@on_cases(
-    offering=("alibi",),
-    where=lambda case: alone(case) and not case.causal and case.i == case.keys and case.i > 1,
-)
+@once("alibi")
 def test_reversed_in_time_distances_stay(subject: Subject, case: Case) -> None:
     """Queries and keys in the opposite order."""
     if subject.dialect.alibi_form != "distance":
         raise NotApplicable
-    problem = subject.problem(case)
-    other = problem.replace(
-        q=problem.q.flip(-2), k=problem.k.flip(-2), v=problem.v.flip(-2), do=None if problem.do is None else problem.do.flip(-2)
-    )
-    before, after = may_answer(subject, problem), must_be_right(subject, other, "reversed in time")
-    must_agree(subject, after.o.flip(-2), before.o, subject.solve(problem), "o", "reversed in time", other)
+    for n in (2, 7, 17, 65):
+        problem = plain(case, subject, i=n, j=n)
+        do = None if problem.do is None else problem.do.flip(-2)
+        other = problem.replace(q=problem.q.flip(-2), k=problem.k.flip(-2), v=problem.v.flip(-2), do=do)
+        before, after = may_answer(subject, problem), must_be_right(subject, other, "reversed in time")
+        must_agree(subject, after.o.flip(-2), before.o, subject.solve(problem), "o", "reversed in time", other)
 
 
 @clause("ALIBI-21")
@@ -487,8 +463,7 @@ def test_a_table_of_distances_is_a_bias(subject: Subject, case: Case) -> None:
         if subject.dialect.alibi_form != "column":
             steps = torch.arange(int(ahead.min()), int(ahead.max()) + 1)
             far = -steps.abs() if subject.dialect.alibi_form == "distance" else steps
-            assert slopes.alibi_slopes is not None
-            table = slopes.alibi_slopes.cpu().double()[:, None] * far
+            table = slopes_in(slopes).cpu().double()[:, None] * far
             gathered = table[:, ahead - ahead.min()].to(problem.dtype).to(problem.q.device)[None]
             as_bias = problem.replace(alibi_slopes=None, bias=gathered, do=None, wrt=())
             before, after = may_answer(subject, slopes), must_be_right(subject, as_bias, "with a table of distances as a bias")
