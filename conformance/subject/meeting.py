@@ -174,8 +174,8 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
             return []
         shown = [{"bias": "ij", "biases": "steep"}] if subject.offers("bias") else []
         shown += [{"alibi_slopes": "steep"}] if subject.offers("alibi") else []
-        found = [subject.problem(replace(case, i=3, j=4, values="peaked", softcap=3.1, **one)) for one in shown]
-        return [Question(asked, asked.replace(bias=None, alibi_slopes=None)) for asked in found]
+        capped = [subject.problem(replace(case, i=3, j=4, values="peaked", softcap=3.1, **one)) for one in shown]
+        return [Question(asked, asked.replace(bias=None, alibi_slopes=None)) for asked in capped]
     causal = subject.offers("causal")
     if choice == "window_count":
         window = "2:1" if subject.offers("window_right") else "2:"
