@@ -8,6 +8,7 @@ bounds it does; :mod:`attnspec.conformance.diagnosis.diagnose` compares a failin
 
 from __future__ import annotations
 
+from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.bias import BIAS
 from attnspec.conformance.mistakes.causal import CAUSAL
 from attnspec.conformance.mistakes.dropout import DROPOUT
@@ -24,7 +25,7 @@ from attnspec.conformance.mistakes.softmax import SOFTMAX
 from attnspec.conformance.mistakes.table import Mistake
 from attnspec.conformance.mistakes.window import WINDOW
 
-CHAPTERS = (KEYS, CAUSAL, MASK, EMPTY, HEADS, SCALE, SOFTCAP, BIAS, SOFTMAX, OUTPUT, GRADIENTS, MEMORY, DROPOUT, WINDOW)
+CHAPTERS = (KEYS, CAUSAL, MASK, EMPTY, HEADS, SCALE, SOFTCAP, BIAS, SOFTMAX, OUTPUT, GRADIENTS, MEMORY, DROPOUT, WINDOW, ALIBI)
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.
 NAMED_FIRST = (EMPTY, SCALE, SOFTMAX, OUTPUT, GRADIENTS)
 
