@@ -32,6 +32,7 @@ FAMILIES = (
     "error",
     "mode",
     "window",
+    "alibi",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
 
