@@ -293,12 +293,12 @@ def _is_outweighed(attend: Callable[..., Tensor]) -> bool:
 
 @alibi("ALIBI-9", witness=_is_outweighed)
 def alibi_outweighs_the_mask(call: Sloped) -> Tensor:
-    """What is hidden gets −10000, and a slope that is steep enough brings it back."""
+    """What is hidden gets −1000, and a slope that is steep enough brings it back."""
     plan = call.run(prepare)
     added = plan.bias.to(call.slopes.dtype) + call.slopes[..., None, None] * -call.ahead.abs()
     q, k, v = widen(call.query, call.key, call.value)
     added = added.expand(plan.hidden.shape)
-    scores = q @ k.mT * plan.scale + torch.where(added == -inf, added, added - 10000.0 * plan.hidden)
+    scores = q @ k.mT * plan.scale + torch.where(added == -inf, added, added - 1000.0 * plan.hidden)
     p = softmax(scores.masked_fill(plan.hidden.all(-1, keepdim=True), -inf))
     return (plan.thin_out(p) @ v).to(call.query.dtype)
 
