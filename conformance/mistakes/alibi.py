@@ -239,7 +239,7 @@ special(
     "alibi_slopes bias",
 )
 
-# BACKWARD
+# BACKWARD: rows of an array rarely ask for all gradients, so that none of these is asked of every problem
 
 
 def backward_without(x: Kernel) -> Wrong:
@@ -261,9 +261,9 @@ def of_part(part: Callable[[Kernel], Array]) -> Callable[[Kernel], Wrong]:
     return lambda x: None if part(x).all() else {"dalibi_slopes": x.of_scores(x.ds * part(x))["dalibi_slopes"]}
 
 
-enter("dalibi_zero", "the gradient of the slopes is zero", of_slopes(lambda x, g: np.zeros_like(g)), "alibi_slopes do")
-enter("dalibi_negated", "the gradient of the slopes has the other sign", of_slopes(lambda x, g: -g), "alibi_slopes do")
-enter(
+special("dalibi_zero", "the gradient of the slopes is zero", of_slopes(lambda x, g: np.zeros_like(g)), "alibi_slopes do")
+special("dalibi_negated", "the gradient of the slopes has the other sign", of_slopes(lambda x, g: -g), "alibi_slopes do")
+special(
     "dalibi_of_first_item",
     "the gradient of the slopes is that of the first batch item",
     of_part(lambda x: (np.arange(x.b) == 0)[:, None, None, None]),
