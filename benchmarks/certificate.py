@@ -2,7 +2,7 @@
 
     python benchmarks/certificate.py [--problems 4000] [--seed 0] [--first 0] [--markdown docs/certificate.md]
 
-Every second problem is a random one of tests/random_problems.py, in all twelve dialects. The others are cases of the suite, in
+Every second problem is a random one of tests/random_problems.py, in all dialects. The others are cases of the suite, in
 every regime of values and biases, with operands of all four dtypes. The script encloses each answer in balls
 (reference/witnesses/enclosure.py), and divides the errors of the NumPy form and of the torch form by the bound of class A in
 float64, which is not doubled here. Where that bound is zero the balls must hold nothing but zero. The exit code is 1 if an error
@@ -27,7 +27,7 @@ from numpy import ndarray as Array
 from numpy.random import Generator, default_rng
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from random_problems import draw
+from random_problems import CAPS, DIALECTS, SLOPES, WINDOWS, draw
 
 from attnspec.adapters import resolve
 from attnspec.conformance.problems.case import Case
@@ -37,12 +37,10 @@ from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
-from attnspec.spec import CHOICES, Dialect, Problem
+from attnspec.spec import Dialect, Problem
 
-OUTPUTS = ("o", "lse", "dq", "dk", "dv", "dbias")
+OUTPUTS = ("o", "lse", "dq", "dk", "dv", "dbias", "dalibi_slopes")
 FORMS = ("NumPy", "torch")
-# No problem has slopes here, and the choice that comes with them is the last one.
-DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values() if choice.of != "alibi"))]
 REGIMES = list(product(LEVELS["values"], LEVELS["biases"]))
 RANDOM = "random problems"
 TWICE = 2.0  # a tolerance in float64 holds the bound once for the implementation and once for the reference
@@ -70,8 +68,9 @@ class Asked:
 
 
 def random_problem(seed: int, number: int) -> Asked:
-    """Small, in any form: shared heads, empty sizes, dropout, every broadcast."""
-    drawn = draw(default_rng([31, seed, number]))
+    """Small, in any form: shared heads, empty sizes, dropout, every broadcast; every second may have a cap, a window and slopes."""
+    rng = default_rng([31, seed, number])
+    drawn = draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES) if number % 4 == 2 else draw(rng)
     chosen = ",".join(f"{name}={value}" for name, value in drawn.choices)
     dialect = DIALECTS[number // 2 % len(DIALECTS)]
     return Asked(number, f"{RANDOM[:-1]}, {chosen}", RANDOM, "", drawn.problem, dialect, drawn.keep.numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,12 @@ def _are_slopes(problem: Problem, name: str) -> None:
         raise ValueError(f"{name} are finite numbers; found {slopes[~slopes.isfinite()][0].item()}")
 
 
+def _is_a_count(problem: Problem, name: str) -> None:
+    value = getattr(problem, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is a whole number from 0 on, found {value!r}")
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -95,6 +101,7 @@ class Problem:
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
+    first_tokens: so many of the first keys the left end of the window does not hide (WINDOW-16).
     alibi_slopes: (h) or (b h), float, as wide as q and as float32; each score moves by its head's slope times the distance of the
     key, or what alibi_form makes of that (chapter ALIBI). Half types are refused: they hold few slopes exactly, and errors grow
     with the distance.
@@ -139,6 +146,7 @@ class Problem:
         needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
         check=_is_a_window,
     )
+    first_tokens: int = option(0, feature="first_tokens", says="first keys that no window hides", check=_is_a_count)
     alibi_slopes: Tensor | None = option(
         None,
         feature="alibi",
@@ -277,3 +285,14 @@ def differentiable(features: Iterable[str]) -> tuple[str, ...]:
     if "backward" not in offered:
         return ()
     return tuple(name for name in DIFFERENTIABLE if name not in OPTIONS or OPTIONS[name].gradient in offered)
+
+
+def gradient_features(features: Iterable[str]) -> set[str]:
+    """The features of the gradients of the options that these features stand for."""
+    offered = set(features)
+    return {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offered}
+
+
+def options_from(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a problem has them, from JSON, which has no tuples."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in said.items()}

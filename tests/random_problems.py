@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import inf
@@ -11,7 +12,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from attnspec.spec import Problem
+from attnspec.spec import CHOICES, Dialect, Problem
 
 LETTERS = "bhij"
 # A form is the rank of a mask or bias and the letters over which it varies; it has size one along the others.
@@ -27,6 +28,19 @@ RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
 SLOPES = (None, None, "h", "bh")
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
+FIRST_TOKENS = (0, 0, 1, 2, 9)
+FORMS_OF_ALIBI = CHOICES["alibi_form"].values
+
+
+def dialects() -> Iterator[Dialect]:
+    """Each combination of the choices; the forms of ALiBi take turns, and each meets every value of each other choice."""
+    others = {name: choice.values for name, choice in CHOICES.items() if name != "alibi_form"}
+    for n, values in enumerate(product(*others.values())):
+        form = FORMS_OF_ALIBI[(n + n // len(FORMS_OF_ALIBI)) % len(FORMS_OF_ALIBI)]
+        yield Dialect(**dict(zip(others, values, strict=True)), alibi_form=form)
+
+
+DIALECTS = list(dialects())
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,7 @@ def draw(
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
+    first_tokens = choose(FIRST_TOKENS) if window is not None else 0
     q = numbers(b, h, i, d)
     of_slopes = choose(slopes) if len(slopes) > 1 else slopes[0]
     own = None if of_slopes is None else torch.from_numpy(rng.standard_normal([sizes[x] for x in of_slopes]))
@@ -93,6 +108,7 @@ def draw(
         scale=scale,
         softcap=softcap,
         window=window,
+        first_tokens=first_tokens,
         alibi_slopes=own,
         dropout=rate,
         training=rate > 0,
@@ -110,6 +126,7 @@ def draw(
         "rate": rate,
         "softcap": softcap,
         "window": window,
+        "first_tokens": first_tokens,
         "slopes": of_slopes,
         "causal": (causal, lengths),
         "wider": e > d,

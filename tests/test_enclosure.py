@@ -16,23 +16,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from random_problems import SLOPES, draw
+from random_problems import CAPS, DIALECTS, SLOPES, WINDOWS, draw
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.stages import alibi, bias, dropout, heads, maps, scores, softmax, visible
+from attnspec.reference.stages import alibi, bias, dropout, heads, maps, scores, softcap, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
-from attnspec.spec import CHOICES, Dialect, Problem
+from attnspec.spec import Dialect, Problem
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import certificate
 
 flint = pytest.importorskip("flint", reason="python-flint is not installed: pip install attnspec[exact]")
-# Each value of each choice; the forms of ALiBi take turns.
-FORMS = CHOICES["alibi_form"].values
-OTHERS = product(*(choice.values for name, choice in CHOICES.items() if name != "alibi_form"))
-DIALECTS = [Dialect(*values, alibi_form=FORMS[(n + n // len(FORMS)) % len(FORMS)]) for n, values in enumerate(OTHERS)]
 E = Fraction("2.71828182845904523536028747135266249775724709369995957496696763")
 LOG_OF_1_AND_E = Fraction("1.3132616875182228340489954949678556419152800856703483")
 LOWEST = float(np.finfo(np.float64).min)
@@ -246,7 +242,9 @@ def test_both_forms_are_inside_their_bounds(record_property) -> None:
 def test_the_bound_counts_once() -> None:
     """What the certificate divides by is the bound of one computation in float64."""
     for number in range(20):
-        exact = certificate.numpy_form(certificate.random_problem(3, 12 * number))[0]  # the canonical dialect
+        exact = certificate.numpy_form(certificate.random_problem(3, 2 * len(certificate.DIALECTS) * number))[
+            0
+        ]  # the canonical dialect
         tile = exact._tile
         once = bounds.forward_bound(lambda _, tile=tile: (tile,), exact.problem.j, arithmetic("A", "float64")).o
         np.testing.assert_array_equal(certificate.one_bound(exact)[0]["o"], np.where(exact.zero["o"], 0.0, once))
@@ -282,6 +280,11 @@ PLANTED = {
     "bias doubled": ("Bias.value", "z + np.where(bias == -np.inf, 0.0, bias)", "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
     "bias ignored": ("Bias.value", "z + np.where", "z + 0 * np.where"),
     "bias in float32": ("Bias.value", "-np.inf, 0.0, bias)", "-np.inf, 0.0, bias).astype(np.float32)"),
+    # SOFT CAP
+    "the cap clamps": ("Softcap.value", "np.tanh(z / c)", "np.clip(z / c, -1, 1)"),
+    "the cap is not multiplied back": ("Softcap.value", "c * np.tanh", "np.tanh"),
+    "the slope of another cap": ("Softcap.slope", "z / cap_of(given)", "z / (1 + cap_of(given))"),
+    "a cap in float32": ("cap_of", "float(given.problem.softcap)", "float(np.float32(given.problem.softcap))"),
     # ALIBI
     "slopes subtracted": ("Alibi.value", "z + self", "z - self"),
     "slopes in float32": ("Alibi.value", "self._added(given)", "self._added(given).astype(np.float32)"),
@@ -305,6 +308,11 @@ PLANTED = {
     "causal excludes itself": ("causal_mask", "given.positions <= (", "given.positions < ("),
     "causal sees one key more": ("causal_mask", "[:, None]", "[:, None] + 1"),
     "the other alignment": ("last_visible", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
+    "a window of one key more": ("windowed", "own - left", "own - left - 1"),
+    "a window that ends late": ("windowed", "own + right", "own + right + 1"),
+    "one first token more": ("windowed", "< given.problem.first_tokens", "<= given.problem.first_tokens"),
+    "a window that counts otherwise": ("reach", 'count != "inclusive"', 'count == "inclusive"'),
+    "a right end that counts otherwise": ("reach", 'count == "total"', 'count != "total"'),
     # SOFTMAX
     "the hidden takes part in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + (~visible).sum(-1) * 1e-12"),
     "an epsilon in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + 1e-13"),
@@ -366,6 +374,7 @@ PLANTED = {
     "dk without scale": ("product_gradients", "dk = scale * (dz", "dk = (dz"),
     "dk of the rows reversed": ("product_gradients", "(dz.swapaxes(-1, -2) @ q)", "(dz[..., ::-1, :].swapaxes(-1, -2) @ q)"),
     "dbias doubled": ("operand_gradients", "reduce_to(weighed(", "2 * reduce_to(weighed("),
+    "what is added has a weight": ("weighed", "of_sum if weight is None", "2 * of_sum if weight is None"),
     "the mean over a broadcast bias": ("reduce_to", "dx.sum(repeated, keepdims=True)", "dx.mean(repeated, keepdims=True)"),
     "the last write to a broadcast bias": (
         "reduce_to",
@@ -373,15 +382,15 @@ PLANTED = {
         "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
     ),
 }
-PROBLEMS = 84
+PROBLEMS, EXTENDED = 84, 48
 
 
 @pytest.fixture(scope="module")
 def small() -> list[tuple[certificate.Asked, Enclosure]]:
     """Random problems in all dialects, each in balls."""
-    rng, some = default_rng(44), []
-    for number in range(PROBLEMS):
-        drawn = draw(rng, least=1, slopes=SLOPES)
+    rng, extended, some = default_rng(44), default_rng(45), []
+    for number in range(PROBLEMS + EXTENDED):
+        drawn = draw(rng, least=1) if number < PROBLEMS else draw(extended, least=1, caps=CAPS, windows=WINDOWS, slopes=SLOPES)
         asked = certificate.Asked(
             number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
         )
@@ -397,7 +406,7 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
-STAGES = (dense, alibi, bias, dropout, heads, maps, scores, softmax, visible)
+STAGES = (dense, alibi, bias, dropout, heads, maps, scores, softcap, softmax, visible)
 
 
 def home(function: str) -> tuple[Any, str]:
@@ -442,7 +451,7 @@ def test_a_planted_error_is_noticed(name: str, small: list, monkeypatch: pytest.
 def test_something_is_planted_in_every_stage() -> None:
     there = {name for stage in STAGES for name, x in inspect.getmembers(stage, inspect.isfunction) if _own(x, stage)}
     planted = {function for function, _, _ in PLANTED.values()}
-    assert there - planted == {"active", "through", "back_through", "visible_keys"}, (
-        "folds over tables, of each row of which something is planted"
+    assert there - planted == {"active", "through", "back_through", "visible_keys", "quotient"}, (
+        "folds over tables, of each row of which something is planted, and what only a bound asks"
     )
-    assert planted - there == {"Bias.value", "Alibi.value"}
+    assert planted - there == {"Bias.value", "Softcap.value", "Softcap.slope", "Alibi.value"}

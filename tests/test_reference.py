@@ -10,17 +10,28 @@ import pytest
 import torch
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from random_problems import BIASES, CAPS, HEADS, MASKS, RATES, SCALES, SLOPES, WINDOWS, Drawn, draw, share
+from random_problems import (
+    BIASES,
+    CAPS,
+    DIALECTS,
+    FIRST_TOKENS,
+    FORMS_OF_ALIBI,
+    HEADS,
+    MASKS,
+    RATES,
+    SCALES,
+    SLOPES,
+    WINDOWS,
+    Drawn,
+    draw,
+    share,
+)
 
 from attnspec.reference import solve
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CHOICES, DIFFERENTIABLE, Dialect, Problem
 from attnspec.spec.words import INPUT_OF
 
-FORMS = CHOICES["alibi_form"].values
-# All of the others; the forms take turns, each with every value of each other choice.
-OTHERS = list(product(*(choice.values for name, choice in CHOICES.items() if name != "alibi_form")))
-DIALECTS = [Dialect(*values, alibi_form=FORMS[(n + n // len(FORMS)) % len(FORMS)]) for n, values in enumerate(OTHERS)]
 EACH = 44  # problems per dialect, of which there are 72
 UNIT = 2.0**-53
 
@@ -90,6 +101,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
         + [("rate", x) for x in set(RATES)]
         + [("softcap", x) for x in CAPS]
         + [("window", x) for x in set(WINDOWS)]
+        + [("first_tokens", x) for x in set(FIRST_TOKENS)]
         + [("slopes", x) for x in set(SLOPES)]
         + [("empty", x) for x in "bhijde"]
     )
@@ -133,7 +145,7 @@ def test_gradients_are_finite_differences(seed: int) -> None:
         empty_row="uniform",
         head_grouping="strided",
         softcap_order=("before_bias", "after_bias")[seed % 2],
-        alibi_form=FORMS[seed % 3],
+        alibi_form=FORMS_OF_ALIBI[seed % 3],
     )
     form = [(1, 4, 1, 3), (2, 1, 2, 1), (4, 2, 3), (2, 3), (2, 1, 2, 3), (1, 1)][seed]
     q, k, v, bias, do = (

@@ -37,6 +37,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "window": windows.NAMES,
     # No `alibi`: that is a flag, the slopes, or, in models, all that they add.
     "alibi_slopes": ("alibi_slopes", "alibi_slope", "slopes"),
+    "first_tokens": ("first_tokens", "sink_token_length", "n_sink", "num_sink_tokens"),
     "dropout": ("dropout", "dropout_p"),
     "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),

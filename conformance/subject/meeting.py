@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
     if choice == "softcap_order":
         if not subject.offers("softcap"):
             return []
-        shown = [{"bias": "ij", "biases": "steep"}] if subject.offers("bias") else []
+        shown: list[dict[str, Any]] = [{"bias": "ij", "biases": "steep"}] if subject.offers("bias") else []
         shown += [{"alibi_slopes": "steep"}] if subject.offers("alibi") else []
         capped = [subject.problem(replace(case, i=3, j=4, values="peaked", softcap=3.1, **one)) for one in shown]
         return [Question(asked, asked.replace(bias=None, alibi_slopes=None)) for asked in capped]
