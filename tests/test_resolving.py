@@ -18,6 +18,7 @@ from random_problems import draw
 from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.kernel import Kernel
 from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
 from attnspec.conformance.mistakes.softcap import SOFTCAP
@@ -134,7 +135,7 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
             if case.dtype == dtype:
                 times[mistake].append(multiple_)
     # Of an option that these implementations do not offer its own tests say it.
-    own = SOFTCAP.mistakes | WINDOW.mistakes
+    own = SOFTCAP.mistakes | WINDOW.mistakes | ALIBI.mistakes
     canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in own}
     assert canonical - times.keys() - RARE == NEVER
     short = {}
@@ -195,7 +196,8 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     masked = Problem(x, x.clone(), x.clone(), mask=(torch.arange(601 * 601).reshape(601, 601) % 3 > 0)[None, 1:, 1:])
     applied = set()
     windowed = Problem(x, x.clone(), x.clone(), window=(200, 100), do=x.clone(), wrt=("q",))
-    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed]):
+    sloped = windowed.replace(window=None, alibi_slopes=torch.ones(1), wrt=("alibi_slopes",))
+    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, sloped]):
         dialect = Dialect(*(choice.values[n % len(choice.values)] for choice in CHOICES.values()))
         exact = solve(problem, dialect)
         for mistake in MISTAKES.values():
