@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+FARTHEST = 1 << 30  # of a start: what a position plus a length may be in 32 bits
+
 
 def _is_a_mask(problem: Problem, name: str) -> None:
     mask = getattr(problem, name)
@@ -73,6 +75,23 @@ def _is_a_count(problem: Problem, name: str) -> None:
         raise ValueError(f"{name} is a whole number from 0 on, found {value!r}")
 
 
+def _is_a_start(problem: Problem, name: str) -> None:
+    start = getattr(problem, name)
+    each = start if isinstance(start, tuple) else (start,)
+    fits = all(isinstance(x, int) and not isinstance(x, bool) and abs(x) < FARTHEST for x in each)
+    if start is not None and not (fits and len(each) == (problem.b if isinstance(start, tuple) else 1)):
+        raise ValueError(
+            f"a {name} is one whole number, or a tuple of one for each of {problem.b} batch items, none beyond ±{FARTHEST - 1}, "
+            f"or None for none; found {start!r}"
+        )
+
+
+def _of_a_start(start: int | tuple[int, ...]) -> set[str]:
+    each = start if isinstance(start, tuple) else (start,)
+    forms = {"q_start_batch": each is start, "q_start_negative": min(each, default=0) < 0}
+    return {"q_start", *(form for form, there in forms.items() if there)}
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -105,6 +124,8 @@ class Problem:
     alibi_slopes: (h) or (b h), float, as wide as q and as float32; each score moves by its head's slope times the distance of the
     key, or what alibi_form makes of that (chapter ALIBI). Half types are refused: they hold few slopes exactly, and errors grow
     with the distance.
+    q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
+    alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -156,6 +177,17 @@ class Problem:
         check=_are_slopes,
         axes="bh",
         gradient="alibi_grad",
+    )
+    q_start: int | tuple[int, ...] | None = option(
+        None,
+        feature="q_start",
+        says="a given position of the first query",
+        forms={
+            "q_start_batch": "a position of the first query for each batch item",
+            "q_start_negative": "a first query before the first key",
+        },
+        needs=_of_a_start,
+        check=_is_a_start,
     )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ CAPS = (None, 0.2, 1.5, 40.0)
 SLOPES = (None, None, "h", "bh")
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
 FIRST_TOKENS = (0, 0, 1, 2, 9)
+STARTS = (None, None, 0, 2, -2, 7, -9, "end", "each", "each")  # "each" is one for each batch item
 FORMS_OF_ALIBI = CHOICES["alibi_form"].values
 
 
@@ -61,8 +62,9 @@ def draw(
     caps=(None,),
     windows=(None,),
     slopes=(None,),
+    starts=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps, the windows and the forms of slopes one."""
+    """Any problem: sizes from `least` on, every form, every option; of caps, windows, forms of slopes and starts one of these."""
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -98,6 +100,8 @@ def draw(
     q = numbers(b, h, i, d)
     of_slopes = choose(slopes) if len(slopes) > 1 else slopes[0]
     own = None if of_slopes is None else torch.from_numpy(rng.standard_normal([sizes[x] for x in of_slopes]))
+    start = choose(starts) if len(starts) > 1 else starts[0]
+    at = tuple(int(x) for x in rng.integers(-3, j + 2, b)) if start == "each" else j - i if start == "end" else start
     problem = Problem(
         q,
         k[:, 0] if shared else k,
@@ -110,6 +114,7 @@ def draw(
         window=window,
         first_tokens=first_tokens,
         alibi_slopes=own,
+        q_start=at,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -128,6 +133,7 @@ def draw(
         "window": window,
         "first_tokens": first_tokens,
         "slopes": of_slopes,
+        "start": start,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

@@ -22,7 +22,8 @@ from torch.autograd.function import once_differentiable
 class Sloped(Plan):
     """A plan with slopes.
 
-    far: (i j), what they are multiplied with. causal: no key behind a query is seen, so that a row may have any number in common.
+    far: (i j) or (b 1 i j), what they are multiplied with.
+    causal: no key behind a query is seen, so that a row may have any number in common.
     """
 
     slopes: Tensor | None = None
@@ -33,7 +34,7 @@ class Sloped(Plan):
         """What the slopes add (b h i j), or 0."""
         if self.slopes is None or self.far is None:
             return 0.0
-        return self.slopes.to(dtype)[..., None, None] * self.far.to(dtype)[:, keys]
+        return self.slopes.to(dtype)[..., None, None] * self.far.to(dtype)[..., keys]
 
     def scores(self, query: Tensor, key: Tensor, keys: slice = slice(None)) -> Tensor:
         bias = self.bias.expand_as(self.hidden)[..., keys]
@@ -143,7 +144,7 @@ class Tiled:
         assert plan.slopes is not None
         assert plan.far is not None
         a = (plan.slopes.to(q.dtype) / plan.scale)[..., None, None]
-        z = (q @ k.mT + a * plan.far.to(q.dtype)[:, keys]) * plan.scale
+        z = (q @ k.mT + a * plan.far.to(q.dtype)[..., keys]) * plan.scale
         bias = plan.bias.expand_as(plan.hidden)[..., keys]
         return (z + bias).masked_fill(plan.hidden[..., keys], -inf)
 
@@ -222,3 +223,27 @@ def at_the_end(
     shown = torch.ones(i, j, dtype=torch.bool, device=q.device).tril(j - i) if causal else None
     aligned = kernel(Tiled(), offset=lambda i, j: j - i)
     return aligned(q, k, v, shown, scale=softmax_scale, enable_gqa=True, alibi_slopes=alibi_slopes)
+
+
+def first_of(start: int | Tensor | None, query: Tensor, key: Tensor) -> int | Tensor:
+    """The position of the first query, a number or (b 1 1 1); without a start that of :func:`at_the_end`."""
+    if isinstance(start, Tensor):
+        return start.long().view(-1, 1, 1, 1)
+    return key.shape[2] - query.shape[2] if start is None else start
+
+
+def at_a_start(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    q_start: int | Tensor | None = None,
+) -> Tensor:
+    """The first query stands where it is said, or as :func:`at_the_end` has it."""
+    ahead = (torch.arange(k.shape[2]) - torch.arange(q.shape[2])[:, None] - first_of(q_start, q, k)).to(q.device)
+    shown = (ahead <= 0).expand(q.shape[0], 1, *ahead.shape[-2:]) if causal else None
+    plan = prepare(q, k, v, shown, 0.0, False, softmax_scale, True)
+    own = {f.name: getattr(plan, f.name) for f in fields(plan)}
+    return Tiled()(q, k, v, Sloped(**own, slopes=alibi_slopes, far=-ahead.abs()))

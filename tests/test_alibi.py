@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sloped
 import torch
+from mutants.base import load
 from numpy.random import Generator, default_rng
 from random_problems import SLOPES, draw, share
 
@@ -473,3 +474,31 @@ def test_torchs_flex_attention_agrees() -> None:
         bound = exact.tolerance("A").bound["o"]
         shown = np.broadcast_to(~exact.empty[..., None], bound.shape)
         assert (np.abs(o.numpy() - exact.o) <= bound)[shown].all()
+
+
+# BESIDE A START
+
+
+def test_distances_begin_at_a_start() -> None:
+    """By hand: the slope ln 2, three equal keys, and one query, which stands at 2 in one item and at −1 in the other."""
+    q, k = torch.zeros(2, 1, 1, 1, dtype=torch.float64), torch.ones(2, 1, 3, 1, dtype=torch.float64)
+    v = f64([[[1.0], [10.0], [100.0]]]).expand(2, 1, 3, 1)
+    problem = Problem(q, k, v, alibi_slopes=f64(np.log(2)), q_start=(2, -1))
+    at_the_end, before = solve(problem, Dialect()).o.ravel()
+    assert np.isclose(at_the_end, (1 + 2 * 10 + 4 * 100) / 7, rtol=1e-14)
+    assert np.isclose(before, (4 * 1 + 2 * 10 + 100) / 7, rtol=1e-14)
+
+
+def test_a_start_is_as_far_as_a_column_may_be() -> None:
+    """What a row may have in common grows with the start, and so does the bound of a kernel that adds a·j to keys from 0 on."""
+    problem = build(Case(i=3, j=5, heads="2/2", causal=True, alibi_slopes="h", q_start="0"))
+    near, far = (solve(problem.replace(q_start=start), Dialect())._tile.common for start in (0, 1000))
+    assert (far == near * 1005 / 5).all()
+
+
+def test_an_honest_kernel_with_a_start_passes_and_others_are_told() -> None:
+    """Each mutant of a start breaks the clause of distances from a start, the honest kernel none."""
+    asked = {"clauses": "ALIBI-24,POSITION-5,POSITION-9,POSITION-14", "dtypes": "float32", "search": False, "isolate": False}
+    assert not check(sloped.at_a_start, **asked).broken
+    for name in ("alibi_does_not_read_the_start", "alibi_of_the_first_start"):
+        assert "ALIBI-24" in check(load()[name].make(), **asked | {"clauses": "ALIBI-24"}).broken

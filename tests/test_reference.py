@@ -21,6 +21,7 @@ from random_problems import (
     RATES,
     SCALES,
     SLOPES,
+    STARTS,
     WINDOWS,
     Drawn,
     draw,
@@ -47,7 +48,7 @@ def f64(*numbers: object) -> torch.Tensor:
 def drawn() -> list[list[Drawn]]:
     """The problems of each dialect."""
     return [
-        [draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES) for _ in range(EACH)]
+        [draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES, starts=STARTS) for _ in range(EACH)]
         for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))
     ]
 
@@ -103,6 +104,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
         + [("window", x) for x in set(WINDOWS)]
         + [("first_tokens", x) for x in set(FIRST_TOKENS)]
         + [("slopes", x) for x in set(SLOPES)]
+        + [("start", x) for x in set(STARTS)]
         + [("empty", x) for x in "bhijde"]
     )
     expected += [("heads", (h, g, shared)) for h, g in HEADS for shared in ([False, True] if g == 1 else [False])]

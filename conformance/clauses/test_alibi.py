@@ -18,6 +18,7 @@ from attnspec.conformance.testing.choosing import must_follow_a_choice
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, may_answer, must_agree, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
+from attnspec.conformance.testing.relations import some_queries
 from attnspec.reference import to_float64
 from attnspec.reference.stages.alibi import distances
 from attnspec.reference.stages.given import Given
@@ -376,7 +377,7 @@ def test_the_same_numbers_as_a_bias(subject: Subject, case: Case) -> None:
 
 
 @clause("ALIBI-19")
-@on_cases(offering=("alibi",), where=lambda case: sloped(case) and case.i > 1 and case.layout == "contiguous", wrt="none")
+@on_cases(offering=("alibi",), where=lambda case: sloped(case) and case.i > 1, layout="contiguous", q_start="none", wrt="none")
 def test_a_decode_step_is_the_last_row(subject: Subject, case: Case) -> None:
     """The last query alone, against all keys."""
     if subject.dialect.causal_alignment != "bottom_right":
@@ -478,3 +479,26 @@ def test_a_table_of_distances_is_a_bias(subject: Subject, case: Case) -> None:
         each = one.replace(bias=bias.expand(problem.b, -1, -1, -1).contiguous())
         second = must_be_right(subject, each, "with a table of buckets as a bias (b h i j)")
         must_agree(subject, first.o, second.o, subject.solve(one), "o", "a table as a bias (1 h i j), and (b h i j)", each)
+
+
+@clause("ALIBI-24")
+@agrees(*OUTPUTS, offering=("alibi", "q_start"), where=lambda case: sloped(case) and case.q_start != "none")
+def test_distances_begin_at_the_start(subject: Subject, case: Case) -> None:
+    """One start and several, beside everything else."""
+
+
+@clause("ALIBI-24")
+@once("alibi", "q_start")
+def test_chunks_have_the_distances_of_the_whole(subject: Subject, case: Case) -> None:
+    """Chunks of the queries, each with its start, and single queries as a decode step has them, with causal and without."""
+    starts = ("3", "0/4/") if subject.offers("q_start_batch") else ("3",)
+    for start in starts:
+        for causal in with_causal(subject):
+            problem = plain(case, subject, i=9, j=14, causal=causal, q_start=start, wrt="none")
+            before = may_answer(subject, problem)
+            for m, n in ((0, 1), (1, 4), (4, 9), (8, 9)):
+                chunk = some_queries(problem, m, n)
+                what = f"queries {m} to {n - 1} with slopes by themselves, from position {chunk.q_start} on"
+                exact = subject.solve(chunk)
+                after = must_be_right(subject, chunk, what, ("o",), exact)
+                must_agree(subject, after.o, before.o[:, :, m:n], exact, "o", f"{what}, and in one call", problem)

@@ -12,7 +12,6 @@ from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.conformance.problems.factors.alibi import published
 from attnspec.reference.stages.alibi import per_head
-from attnspec.reference.stages.visible import last_visible
 from attnspec.spec import CHOICES
 
 ALIBI = Chapter()
@@ -46,20 +45,19 @@ def other_slopes(change: Callable[[Kernel, Array], Array | None]) -> Callable[[K
 
 
 def other_distances(change: Callable[[Kernel, Array, Array], Array | float]) -> Callable[[Kernel], Wrong]:
-    """As if the slopes met something else than the distance, made of that and of j − p (i j)."""
+    """As if the slopes met something else than the distance, made of that and of j − p, (i j) or (b 1 i j)."""
     return lambda x: adding(x, per_head(slopes(x)) * change(x, x.far, ahead(x)))
 
 
 def ahead(x: Kernel, corner: str = "") -> Array:
-    """How far a key lies behind each query, (i j)."""
-    own = last_visible(x.i, x.j, corner or x.dialect.causal_alignment)[:, None]
-    return (np.arange(x.j) - own).astype(float)
+    """How far a key lies behind each query, (i j) or (b 1 i j). corner: under another alignment."""
+    return (np.arange(x.j) - x.own(corner)).astype(float)
 
 
 def other_corner(x: Kernel) -> Wrong:
     """Distances from where the other alignment has the query."""
     other = {"bottom_right": "top_left", "top_left": "bottom_right"}[x.dialect.causal_alignment]
-    if x.i == x.j or x.dialect.alibi_form != "distance":
+    if x.i == x.j or x.problem.q_start is not None or x.dialect.alibi_form != "distance":
         return None
     return adding(x, per_head(slopes(x)) * -np.abs(ahead(x, other)))
 

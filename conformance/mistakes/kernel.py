@@ -16,7 +16,7 @@ from attnspec.reference.stages import heads, maps, softmax
 from attnspec.reference.stages.alibi import distances, per_head
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
-from attnspec.reference.stages.visible import last_visible, reach, right_aligned
+from attnspec.reference.stages.visible import query_positions, reach, right_aligned
 from attnspec.spec import Dialect, Problem
 
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
@@ -44,7 +44,7 @@ class Kernel:
         self.mask: Any = self.given.operand("mask")
         self.bias: Any = self.given.operand("bias")
         self.scale, self.default_scale = self.given.scale, default_scale(problem.d)
-        self.far: Any = distances(self.given) if self.given.slopes is not None else 0.0  # (i j)
+        self.far: Any = distances(self.given) if self.given.slopes is not None else 0.0  # (i j) or (b 1 i j)
         self.sloped: Any = 0.0 if self.given.slopes is None else per_head(self.given.slopes) * self.far  # what slopes add
         self.masked = self.full(self.mask)
         self.allowed = self.masked & self.placed()
@@ -65,13 +65,16 @@ class Kernel:
         return np.broadcast_to(True if mask is None else right_aligned(mask), (self.b, self.h, self.i, self.j))
 
     def triangle(self, shift: int = 0, keys: int | None = None, corner: str = "") -> Array:
-        """The keys that causal lets each query see (i j), `shift` more of them, of `keys` columns."""
-        last = last_visible(self.i, self.j, corner or self.dialect.causal_alignment)
-        return np.arange(self.j if keys is None else keys) <= last[:, None] + shift
+        """The keys that causal lets each query see (i j) or (b 1 i j), `shift` more of them, of `keys` columns."""
+        return np.arange(self.j if keys is None else keys) <= self.own(corner) + shift
+
+    def own(self, corner: str = "") -> Array:
+        """The positions of the queries (i 1), or (b 1 i 1) with a start for each batch item. corner: another alignment."""
+        return query_positions(self.problem, corner or self.dialect.causal_alignment)[..., None]
 
     def band(self, keys: int | None = None) -> Array:
-        """The keys that the window, if there is one, and first tokens show to each query (i j), of `keys` columns."""
-        own = last_visible(self.i, self.j, self.dialect.causal_alignment)[:, None]
+        """The keys that the window, if there is one, and first tokens show to each query (i j) or (b 1 i j), of `keys` columns."""
+        own = self.own()
         left, right = reach(self.problem.window, self.dialect.window_count)
         j = np.arange(self.j if keys is None else keys)
         return ((j >= own - left) | (j < self.problem.first_tokens)) & (j <= own + right)
@@ -159,7 +162,7 @@ class Kernel:
         """
         real, mask = index >= 0, self.allowed[..., index]
         # A kernel with causal or a window compares positions, also of what it fills a block with.
-        mask[..., ~real] = self.placed(len(index))[:, ~real]
+        mask[..., ~real] = self.placed(len(index))[..., ~real]
         changed = np.bincount(index[real], minlength=self.j) != 1
         if not (self.s > -inf)[..., changed].any() and not mask[..., ~real].any():
             return None

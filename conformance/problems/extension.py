@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, alibi, first_tokens, softcap, window
+from attnspec.conformance.problems.factors import LEVELS, alibi, first_tokens, softcap, start, window
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,18 @@ FIRST_TOKENS = Extension(
     # Windows that begin soon before the query: beside others first tokens are seen anyway.
     beside=(replace(WINDOW, levels={"window": ("3:", "1:0", "2:1", "0:0")}),),
 )
+POSITION = Extension(
+    "position",
+    "q_start",
+    {"q_start": start.START.levels},
+    ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "wrt"),
+    beside=(SOFTCAP, WINDOW),
+)
 ALIBI = Extension(
     "alibi",
     "alibi",
     {"alibi_slopes": alibi.ALIBI.levels},
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "scale", "wrt"),
-    beside=(SOFTCAP, WINDOW),
+    beside=(SOFTCAP, WINDOW, POSITION),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, ALIBI)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, POSITION, ALIBI)

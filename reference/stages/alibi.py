@@ -7,8 +7,8 @@ from numpy import ndarray as Array
 
 from attnspec.reference.bounds.accuracy import Arithmetic
 from attnspec.reference.stages.given import Given
-from attnspec.reference.stages.visible import last_visible, reach
-from attnspec.spec import implements
+from attnspec.reference.stages.visible import own_positions, reach
+from attnspec.spec import Problem, implements
 
 
 def per_head(slopes: Array) -> Array:
@@ -16,15 +16,20 @@ def per_head(slopes: Array) -> Array:
     return slopes[..., None, None]
 
 
-@implements("ALIBI-2", "ALIBI-3", "ALIBI-4", "ALIBI-6")
+@implements("ALIBI-2", "ALIBI-3", "ALIBI-4", "ALIBI-6", "ALIBI-24")
 def distances(given: Given) -> Array:
-    """What a slope is multiplied with, (i j): −|p − j|, j − p, or j alone."""
-    own = last_visible(given.problem.i, given.problem.j, given.dialect.causal_alignment)  # the position of each query
-    ahead = given.positions - (own if given.rows is None else own[given.rows])[:, None]
+    """What a slope is multiplied with, (i j), or (b 1 i j) with a start for each batch item: −|p − j|, j − p, or j alone."""
+    ahead = given.positions - own_positions(given)
     form = given.dialect.alibi_form
     if form == "column":
         return np.broadcast_to(given.positions.astype(float), ahead.shape)
     return -np.abs(ahead).astype(float) if form == "distance" else ahead.astype(float)
+
+
+def farthest(problem: Problem) -> float:
+    """How far a position may be from another one, or from 0, at most."""
+    starts = problem.q_start if isinstance(problem.q_start, tuple) else (problem.q_start or 0,)
+    return float(max(problem.i, problem.j) + max(map(abs, starts), default=0))
 
 
 class Alibi:
@@ -50,7 +55,8 @@ class Alibi:
         """What another form adds to the scores of a row, and to the distances, where that does not change the answer.
 
         A column is j, or j less the number of keys, or less that of the context: no position is further from another than there are
-        keys or queries. No form is another one where a key behind the query has a distance without a sign, nor inside a cap.
+        keys or queries, and a start. No form is another one where a key behind the query has a distance without a sign, nor inside
+        a cap.
         """
         problem, dialect = given.problem, given.dialect
         if problem.softcap is not None and dialect.softcap_order == "after_bias":
@@ -58,7 +64,7 @@ class Alibi:
         _, right = reach(problem.window, dialect.window_count)
         if dialect.alibi_form == "distance" and not problem.causal and right > 0:
             return 0.0, 0.0
-        longest = float(max(problem.i, problem.j))
+        longest = farthest(problem)
         return per_head(np.abs(self._slopes(given))) * longest, longest
 
     def steepest(self, given: Given) -> float:
@@ -85,12 +91,14 @@ class Alibi:
         """What is relative to a·w, in the form in which a kernel has it, and what underflows of it.
 
         The slope may be divided by the scale, multiplied with the distance, and by scale, log₂e and the constant of both. The eager
-        classes store the slope, the distance and what is added. Beside a bias either of them comes first, or both together.
+        classes store the slope, the distance and what is added. float32 has no distance above 2²⁴. Beside a bias either of them
+        comes first, or both together.
         """
-        longest = float(max(given.problem.i, given.problem.j))
+        longest = farthest(given.problem)
         size = np.abs(self._added(given)) + a.column * self.common(given)[0]
         lost = (a.eta_acc * (1 + abs(given.scale)) + a.eta_s) * (2 + longest)
-        error = (6 * a.u_acc * (1 + 3 * a.u_acc) + 3 * a.u_s * (1 + 2 * a.u_s)) * size + lost  # six and three roundings
+        wide = 6 + (longest > 2**24)
+        error = (wide * a.u_acc * (1 + 3 * a.u_acc) + 3 * a.u_s * (1 + 2 * a.u_s)) * size + lost  # so many, and three roundings
         bias = given.operand("bias")
         if bias is None:
             return error

@@ -185,7 +185,7 @@ class _Given:
     do: Array | None  # (b h i e)
     scale: float
     options: dict[str, Any]  # of SCORE_MAPS: (b h i j), or a number
-    distances: Array  # (i j), what slopes are multiplied with
+    distances: Array  # (b i j), what slopes are multiplied with
     visible: Array  # (b h i j) bool
     serving: list[int]  # the key/value head of each query head
     kept: Array | None  # (b h i j) bool; None without dropout
@@ -248,28 +248,42 @@ def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Ar
     if problem.mask is not None:
         mask = problem.mask.cpu().numpy()
         visible = visible & (mask.reshape(problem.b, 1, 1, problem.j) if mask.ndim == 2 else mask)
-    offset = problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+    for item, offset in enumerate(_offsets(problem, dialect)):
+        visible[item] &= _placed(problem, dialect, offset)
+    return visible if bias is None else visible & ~np.isneginf(bias)
+
+
+def _offsets(problem: Problem, dialect: Dialect) -> list[int]:
+    """The key at which the first query of each batch item stands."""
+    starts = problem.q_start if isinstance(problem.q_start, tuple) else (problem.q_start,) * problem.b
+    aligned = problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+    return [aligned if start is None else start for start in starts]
+
+
+def _placed(problem: Problem, dialect: Dialect, offset: int) -> Array:
+    """Where causal and the window leave the key to the query, (i j) bool; the first query stands at the key `offset`."""
+    placed = np.ones((problem.i, problem.j), bool)
     if problem.causal:
-        visible = visible & np.tri(problem.i, problem.j, offset, dtype=bool)
+        placed &= np.tri(problem.i, problem.j, offset, dtype=bool)
     left, right = problem.window or (None, None)
     if left is not None:
         early = np.tri(problem.i, problem.j, offset - left - (dialect.window_count == "inclusive"), dtype=bool)
         early[:, : problem.first_tokens] = False
-        visible = visible & ~early
+        placed &= ~early
     if right is not None:
-        visible = visible & np.tri(problem.i, problem.j, offset + right - (dialect.window_count == "total"), dtype=bool)
-    return visible if bias is None else visible & ~np.isneginf(bias)
+        placed &= np.tri(problem.i, problem.j, offset + right - (dialect.window_count == "total"), dtype=bool)
+    return placed
 
 
 # SCORES AND WHAT IS ADDED
 
 
 def _distances(problem: Problem, dialect: Dialect) -> Array:
-    """What slopes are multiplied with, whole numbers (i j)."""
-    row, key = np.indices((problem.i, problem.j)).astype(float)
+    """What slopes are multiplied with, whole numbers (b i j)."""
+    _, row, key = np.indices((problem.b, problem.i, problem.j)).astype(float)
     if dialect.alibi_form == "column":
         return key
-    before = row - key + (problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
+    before = row - key + np.array(_offsets(problem, dialect), float)[:, None, None]
     return -before if dialect.alibi_form == "signed" else np.minimum(before, -before)
 
 
@@ -281,7 +295,10 @@ SCORE_MAPS: dict[str, tuple[Callable[[Array, Any, Array], Array], Callable[[Arra
     "alibi_slopes": (lambda s, slopes, far: s + np.frompyfunc(_flint().arb, 1, 1)(slopes) * far, None),
 }
 # Of the options that have a gradient, what a change of the operand is multiplied with; None for 1.
-WEIGHTS: dict[str, Callable[[_Given], Array | None]] = {"bias": lambda x: None, "alibi_slopes": lambda x: x.distances}
+WEIGHTS: dict[str, Callable[[_Given, int], Array | None]] = {
+    "bias": lambda x, item: None,
+    "alibi_slopes": lambda x, item: x.distances[item],
+}
 
 
 def _scores(
@@ -352,7 +369,7 @@ def _answer(x: _Given) -> dict[str, Array]:
             x.k[kv],
             x.scale,
             {name: y[at] if isinstance(y, np.ndarray) else y for name, y in x.options.items()},
-            x.distances,
+            x.distances[at[0]],
             x.visible[at],
         )
         p, lse[at] = _softmax(s, x.visible[at], x.empty_row)
@@ -363,7 +380,7 @@ def _answer(x: _Given) -> dict[str, Array]:
             dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
             for name, slope in reversed(slopes.items()):
                 if name in operands:
-                    weight = WEIGHTS[name](x)
+                    weight = WEIGHTS[name](x, at[0])
                     operands[name][at] = dz if weight is None else dz * weight
                 if slope is not None:
                     dz = dz * slope

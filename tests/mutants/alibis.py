@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from honest import _Tiled, check, prepare, softmax, wide, widen
-from sloped import honest
+from sloped import first_of, honest
 from torch import Tensor
 
 from attnspec.conformance.problems.factors.alibi import published
@@ -18,10 +18,10 @@ from mutants.base import Call, mutant, named
 
 @dataclass(frozen=True)
 class Sloped(Call):
-    """The arguments of one call with slopes, at SDPA's alignment; offset: the position of the first query."""
+    """The arguments of one call with slopes, at SDPA's alignment; offset: the position of the first query, for all or (b 1 1 1)."""
 
     alibi_slopes: Tensor | None = None
-    offset: int = 0
+    offset: int | Tensor = 0
 
     def run(self, kernel: Callable[..., Any] = honest, **options: Any) -> Any:
         given = {name: x for name, x in vars(self).items() if name != "offset" and (name != "alibi_slopes" or kernel is honest)}
@@ -35,7 +35,7 @@ class Sloped(Call):
 
     @property
     def ahead(self) -> Tensor:
-        """How far each key lies behind the query, (i j)."""
+        """How far each key lies behind the query, (i j) or (b 1 i j)."""
         i, j = self.shape[2:]
         return torch.arange(j) - torch.arange(i)[:, None] - self.offset
 
@@ -75,6 +75,28 @@ def at_the_end(attend: Callable[[Sloped], Tensor], checked: bool = True) -> Call
         i, j = q.shape[2], k.shape[2]
         shown = torch.ones(i, j, dtype=torch.bool).tril(j - i) if causal else None
         call = Sloped(q, k, v, shown, 0.0, False, softmax_scale, q.shape[1] != k.shape[1], alibi_slopes, j - i)
+        call.run(check)
+        return replace(call, alibi_slopes=None).run() if alibi_slopes is None else attend(call)
+
+    return run
+
+
+def at_a_start(attend: Callable[[Sloped], Tensor], checked: bool = True) -> Callable[..., Tensor]:
+    """A function of a call as one that is told where its queries start, and is as :func:`at_the_end` else."""
+
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = False,
+        softmax_scale: float | None = None,
+        alibi_slopes: Tensor | None = None,
+        q_start: int | Tensor | None = None,
+    ) -> Tensor:
+        offset = first_of(q_start, q, k)
+        call = Sloped(q, k, v, None, 0.0, False, softmax_scale, q.shape[1] != k.shape[1], alibi_slopes, offset)
+        if causal:
+            call = replace(call, attn_mask=(call.ahead <= 0).expand(q.shape[0], 1, *call.ahead.shape[-2:]))
         call.run(check)
         return replace(call, alibi_slopes=None).run() if alibi_slopes is None else attend(call)
 
@@ -273,6 +295,20 @@ def alibi_of_more_queries_from_the_other_corner(call: Sloped) -> Tensor:
 def alibi_of_one_query_from_the_start(call: Sloped) -> Tensor:
     """A single query without causal is taken for the first of its keys."""
     return by_distance(call, -(call.ahead + (call.offset if call.shape[2] == 1 and call.attn_mask is None else 0)).abs())
+
+
+@alibi("ALIBI-24", signed=at_a_start)
+def alibi_does_not_read_the_start(call: Sloped) -> Tensor:
+    """Distances begin where the lengths put the first query, whatever start is given."""
+    i, j = call.shape[2:]
+    return by_distance(call, -(call.ahead + call.offset - (j - i)).abs())
+
+
+@alibi("ALIBI-24", signed=at_a_start)
+def alibi_of_the_first_start(call: Sloped) -> Tensor:
+    """Distances of all batch items begin at the start of the first."""
+    first = call.offset if isinstance(call.offset, int) else call.offset[:1]
+    return by_distance(call, -(call.ahead + call.offset - first).abs())
 
 
 @alibi("ALIBI-1")

@@ -83,6 +83,8 @@ def alibi_clause(case: Case, failing: Failing) -> str:
         return "ALIBI-7"
     if case.mask != "none" or case.window != "none" or (case.bias != "none" and case.biases == "inf"):
         return "ALIBI-9"
+    if case.q_start != "none":
+        return "ALIBI-24"
     if case.softcap is not None or case.bias != "none" or case.scale is not None:
         return "ALIBI-8"
     if case.i != case.keys:
