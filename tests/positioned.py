@@ -1,7 +1,8 @@
 """Attention kernels with a start of the queries that are right, one per style: the suite must pass each of them.
 
-The functions have torch SDPA's parameters and semantics, as those of honest.py, and `window_size` as those of windowed.py have it.
-`q_start` is the position of the first query, one number or a tensor of one for each batch item; None for SDPA's own, which is 0.
+The functions have torch SDPA's parameters and semantics, as those of honest.py, and `window_size` and `sink_token_length` as those
+of windowed.py have them. `q_start` is the position of the first query, one number or a tensor of one for each batch item; None for
+SDPA's own, which is 0.
 """
 
 from __future__ import annotations
@@ -21,24 +22,28 @@ Start = int | Tensor | None
 
 @dataclass(frozen=True)
 class Places:
-    """Where the queries stand, (b i), and how far each sees: `left` before its position and `right` behind it, -1 for no limit."""
+    """Where the queries stand, (b i), and how far each sees: `left` before its position and `right` behind it, -1 for no limit.
+
+    The left end hides none of the `first` keys.
+    """
 
     own: Tensor
     left: int
     right: int
+    first: int = 0
 
     def shown(self, keys: int) -> Tensor:
         """Which keys each query sees, (b 1 i j)."""
         ahead = torch.arange(keys) - self.own[:, None, :, None]
         shown = torch.ones_like(ahead, dtype=torch.bool)
         if self.left >= 0:
-            shown &= ahead >= -self.left
+            shown &= (ahead >= -self.left) | (torch.arange(keys) < self.first)
         if self.right >= 0:
             shown &= ahead <= self.right
         return shown
 
     def reach(self, item: int, rows: slice, keys: int) -> tuple[int, int]:
-        """The first key that one of these queries of an item may see, and the one after the last."""
+        """The first key that one of these queries of an item may see, but for first tokens, and the one after the last."""
         own = self.own[item, rows]
         first = 0 if self.left < 0 else int(own.min()) - self.left
         last = keys if self.right < 0 else int(own.max()) + self.right + 1
@@ -48,13 +53,13 @@ class Places:
 Attend = Callable[[Tensor, Tensor, Tensor, Plan, Places], Tensor]
 
 
-def places(b: int, i: int, start: Start, is_causal: bool, window: Window) -> Places:
+def places(b: int, i: int, start: Start, is_causal: bool, window: Window, first: int = 0) -> Places:
     """Of b items of i queries."""
     own = torch.arange(i) + (start.long()[:, None] if isinstance(start, Tensor) else start or 0)
     left, right = window
     if is_causal:
         right = 0 if right < 0 else min(right, 0)
-    return Places(own.expand(b, i), left, right)
+    return Places(own.expand(b, i), left, right, first)
 
 
 def kernel(attend: Attend) -> Callable[..., Tensor]:
@@ -71,10 +76,11 @@ def kernel(attend: Attend) -> Callable[..., Tensor]:
         enable_gqa: bool = False,
         window_size: Window = (-1, -1),
         q_start: int | Tensor | None = None,
+        sink_token_length: int = 0,
     ) -> Tensor:
         check(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         plan = prepare(query, key, value, attn_mask, dropout_p, False, scale, enable_gqa)
-        at = places(query.shape[0], query.shape[2], q_start, is_causal, window_size)
+        at = places(query.shape[0], query.shape[2], q_start, is_causal, window_size, sink_token_length)
         return attend(query, key, value, replace(plan, hidden=plan.hidden | ~at.shown(key.shape[2])), at)
 
     run.__doc__ = attend.__doc__
@@ -88,7 +94,7 @@ def of_window(attend: windowed.Attend) -> Attend:
     """A kernel that reads what it must not see off the plan."""
 
     def run(query: Tensor, key: Tensor, value: Tensor, plan: Plan, at: Places) -> Tensor:
-        return attend(query, key, value, plan, (at.left, at.right), 0)
+        return attend(query, key, value, plan, (at.left, at.right), at.first)
 
     run.__doc__ = attend.__doc__
     return run
@@ -114,7 +120,7 @@ def tiles_skipped(query: Tensor, key: Tensor, value: Tensor, plan: Plan, at: Pla
             total = own.new_zeros(*own.shape[:3], 1)
             peak = torch.full_like(total, -inf)
             for keys in blocks(k.shape[2], TILE):
-                if keys.stop <= first or keys.start >= last:
+                if (keys.stop <= first and keys.start >= at.first) or keys.start >= last:
                     continue
                 scores = here.scores(own, k[n : n + 1, :, keys], keys)
                 new_peak = torch.maximum(peak, scores.detach().amax(-1, keepdim=True))
@@ -138,7 +144,7 @@ def cut_out(query: Tensor, key: Tensor, value: Tensor, plan: Plan, at: Places) -
         for row in range(q.shape[2]):
             rows = slice(row, row + 1)
             first, last = at.reach(n, rows, k.shape[2])
-            keys = slice(first, max(first, last))
+            keys = [j for j in range(last) if j >= first or j < at.first]
             here = _rows(_item(plan, n), rows)
             weights = softmax(here.scores(q[n : n + 1, :, rows], k[n : n + 1, :, keys], keys))
             outs.append(here.thin_out(weights, keys) @ v[n : n + 1, :, keys])

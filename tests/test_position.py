@@ -196,6 +196,7 @@ def random_case(rng: Generator, dtype: str, values: str) -> Case:
         "d": int(rng.choice([1, 3, 8, 16, 40])),
         "window": str(rng.choice(WINDOW.levels)),
         "q_start": str(rng.choice(START.levels[1:])),
+        "first_tokens": int(rng.choice([0, 0, 1, 3])),
         "wrt": "all",
     }
     level["causal"] = level["window"] == "none" or bool(rng.random() < 0.5)
