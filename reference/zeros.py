@@ -9,6 +9,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds.accuracy import LARGEST
 from attnspec.reference.stages import heads, maps
 from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import OPTIONS, Dialect, Problem, implements
 
 
@@ -54,10 +55,18 @@ def must_be_zero(
     zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))
     for one in maps.active(given):
         if one.gradient:
-            output, weight = f"d{one.option}", one.weight(given)
-            reached = scored if weight is None else scored & (weight != 0)
+            output, reached = f"d{one.option}", weighs(one, scored, given)
             zero[output] = dense.reduce_to(reached.astype(float), values[output].shape, OPTIONS[one.option].axes) == 0
     return zero
+
+
+def weighs(one: ScoreMap, scored: Array, given: Given) -> Array:
+    """Which of the scored elements (b h i j) add something to the gradient of a score map's own tensor.
+
+    A weight of zero is none where a kernel may add a number to all weights of a row.
+    """
+    weight = one.weight(given)
+    return scored if weight is None or one.common(given)[1] else scored & (weight != 0)
 
 
 def is_undefined(

@@ -58,6 +58,18 @@ def _is_a_window(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
 
 
+def _are_slopes(problem: Problem, name: str) -> None:
+    slopes = getattr(problem, name)
+    if slopes is None:
+        return
+    if not slopes.dtype.is_floating_point or slopes.element_size() < max(4, problem.q.element_size()):
+        raise ValueError(f"{name} are floats as wide as q, and as float32; found {problem._dtypes('q', name)}")
+    if tuple(slopes.shape) not in ((problem.h,), (problem.b, problem.h)):
+        raise ValueError(f"{name} {tuple(slopes.shape)} are neither (h) {(problem.h,)} nor (b h) {(problem.b, problem.h)}")
+    if not bool(slopes.isfinite().all()):
+        raise ValueError(f"{name} are finite numbers; found {slopes[~slopes.isfinite()][0].item()}")
+
+
 def _is_a_count(problem: Problem, name: str) -> None:
     value = getattr(problem, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -110,6 +122,9 @@ class Problem:
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
     first_tokens: so many of the first keys the left end of the window does not hide (WINDOW-16).
+    alibi_slopes: (h) or (b h), float, as wide as q and as float32; each score moves by its head's slope times the distance of the
+    key, or what alibi_form makes of that (chapter ALIBI). Half types are refused: they hold few slopes exactly, and errors grow
+    with the distance.
     q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
     alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
@@ -156,6 +171,16 @@ class Problem:
         check=_is_a_window,
     )
     first_tokens: int = option(0, feature="first_tokens", says="first keys that no window hides", check=_is_a_count)
+    alibi_slopes: Tensor | None = option(
+        None,
+        feature="alibi",
+        says="slopes (h) that lower each score by the distance of its key",
+        forms={"alibi_batch": "slopes of each batch item (b h)"},
+        needs=lambda slopes: {"alibi"} if slopes.ndim == 1 else {"alibi", "alibi_batch"},
+        check=_are_slopes,
+        axes="bh",
+        gradient="alibi_grad",
+    )
     q_start: int | tuple[int, ...] | None = option(
         None,
         feature="q_start",

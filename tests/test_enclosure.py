@@ -16,20 +16,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from random_problems import CAPS, WINDOWS, draw, with_lse
+from random_problems import CAPS, DIALECTS, SLOPES, WINDOWS, draw, with_lse
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.stages import bias, dropout, heads, lse, maps, scores, softcap, softmax, visible
+from attnspec.reference.stages import alibi, bias, dropout, heads, lse, maps, scores, softcap, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
-from attnspec.spec import CHOICES, Dialect, Problem
+from attnspec.spec import Dialect, Problem
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import certificate
 
 flint = pytest.importorskip("flint", reason="python-flint is not installed: pip install attnspec[exact]")
-DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values() if choice.of != "lse"))]
 E = Fraction("2.71828182845904523536028747135266249775724709369995957496696763")
 LOG_OF_1_AND_E = Fraction("1.3132616875182228340489954949678556419152800856703483")
 LOWEST = float(np.finfo(np.float64).min)
@@ -286,6 +285,13 @@ PLANTED = {
     "the cap is not multiplied back": ("Softcap.value", "c * np.tanh", "np.tanh"),
     "the slope of another cap": ("Softcap.slope", "z / cap_of(given)", "z / (1 + cap_of(given))"),
     "a cap in float32": ("cap_of", "float(given.problem.softcap)", "float(np.float32(given.problem.softcap))"),
+    # ALIBI
+    "slopes subtracted": ("Alibi.value", "z + self", "z - self"),
+    "slopes in float32": ("Alibi.value", "self._added(given)", "self._added(given).astype(np.float32)"),
+    "the first slopes for all": ("per_head", "slopes[..., None, None]", "slopes[:1, ..., None, None]"),
+    "distances from i": ("distances", "given.dialect.causal_alignment)", '"top_left")'),
+    "signed where the distance is meant": ("distances", "-np.abs(ahead)", "ahead"),
+    "columns that count double": ("distances", "given.positions.astype(float)", "given.positions.astype(float) * 2"),
     "minus infinity is zero": ("finite_bias", "bias != -np.inf", "bias == bias"),
     # MASK
     "mask inverted": (
@@ -402,9 +408,9 @@ def small() -> list[tuple[certificate.Asked, Enclosure]]:
         if number < PROBLEMS:
             drawn = draw(rng, least=1)
         elif number < PROBLEMS + EXTENDED:
-            drawn = draw(extended, least=1, caps=CAPS, windows=WINDOWS)
+            drawn = draw(extended, least=1, caps=CAPS, windows=WINDOWS, slopes=SLOPES)
         else:
-            drawn = draw(started, least=1, windows=WINDOWS, starts=(2, -2, *3 * ("each",)))
+            drawn = draw(started, least=1, windows=WINDOWS, slopes=SLOPES, starts=(2, -2, *3 * ("each",)))
         problem, dialect = drawn.problem, DIALECTS[number % len(DIALECTS)]
         if number >= PROBLEMS and number % 2:
             problem, dialect = with_lse(problem, default_rng([46, number])), certificate.with_choices(dialect, number // 2)
@@ -421,7 +427,7 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
-STAGES = (dense, bias, dropout, heads, lse, maps, scores, softcap, softmax, visible)
+STAGES = (dense, alibi, bias, dropout, heads, lse, maps, scores, softcap, softmax, visible)
 
 
 def home(function: str) -> tuple[Any, str]:
@@ -470,4 +476,4 @@ def test_something_is_planted_in_every_stage() -> None:
     assert there - planted - merging == {"active", "through", "back_through", "visible_keys", "quotient", "dtype_of"}, (
         "folds over tables, of each row of which something is planted, what only a bound asks, and merging (tests/test_lse.py)"
     )
-    assert planted - there == {"Bias.value", "Softcap.value", "Softcap.slope"}
+    assert planted - there == {"Bias.value", "Softcap.value", "Softcap.slope", "Alibi.value"}

@@ -72,10 +72,13 @@ class AttendAdapter(Adapter):
 
     def _offers(self) -> frozenset[str]:
         free = {field for field, parameter in self.constructor.fields.items() if parameter not in self.kwargs}
-        said = {option.feature for option in OPTIONS.values()} - {"mask"}  # of a mask only key padding is promised
-        offers = {"backward", "strided"} | (said & (self.forward.fields.keys() | free))
+        said = {name: own.feature for name, own in OPTIONS.items() if own.feature and name != "mask"}  # of masks only key padding
+        takes = self.forward.fields.keys() | {field for field in free if field in SCALARS}
+        offers = {"backward", "strided"} | {feature for name, feature in said.items() if name in takes}
         if "mask" in self.forward.fields:
             offers.add("key_padding")
+        if "alibi_slopes" in self.forward.fields:
+            offers.add("alibi_batch")
         offers |= gradient_features(offers)
         if self.module:
             offers.add("module")

@@ -45,9 +45,11 @@ class FunctionAdapter(Adapter):
                 )
             )
         self.torch_convention = is_torch_convention(self.signature)
-        offers = set(DEFAULT_OFFERS) | ({option.feature for option in OPTIONS.values()} & fields.keys())
+        offers = set(DEFAULT_OFFERS) | {own.feature for name, own in OPTIONS.items() if own.feature and name in fields}
         if "mask" in fields:
             offers |= {"key_padding", "rank3"}
+        if "alibi_slopes" in fields:
+            offers.add("alibi_batch")
         if "enable_gqa" in fields:
             offers |= {"gqa", "mqa"}
         if self.torch_convention:

@@ -36,6 +36,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     ),
     "window": windows.NAMES,
     "lse": tuple(lses.NAMES),
+    # No `alibi`: that is a flag, the slopes, or, in models, all that they add.
+    "alibi_slopes": ("alibi_slopes", "alibi_slope", "slopes"),
     "q_start": starts.NAMES,
     "first_tokens": ("first_tokens", "sink_token_length", "n_sink", "num_sink_tokens"),
     "dropout": ("dropout", "dropout_p"),

@@ -24,7 +24,7 @@ BREADTH = 32.0  # an answer with a mistake may be further from it than a right o
 BREADTH_OF_HALVES = 3.0  # the same for half types, whose bounds are wide already
 BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
 CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
-AXES = {"o": "bhie", "lse": "bhi", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij"}
+AXES = {"o": "bhie", "lse": "bhi", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij", "dalibi_slopes": "bh"}
 AXIS = {"b": "batch item", "h": "head", "g": "key/value head", "i": "query", "j": "key", "d": "channel", "e": "channel"}
 
 
@@ -72,6 +72,7 @@ class Seen:
         ds = dp * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
         score = x["q"] * x["k"] * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
         sizes = {"o": x["v"], "lse": score, "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), "dbias": dp}
+        sizes["dalibi_slopes"] = dp * max(self.problem.i, self.problem.j)
         return {name: eps * size for name, size in sizes.items()}
 
     @cached_property

@@ -63,14 +63,14 @@ def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs:
     """Whether one of the outputs of a problem that comes after others in the same shapes is wrong also where it comes first.
 
     False where it is right then, and wrong after the others; None where that can't be told. Both are asked in shapes that were
-    never asked: queries and keys are repeated, by which no row changes its answer; under causal and in a window batch items are, by
-    which lengths stay as they were.
+    never asked: queries and keys are repeated, by which no row changes its answer; where places matter, under causal, in a window
+    and with slopes, batch items are, by which lengths stay as they were.
     """
     if not _alike(problem, first):
         return None
 
     wrong = partial(_wrong, subject, outputs)
-    by_place = problem.causal or first.causal or problem.window is not None or first.window is not None
+    by_place = any(x.causal or x.window is not None or x.alibi_slopes is not None for x in (problem, first))
 
     def in_new_shapes(more: int) -> tuple[Problem, Problem]:
         one, other = (_more_items(x, 11 + more) if by_place else _repeated(x, 3 + more, 5 + more) for x in (problem, first))
@@ -150,5 +150,6 @@ def _more_items(problem: Problem, times: int) -> Problem:
     mask, bias = problem.mask, problem.bias
     mask = repeated(mask, mask is not None and mask.ndim != 3)
     bias = repeated(bias, bias is not None and bias.ndim == 4)
+    slopes = repeated(problem.alibi_slopes, problem.alibi_slopes is not None and problem.alibi_slopes.ndim == 2)
     start = problem.q_start * times if isinstance(problem.q_start, tuple) else problem.q_start
-    return problem.replace(**own, mask=mask, bias=bias, q_start=start)
+    return problem.replace(**own, mask=mask, bias=bias, alibi_slopes=slopes, q_start=start)

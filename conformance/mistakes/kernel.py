@@ -13,6 +13,7 @@ from numpy import ndarray as Array
 
 from attnspec.reference import dense, solve, to_float64
 from attnspec.reference.stages import heads, lse, maps, softmax
+from attnspec.reference.stages.alibi import distances, per_head
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
 from attnspec.reference.stages.visible import query_positions, reach, right_aligned
@@ -43,6 +44,8 @@ class Kernel:
         self.mask: Any = self.given.operand("mask")
         self.bias: Any = self.given.operand("bias")
         self.scale, self.default_scale = self.given.scale, default_scale(problem.d)
+        self.far: Any = distances(self.given) if self.given.slopes is not None else 0.0  # (i j) or (b 1 i j)
+        self.sloped: Any = 0.0 if self.given.slopes is None else per_head(self.given.slopes) * self.far  # what slopes add
         self.masked = self.full(self.mask)
         self.allowed = self.masked & self.placed()
 
@@ -128,8 +131,9 @@ class Kernel:
 
     def on(self, dialect: Dialect | None = None, **changes: Any) -> dict[str, Array]:
         """The outputs where some fields of the problem are others; arrays become tensors."""
-        if changes.get("bias", self.problem.bias) is None:  # what is not there asks for no gradient
-            changes["wrt"] = tuple(name for name in self.problem.wrt if name != "bias")
+        there = {name: changes.get(name, getattr(self.problem, name)) is not None for name in self.problem.wrt}
+        if not all(there.values()):  # what is not there asks for no gradient
+            changes["wrt"] = tuple(name for name, present in there.items() if present)
         changes = {n: torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x for n, x in changes.items()}
         if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in changes.values()):  # values of no narrower dtype
             given = self.problem.inputs() | self.problem.cotangents() | changes
@@ -160,7 +164,7 @@ class Kernel:
         """
         real, mask = index >= 0, self.allowed[..., index]
         # A kernel with causal or a window compares positions, also of what it fills a block with.
-        mask[..., ~real] = self.placed(len(index))[:, ~real]
+        mask[..., ~real] = self.placed(len(index))[..., ~real]
         changed = np.bincount(index[real], minlength=self.j) != 1
         if not (self.s > -inf)[..., changed].any() and not mask[..., ~real].any():
             return None
@@ -170,7 +174,14 @@ class Kernel:
         along = {"dk": -2, "dv": -2}
         if self.bias is not None and self.bias.shape[-1] == self.j:
             changes["bias"], along["dbias"] = np.where(real, self.bias[..., index], 0.0), -1
+        if self.given.slopes is not None:  # of the keys at their own places
+            own = np.where(real, np.broadcast_to(self.sloped, self.s.shape)[..., index], 0.0)
+            bias = changes.get("bias", 0.0 if self.bias is None else self.bias)
+            changes |= {"bias": own + bias, "alibi_slopes": None, "wrt": ("q", "k", "v")}
+            along.pop("dbias", None)
         wrong = self.on(**changes, mask=mask, causal=False, window=None)
+        if self.given.slopes is not None:
+            wrong.pop("dbias", None)
         for name in along.keys() & wrong.keys():
             each = np.moveaxis(wrong[name], along[name], 0)
             total = np.zeros((self.j, *each.shape[1:]))

@@ -8,6 +8,7 @@ bounds it does; :mod:`attnspec.conformance.diagnosis.diagnose` compares a failin
 
 from __future__ import annotations
 
+from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.bias import BIAS
 from attnspec.conformance.mistakes.causal import CAUSAL
 from attnspec.conformance.mistakes.dropout import DROPOUT
@@ -42,6 +43,7 @@ CHAPTERS = (
     DROPOUT,
     WINDOW,
     LSE,
+    ALIBI,
     POSITION,
 )
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.

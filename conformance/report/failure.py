@@ -29,6 +29,7 @@ NAMES = {
     "dv": "gradient of v",
     "dbias": "gradient of the bias",
     "lse": "lse",
+    "dalibi_slopes": "gradient of the slopes",
     "call": "call",
 }
 

@@ -78,13 +78,14 @@ def one_item(problem: Problem, n: int) -> Problem:
     def of(x: Tensor | None, batched: bool) -> Tensor | None:
         return x[n : n + 1] if x is not None and batched and x.shape[0] == problem.b else x
 
-    mask, bias = problem.mask, problem.bias
+    mask, bias, slopes = problem.mask, problem.bias, problem.alibi_slopes
     return problem.replace(
         q=problem.q[n : n + 1],
         k=problem.k[n : n + 1],
         v=problem.v[n : n + 1],
         mask=of(mask, mask is not None and mask.ndim != 3),
         bias=of(bias, bias is not None and bias.ndim == 4),
+        alibi_slopes=of(slopes, slopes is not None and slopes.ndim == 2),
         **{name: x[n : n + 1] for name, x in problem.cotangents().items()},
         q_start=problem.q_start[n : n + 1] if isinstance(problem.q_start, tuple) else problem.q_start,
     )

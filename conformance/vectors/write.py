@@ -31,7 +31,7 @@ from attnspec.conformance.vectors.readme import README, text
 from attnspec.reference import Exact
 from attnspec.reference.check import beyond, together
 from attnspec.reference.stages.lse import dtype_of
-from attnspec.spec import CHOICES, SCALARS, Dialect, Problem
+from attnspec.spec import CHOICES, OPTIONS, SCALARS, Dialect, Problem
 from attnspec.spec.files import DTYPES, Stored, write
 from attnspec.spec.words import INPUT_OF
 
@@ -67,19 +67,22 @@ def size(problem: Problem) -> int:
 
 def features(problem: Problem) -> frozenset[str]:
     """What an implementation must offer to be asked a problem."""
-    gradients = {"backward": bool(problem.wrt), "bias_grad": "bias" in problem.wrt, "lse_grad": problem.dlse is not None}
-    return needs(problem) | {name for name, asked in gradients.items() if asked}
+    gradients = {own.gradient for name, own in OPTIONS.items() if name in problem.wrt}
+    gradients |= {"lse_grad"} if problem.dlse is not None else set()
+    return needs(problem) | gradients | ({"backward"} if problem.wrt else set())
 
 
 def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str, str]:
     """The choices of a dialect on which the answer to a problem may depend."""
-    placed = problem.causal or problem.window is not None
+    slopes = problem.alibi_slopes is not None
+    placed = problem.causal or problem.window is not None or (slopes and dialect.alibi_form == "distance")
     matter = {
         "causal_alignment": placed and problem.i != problem.j and problem.q_start is None,
         "empty_row": has_empty,
         "head_grouping": 1 < problem.g < problem.h,
         "window_count": problem.window is not None,
-        "softcap_order": problem.softcap is not None and problem.bias is not None,
+        "softcap_order": problem.softcap is not None and (problem.bias is not None or slopes),
+        "alibi_form": slopes,
         "lse_base": problem.lse,
         "lse_empty": problem.lse and has_empty,
         "lse_dtype": problem.lse,

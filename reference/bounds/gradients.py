@@ -24,6 +24,7 @@ from attnspec.reference.bounds.output import (
     operand_lost,
     quotient,
     raised,
+    with_common,
 )
 from attnspec.spec import implements
 
@@ -92,9 +93,9 @@ def probabilities(x: Tile, w: ForwardBound, a: Arithmetic) -> Probabilities:
     f = x.forward
     _, added = raised(x, w.rescales, a)
     again = np.minimum(added * (1 + w.grow) + f.p * w.grow, np.maximum(f.p, 1 - f.p))
-    row = np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m)
+    row = with_common(x, np.abs(np.where(f.empty, 0.0, f.lse)), a) + with_common(x, np.abs(f.m), a)
     sums = kappas(w.count[..., 0] + 2 * w.rescales + 4, a.u_acc) + a.rescale * w.rescales
-    stored = kappa(4, a.u_acc) * x.abs_s + (kappa(4, a.u_acc) * row + sums)[..., None]
+    stored = kappa(4, a.u_acc) * with_common(x, x.abs_s, a) + (kappa(4, a.u_acc) * row + sums)[..., None]
     per_key = np.expm1(np.minimum(stored + (2 * a.exp + 2 * a.u_softmax - np.log1p(-a.u_mma)), 5.0))
     error = np.where(x.live, again * (1 + per_key) + per_key * f.p + a.eta_acc, 0.0)
     upper = np.where(x.live, f.p, 0.0) + error
@@ -177,7 +178,7 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
     rounded = (a.u_mma + a.u_in + dropout(x, a)) * row.p_dp
     # What is common to a row's P does not cancel in D: the rounding of an lse that o was divided by, or, where D is made of
     # the P of backward, all that the stored lse is off by.
-    lse = (np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m))[..., None]
+    lse = (with_common(x, np.abs(np.where(f.empty, 0.0, f.lse)), a) + with_common(x, np.abs(f.m), a))[..., None]
     divided = np.minimum(kappa(2, a.u_acc) * (1 + lse), 100.0)
     common = np.minimum(2 * w.sums + 2 * a.rescale * w.rescales[..., None] - np.log1p(-a.u_mma) + kappa(2, a.u_acc) * lse, 100.0)
     from_output = (  # Σ_c do·o, from the stored output

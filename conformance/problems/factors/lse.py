@@ -19,8 +19,12 @@ def written(returned: bool) -> str:
 
 
 def offered(case: Case, offer: Offer) -> str:
-    """The level as far as it is offered. Values have no gradient from the lse alone."""
-    if case.lse == "none" or "lse" not in offer.features:
+    """The level as far as it is offered.
+
+    Values have no gradient from the lse alone. Beside slopes none is asked for: what they add to a whole row differs with their
+    form, and the output does not show it.
+    """
+    if case.lse == "none" or "lse" not in offer.features or case.alibi_slopes != "none":
         return "none"
     if case.lse in GRADED and ("lse_grad" not in offer.features or case.wrt == "none"):
         return "returned"
