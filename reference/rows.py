@@ -20,12 +20,23 @@ from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
 from attnspec.reference.bounds.overflow import may_overflow
-from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits
+from attnspec.reference.exact import (
+    REFERENCE_SHARE,
+    Reduced,
+    beyond_base_2,
+    bound_of_keys,
+    limits,
+    reduced,
+    returned_bound,
+    weighed_bound,
+)
 from attnspec.reference.numbers import to_float64
-from attnspec.reference.stages import heads, maps, softmax, visible
+from attnspec.reference.stages import heads, lse, maps, softmax, visible
 from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
-from attnspec.spec import Dialect, Problem
+from attnspec.reference.stages.stage import ScoreMap
+from attnspec.reference.zeros import weighs
+from attnspec.spec import OPTIONS, Dialect, Problem
 
 TILE = 65_536  # elements of rows × keys that are held at once
 
@@ -49,6 +60,21 @@ class Part:
         return tuple(n + (x.start or 0) if isinstance(x, slice) else x[n] for n, x in zip(index, selected, strict=True))
 
 
+@dataclass
+class _Summed:
+    """The gradient of a score map's own tensor that all rows and keys add to, so far."""
+
+    one: ScoreMap
+    sums: Reduced
+    value: Array | float = 0.0
+    reached: Array | float = 0.0  # how many rows and keys add something
+
+
+def summed(given: Given) -> list[ScoreMap]:
+    """The score maps whose own tensors are the same for all rows and keys."""
+    return [one for one in maps.active(given) if one.gradient and not set(OPTIONS[one.option].axes) & set("ij")]
+
+
 class SampledRows:
     """The exact answer for some query rows of a problem against all of its keys.
 
@@ -62,8 +88,9 @@ class SampledRows:
         self.problem, self.dialect, self.rows = problem, dialect, list(rows)
         self.q = to_float64(problem.q[:, :, self.rows])
         self.do = None if problem.do is None else to_float64(problem.do[:, :, self.rows])
-        if problem.do is not None:
-            asked = (problem.do != 0).any(-1)
+        if problem.differentiated and problem.do is None:
+            self.do = np.zeros((*self.q.shape[:3], problem.e))
+        for asked in (x != 0 if name == "dlse" else (x != 0).any(-1) for name, x in problem.cotangents().items()):
             asked[:, :, self.rows] = False
             if asked.any():
                 raise ValueError("the cotangent must be zero outside of the sampled rows")
@@ -76,6 +103,8 @@ class SampledRows:
                 raise ValueError("sampled rows need a bias that is a number or −∞; found NaN or +∞")
         self.width = max(256, TILE // max(1, self.q[..., 0].size))
         self._forward()
+        dlse = problem.dlse
+        self.lam = None if dlse is None else lse.cotangent(to_float64(dlse[:, :, self.rows]), self.empty, dialect)
 
     # TILES
 
@@ -127,7 +156,8 @@ class SampledRows:
         f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o)
         if not gradients or self.do is None:
             return bounds.Tile(self.q, k, v, given, f, self.do)
-        return bounds.Tile(self.q, k, v, given, f, self.do, dense.backward(self.q, k, v, self.do, f, given, self._delta))
+        back = dense.backward(self.q, k, v, self.do, f, given, self._delta, self.lam)
+        return bounds.Tile(self.q, k, v, given, f, self.do, back, self.lam)
 
     @cached_property
     def _delta(self) -> Array:
@@ -144,7 +174,10 @@ class SampledRows:
     # ANSWER
 
     def parts(self, class_: str) -> Iterator[Part]:
-        """The exact answer and its bounds for an accuracy class: o and lse, then dk and dv of each tile of keys, then dq."""
+        """The exact answer and its bounds for a class: o and lse, dk and dv of each tile of keys, then dq.
+
+        Before dq come the gradients of what is the same for all rows and keys, such as slopes.
+        """
         problem, dtype = self.problem, str(self.problem.dtype).removeprefix("torch.")
         a = arithmetic(class_, dtype)
         share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
@@ -163,17 +196,28 @@ class SampledRows:
             fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills
             yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
-            yield part("lse", rows, self.lse, w.lse, self.empty, row)
+            if not problem.lse:
+                yield part("lse", rows, self.lse, w.lse, self.empty, row)
+            else:
+                value, stored = lse.returned(self.lse, self.empty, self.dialect), lse.dtype_of(problem, self.dialect)
+                bound = returned_bound(w.lse, value, problem, self.dialect, a)
+                bound, skip = limits(
+                    value, bound, np.zeros(value.shape, bool), row | beyond_base_2(w.lse, self.lse, a), stored, share
+                )
+                skip = np.where(self.empty, self.dialect.lse_empty == "sentinel", skip)
+                yield Part("lse", rows, value, bound, skip)
             if self.do is None:
                 return
             asked = (self.do != 0).any(-1)[..., None]
+            scoring = asked if self.lam is None else asked | (self.lam != 0)[..., None]
             group, grouping = problem.h // max(problem.g, 1), self.dialect.head_grouping
             g = gradient_bounds.backward_bound(tiles(True), w, self.dq, a, group, problem.i)
             scored_rows = np.zeros((*self.empty.shape, 1), bool)
+            of_maps = [_Summed(one, reduced(one, x, a)) for x in (self._given(slice(0, 1)),) for one in summed(x)]
             for keys, each in zip(self._slices(), g.of_keys, strict=True):
                 x = self._tile(keys, True)
                 assert x.backward is not None
-                scored = x.forward.visible & asked
+                scored = x.forward.visible & scoring
                 scored_rows |= scored.any(-1, keepdims=True)
                 at = (slice(None), keys) if problem.shared else (everything, everything, keys)
                 for output, head, alone, reached in (
@@ -186,5 +230,13 @@ class SampledRows:
                     nothing = heads.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
                     bound, skip = bound_of_keys(head, each.stored[output], value, both.any(-1), like, grouping, a)
                     yield part(output, at, value, bound, nothing, skip)
+                for own in of_maps:
+                    of_map = x.backward.dscores[1 + x.maps.index(own.one)]
+                    own.sums.add(*weighed_bound(own.one, of_map, each.of_maps[own.one.option], x.given, a), both)
+                    own.value = own.value + own.sums.reduced(dense.weighed(of_map, own.one, x.given))
+                    own.reached = own.reached + own.sums.reduced(weighs(own.one, scored, x.given).astype(float))
+            for own in of_maps:
+                bound, skip = own.sums.limits(np.asarray(own.value), self.empty.size * problem.j)
+                yield part(f"d{own.one.option}", (), np.asarray(own.value), bound, np.asarray(own.reached) == 0, skip)
             skip = both[..., None] | (g.stored > LARGEST[dtype])
             yield part("dq", rows, self.dq, g.dq, ~scored_rows, skip)

@@ -8,6 +8,7 @@ bounds it does; :mod:`attnspec.conformance.diagnosis.diagnose` compares a failin
 
 from __future__ import annotations
 
+from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.bias import BIAS
 from attnspec.conformance.mistakes.causal import CAUSAL
 from attnspec.conformance.mistakes.dropout import DROPOUT
@@ -15,6 +16,7 @@ from attnspec.conformance.mistakes.empty import EMPTY
 from attnspec.conformance.mistakes.gradients import GRADIENTS
 from attnspec.conformance.mistakes.heads import HEADS
 from attnspec.conformance.mistakes.keys import KEYS
+from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.mask import MASK
 from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
@@ -25,7 +27,25 @@ from attnspec.conformance.mistakes.softmax import SOFTMAX
 from attnspec.conformance.mistakes.table import Mistake
 from attnspec.conformance.mistakes.window import WINDOW
 
-CHAPTERS = (KEYS, CAUSAL, MASK, EMPTY, HEADS, SCALE, SOFTCAP, BIAS, SOFTMAX, OUTPUT, GRADIENTS, MEMORY, DROPOUT, WINDOW, POSITION)
+CHAPTERS = (
+    KEYS,
+    CAUSAL,
+    MASK,
+    EMPTY,
+    HEADS,
+    SCALE,
+    SOFTCAP,
+    BIAS,
+    SOFTMAX,
+    OUTPUT,
+    GRADIENTS,
+    MEMORY,
+    DROPOUT,
+    WINDOW,
+    LSE,
+    ALIBI,
+    POSITION,
+)
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.
 NAMED_FIRST = (EMPTY, SCALE, SOFTMAX, OUTPUT, GRADIENTS)
 

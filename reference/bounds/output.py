@@ -62,6 +62,7 @@ class Tile:
     forward: Forward
     do: Array | None = None  # (b h i e)
     backward: Backward | None = None
+    lam: Array | None = None  # λ (b h i), the cotangent of the natural lse; None for none
     _memo: dict[tuple[str, Arithmetic], object] = field(default_factory=dict)
 
     @cached_property
@@ -131,6 +132,12 @@ class Tile:
         return np.where(self.forward.visible, np.abs(self.forward.s), 0.0)
 
     @cached_property
+    def common(self) -> Array | None:
+        """What a kernel may add to all scores of a row (b h 1), at most; None where nothing does."""
+        some = [np.asarray(c)[..., 0] for one in self.maps for c in (one.common(self.given)[0],) if not isinstance(c, float)]
+        return sum(some[1:], some[0]) if some else None
+
+    @cached_property
     def reach(self) -> Array:
         """r |do| |v|ᵀ (b h i n). Of a tile with a cotangent only."""
         assert self.do is not None
@@ -141,7 +148,19 @@ class Tile:
     def scored(self) -> Array:
         """Where dS may be anything but zero, (b h i n) bool: the key is visible, and something is asked of the row."""
         assert self.do is not None
-        return self.forward.visible & (self.do != 0).any(-1)[..., None]
+        return self.forward.visible & self.asked[..., None]
+
+    @cached_property
+    def asked(self) -> Array:
+        """Rows of which something is asked, (b h i) bool: a cotangent is not zero."""
+        assert self.do is not None
+        asked: Array = (self.do != 0).any(-1)
+        return asked if self.lam is None else asked | (self.lam != 0)
+
+    @cached_property
+    def abs_lam(self) -> Array | float:
+        """|λ| (b h i 1), 0 without one."""
+        return 0.0 if self.lam is None else np.abs(self.lam)[..., None]
 
     @cached_property
     def log_p(self) -> Array:
@@ -185,6 +204,14 @@ class ForwardBound:
 # SCORES
 
 
+def with_common(x: Tile, size: Array, a: Arithmetic) -> Array:
+    """A size (b h i), or (b h i n), of scores as a kernel may have them: what is common to a row is rounded with them."""
+    if x.common is None:
+        return size
+    common = a.column * x.common
+    return size + (common[..., None] if size.ndim == 4 else common)
+
+
 def operand_lost(scale: float, a: Arithmetic) -> float:
     """What an operand of q kᵀ may lose by underflow, beside a unit of the other one: as read, or once it has been scaled.
 
@@ -210,7 +237,7 @@ def product_error(x: Tile, a: Arithmetic) -> tuple[Array, float]:
     # Σ_c (q_c + ε)(k_c + ε') − q_c k_c: each loss meets the other operand, and the other loss.
     lost = operand_lost(x.scale, a) * (1 + product)
     constant = constant + lost * (x.norm_q[..., 0] + d * (a.eta_acc + a.eta_s))
-    fixed = (constant + shift_rounding(a) * np.abs(f.m))[..., None]
+    fixed = (constant + shift_rounding(a) * with_common(x, np.abs(f.m), a))[..., None]
     return (abs(x.scale) * product) * x.abs_qk + lost * x.norm_k.swapaxes(-1, -2) + fixed, scaled
 
 
@@ -257,7 +284,7 @@ def mapped_error(x: Tile, some: tuple[ScoreMap, ...], a: Arithmetic) -> MappedEr
 @once
 def score_error(x: Tile, a: Arithmetic) -> Array:
     """The error of a score, (b h i n): Δ but for exp and for rescales, which multiply what a score has become."""
-    return np.where(x.forward.visible, mapped_error(x, x.maps, a).at(x.abs_s, shift_rounding(a)), 0.0)
+    return np.where(x.forward.visible, mapped_error(x, x.maps, a).at(with_common(x, x.abs_s, a), shift_rounding(a)), 0.0)
 
 
 def soft_records(s: Array, slack: Array, running: Array) -> tuple[Array, Array]:
@@ -417,7 +444,7 @@ def output_error(row: OverKeys, sums: Array, a: Arithmetic) -> tuple[Array, Arra
     o = np.abs(f.o)
     lost = (a.eta_acc + a.eta_mma) * row.reach + a.eta_acc * row.count * (o + x.stretch)
     # A row may be normalised by its sum, or by its lse: exp(s − lse), whose rounding is common to the row and does not cancel.
-    lse, m = np.abs(np.where(f.empty, 0.0, f.lse)), np.abs(f.m)
+    lse, m = with_common(x, np.abs(np.where(f.empty, 0.0, f.lse)), a), with_common(x, np.abs(f.m), a)
     division = np.minimum(sums + kappa(2, a.u_acc) * (1 + lse + m)[..., None] + 2 * a.u_softmax, 0.5)
     numerator = u_weight * np.maximum(magnitude, spread) + sums * (1 + u_weight) * magnitude + lost
     return e1 + (numerator + division * (o + e1)) / (1 - division), magnitude
@@ -429,7 +456,7 @@ def lse_error(row: OverKeys, widest: Array, sums: Array, a: Arithmetic) -> Array
     with np.errstate(divide="ignore"):
         moved = np.minimum(np.maximum(np.log1p(row.grow), -np.log(row.low)), widest[..., None])
     moved = moved - np.log1p(-sums) - np.log1p(-a.u_mma) + 2 * a.u_softmax
-    lse, m = np.abs(np.where(f.empty, 0.0, f.lse)), np.abs(f.m)
+    lse, m = with_common(row.last, np.abs(np.where(f.empty, 0.0, f.lse)), a), with_common(row.last, np.abs(f.m), a)
     return moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + lse + 2 * m) + a.eta_acc
 
 

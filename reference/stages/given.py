@@ -46,6 +46,12 @@ class Given:
             self._operands[name] = self._read(getattr(self.problem, name))
         return self._operands[name]
 
+    @cached_property
+    def slopes(self) -> Array | None:
+        """The slopes (h) or (b h) in float64; None without them."""
+        slopes = self.problem.alibi_slopes
+        return None if slopes is None else to_float64(slopes)
+
     def _read(self, x: torch.Tensor | None) -> Array | None:
         if x is None:
             return None

@@ -29,7 +29,7 @@ from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve
-from attnspec.spec import Dialect, Problem
+from attnspec.spec import DIFFERENTIABLE, Dialect, Problem
 from mutants.base import Mutant, load
 
 FILE = Path(__file__).with_name("witnesses.json")
@@ -40,7 +40,7 @@ DTYPES = LEVELS["dtype"]
 
 @cache
 def _asked(case: Case, dialect: Dialect, gradients: bool) -> tuple[Problem, Exact]:
-    problem = build(case, "cpu", ("q", "k", "v", "bias") if gradients else ())
+    problem = build(case, "cpu", DIFFERENTIABLE if gradients else ())
     return problem, solve(problem, dialect)
 
 
@@ -84,6 +84,21 @@ SPECIAL = (
     ),
     Case(i=1, j=9, softcap=0.7, bias="bhij", heads="2/2"),
     Case(i=3, j=40, softcap=0.7, values="large"),
+    *(Case(i=i, j=j, heads="2/2", lse="returned") for i, j in ((1, 5), (9, 5), (3, 65), (3, 130))),
+    *(Case(b=3, i=i, j=5, heads="2/2", mask="bhij", holes="empty_row", lse="both") for i in (1, 5, 40)),
+    *(Case(i=i, j=5, heads="2/2", lse="both") for i in (3, 70)),
+    *(Case(i=3, j=4, heads="2/2", bias="bhi", biases=kind, lse="returned") for kind in ("normal", "shift")),
+    Case(i=3, j=5, lse="alone"),
+    Case(dtype="bfloat16", i=3, j=65, lse="returned"),
+    *(
+        Case(b=3, i=i, j=j, heads=heads, alibi_slopes=form, values="peaked", causal=causal)
+        for form in ("h", "bh", "mixed")
+        for heads in ("2/2", "3/3", "4/2")
+        for i, j in ((5, 9), (1, 9), (9, 4))
+        for causal in (False, True)
+    ),
+    *(Case(i=3, j=j, heads="2/2", alibi_slopes="h") for j in (17, 40, 70, 140)),
+    Case(i=3, j=9, heads="2/2", alibi_slopes="h", scale=0.0),
     *(Case(b=2, i=3, j=4, heads="3/3", bias=form, biases=kind) for form in LEVELS["bias"] for kind in LEVELS["biases"]),
     *(Case(b=2, i=3, j=4, heads="3/3", mask=form) for form in LEVELS["mask"]),
     *(Case(dtype=dtype, i=5, j=65, d=40, heads="4/2", values=values) for dtype in DTYPES for values in LEVELS["values"]),
