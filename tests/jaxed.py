@@ -51,9 +51,16 @@ class Jax(Adapter):
     """With a window, and with the logarithm of the sum, which JAX calls the residual."""
 
     offers = frozenset(
-        "mha gqa mqa mask key_padding bias bias_grad causal scale window window_right backward lse lse_grad".split()
+        ("mha", "gqa", "mqa", "mask", "key_padding", "bias", "bias_grad", "causal", "scale", "window", "window_right", "backward")
+        + ("lse", "lse_grad")
     )
-    dialect = {"causal_alignment": "top_left", "empty_row": "uniform", "lse_base": "e", "lse_empty": "sentinel", "lse_dtype": "of_q"}
+    dialect = {
+        "causal_alignment": "top_left",
+        "empty_row": "uniform",
+        "lse_base": "e",
+        "lse_empty": "sentinel",
+        "lse_dtype": "of_q",
+    }
     dtypes = frozenset({"float32", "bfloat16", "float16"})
 
     def attend(

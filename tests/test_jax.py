@@ -1,4 +1,4 @@
-"""An implementation that is not ours: jax.nn.dot_product_attention with windows and with its residual, the lse, and their gradients.
+"""An implementation that is not ours: jax.nn.dot_product_attention with windows and with its residual, the lse; and gradients.
 
 docs/window.md and docs/lse.md have what the whole of the chapters says of it.
 """
@@ -20,7 +20,7 @@ from attnspec.reference import solve
 from attnspec.spec import Dialect, Problem
 
 pytest.importorskip("jax", reason="the package jax is not installed")
-from jaxed import Jax  # noqa: E402  it imports jax
+from jaxed import Jax
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -29,8 +29,10 @@ class Shifted(Jax):
     """Its window lies one key too far left, and its lse is that of one more key."""
 
     def attend(self, q, k, v, *, window=None, lse=False, **options):  # type: ignore[no-untyped-def]
-        moved = None if window is None else tuple(x if x is None else max(0, x + way) for x, way in zip(window, (1, -1), strict=True))
-        found = super().attend(q, k, v, window=moved, lse=lse, **options)
+        moved = (
+            None if window is None else tuple(x if x is None else max(0, x + way) for x, way in zip(window, (1, -1), strict=True))
+        )
+        found = super().attend(q, k, v, window=window, lse=lse, **options)
         return (found[0], found[1] + (1 / k.shape[2])) if lse else found
 
 
