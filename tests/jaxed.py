@@ -48,18 +48,17 @@ class Called(torch.autograd.Function):
 
 
 class Jax(Adapter):
-    """With a window, and with the logarithm of the sum, which JAX calls the residual."""
+    """With a window, and with the logarithm of the sum, which JAX calls the residual and stops the gradient of."""
 
     offers = frozenset(
-        ("mha", "gqa", "mqa", "mask", "key_padding", "bias", "bias_grad", "causal", "scale", "window", "window_right", "backward")
-        + ("lse", "lse_grad")
+        "mha gqa mqa mask key_padding bias bias_grad causal scale window window_right backward lse".split()  # noqa: SIM905
     )
     dialect = {
         "causal_alignment": "top_left",
         "empty_row": "uniform",
         "lse_base": "e",
         "lse_empty": "sentinel",
-        "lse_dtype": "of_q",
+        "lse_dtype": "operand",
     }
     dtypes = frozenset({"float32", "bfloat16", "float16"})
 
@@ -96,4 +95,4 @@ class Jax(Adapter):
 
         given = [q, k, v] if bias is None else [q, k, v, bias.reshape((1,) * (4 - bias.ndim) + bias.shape)]
         found = Called.apply(call, *given)
-        return found if lse else found[0]
+        return (found[0], found[1].detach()) if lse else found[0]

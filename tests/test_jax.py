@@ -1,4 +1,4 @@
-"""An implementation that is not ours: jax.nn.dot_product_attention with windows and with its residual, the lse; and gradients.
+"""An implementation that is not ours: jax.nn.dot_product_attention with windows, their gradients, and its residual, the lse.
 
 docs/window.md and docs/lse.md have what the whole of the chapters says of it.
 """
@@ -29,9 +29,8 @@ class Shifted(Jax):
     """Its window lies one key too far left, and its lse is that of one more key."""
 
     def attend(self, q, k, v, *, window=None, lse=False, **options):  # type: ignore[no-untyped-def]
-        moved = (
-            None if window is None else tuple(x if x is None else max(0, x + way) for x, way in zip(window, (1, -1), strict=True))
-        )
+        if window is not None:
+            window = tuple(x if x is None else max(0, x + way) for x, way in zip(window, (1, -1), strict=True))
         found = super().attend(q, k, v, window=window, lse=lse, **options)
         return (found[0], found[1] + (1 / k.shape[2])) if lse else found
 
