@@ -68,13 +68,13 @@ POSITION = Extension(
     "q_start",
     {"q_start": start.START.levels},
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "wrt"),
-    beside=(SOFTCAP, WINDOW),
+    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE),
 )
 ALIBI = Extension(
     "alibi",
     "alibi",
     {"alibi_slopes": alibi.ALIBI.levels},
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "scale", "wrt"),
-    beside=(SOFTCAP, WINDOW, POSITION),
+    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE, POSITION),
 )
 EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, POSITION, ALIBI)
