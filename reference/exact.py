@@ -60,7 +60,7 @@ def bound_of_keys(
 def reduced_bound(
     of_sum: Array, each: Array, value: Array, like: tuple[int, ...], axes: str, rows: Array, a: Arithmetic
 ) -> tuple[Array, Array]:
-    """Bound and exemption of the gradient of a score map's own tensor, of shape `like`, such as a bias.
+    """Bound and exemption of the gradient of an option that is a tensor, of shape `like`, such as a bias.
 
     of_sum (b h i j) is what each element adds to it, each the bound of that, value the gradient; rows (b h i) says in which an
     intermediate may overflow.
@@ -77,7 +77,7 @@ def reduced_bound(
 class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
 
-    o (b h i e), lse (b h i); dq, dk, dv and dbias in the shapes of their inputs, or None if the problem asks for none.
+    o (b h i e), lse (b h i); dq, dk, dv, dbias and dsinks in the shapes of their inputs, or None if the problem asks for none.
     values: the same by name, without lse.
     zero: by name, True for elements that must be exactly zero.
     undefined: by name, True for elements of which the clauses promise nothing: a visible operand is not finite, or a row that is
@@ -123,6 +123,11 @@ class Exact:
         """The gradient of the bias, in its shape."""
         return self.values.get("dbias")
 
+    @property
+    def dsinks(self) -> Array | None:
+        """The gradient of the sinks, (h)."""
+        return self.values.get("dsinks")
+
     @cached_property
     def empty(self) -> Array:
         """Rows without a visible key, (b h i) bool."""
@@ -135,7 +140,7 @@ class Exact:
     @property
     def reaches_hidden(self) -> bool:
         """Some row may take from keys that it does not see: it is empty under another rule than zero, or open (EMPTY-1)."""
-        return bool(self.undefined["o"].any() or (self.empty.any() and self.dialect.empty_row != "zero"))
+        return bool(self.undefined["o"].any() or (self.forward.bare.any() and self.dialect.empty_row != "zero"))
 
     @property
     def heads_of_values(self) -> Array:
@@ -179,8 +184,10 @@ class Exact:
         """
         problem, grouping, back = self.problem, self.dialect.head_grouping, self._tile.backward
 
+        all_tiles = tuple(bounds.with_sink(self._tile))
+
         def tiles(_: bool) -> tuple[bounds.Tile, ...]:
-            return (self._tile,)
+            return all_tiles
 
         # A row that is NaN by rule has no bound; it is compared as NaN.
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
@@ -208,4 +215,7 @@ class Exact:
                         of_sum, each = of_sum * weight, each * np.abs(weight)
                         each = each + bounds.kappa(2, a.u_acc) * (np.abs(of_sum) + each)
                     bound[output], exempt[output] = reduced_bound(of_sum, each, self.values[output], shape, axes, both, a)
+            if g.dsink is not None and back.dsink is not None and problem.sinks is not None:
+                of_sum, shape, axes = back.dsink[..., None], tuple(problem.sinks.shape), OPTIONS["sinks"].axes
+                bound["dsinks"], exempt["dsinks"] = reduced_bound(of_sum, g.dsink, self.values["dsinks"], shape, axes, both, a)
         return bound, exempt

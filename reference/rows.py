@@ -20,12 +20,12 @@ from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
 from attnspec.reference.bounds.overflow import may_overflow
-from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits
+from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits, reduced_bound
 from attnspec.reference.numbers import to_float64
-from attnspec.reference.stages import heads, maps, softmax, visible
+from attnspec.reference.stages import heads, maps, sink, softmax, visible
 from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
-from attnspec.spec import Dialect, Problem
+from attnspec.spec import OPTIONS, Dialect, Problem
 
 TILE = 65_536  # elements of rows × keys that are held at once
 
@@ -74,6 +74,8 @@ class SampledRows:
             bias = bias if bias.ndim < 2 or bias.shape[-2] == 1 else bias[..., self.rows, :]
             if not bool((bias < np.inf).all()):
                 raise ValueError("sampled rows need a bias that is a number or −∞; found NaN or +∞")
+        if problem.sinks is not None and not bool((problem.sinks < np.inf).all()):
+            raise ValueError("sampled rows need sinks that are numbers or −∞; found NaN or +∞")
         self.width = max(256, TILE // max(1, self.q[..., 0].size))
         self._forward()
 
@@ -99,6 +101,7 @@ class SampledRows:
         """The largest score, the sum and the output of each row, in one pass."""
         shape = self.q.shape[:3]
         m, total, o = np.full(shape, -np.inf), np.zeros(shape), np.zeros((*shape, self.problem.e))
+        z = sink.logits(self._given(slice(0, 0)))
         fill = np.zeros((*shape[:2], 1, self.problem.e))
         for keys in self._slices():
             k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
@@ -109,22 +112,29 @@ class SampledRows:
             shrink = np.exp(m - pivot)
             m, total, o = highest, total * shrink + e.sum(-1), o * shrink[..., None] + e @ v
             fill = fill + v.sum(-2, keepdims=True)
-        self.empty = total == 0
-        self.m = np.where(self.empty, 0.0, m)
-        self.total = np.where(self.empty, 1.0, total)
+        self.empty, self.top, bare = total == 0, None if z is None else m, total == 0
+        if z is not None:
+            bare = bare & (z == -np.inf)
+            highest = np.where(bare, 0.0, np.maximum(m, z))
+            shrink, e_sink = np.exp(m - highest), softmax.exponential(z, highest)
+            m, total, o = highest, total * shrink + e_sink, o * shrink[..., None]
+        self.m = np.where(bare, 0.0, m)
+        self.total = np.where(bare, 1.0, total)
+        self.pi = None if z is None else e_sink / self.total
         rule = self.dialect.empty_row
         fills: dict[str, Array | float] = {"zero": 0.0, "uniform": fill / max(self.problem.j, 1), "nan": np.nan}
         filled = fills[rule] if self.problem.j else 0.0
-        self.o = np.where(self.empty[..., None], filled, o / self.total[..., None])
-        self.lse = np.where(self.empty, -np.inf, self.m + np.log(self.total))
+        self.bare = bare
+        self.o = np.where(bare[..., None], filled, o / self.total[..., None])
+        self.lse = np.where(bare, -np.inf, self.m + np.log(self.total))
 
     def _tile(self, keys: slice, gradients: bool) -> bounds.Tile:
         k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
         given = self._given(keys)
         scores, seen = self._scores(k, given)
         p = softmax.exponentials(scores[-1], seen, self.m) / self.total[..., None]
-        p = softmax.fill_empty_rows(p, self.empty, self.dialect.empty_row, self.problem.j)
-        f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o)
+        p = softmax.fill_empty_rows(p, self.bare, self.dialect.empty_row, self.problem.j)
+        f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o, self.pi, self.top)
         if not gradients or self.do is None:
             return bounds.Tile(self.q, k, v, given, f, self.do)
         return bounds.Tile(self.q, k, v, given, f, self.do, dense.backward(self.q, k, v, self.do, f, given, self._delta))
@@ -141,10 +151,16 @@ class SampledRows:
         tiles = (self._tile(keys, True).backward for keys in self._slices())
         return sum(back.dq for back in tiles if back is not None)  # type: ignore[return-value]
 
+    @cached_property
+    def dsinks(self) -> Array:
+        """The exact gradient of the sinks (h), to which the other rows add nothing. The problem must have both."""
+        assert self.pi is not None
+        return dense.of_rows(sink.gradient(self.pi, self._delta), "sinks", self._given(slice(0, 0)))
+
     # ANSWER
 
     def parts(self, class_: str) -> Iterator[Part]:
-        """The exact answer and its bounds for an accuracy class: o and lse, then dk and dv of each tile of keys, then dq."""
+        """The exact answer and its bounds for an accuracy class: o and lse, then dk and dv of each tile of keys, then dq and dsinks."""
         problem, dtype = self.problem, str(self.problem.dtype).removeprefix("torch.")
         a = arithmetic(class_, dtype)
         share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
@@ -154,16 +170,21 @@ class SampledRows:
             return Part(output, at, values, *limits(values, bound, zero, exempt, dtype, share))
 
         def tiles(gradients: bool) -> bounds.Tiles:
-            return lambda backwards: (self._tile(keys, gradients) for keys in self._slices(backwards))
+            def some(backwards: bool) -> Iterator[bounds.Tile]:
+                for n, keys in enumerate(self._slices(backwards)):
+                    tile = self._tile(keys, gradients)
+                    yield from (tile,) if n else bounds.with_sink(tile)
+
+            return some
 
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles(False), problem.j, a)
             row, both = may_overflow(tiles(a.u_grad > 0), a)
             both = both | (np.abs(self.o) + w.o > LARGEST[dtype]).any(-1)
-            fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
+            fills = self.bare & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills
             yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
-            yield part("lse", rows, self.lse, w.lse, self.empty, row)
+            yield part("lse", rows, self.lse, w.lse, self.bare, row)
             if self.do is None:
                 return
             asked = (self.do != 0).any(-1)[..., None]
@@ -188,3 +209,9 @@ class SampledRows:
                     yield part(output, at, value, bound, nothing, skip)
             skip = both[..., None] | (g.stored > LARGEST[dtype])
             yield part("dq", rows, self.dq, g.dq, ~scored_rows, skip)
+            if g.dsink is not None:
+                given = self._given(slice(0, 0))
+                z, each, axes = sink.logits(given), sink.gradient(self.pi, self._delta)[..., None], OPTIONS["sinks"].axes
+                bound, skip = reduced_bound(each, g.dsink, self.dsinks, self.dsinks.shape, axes, both, a)
+                asked_of = dense.of_rows((scored_rows[..., 0] & (z > -np.inf)).astype(float), "sinks", given)
+                yield part("dsinks", (slice(None),), self.dsinks, bound, asked_of == 0, skip)

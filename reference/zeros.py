@@ -7,7 +7,7 @@ from numpy import ndarray as Array
 
 from attnspec.reference import dense
 from attnspec.reference.bounds.accuracy import LARGEST
-from attnspec.reference.stages import heads, maps
+from attnspec.reference.stages import heads, maps, sink
 from attnspec.reference.stages.given import Given
 from attnspec.spec import OPTIONS, Dialect, Problem, implements
 
@@ -34,7 +34,7 @@ def must_be_zero(
         return heads.sum_over_group(each, like, grouping) == 0
 
     live = live & kept
-    not_a_number = f.empty & (dialect.empty_row == "nan") & (problem.j > 0)
+    not_a_number = f.bare & (dialect.empty_row == "nan") & (problem.j > 0)
     zero = {"o": np.broadcast_to(~(live.any(-1) | not_a_number)[..., None], f.o.shape)}
     if do is None:
         return zero
@@ -49,24 +49,30 @@ def must_be_zero(
             output, weight = f"d{one.option}", one.weight(given)
             reached = scored if weight is None else scored & (weight != 0)
             zero[output] = dense.reduce_to(reached.astype(float), values[output].shape, OPTIONS[one.option].axes) == 0
+    z = sink.logits(given)
+    if z is not None:  # a head without a sink has no gradient of it, nor a row without a key: Δ is zero there
+        zero["dsinks"] = dense.of_rows((scored.any(-1) & (z > -np.inf)).astype(float), "sinks", given) == 0
     return zero
 
 
 def is_undefined(
-    problem: Problem, dialect: Dialect, given: list[Array], bias: Array | None, f: dense.Forward, values: dict[str, Array]
+    problem: Problem, dialect: Dialect, operands: list[Array], given: Given, f: dense.Forward, values: dict[str, Array]
 ) -> dict[str, Array]:
     """Where the clauses promise nothing: a visible operand is NaN or infinite, or a NaN row reaches a gradient."""
     undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
-    poisoned = f.empty & (dialect.empty_row == "nan")
+    poisoned = f.bare & (dialect.empty_row == "nan")
+    bias, z = given.operand("bias"), sink.logits(given)
     if bias is not None and dialect.empty_row == "uniform":
         # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open. The lowest number
         # is such a value, where a row has no better key and some are hidden.
         low = -LARGEST[str(problem.dtype).removeprefix("torch.")] / 2
         saturated = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~(bias <= low)).all(-1)
         open_rows = saturated | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
+        if z is not None:  # beside a sink neither the lowest number nor a fill value weighs anything
+            open_rows = open_rows & ~(z > low)
         undefined["o"] |= open_rows[..., None]
         poisoned = poisoned | open_rows
-    bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)
+    bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in operands)
     if bad_q.any() or bad_k.any() or bad_v.any():
         bad = heads.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
         rows = (f.visible & (bad[:, :, None, :] | bad_q[..., None])).any(-1)
@@ -74,6 +80,10 @@ def is_undefined(
         poisoned = poisoned | rows
     if bias is not None and (np.isnan(bias) | (bias == np.inf)).any():
         rows = (np.broadcast_to(np.isnan(bias) | (bias == np.inf), f.visible.shape) & f.visible).any(-1)
+        undefined["o"] |= rows[..., None]
+        poisoned = poisoned | rows
+    if z is not None and not (z < np.inf).all():
+        rows = np.broadcast_to(~(z < np.inf), f.empty.shape)
         undefined["o"] |= rows[..., None]
         poisoned = poisoned | rows
     if len(values) > 1 and poisoned.any():

@@ -55,6 +55,16 @@ def _is_a_window(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
 
 
+def _is_one_a_head(problem: Problem, name: str) -> None:
+    logits = getattr(problem, name)
+    if logits is None:
+        return
+    if not logits.dtype.is_floating_point or logits.element_size() < problem.q.element_size():
+        raise ValueError(f"{name} are floats as wide as q, or wider; found {problem._dtypes('q', name)}")
+    if tuple(logits.shape) != (problem.h,):
+        raise ValueError(f"{name} are one number for each query head, ({problem.h},); found {tuple(logits.shape)}")
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -83,6 +93,8 @@ class Problem:
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
+    sinks: (h) float, as wide as q or wider; one logit for each query head that joins the row sum of its softmax, and has no value
+    (chapter SINK); −∞ where a head has none.
     dropout: the probability that a weight is dropped, if `training` is True.
     do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -123,6 +135,14 @@ class Problem:
         forms={"window_right": "a window with an end behind the query"},
         needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
         check=_is_a_window,
+    )
+    sinks: Tensor | None = option(
+        None,
+        feature="sinks",
+        says="a sink, one logit a query head in the row sum",
+        check=_is_one_a_head,
+        axes="h",
+        gradient="sinks_grad",
     )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()

@@ -80,6 +80,7 @@ class BackwardBound:
     of_keys: Iterator[KeyBound]
     dq: Array
     stored: Array  # how large what is stored of dq may be
+    dsink: Array | None = None  # of what each row adds to the gradient of a sink, (b h i 1); None without sinks
 
 
 # SOFTMAX
@@ -91,7 +92,7 @@ def probabilities(x: Tile, w: ForwardBound, a: Arithmetic) -> Probabilities:
     f = x.forward
     _, added = raised(x, w.rescales, a)
     again = np.minimum(added * (1 + w.grow) + f.p * w.grow, np.maximum(f.p, 1 - f.p))
-    row = np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m)
+    row = x.size_lse + x.size_m
     sums = kappas(w.count[..., 0] + 2 * w.rescales + 4, a.u_acc) + a.rescale * w.rescales
     stored = kappa(4, a.u_acc) * x.abs_s + (kappa(4, a.u_acc) * row + sums)[..., None]
     per_key = np.expm1(np.minimum(stored + (2 * a.exp + 2 * a.u_softmax - np.log1p(-a.u_mma)), 5.0))
@@ -119,6 +120,8 @@ def products(x: Tile, a: Arithmetic) -> Products:
     error += a.eta_acc * x.stretch * (np.abs(x.do).sum(-1, keepdims=True) + x.abs_v.sum(-1)[:, :, None])
     if storage:
         error += storage * dp
+    if x.sunk and a.u_s:  # do times what a sink leaves of the output is stored
+        error += kappa(2, a.u_s) * x.reach
     centred = np.where(seen, np.abs(x.backward.dp - x.backward.delta[..., None]), 0.0)
     return Products(dp, np.where(seen, error, 0.0), centred)
 
@@ -139,12 +142,13 @@ class OverKeys:
     own: Array  # Σ P (|dP| + |D|) of wide arithmetic
     spread: Array
     peak: Array
-    last: Tile  # any tile: it holds what is the same in all of them
+    highest: Array  # the largest |r v| of any key, (b h 1 e)
+    last: Tile  # that of the last keys: it holds what is the same in all of them
 
 
 def over_keys(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> OverKeys:
     """One pass over the tiles."""
-    shift = p_dp = p_error = reach = dps = weighed = own = spread = peak = np.zeros(())
+    shift = p_dp = p_error = reach = dps = weighed = own = spread = peak = highest = np.zeros(())
     for x in tiles(False):
         f, back, p, y = x.forward, x.backward, probabilities(x, w, a), products(x, a)
         assert back is not None
@@ -161,7 +165,9 @@ def over_keys(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> OverKeys:
             own = own + (p.upper * y.dp).sum(-1, keepdims=True) + np.abs(back.delta)[..., None] * p.upper.sum(-1, keepdims=True)
         at_most = f.visible & (f.s >= f.m[..., None])
         peak = np.maximum(peak, np.where(at_most, delta, 0.0).max(-1, keepdims=True, initial=0.0))
-    return OverKeys(np.minimum(shift, spread), p_dp, p_error, reach, dps, weighed, own, spread, peak, x)
+        if x.sunk:
+            highest = np.maximum(highest, x.abs_v.max(-2, keepdims=True, initial=0.0) * np.max(x.factor, initial=0.0))
+    return OverKeys(np.minimum(shift, spread), p_dp, p_error, reach, dps, weighed, own, spread, peak, highest, x)
 
 
 def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
@@ -175,7 +181,7 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
     rounded = (a.u_mma + a.u_in + dropout(x, a)) * row.p_dp
     # What is common to a row's P does not cancel in D: the rounding of an lse that o was divided by, or, where D is made of
     # the P of backward, all that the stored lse is off by.
-    lse = (np.abs(np.where(f.empty, 0.0, f.lse)) + np.abs(f.m))[..., None]
+    lse = (x.size_lse + x.size_m)[..., None]
     divided = np.minimum(kappa(2, a.u_acc) * (1 + lse), 100.0)
     common = np.minimum(2 * w.sums + 2 * a.rescale * w.rescales[..., None] - np.log1p(-a.u_mma) + kappa(2, a.u_acc) * lse, 100.0)
     from_output = (  # Σ_c do·o, from the stored output
@@ -194,6 +200,12 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
         + (d + row.shift) * (kappa(2, a.u_acc) + common)
     )
     error = row.shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
+    if x.sunk and a.u_s:
+        # The output without the sink is stored, and so is what it and do are multiplied by: Σ do·o' = D / (1 − π), whose error
+        # meets probabilities that are as much larger.
+        assert f.pi is not None
+        largest = (ado * row.highest).sum(-1, keepdims=True)
+        error = error + kappa(3, a.u_s) * np.minimum(quotient(do_o, 1 - f.pi[..., None]), largest) + a.eta_s * (e + largest)
     if a.u_softmax:
         row_sum = np.exp(np.where(f.empty, 0.0, f.lse) - f.m)[..., None]
         error = error + kappa(5, a.u_softmax) * (row.p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
@@ -232,9 +244,10 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     # bound, float64, scores of −10⁵, three parts.)
     split = np.minimum(p.stored + 2 * a.rescale, 1.0) * np.minimum(upper * sums.spread, sums.weighed)
     rounding = kappa(3, a.u_acc)
-    # What the autograd of a split multiplies v with, share·do, may underflow; P_n beside it is not small.
+    # What the autograd of a split multiplies v with, share·do, may underflow; P_n beside it is not small. A sink that is applied
+    # to a stored output is such a split.
     values = x.abs_v.sum(-1)[:, :, None] * np.max(x.factor, initial=0.0)
-    lost = a.eta_acc * (1 + values + values.max(-1, keepdims=True, initial=0.0))
+    lost = (a.eta_acc + (a.eta_s if x.sunk else 0.0)) * (1 + values + values.max(-1, keepdims=True, initial=0.0))
     return np.where(
         x.scored,
         (error + rounding * upper) * y.centred + (1 + rounding) * upper * difference + split + lost,
@@ -329,6 +342,8 @@ def value_error(x: Tile, p: Probabilities, many: KeyTerms, a: Arithmetic) -> Arr
         error, upper = np.where(x.live, x.factor * error + a.eta_s, 0.0), x.factor * upper
     largest = upper.swapaxes(-1, -2) @ ado
     dv = error.swapaxes(-1, -2) @ ado + (many.rounding + 2 * a.u_in) * largest + a.eta_acc * many.count * x.stretch
+    if x.sunk:
+        dv += a.eta_s * many.count * x.stretch
     if a.u_grad:
         dv += kappa(many.writes, a.u_grad) * (largest + dv) + many.writes * a.eta_out
     dv += a.u_out * (np.abs(x.backward.dv) + dv) + a.eta_out
@@ -360,6 +375,16 @@ def operand(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Operand:
     unscaled = ds + np.where(x.scored, error, 0.0)
     error = np.where(x.scored, error + (a.eta_s + a.eta_acc) / max(abs(x.scale), 1e-300), 0.0)  # scale·dS may underflow
     return Operand(error, ds + error, unscaled, of_maps, slope)
+
+
+def sink_gradient_error(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
+    """The bound of what each row adds to the gradient of its head's sink, which is the sink's dS = π (0 − D). (b h i 1)."""
+    assert x.backward is not None
+    error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
+    error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
+    if a.u_s:
+        error += 2 * a.u_s * (1 + a.u_s) * (np.abs(x.backward.ds) + error) + a.eta_s
+    return np.where(x.scored, error + a.u_out * (np.abs(x.backward.ds) + error) + a.eta_out, 0.0)
 
 
 def operand_rounding(a: Arithmetic) -> float:
@@ -434,7 +459,7 @@ def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, grou
     """The bounds of the gradients per query head. `group` is how many query heads are summed into one dk and dv.
 
     dq (b h i d) is the exact one, and `queries` how many rows the kernel has, of which the tiles may hold some. Bounds of
-    keys come tile by tile, and that of dq is complete after the last.
+    keys come tile by tile, those of sinks with the first, and that of dq is complete after the last.
     """
     result = BackwardBound(iter(()), np.zeros(dq.shape), np.zeros(dq.shape))
     result.of_keys = _of_keys(result, tiles, w, np.abs(dq), a, group, queries)
@@ -449,6 +474,9 @@ def _of_keys(
     for x in tiles(False):
         back = x.backward
         assert back is not None
+        if x.sink:  # its key and its value are zero, and so are their gradients, whatever dS is
+            result.dsink = sink_gradient_error(x, w, sums, a)
+            continue
         many = terms_of_keys(x, a, group, queries)
         dv = value_error(x, probabilities(x, w, a), many, a)
         ds = operand(x, w, sums, a)

@@ -90,7 +90,7 @@ def _above(x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Enclosure:
-    """Balls that hold the exact answer, by output name: o (b h i e), lse (b h i), and dq, dk, dv, dbias like their inputs.
+    """Balls that hold the exact answer, by output name: o (b h i e), lse (b h i), and dq, dk, dv, dbias, dsinks like their inputs.
 
     The gradients are there where the problem has a cotangent. What the clauses leave open is NaN: rows under the rule nan,
     rows with a visible bias that is not a finite number, and the gradients that such rows reach. `bits` is the precision.
@@ -186,6 +186,7 @@ class _Given:
     scale: float
     options: dict[str, Any]  # of SCORE_MAPS: (b h i j), or a number
     visible: Array  # (b h i j) bool
+    sinks: Array | None  # (h)
     serving: list[int]  # the key/value head of each query head
     kept: Array | None  # (b h i j) bool; None without dropout
     rate: float
@@ -227,6 +228,7 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
             if (y := bias if name == "bias" else getattr(problem, name)) is not None
         },
         visible=_visible(problem, dialect, full, bias),
+        sinks=None if problem.sinks is None else _numbers(problem.sinks),
         serving=[n // group if dialect.head_grouping == "blocked" else n % problem.g for n in range(problem.h)],
         kept=kept,
         rate=rate,
@@ -279,8 +281,10 @@ def _scores(q: Array, k: Array, scale: float, options: dict[str, Any], visible: 
 # SOFTMAX
 
 
-def _softmax(s: Array, visible: Array, empty_row: str) -> tuple[Array, Array]:
+def _softmax(s: Array, visible: Array, empty_row: str, sink: float | None) -> tuple[Array, Array]:
     """Probabilities (i j) and lse (i) of scores and what is visible. Hidden keys have the number zero.
+
+    A sink has a term of the sum, and no probability here.
 
     A row is shifted by a number near its largest score; which one does not matter, for any shift is exact.
     """
@@ -288,6 +292,9 @@ def _softmax(s: Array, visible: Array, empty_row: str) -> tuple[Array, Array]:
     p, lse = _zeros(*s.shape), np.full(len(s), flint.arb(-np.inf), object)
     for row, seen in enumerate(visible):
         keys = np.flatnonzero(seen)
+        if not len(keys) and sink is not None:
+            lse[row] = flint.arb(sink)
+            continue
         if not len(keys):
             if empty_row != "zero":
                 p[row] = flint.arb(1) / max(len(seen), 1) if empty_row == "uniform" else flint.arb("nan")
@@ -296,9 +303,9 @@ def _softmax(s: Array, visible: Array, empty_row: str) -> tuple[Array, Array]:
         if not all(_each("is_finite", score)):  # a bias of NaN or +∞; products of finite numbers are finite
             p[row] = lse[row] = flint.arb("nan")
             continue
-        shift = max(score.tolist()).mid()
+        shift = max([*score.tolist(), *(() if sink is None else (flint.arb(sink),))]).mid()
         weight = np.exp(score - shift)
-        total = weight.sum()
+        total = weight.sum() if sink is None else weight.sum() + (flint.arb(sink) - shift).exp()
         if not (total > 0 and total.is_finite()):
             raise _TooCoarse(f"the sum of the exponentials of a row is {total}")
         p[row, keys] = weight / total
@@ -324,7 +331,9 @@ def _answer(x: _Given) -> dict[str, Array]:
     """All outputs at the precision of now, head by head, in the implementation's shapes."""
     o, lse = _zeros(*x.q.shape[:3], x.v.shape[3]), _zeros(*x.q.shape[:3])
     dq, dk, dv, dbias = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape), _zeros(*x.visible.shape)
+    dsinks = _zeros(x.q.shape[1])
     for at in np.ndindex(*x.q.shape[:2]):
+        sink = None if x.sinks is None or np.isneginf(x.sinks[at[1]]) else float(x.sinks[at[1]])
         kv = at[0], x.serving[at[1]]
         s, slopes = _scores(
             x.q[at],
@@ -333,12 +342,14 @@ def _answer(x: _Given) -> dict[str, Array]:
             {name: y[at] if isinstance(y, np.ndarray) else y for name, y in x.options.items()},
             x.visible[at],
         )
-        p, lse[at] = _softmax(s, x.visible[at], x.empty_row)
+        p, lse[at] = _softmax(s, x.visible[at], x.empty_row, sink)
         factor = None if x.kept is None else _dropout_factor(x.kept[at], x.rate)
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
         if x.do is not None:
-            dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
+            dz, delta = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
+            if sink is not None:
+                dsinks[at[1]] -= _sum(np.exp(_flint().arb(sink) - lse[at]) * delta[:, 0], 0)[0]
             for name, slope in reversed(slopes.items()):
                 if name == "bias":
                     dbias[at] = dz
@@ -353,20 +364,23 @@ def _answer(x: _Given) -> dict[str, Array]:
         answer |= {"dq": dq, "dk": dk.reshape(x.shapes["k"]), "dv": dv.reshape(x.shapes["v"])}
         if "bias" in x.options:
             answer["dbias"] = _of_repeated(dbias, x.shapes["bias"])
+        if x.sinks is not None:
+            answer["dsinks"] = dsinks
     return answer
 
 
 # GRADIENTS
 
 
-def _score_gradient(p: Array, factor: Array | None, do: Array, v: Array, visible: Array) -> Array:
-    """dS = P∘(dP − D) with dP = r∘(do vᵀ) and D = Σ P dP, (i j). A row without a key has none."""
+def _score_gradient(p: Array, factor: Array | None, do: Array, v: Array, visible: Array) -> tuple[Array, Array]:
+    """dS = P∘(dP − D) with dP = r∘(do vᵀ) and D = Σ P dP, (i j), and D (i 1). A row without a key has none."""
     dp = _product(do, v.T)
     if factor is not None:
         dp = dp * factor
-    ds = p * (dp - _sum(p * dp, 1))
+    delta = _sum(p * dp, 1)
+    ds = p * (dp - delta)
     ds[~visible.any(1)] = _flint().arb(0)
-    return ds
+    return ds, delta
 
 
 def _of_repeated(ds: Array, shape: tuple[int, ...]) -> Array:
