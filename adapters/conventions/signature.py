@@ -35,6 +35,19 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "logits_cap",
     ),
     "window": windows.NAMES,
+    "sinks": (
+        "sinks",
+        "s_aux",  # transformers, and vLLM's fork of flash-attention
+        "learnable_sink",  # flash-attention 4
+        "attn_sink",  # FlashMLA
+        "attn_sinks",
+        "attention_sink",
+        "attention_sinks",
+        "sink",
+        "head_sink",  # onnxruntime
+        "sink_token",  # cuDNN
+        "softmax_offset",  # TransformerEngine
+    ),
     "dropout": ("dropout", "dropout_p"),
     "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),

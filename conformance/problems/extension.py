@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, softcap, window
+from attnspec.conformance.problems.factors import LEVELS, sink, softcap, window
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,11 @@ WINDOW = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "wrt"),
     beside=(SOFTCAP,),
 )
-EXTENSIONS = (SOFTCAP, WINDOW)
+SINKS = Extension(
+    "sinks",
+    "sinks",
+    {"sinks": sink.SINKS.levels},
+    ("dtype", "heads", "i", "j", "mask", "bias", "causal", "scale", "values", "wrt"),
+    beside=(SOFTCAP, WINDOW),
+)
+EXTENSIONS = (SOFTCAP, WINDOW, SINKS)
