@@ -40,7 +40,7 @@ class Answer:
     """What one call gave: its tensors, or what it raised.
 
     o: what the call returned, which should be a tensor (b h i e).
-    gradients: by name (dq, dk, dv, dbias), which should have the shapes of the inputs; None if autograd gave none.
+    gradients: by name (dq, dk, dv, dbias, dsinks), which should have the shapes of the inputs; None if autograd gave none.
     error: what was raised, in the stage "forward" or "backward".
     unsupported: why the implementation was not asked.
     changed: the inputs that the call changed, or around which it wrote in the same memory.

@@ -160,7 +160,7 @@ class SampledRows:
     # ANSWER
 
     def parts(self, class_: str) -> Iterator[Part]:
-        """The exact answer and its bounds for an accuracy class: o and lse, then dk and dv of each tile of keys, then dq and dsinks."""
+        """The exact answer and its bounds for an accuracy class: o and lse, dk and dv of each tile of keys, dq and dsinks."""
         problem, dtype = self.problem, str(self.problem.dtype).removeprefix("torch.")
         a = arithmetic(class_, dtype)
         share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)

@@ -215,9 +215,7 @@ class Tiled:
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, sinks: Tensor, plan: Sunk, how: Tiled
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, sinks: Tensor, plan: Sunk, how: Tiled) -> Tensor:
         q, k, v = widen(query, key, value)
         exp, log = (torch.exp2, torch.log2) if how.folded else (torch.exp, torch.log)
         z = (sinks.to(q.dtype) * (LOG2_E if how.folded else 1.0))[:, None, None]

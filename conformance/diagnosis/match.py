@@ -17,13 +17,14 @@ from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.reference.dense import reduce_to
-from attnspec.spec import Problem
+from attnspec.spec import OPTIONS, Problem
 
 BREADTH = 32.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
 BREADTH_OF_HALVES = 3.0  # the same for half types, whose bounds are wide already
 BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
 CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
-AXES = {"o": "bhie", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij"}
+OF_OPTIONS = {f"d{name}": own.axes for name, own in OPTIONS.items() if own.gradient}
+AXES = {"o": "bhie", "dq": "bhid", "dk": "bgjd", "dv": "bgje", **OF_OPTIONS}
 AXIS = {"b": "batch item", "h": "head", "g": "key/value head", "i": "query", "j": "key", "d": "channel", "e": "channel"}
 
 
@@ -69,7 +70,7 @@ class Seen:
         x = {name: float(t.detach().abs().nan_to_num(posinf=0).max()) if t.numel() else 0.0 for name, t in tensors.items()}
         eps, dp = float(torch.finfo(self.problem.dtype).eps), x.get("do", 0.0) * x["v"] * self.problem.e
         ds = dp * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
-        sizes = {"o": x["v"], "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), "dbias": dp}
+        sizes = {"o": x["v"], "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), **dict.fromkeys(OF_OPTIONS, dp)}
         return {name: eps * size for name, size in sizes.items()}
 
     @cached_property

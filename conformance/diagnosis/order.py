@@ -125,7 +125,10 @@ def _alike(problem: Problem, other: Problem) -> bool:
 
 
 def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
-    """The queries and the keys so many times each: no row gives another answer, since every key weighs as much as before."""
+    """The queries and the keys so many times each: no row gives another answer, since every key weighs as much as before.
+
+    A sink is as many times as heavy.
+    """
 
     def repeated(x: Tensor, axis: int, size: int, times: int) -> Tensor:
         return torch.cat([x] * times, axis) if x.ndim >= -axis and x.shape[axis] == size else x
@@ -137,7 +140,8 @@ def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
         bias = repeated(repeated(bias, -2, problem.i, queries), -1, problem.j, keys)
     q, k, v = torch.cat([problem.q] * queries, -2), torch.cat([problem.k] * keys, -2), torch.cat([problem.v] * keys, -2)
     do = None if problem.do is None else torch.cat([problem.do] * queries, -2)
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=do)
+    sinks = None if problem.sinks is None else problem.sinks + math.log(keys)
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, do=do)
 
 
 def _more_items(problem: Problem, times: int) -> Problem:

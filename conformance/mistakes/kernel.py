@@ -12,22 +12,13 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense, solve, to_float64
-from attnspec.reference.stages import heads, maps, softmax
+from attnspec.reference.stages import heads, maps, sink, softmax
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
 from attnspec.reference.stages.visible import last_visible, reach, right_aligned
 from attnspec.spec import Dialect, Problem
 
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
-
-
-def weights(s: Array, pivot: Array | float | None = None) -> Array:
-    """Softmax with another maximum, in the range of float32; 0 where nothing is seen."""
-    m = s.max(-1, keepdims=True) if pivot is None else pivot
-    e = np.exp(s - np.where(np.isfinite(m), m, 0.0))
-    e = np.where(e > 3.4e38, inf, np.where(e < 1e-45, 0.0, e))
-    total = e.sum(-1, keepdims=True)
-    return e / np.where(total == 0, 1.0, total)
 
 
 class Kernel:
@@ -52,6 +43,9 @@ class Kernel:
         self.empty, self.m, self.p = f.empty[..., None], f.m[..., None], f.p
         self.s = np.where(f.visible, f.s, -inf)
         self.e = softmax.exponentials(f.s, f.visible, f.m)
+        z = sink.logits(self.given)
+        self.z = np.full((self.h, 1, 1), -inf) if z is None else z[..., None]
+        self.e_sink: Array | float = 0.0 if z is None else softmax.exponential(self.z, self.m)
         if problem.do is not None:
             self.do = to_float64(problem.do)
             back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
@@ -89,11 +83,19 @@ class Kernel:
         """The scores of all keys, of those that mask and causal hide, too."""
         return self.forward.s if self.bias is None else np.where(self.bias == -inf, -inf, self.forward.s)
 
-    def over(self, e: Array, summed: Array) -> Array:
-        """Weights over a row sum, 0 where that is 0; in empty rows what the dialect says."""
-        total = summed.sum(-1, keepdims=True)
+    def weights(self, s: Array, pivot: Array | float | None = None) -> Array:
+        """Softmax of scores with another maximum, in the range of float32; 0 where nothing is seen."""
+        m = np.maximum(s.max(-1, keepdims=True), self.z) if pivot is None else pivot
+        m = np.where(np.isfinite(m), m, 0.0)
+        e, e_sink = (np.where(x > 3.4e38, inf, np.where(x < 1e-45, 0.0, x)) for x in (np.exp(s - m), np.exp(self.z - m)))
+        total = e.sum(-1, keepdims=True) + e_sink
+        return e / np.where(total == 0, 1.0, total)
+
+    def over(self, e: Array, summed: Array, e_sink: Array | float | None = None) -> Array:
+        """Weights over a row sum, with its sink's term, 0 where that is 0; in empty rows what the dialect says."""
+        total = summed.sum(-1, keepdims=True) + (self.e_sink if e_sink is None else e_sink)
         p = np.where(self.empty, 0.0, e / np.where(total == 0, 1.0, total))
-        return softmax.fill_empty_rows(p, self.forward.empty, self.dialect.empty_row, self.j)
+        return softmax.fill_empty_rows(p, self.forward.bare, self.dialect.empty_row, self.j)
 
     def of_scores(self, ds: Array, scale: float | None = None) -> dict[str, Array]:
         """dq, dk and what score maps add, from the gradient of the scores; nothing comes from an empty row. scale: another one."""
@@ -123,8 +125,9 @@ class Kernel:
 
     def on(self, dialect: Dialect | None = None, **changes: Any) -> dict[str, Array]:
         """The outputs where some fields of the problem are others; arrays become tensors."""
-        if changes.get("bias", self.problem.bias) is None:  # what is not there asks for no gradient
-            changes["wrt"] = tuple(name for name in self.problem.wrt if name != "bias")
+        gone = [name for name in self.problem.wrt if changes.get(name, getattr(self.problem, name)) is None]
+        if gone:  # what is not there asks for no gradient
+            changes["wrt"] = tuple(name for name in self.problem.wrt if name not in gone)
         changes = {n: torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x for n, x in changes.items()}
         if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in changes.values()):  # values of no narrower dtype
             given = {**self.problem.inputs(), "do": self.problem.do, **changes}

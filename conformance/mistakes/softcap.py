@@ -8,7 +8,7 @@ from math import inf
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.conformance.mistakes.kernel import Kernel, Wrong, weights
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.reference import dense
 from attnspec.reference.stages.softcap import Softcap
@@ -38,7 +38,7 @@ def bent(x: Kernel, bend: Callable[[Array], Array]) -> Array:
 
 def with_scores(x: Kernel, s: Array, hidden: Array | float = -inf) -> Wrong:
     """The output and dv with other scores of the visible keys, and these of the hidden ones; of other gradients nothing is said."""
-    wrong = x.with_weights(weights(np.where(x.s > -inf, s, hidden)))
+    wrong = x.with_weights(x.weights(np.where(x.s > -inf, s, hidden)))
     return {name: wrong[name] for name in ("o", "dv") if name in wrong}
 
 

@@ -28,6 +28,7 @@ NAMES = {
     "dk": "gradient of k",
     "dv": "gradient of v",
     "dbias": "gradient of the bias",
+    "dsinks": "gradient of the sinks",
     "call": "call",
 }
 

@@ -384,7 +384,8 @@ def sink_gradient_error(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) 
     error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
     if a.u_s:
         error += 2 * a.u_s * (1 + a.u_s) * (np.abs(x.backward.ds) + error) + a.eta_s
-    # Where the sink is applied after the fact, the derivative of the sigmoid is σ (1 − σ) = (1 − π) π, with a σ near 1 if π is small.
+    # Where the sink is applied after the fact, the derivative of the sigmoid is σ (1 − σ) = (1 − π) π, from a stored σ: what is
+    # rounded there is no multiple of a small π.
     error += kappa(2, a.u_acc) * (np.abs(x.backward.delta)[..., None] + sums.delta)
     return np.where(x.scored, error + a.u_out * (np.abs(x.backward.ds) + error) + a.eta_out, 0.0)
 

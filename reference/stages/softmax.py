@@ -23,7 +23,9 @@ class Rows:
     top: Array | None  # the largest score of a key; −∞ where none is visible
 
 
-@implements("SOFTMAX-1", "SOFTMAX-2", "SOFTMAX-3", "SOFTMAX-4", "SHAPE-2", "SINK-1", "SINK-4", "SINK-5", "SINK-6", "SINK-8", "SINK-9")
+@implements(
+    "SOFTMAX-1", "SOFTMAX-2", "SOFTMAX-3", "SOFTMAX-4", "SHAPE-2", "SINK-1", "SINK-4", "SINK-5", "SINK-6", "SINK-8", "SINK-9"
+)
 def softmax(s: Array, visible: Array, sink: Array | None = None) -> Rows:
     """The softmax of scores (b h i j). sink: a score without a key, of each row or what broadcasts to them; −∞ for none."""
     empty = np.logical_not(visible.any(-1))

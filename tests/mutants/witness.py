@@ -29,7 +29,7 @@ from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve
-from attnspec.spec import Dialect, Problem
+from attnspec.spec import Dialect, Problem, differentiable
 from mutants.base import Mutant, load
 
 FILE = Path(__file__).with_name("witnesses.json")
@@ -39,15 +39,15 @@ DTYPES = LEVELS["dtype"]
 
 
 @cache
-def _asked(case: Case, dialect: Dialect, gradients: bool) -> tuple[Problem, Exact]:
-    problem = build(case, "cpu", ("q", "k", "v", "bias") if gradients else ())
+def _asked(case: Case, dialect: Dialect, gradients: tuple[str, ...]) -> tuple[Problem, Exact]:
+    problem = build(case, "cpu", gradients)
     return problem, solve(problem, dialect)
 
 
 def wrong(adapter: Adapter, case: Case) -> bool:
     """Whether the answer to a case, as far as it is offered, is outside of the class that its dtype must hold."""
     case = fit(case, adapter)
-    problem, exact = _asked(case, Dialect(**adapter.dialect), "backward" in adapter.offers)
+    problem, exact = _asked(case, Dialect(**adapter.dialect), differentiable(adapter.offers))
     return bool(judge(adapter.run(problem), exact, adapter.accuracy or default_class(case.dtype)).findings)
 
 

@@ -50,7 +50,13 @@ def found(sinks: Tensor) -> str:
 
 def in_words(case: Case) -> str:
     """What the sinks hold."""
-    said = {"none": "", "normal": "sinks", "inf": "sinks, all −∞", "above": "sinks above the scores", "below": "sinks below the scores"}
+    said = {
+        "none": "",
+        "normal": "sinks",
+        "inf": "sinks, all −∞",
+        "above": "sinks above the scores",
+        "below": "sinks below the scores",
+    }
     return said.get(case.sinks, f"sinks, {case.sinks}")
 
 
