@@ -152,10 +152,15 @@ class SampledRows:
         return sum(back.dq for back in tiles if back is not None)  # type: ignore[return-value]
 
     @cached_property
+    def _dsink(self) -> Array:
+        """What each row adds to the gradient of its head's sink (b h i)."""
+        assert self.pi is not None
+        return sink.gradient(self.pi, self._delta)
+
+    @cached_property
     def dsinks(self) -> Array:
         """The exact gradient of the sinks (h), to which the other rows add nothing. The problem must have both."""
-        assert self.pi is not None
-        return dense.of_rows(sink.gradient(self.pi, self._delta), "sinks", self._given(slice(0, 0)))
+        return dense.of_rows(self._dsink, "sinks", self._given(slice(0, 0)))
 
     # ANSWER
 
@@ -209,9 +214,10 @@ class SampledRows:
                     yield part(output, at, value, bound, nothing, skip)
             skip = both[..., None] | (g.stored > LARGEST[dtype])
             yield part("dq", rows, self.dq, g.dq, ~scored_rows, skip)
-            if g.dsink is not None:
-                given = self._given(slice(0, 0))
-                z, each, axes = sink.logits(given), sink.gradient(self.pi, self._delta)[..., None], OPTIONS["sinks"].axes
-                bound, skip = reduced_bound(each, g.dsink, self.dsinks, self.dsinks.shape, axes, both, a)
-                asked_of = dense.of_rows((scored_rows[..., 0] & (z > -np.inf)).astype(float), "sinks", given)
-                yield part("dsinks", (slice(None),), self.dsinks, bound, asked_of == 0, skip)
+            given = self._given(slice(0, 0))
+            z = sink.logits(given)
+            if z is not None and g.dsink is not None:
+                axes, reached = OPTIONS["sinks"].axes, scored_rows[..., 0] & (z > -np.inf)
+                bound, skip = reduced_bound(self._dsink[..., None], g.dsink, self.dsinks, self.dsinks.shape, axes, both, a)
+                nothing = dense.of_rows(reached.astype(float), "sinks", given) == 0
+                yield part("dsinks", (slice(None),), self.dsinks, bound, nothing, skip)

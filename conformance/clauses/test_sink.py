@@ -282,7 +282,7 @@ def test_some_heads_without_a_sink(subject: Subject, case: Case) -> None:
         *(({"causal": True, "i": 7, "j": 3},) if subject.offers("causal") else ()),
     )
     for changes in empty:
-        problem = plain(case, subject, heads="2/2" if subject.offers("mha") else case.heads, **changes)
+        problem = plain(case, subject, None, heads="2/2" if subject.offers("mha") else case.heads, **changes)
         for head in range(problem.h):
             sinks = [-inf if n == head else 0.5 for n in range(problem.h)]
             must_be_right(subject, with_sinks(problem, sinks), f"no sink in head {head}")
@@ -398,6 +398,6 @@ def test_sinks_change_from_call_to_call(subject: Subject, case: Case) -> None:
     earlier: tuple[Problem, ...] = ()
     for level in (*LEVELS, "none", *LEVELS[:2]):
         changes: dict[str, object] = {"i": 13, "j": 21, "sinks": level}
-        asked = plain(case, subject, **changes)
+        asked = plain(case, subject, None, **changes)
         must_be_right(subject, asked, f"sinks ({level}) after {len(earlier)} calls with others", OUTPUTS, earlier=earlier)
         earlier += (asked,)

@@ -29,7 +29,7 @@ from attnspec.conformance.vectors.format import (
 from attnspec.conformance.vectors.readme import README, text
 from attnspec.reference import Exact
 from attnspec.reference.check import beyond, together
-from attnspec.spec import CHOICES, SCALARS, Dialect, Problem
+from attnspec.spec import CHOICES, OPTIONS, SCALARS, Dialect, Problem
 from attnspec.spec.files import DTYPES, Stored, write
 
 ALWAYS = ("causal", "scale")  # options that stand in every line, given or not
@@ -69,8 +69,8 @@ def size(problem: Problem) -> int:
 
 def features(problem: Problem) -> frozenset[str]:
     """What an implementation must offer to be asked a problem."""
-    gradients = {"backward": bool(problem.wrt), "bias_grad": "bias" in problem.wrt}
-    return needs(problem) | {name for name, asked in gradients.items() if asked}
+    gradients = {OPTIONS[name].gradient for name in problem.wrt if name in OPTIONS}
+    return needs(problem) | gradients | ({"backward"} if problem.wrt else set())
 
 
 def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str, str]:
@@ -112,7 +112,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
         task.class_,
         exact.oracle,
         tuple(sorted(features(problem))),
-        choices_of(problem, exact.dialect, bool(exact.empty.any())),
+        choices_of(problem, exact.dialect, bool(exact.forward.bare.any())),
         {name: tuple(x.shape) for name, x in problem.inputs().items()},
         {name: value for name in SCALARS if name in ALWAYS or name in problem.given() for value in [getattr(problem, name)]},
         outputs_of(problem),
