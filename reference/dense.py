@@ -33,6 +33,7 @@ class Forward:
     # Of a problem with sinks, (b h i); None without.
     pi: Array | None = None  # probability of the sink
     top: Array | None = None  # the largest score of a key; −∞ in an empty row
+    lse_of_keys: Array | None = None  # log Σ exp s of the keys alone; −∞ in an empty row
 
     @property
     def z(self) -> Array:
@@ -85,7 +86,7 @@ def forward(q: Array, k: Array, v: Array, given: Given) -> Forward:
     seen = visible.visible_keys(scores[0].shape, given)
     # SOFTMAX
     rows = softmax.softmax(scores[-1], seen, sink.logits(given))
-    f = Forward(scores, seen, rows.empty, rows.p, rows.p, rows.m, rows.lse, rows.p, rows.pi, rows.top)
+    f = Forward(scores, seen, rows.empty, rows.p, rows.p, rows.m, rows.lse, rows.p, rows.pi, rows.top, rows.lse_of_keys)
     p = softmax.fill_empty_rows(rows.p, f.bare, given.dialect.empty_row, rows.p.shape[-1])
     # DROPOUT
     w = p * given.factor

@@ -113,6 +113,7 @@ class SampledRows:
             m, total, o = highest, total * shrink + e.sum(-1), o * shrink[..., None] + e @ v
             fill = fill + v.sum(-2, keepdims=True)
         self.empty, self.top, bare = total == 0, None if z is None else m, total == 0
+        self.lse_of_keys = None if z is None else np.where(self.empty, -np.inf, m + np.log(np.where(self.empty, 1.0, total)))
         if z is not None:
             bare = bare & (z == -np.inf)
             highest = np.where(bare, 0.0, np.maximum(m, z))
@@ -134,7 +135,7 @@ class SampledRows:
         scores, seen = self._scores(k, given)
         p = softmax.exponentials(scores[-1], seen, self.m) / self.total[..., None]
         p = softmax.fill_empty_rows(p, self.bare, self.dialect.empty_row, self.problem.j)
-        f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o, self.pi, self.top)
+        f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o, self.pi, self.top, self.lse_of_keys)
         if not gradients or self.do is None:
             return bounds.Tile(self.q, k, v, given, f, self.do)
         return bounds.Tile(self.q, k, v, given, f, self.do, dense.backward(self.q, k, v, self.do, f, given, self._delta))

@@ -93,12 +93,10 @@ class Tile:
 
     @cached_property
     def size_lse(self) -> Array:
-        """|lse|, or that of the keys alone where it is larger; 0 in an empty row. (b h i).
-
-        That of the keys alone is above their largest score, and below the lse of all.
-        """
-        size = np.abs(np.where(self.forward.empty, 0.0, self.forward.lse))
-        return np.maximum(size, self.size_m) if self.sunk else size
+        """|lse|, or that of the keys alone where it is larger; 0 in an empty row. (b h i)."""
+        f = self.forward
+        size = np.abs(np.where(f.empty, 0.0, f.lse))
+        return size if f.lse_of_keys is None else np.maximum(size, np.abs(np.where(f.empty, 0.0, f.lse_of_keys)))
 
     @property
     def dropped(self) -> bool:

@@ -24,13 +24,3 @@ def logits(given: Given) -> Array | None:
 def gradient(pi: Array, delta: Array) -> Array:
     """What each row adds to the gradient of its head's sink: π (0 − Δ), for its value is zero. (b h i)."""
     return np.where(pi == 0, 0.0, -pi * delta)
-
-
-@implements("SINK-10")
-def lse_of_keys(lse: Array, pi: Array) -> Array:
-    """log Σ exp s over the keys alone, from the lse of keys and sink and the probability of the sink; −∞ where there is no key.
-
-    Where π is next to 1 it has few digits. (b h i).
-    """
-    with np.errstate(divide="ignore"):
-        return np.where(pi < 1, lse, 0.0) + np.log1p(-pi)

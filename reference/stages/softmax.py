@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray as Array
@@ -21,10 +21,22 @@ class Rows:
     # None without sinks:
     pi: Array | None  # the probability of the sink
     top: Array | None  # the largest score of a key; −∞ where none is visible
+    lse_of_keys: Array | None  # log Σ exp of the scores alone; −∞ where none is visible
 
 
 @implements(
-    "SOFTMAX-1", "SOFTMAX-2", "SOFTMAX-3", "SOFTMAX-4", "SHAPE-2", "SINK-1", "SINK-4", "SINK-5", "SINK-6", "SINK-8", "SINK-9"
+    "SOFTMAX-1",
+    "SOFTMAX-2",
+    "SOFTMAX-3",
+    "SOFTMAX-4",
+    "SHAPE-2",
+    "SINK-1",
+    "SINK-4",
+    "SINK-5",
+    "SINK-6",
+    "SINK-8",
+    "SINK-9",
+    "SINK-10",
 )
 def softmax(s: Array, visible: Array, sink: Array | None = None) -> Rows:
     """The softmax of scores (b h i j). sink: a score without a key, of each row or what broadcasts to them; −∞ for none."""
@@ -36,7 +48,10 @@ def softmax(s: Array, visible: Array, sink: Array | None = None) -> Rows:
     e_sink = None if sink is None else exponential(sink, m)
     total = np.where(bare, 1.0, e.sum(-1) if e_sink is None else e.sum(-1) + e_sink)
     lse = np.where(bare, -np.inf, m + np.log(total))
-    return Rows(e / total[..., None], m, lse, empty, *((None, None) if e_sink is None else (e_sink / total, largest)))
+    rows = Rows(e / total[..., None], m, lse, empty, None, None, None)
+    if e_sink is None:
+        return rows
+    return replace(rows, pi=e_sink / total, top=largest, lse_of_keys=softmax(s, visible).lse)
 
 
 def exponential(sink: Array, m: Array) -> Array:
