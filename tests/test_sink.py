@@ -8,17 +8,25 @@ import numpy as np
 import pytest
 import sunk
 import torch
+from mutants.base import load
 from numpy.random import Generator, default_rng
 from random_problems import CAPS, WINDOWS, draw, share
 
-from attnspec.adapters import resolve
+from attnspec.adapters import Adapter, resolve
+from attnspec.adapters.conventions.signature import PARAMETERS
+from attnspec.conformance import check
 from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.mistakes.power import multiple
+from attnspec.conformance.mistakes.sink import SINK as MISTAKES
+from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.factors.sink import SINKS
 from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.problems.tensors import build
-from attnspec.reference import SampledRows, solve
+from attnspec.reference import SampledRows, default_class, solve
+from attnspec.reference.bounds import output as output_bounds
 from attnspec.reference.witnesses import autograd
 from attnspec.reference.witnesses.enclosure import enclose
 from attnspec.spec import CANONICAL, Dialect, Problem
@@ -203,3 +211,142 @@ def test_honest_kernels_stay_inside_their_class(dtype: str) -> None:
     asked, broken = outside(sunk.HONEST, dtype, 62, PER_REGIME)
     assert asked >= 200
     assert not broken, "\n".join(broken)
+
+
+def test_each_part_of_the_bound_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the sink's score is off by, or as if backward knew of no stored output, honest kernels would be accused."""
+    eager = {"column, eager": sunk.HONEST["column, eager"]}
+    after = {"after the fact": sunk.HONEST["after the fact"], "after storage": sunk.HONEST["after storage"]}
+    for name, nothing, kernels, dtype in (
+        ("sink_error", lambda x, a: np.zeros(x.abs_s.shape), eager, "bfloat16"),
+        ("with_sink", lambda x: iter((x,)), after, "float32"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(output_bounds, name, nothing)
+            try:
+                accused = outside(kernels, dtype, 72, 4)[1]
+            except KeyError:  # a bound of the sinks' gradient that is not there
+                accused = [name]
+            assert accused, name
+
+
+def test_the_rows_of_a_sink_are_bounded_as_by_one_more_key() -> None:
+    """A sink of zero and a key of zeros: one output, and one bound."""
+    for dtype, class_ in (("float32", "A"), ("bfloat16", "B"), ("float64", "A")):
+        problem = build(Case(dtype=dtype, heads="4/2", b=2, i=5, j=9, sinks="zero", values="peaked", wrt="none"))
+        more = {
+            name: torch.cat([x, torch.zeros_like(x[..., :1, :])], -2) for name in "kv" if (x := getattr(problem, name)) is not None
+        }
+        with_it, written_out = solve(problem, CANONICAL), solve(problem.replace(sinks=None, **more), CANONICAL)
+        assert np.allclose(with_it.o, written_out.o, rtol=1e-13, atol=1e-15)
+        bound, like = (exact.tolerance(class_).bound["o"] for exact in (with_it, written_out))
+        assert np.allclose(bound, like, rtol=0.05)
+
+
+MUTANTS = (
+    ("SinksIgnored", "o"),
+    ("SinksTwice", "o"),
+    ("SinksScaled", "o"),
+    ("SinksOfKeyHeads", "o"),
+    ("SinksMissingInBackward", "dq"),
+    ("SinksCentred", "dk"),
+    ("SinkGradientZero", "dsinks"),
+    ("SinkGradientPositive", "dsinks"),
+    ("SinkGradientOfLastItem", "dsinks"),
+    ("SinkGradientAveraged", "dsinks"),
+)
+
+
+@pytest.mark.parametrize(("name", "output"), MUTANTS)
+def test_wrong_kernels_are_outside(name: str, output: str) -> None:
+    """In float32 and in both half types, in the class that they must hold."""
+    adapter = resolve(load()[name].make())[0]
+    for dtype in ("float32", "bfloat16", "float16"):
+        problem = build(Case(dtype=dtype, heads="6/2", b=2, i=20, j=7, sinks="mixed", scale=0.3, do="expanded"))
+        findings = judge(adapter.run(problem), solve(problem, CANONICAL), default_class(dtype)).findings
+        assert output in {x.output for x in findings}, dtype
+
+
+# WHO IS ASKED WHAT
+
+
+@pytest.mark.parametrize("name", PARAMETERS["sinks"])
+def test_a_parameter_offers_sinks(name: str) -> None:
+    scope: dict = {}
+    exec(f"def attend(q, k, v, mask=None, {name}=None): return q", scope)
+    scope["attend"].__module__ = __name__
+    adapter = resolve(scope["attend"])[0]
+    assert {"sinks", "sinks_grad"} <= set(adapter.offers)
+    problem = build(Case(sinks="normal", wrt="none"))
+    assert adapter.call(problem).arguments[name] is problem.sinks
+
+
+def test_an_adapter_offers_them_by_its_parameter() -> None:
+    class Mine(Adapter):
+        def attend(self, q, k, v, *, sinks=None): ...
+
+    assert {"sinks", "sinks_grad"} <= set(Mine().offers)
+
+
+def test_who_offers_none_is_asked_nothing_of_them() -> None:
+    adapter = resolve(torch.nn.functional.scaled_dot_product_attention)[0]
+    cases = array("pairs", adapter, DTYPES)
+    assert all(case.sinks == "none" for case in cases)
+    assert len(cases) < len(array("pairs", resolve(sunk.honest)[0], DTYPES))
+
+
+@pytest.mark.parametrize("level", SINKS.levels)
+def test_a_level_is_read_back(level: str) -> None:
+    """As text, out of its problem, and from the bytes of that."""
+    case = Case(heads="6/2", i=3, j=4, sinks=level)
+    assert Case.parse(case.token()) == case
+    problem = build(case)
+    assert as_case(problem).sinks == level
+    again = Problem.from_bytes(problem.to_bytes())
+    assert (again.sinks is None) == (level == "none")
+    assert level == "none" or torch.equal(again.sinks, problem.sinks)
+
+
+def test_no_two_heads_of_a_group_have_one_sink() -> None:
+    for level in ("normal", "above", "below", "mixed"):
+        sinks = build(Case(heads="6/2", sinks=level)).sinks
+        assert len(set(sinks.tolist())) == 6 - (level == "mixed" and int(sinks.isinf().sum()) - 1)
+        assert sinks.dtype == torch.float32
+
+
+def test_half_types_get_them_in_float32() -> None:
+    assert {build(Case(dtype=dtype, sinks="normal")).sinks.dtype for dtype in DTYPES} == {torch.float32, torch.float64}
+
+
+# MISTAKES
+
+EACH = (
+    "heads=4/2,b=2,i=5,j=7,scale=0.3,sinks=mixed",
+    "heads=4/2,b=2,i=20,j=40,sinks=normal,mask=padding,holes=first_block",
+    "heads=2/2,b=2,i=1,j=9,sinks=normal",
+    "heads=2/2,i=7,j=3,sinks=normal,causal=True",
+    "heads=2/2,i=9,j=300,sinks=normal,bias=ij",
+    "heads=2/2,b=2,i=5,j=9,sinks=normal,mask=ij,holes=empty_row",
+    "heads=4/2,i=3,j=9,sinks=above",
+)
+
+
+def test_each_mistake_of_a_sink_can_show() -> None:
+    """None of them is another name of the right answer, and each gives what has the form of one."""
+    left = set(MISTAKES.mistakes)
+    for token in EACH:
+        problem = build(Case.parse(token))
+        if "above" in token:
+            problem = problem.replace(sinks=problem.sinks * 5)
+        exact = solve(problem, CANONICAL)
+        for name, one in MISTAKES.mistakes.items():
+            wrong = one.wrong(problem, CANONICAL, exact)
+            left -= {name} if wrong is not None and multiple(wrong, exact, "A") > 1 else set()
+    assert not left
+
+
+def test_a_known_mistake_is_named() -> None:
+    """Of mutants whose fault has a name, on one problem each."""
+    result = check(load()["SinksOfKeyHeads"].make(), clauses="SINK-2", dtypes="float32", search=False, isolate=False)
+    assert "SINK-2" in result.broken
+    assert "number of its key head" in str(result)

@@ -57,11 +57,11 @@ def first_empty(x: Kernel, times: float) -> Wrong:
 
 
 def without_maximum(x: Kernel) -> Wrong:
-    """exp(z − the largest score of a key) in the range of what the dtype is computed in; None where nothing leaves it."""
+    """π from e^(z − the largest score of a key) over a sum of it, in the range of what the dtype is computed in: ∞/∞ is NaN."""
     high = 709.78 if x.problem.dtype == torch.float64 else 88.72
     top = x.s.max(-1, keepdims=True, initial=-inf)
     over = (x.z - top > high) & (top > -inf)
-    return {"o": np.where(over, 0.0, x.p @ x.heads_v)} if over.any() else None
+    return of_each_row(x, np.where(over, np.nan, each(x))) if over.any() else None
 
 
 def empty_rows(x: Kernel, number: Callable[[Array], Array | float]) -> Wrong:
@@ -206,6 +206,12 @@ special(
     "sink_gradient_of_last_item",
     "the gradient of the sinks is that of the last batch item",
     lambda x: of_each_row(x, each(x)[-1:]),
+    "sinks do",
+)
+special(
+    "sink_not_in_maximum",
+    "the sink joins the row sum but not the maximum, and where it overflows its gradient is NaN",
+    without_maximum,
     "sinks do",
 )
 special(

@@ -53,6 +53,7 @@ class RowSums:
     """What the gradients of a row need from all of its keys. (b h i 1)."""
 
     delta: Array  # bound of the error of D
+    amplified: Array | float  # what D may be off by for the keys alone, where a sink is applied to a stored output
     spread: Array  # the largest |dP − D|
     weighed: Array  # Σ P |dP − D|
     noise: Array  # what dS may sum to, by rounding, and amax passes on
@@ -200,23 +201,33 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
         + (d + row.shift) * (kappa(2, a.u_acc) + common)
     )
     error = row.shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
-    if x.sunk and a.u_s:
-        # The output without the sink is stored, and so is what it and do are multiplied by: Σ do·o' = D / (1 − π), whose error
-        # meets probabilities that are as much larger.
-        assert f.pi is not None
-        largest = (ado * row.highest).sum(-1, keepdims=True)
-        error = error + kappa(3, a.u_s) * np.minimum(quotient(do_o, 1 - f.pi[..., None]), largest) + a.eta_s * (e + largest)
+    if x.sunk and a.u_s:  # the output without the sink and what it is multiplied by are stored, and so is what do is
+        error = error + kappa(3, a.u_s) * do_o + a.eta_s * (e + (ado * row.highest).sum(-1, keepdims=True))
     if a.u_softmax:
         row_sum = np.exp(np.where(f.empty, 0.0, f.lse) - f.m)[..., None]
         error = error + kappa(5, a.u_softmax) * (row.p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
     return error
 
 
+def amplified(row: OverKeys, a: Arithmetic) -> Array | float:
+    """What the keys see of D's error where a sink is applied to a stored output o': there D is Σ do·o' = D / (1 − π). (b h i 1).
+
+    It meets probabilities that are as much larger. The sink meets it times 1 − π.
+    """
+    x, f = row.last, row.last.forward
+    if f.pi is None or not a.u_s:
+        return 0.0
+    assert x.do is not None
+    ado = np.abs(x.do)
+    do_o = quotient((ado * np.abs(f.o)).sum(-1, keepdims=True), 1 - f.pi[..., None])
+    return kappa(3, a.u_s) * np.minimum(do_o, (ado * row.highest).sum(-1, keepdims=True))
+
+
 def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     """The bound of D, and the other sums over a row's keys."""
     row = over_keys(tiles, w, a)
     noise = kappa(3, a.u_acc) * row.own + (2 * kappas(w.count, a.u_acc) + kappa(4, a.u_acc)) * row.p_dp
-    sums = RowSums(delta_error(row, w, a), row.spread, row.weighed, noise, row.peak)
+    sums = RowSums(delta_error(row, w, a), amplified(row, a), row.spread, row.weighed, noise, row.peak)
     if not a.u_softmax:
         return sums
     # Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it.
@@ -237,7 +248,7 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     """dS = P∘(dP − D), (b h i n), but for what softmax from primitives adds. The eager classes use the rounded P."""
     p, y = probabilities(x, w, a), products(x, a)
     error, upper = (p.error_rounded, p.upper_rounded) if a.u_s else (p.error, p.upper)
-    difference = y.error + sums.delta
+    difference = y.error + sums.delta + (0.0 if x.sink else sums.amplified)
     # A split over keys n, merged by lse_n and differentiated: P (dP − D_n) + exp(s − lse_n) share_n (D_n − D). The two
     # probabilities differ by the error of the stored lse_n, which meets D_n − D and not the smaller dP − D. |D_n − D| is
     # at most the largest |dP − D|, and share_n |D_n − D| at most Σ P |dP − D|. (Measured without this term: 3.05 of the

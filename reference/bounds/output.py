@@ -327,7 +327,8 @@ def sweep(tiles: Tiles, keys: int, a: Arithmetic) -> tuple[Array, Array]:
 
     It rescales only where the maximum may change, at most once a block, and may visit the keys in either direction.
     Counting blocks instead of soft records made the bound six times wider at 4096 keys. A sink may come first, last or between
-    two blocks: it is one rescale more.
+    two blocks: it is one record more, and of n
+    blocks and a sink n are rescaled at most.
     """
     slack = records = np.zeros(())
     sinks: Array | int = 0
@@ -343,7 +344,7 @@ def sweep(tiles: Tiles, keys: int, a: Arithmetic) -> tuple[Array, Array]:
             s = np.where(x.forward.visible, x.forward.s, -np.inf)
             more, running = soft_records(s[..., ::-1] if backwards else s, 2 * slack, running)
             records = records + more
-    return slack, np.minimum(records, -(-keys // a.block)) + sinks
+    return slack, np.minimum(records + sinks, -(-keys // a.block))
 
 
 @once
@@ -487,9 +488,9 @@ def lse_error(row: OverKeys, widest: Array, sums: Array, a: Arithmetic) -> Array
         moved = np.minimum(np.maximum(np.log1p(row.grow), -np.log(row.low)), widest[..., None])
     moved = moved - np.log1p(-sums) - np.log1p(-a.u_mma) + 2 * a.u_softmax
     size = row.last.size_lse + 2 * row.last.size_m
-    if row.last.sunk:  # of an empty row the lse is the sink, which may be converted
-        size = size + np.where(row.last.forward.empty, a.u_s / a.u_acc * row.last.size_m, 0.0)
-    return moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + size) + a.eta_acc
+    error = moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + size) + a.eta_acc
+    # Of an empty row the lse is the sink, which may be converted.
+    return error + np.where(row.last.forward.empty, a.u_s * row.last.size_m, 0.0) if row.last.sunk else error
 
 
 @implements("ACCURACY-1")

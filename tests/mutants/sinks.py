@@ -365,10 +365,18 @@ class SinksInHalf(Honest):
 
 @sunk("SINK-6", "Dao-AILab/flash-attention#2706")
 class SinksWithoutTheMaximum(Honest):
-    """The sink joins the sum and not the largest score, so that e^z overflows far above it."""
+    """The sink joins the sum and not the largest score: far above it its probability in backward is ∞/∞."""
 
     def largest(self, peak: Tensor, z: Tensor) -> Tensor:
         return torch.where(peak == -inf, z, peak)
+
+    def sunk(self, out: Tensor, total: Tensor, peak: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, total, peak = super().sunk(out, total, peak)
+        self.pi = torch.exp(self.z() - self.pivot(peak)) / total.masked_fill(total == 0.0, 1.0)
+        return out, total, peak
+
+    def dsinks(self, lse: Tensor, delta: Tensor) -> Tensor:
+        return self.summed(-self.pi * delta)
 
 
 @sunk("SINK-6")

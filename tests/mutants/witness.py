@@ -84,6 +84,16 @@ SPECIAL = (
     ),
     Case(i=1, j=9, softcap=0.7, bias="bhij", heads="2/2"),
     Case(i=3, j=40, softcap=0.7, values="large"),
+    *(
+        Case(b=2, i=i, j=j, heads="4/2", sinks=sinks, scale=0.3, **more)
+        for sinks in ("normal", "mixed")
+        for i, j in ((1, 1), (1, 9), (5, 7), (20, 9), (1, 150), (3, 300))
+        for more in ({}, {"mask": "bhj", "holes": "first_block"})
+    ),
+    *(Case(b=2, i=9, j=j, heads="2/2", causal=True, sinks=sinks) for j in (0, 4, 70) for sinks in ("normal", "inf")),
+    Case(b=2, i=3, j=7, heads="2/2", bias="bhi", sinks="normal"),
+    Case(b=2, i=3, j=7, heads="2/2", bias="ij", biases="shift", sinks="above"),
+    Case(b=2, i=5, j=40, heads="2/2", mask="ij", holes="empty_row", sinks="mixed"),
     *(Case(b=2, i=3, j=4, heads="3/3", bias=form, biases=kind) for form in LEVELS["bias"] for kind in LEVELS["biases"]),
     *(Case(b=2, i=3, j=4, heads="3/3", mask=form) for form in LEVELS["mask"]),
     *(Case(dtype=dtype, i=5, j=65, d=40, heads="4/2", values=values) for dtype in DTYPES for values in LEVELS["values"]),
