@@ -20,7 +20,7 @@ from random_problems import draw
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.stages import bias, dropout, heads, maps, scores, softmax, visible
+from attnspec.reference.stages import bias, dropout, heads, maps, scores, sink, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
@@ -301,14 +301,23 @@ PLANTED = {
     "exp to 14 digits": ("exponentials", "return np.exp(", "return (1 + 2e-14 * (np.arange(s.shape[-1]) % 2)) * np.exp("),
     "probabilities in float32": (
         "softmax",
-        "return e / total[..., None],",
-        "return (e / total[..., None]).astype('f4').astype(float),",
+        "Rows(e / total[..., None],",
+        "Rows((e / total[..., None]).astype('f4').astype(float),",
     ),
     "a maximum far above the row": ("softmax", "where=visible)", "where=visible) + 720"),
-    "not normalised": ("softmax", "return e / total[..., None],", "return e,"),
+    "not normalised": ("softmax", "Rows(e / total[..., None],", "Rows(e,"),
     "lse without the maximum": ("softmax", "m + np.log(total)", "np.log(total)"),
     "lse to base 2": ("softmax", "m + np.log(total)", "m + np.log2(total)"),
     "lse in float32": ("softmax", "m + np.log(total))", "(m + np.log(total)).astype(np.float32))"),
+    # SINK
+    "no sink in the sum": ("softmax", "e.sum(-1) + e_sink", "e.sum(-1)"),
+    "the sink twice in the sum": ("softmax", "e.sum(-1) + e_sink", "e.sum(-1) + 2 * e_sink"),
+    "an empty row is not the sink's": ("softmax", "empty & (sink == -np.inf)", "empty"),
+    "the probability of the sink not normalised": ("softmax", "pi=e_sink / total", "pi=e_sink"),
+    "the sink in float32": ("exponential", "sink - m)", "(sink - m).astype(np.float32))"),
+    "sinks of the heads reversed": ("logits", "sinks[:, None]", "sinks[::-1, None]"),
+    "the gradient of a sink of the wrong sign": ("gradient", "-pi * delta", "pi * delta"),
+    "the gradient of a sink of the last batch item": ("of_rows", "each[..., None]", "each[-1:, ..., None]"),
     # EMPTY ROWS
     "an empty row is not zero": ("fill_empty_rows", 'if rule == "zero" or not empty.any()', "if not empty.any()"),
     "uniform over one key more": ("fill_empty_rows", "max(keys, 1)", "(keys + 1)"),
@@ -372,9 +381,11 @@ def small() -> list[tuple[certificate.Asked, Enclosure]]:
     rng, some = default_rng(44), []
     for number in range(PROBLEMS):
         drawn = draw(rng, least=1)
-        asked = certificate.Asked(
-            number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
-        )
+        problem = drawn.problem
+        if number % 3 == 0:
+            sinks = torch.from_numpy(default_rng([45, number]).choice((0.0, 1.3, -0.7, 5.0, -np.inf), problem.h))
+            problem = problem.replace(sinks=sinks, wrt=(*problem.wrt, "sinks"))
+        asked = certificate.Asked(number, str(drawn.choices), "", "", problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy())
         some.append((asked, certificate.enclosed(asked, certificate.numpy_form(asked)[0])))
     return some
 
@@ -387,7 +398,7 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
-STAGES = (dense, bias, dropout, heads, maps, scores, softmax, visible)
+STAGES = (dense, bias, dropout, heads, maps, scores, sink, softmax, visible)
 
 
 def home(function: str) -> tuple[Any, str]:

@@ -19,9 +19,9 @@ class Rows:
     lse: Array  # log Σ exp, of the scores and the sink; −∞ where there is neither
     empty: Array  # bool: no key is visible
     # None without sinks:
-    pi: Array | None  # the probability of the sink
-    top: Array | None  # the largest score of a key; −∞ where none is visible
-    lse_of_keys: Array | None  # log Σ exp of the scores alone; −∞ where none is visible
+    pi: Array | None = None  # the probability of the sink
+    top: Array | None = None  # the largest score of a key; −∞ where none is visible
+    lse_of_keys: Array | None = None  # log Σ exp of the scores alone; −∞ where none is visible
 
 
 @implements(
@@ -45,13 +45,11 @@ def softmax(s: Array, visible: Array, sink: Array | None = None) -> Rows:
     bare = empty if sink is None else empty & (sink == -np.inf)
     m = np.where(bare, 0.0, largest if sink is None else np.maximum(largest, sink))
     e = exponentials(s, visible, m)
-    e_sink = None if sink is None else exponential(sink, m)
-    total = np.where(bare, 1.0, e.sum(-1) if e_sink is None else e.sum(-1) + e_sink)
+    e_sink = 0.0 if sink is None else exponential(sink, m)
+    total = np.where(bare, 1.0, e.sum(-1) + e_sink)
     lse = np.where(bare, -np.inf, m + np.log(total))
-    rows = Rows(e / total[..., None], m, lse, empty, None, None, None)
-    if e_sink is None:
-        return rows
-    return replace(rows, pi=e_sink / total, top=largest, lse_of_keys=softmax(s, visible).lse)
+    rows = Rows(e / total[..., None], m, lse, empty)
+    return rows if sink is None else replace(rows, pi=e_sink / total, top=largest, lse_of_keys=softmax(s, visible).lse)
 
 
 def exponential(sink: Array, m: Array) -> Array:
