@@ -15,7 +15,7 @@ from attnspec.conformance.problems.factors.sink import SINKS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.outcomes import NotApplicable, may_answer, must_agree, must_answer, must_be_right
+from attnspec.conformance.testing.outcomes import NotApplicable, NotOffered, may_answer, must_agree, must_answer, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.spec import Problem
 from attnspec.spec.words import OUTPUTS
@@ -57,6 +57,20 @@ def test_the_sink_holds_at_every_length(subject: Subject, case: Case) -> None:
         for j in (1, 2, 16, 17, 65, 129, 257):
             for wrt in ("none", "all"):
                 must_be_right(subject, plain(case, subject, i=i, j=j, wrt=wrt), f"a sink with {i} queries and {j} keys")
+
+
+@clause("SINK-1")
+@once("sinks")
+def test_sinks_in_the_dtype_of_the_queries(subject: Subject, case: Case) -> None:
+    """As a model has them in a half type, beside those in float32 that all other problems have: refused, or right."""
+    problem = plain(case, subject)
+    assert problem.sinks is not None
+    own = problem.replace(sinks=problem.sinks.to(problem.dtype))
+    if own.sinks is not None and own.sinks.dtype == problem.sinks.dtype:
+        raise NotApplicable
+    if refusal := subject.run(own).refusal:
+        raise NotOffered(f"sinks in {case.dtype}: {refusal}")
+    must_be_right(subject, own, f"with sinks in {case.dtype}")
 
 
 @clause("SINK-1", "SINK-10")

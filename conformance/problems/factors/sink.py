@@ -71,7 +71,9 @@ def sink_clause(case: Case, failing: Failing) -> str:
         return by_values[case.sinks]
     if failing.has_empty:
         return "SINK-5"
-    if case.scale is not None or case.softcap is not None or case.bias != "none":
+    if case.mask != "none" and case.holes in ("first_block", "suffix"):
+        return "SINK-4"
+    if case.scale is not None or case.softcap is not None or case.bias != "none" or case.mask != "none" or case.causal:
         return "SINK-3"
     if case.h > 1 and case.sharing != "mha":
         return "SINK-2"
