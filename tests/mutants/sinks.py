@@ -274,7 +274,8 @@ class SinksReadPastTheEnd(Honest):
     """The last head of more than two reads what lies behind the sinks."""
 
     def read(self, sinks: Tensor) -> Tensor:
-        return torch.cat([sinks[:-1], torch.full_like(sinks[-1:], 7.0)]) if len(sinks) > 2 else sinks
+        behind = len(sinks) > 2 and self.call.sinks is not None
+        return torch.cat([sinks[:-1], torch.full_like(sinks[-1:], 7.0)]) if behind else sinks
 
 
 @sunk("SINK-2")
