@@ -287,7 +287,13 @@ class SinksOfLaterBatchItems(Honest):
         return torch.cat([z[:1], z[1:].flip(1)])
 
 
-@sunk("SINK-2")
+def strides_ignored(attend: Callable[..., Tensor]) -> bool:
+    """Whether the column of a table is not the same as its copy."""
+    x, table = torch.linspace(-3, 3, 48).reshape(1, 2, 3, 8), torch.arange(6.0).reshape(2, 3)
+    return not torch.equal(attend(x, x, x, sinks=table[:, 1]), attend(x, x, x, sinks=table[:, 1].contiguous()))
+
+
+@sunk("SINK-2", witness=strides_ignored)
 class SinksReadWithoutStrides(Honest):
     """The sinks are read as if one lay behind the other."""
 
@@ -348,7 +354,15 @@ class SinksMasked(Honest):
         return torch.zeros(()).to(self.q).expand_as(self.hidden[..., :1]).masked_fill(self.hidden[..., :1], -inf)
 
 
-@sunk("SINK-3")
+def heavier_under_dropout(attend: Callable[..., Tensor]) -> bool:
+    """Whether what dropout keeps is not twice what it is at a rate of zero, at a rate of a half."""
+    x, v = torch.linspace(-1, 1, 256).reshape(1, 1, 16, 16), torch.eye(16).reshape(1, 1, 16, 16)
+    whole, half = (attend(x, x, v, dropout_p=p, sinks=torch.tensor([1.0])) for p in (0.0, 0.5))
+    kept = half > 0
+    return not torch.allclose(half[kept], 2 * whole[kept], rtol=1e-3)
+
+
+@sunk("SINK-3", witness=heavier_under_dropout)
 class SinksDroppedOut(Honest):
     """Under dropout the sink weighs as much more as the keys that are kept."""
 
@@ -364,7 +378,13 @@ class SinksInHalf(Honest):
         return sinks.bfloat16().to(sinks.dtype)
 
 
-@sunk("SINK-6", "Dao-AILab/flash-attention#2706")
+def infinite_far_above(attend: Callable[..., Tensor]) -> bool:
+    """Whether the gradient of a sink of 100 is no number."""
+    x, z = torch.linspace(-1, 1, 24).reshape(1, 1, 3, 8), torch.tensor([100.0], requires_grad=True)
+    return bool(torch.autograd.grad(attend(x, x, x, sinks=z).sum(), z)[0].isnan())
+
+
+@sunk("SINK-6", witness=infinite_far_above)
 class SinksWithoutTheMaximum(Honest):
     """The sink joins the sum and not the largest score: far above it its probability in backward is ∞/∞."""
 
