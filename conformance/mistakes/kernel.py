@@ -191,7 +191,8 @@ class Kernel:
     def with_bias(self, bias: Array | None, back: Callable[[Array], Any] | None = None) -> Wrong:
         """With another bias, from whose gradient `back` makes its own; None where it is none or the same.
 
-        What is added to all keys that a row sees changes nothing but the bias's gradient, and that only through `back`.
+        What is added to all keys that a row sees changes nothing but the bias's gradient, and that only through `back`; unless the
+        row has a sink.
         """
         if bias is None or np.array_equal(bias, self.bias):
             return None
@@ -201,7 +202,8 @@ class Kernel:
         hidden = np.broadcast_to(self.bias == -inf, self.s.shape)
         seen, more = self.s > -inf, np.broadcast_to(bias, self.s.shape) - np.where(hidden, 0.0, self.bias)
         most, least = (choose(more, -1, initial=start, where=seen) for choose, start in ((np.max, -inf), (np.min, inf)))
-        if (most > least).any() or (self.allowed & hidden & (more > -inf)).any():
+        sunk = (self.z > -inf) & (np.where(seen.any(-1, keepdims=True), most[..., None], 0.0) != 0)  # a sink stays where it is
+        if (most > least).any() or (self.allowed & hidden & (more > -inf)).any() or sunk.any():
             return wrong
         return {"dbias": wrong["dbias"]} if back is not None and "dbias" in wrong and bias.shape[-1] > 1 else None
 

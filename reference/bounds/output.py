@@ -185,8 +185,10 @@ def once(function: Callable[..., T]) -> Callable[..., T]:
 def with_sink(x: Tile) -> Iterator[Tile]:
     """The tile of a row's first keys, behind that of the sink where the problem has one.
 
-    A sink is one more key, with a score of its own and a value of zero: with it the probabilities of a row sum to one, which all
-    sums here take for granted. An empty row has none, for nothing that it gives is rounded.
+    A sink is one more key, with a score of its own and a value of zero. With it the probabilities of a row sum to one, and these
+    take that for granted: E1 and its hull (Σ p (r v − o) = 0, and o lies among the values), Σ p e^(±Δ) as what the row sum is off
+    by, in o, in lse and in the probabilities of backward, the error of D (Σ P (dP − D) = 0) and what amax passes on (Σ dS = 0).
+    The error of D in dq meets Σ P k, whatever P sums to. An empty row has no tile of a sink: nothing that it gives is rounded.
     """
     z, f, back = sink.logits(x.given), x.forward, x.backward
     if z is not None:
@@ -326,9 +328,8 @@ def sweep(tiles: Tiles, keys: int, a: Arithmetic) -> tuple[Array, Array]:
     """Per row (b h i): the largest error of a score, and how often an online softmax may rescale.
 
     It rescales only where the maximum may change, at most once a block, and may visit the keys in either direction.
-    Counting blocks instead of soft records made the bound six times wider at 4096 keys. A sink may come first, last or between
-    two blocks: it is one record more, and of n
-    blocks and a sink n are rescaled at most.
+    Counting blocks instead of soft records made the bound six times wider at 4096 keys. A sink, which may come first, last or
+    between two blocks, is one record more; n blocks and a sink are rescaled n times at most.
     """
     slack = records = np.zeros(())
     sinks: Array | int = 0
