@@ -2,7 +2,7 @@
 
     python benchmarks/certificate.py [--problems 4000] [--seed 0] [--first 0] [--markdown docs/certificate.md]
 
-Every second problem is a random one of tests/random_problems.py, in all twelve dialects. The others are cases of the suite, in
+Every second problem is a random one of tests/random_problems.py, in all dialects. The others are cases of the suite, in
 every regime of values and biases, with operands of all four dtypes. The script encloses each answer in balls
 (reference/witnesses/enclosure.py), and divides the errors of the NumPy form and of the torch form by the bound of class A in
 float64, which is not doubled here. Where that bound is zero the balls must hold nothing but zero. The exit code is 1 if an error
@@ -27,7 +27,7 @@ from numpy import ndarray as Array
 from numpy.random import Generator, default_rng
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from random_problems import draw
+from random_problems import CAPS, SINKS, WINDOWS, draw
 
 from attnspec.adapters import resolve
 from attnspec.conformance.problems.case import Case
@@ -39,7 +39,7 @@ from attnspec.reference.witnesses.autograd import attend
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
 
-OUTPUTS = ("o", "lse", "dq", "dk", "dv", "dbias")
+OUTPUTS = ("o", "lse", "dq", "dk", "dv", "dbias", "dsinks")
 FORMS = ("NumPy", "torch")
 DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values()))]
 REGIMES = list(product(LEVELS["values"], LEVELS["biases"]))
@@ -69,8 +69,9 @@ class Asked:
 
 
 def random_problem(seed: int, number: int) -> Asked:
-    """Small, in any form: shared heads, empty sizes, dropout, every broadcast."""
-    drawn = draw(default_rng([31, seed, number]))
+    """Small, in any form: shared heads, empty sizes, dropout, every broadcast; every second may have a cap, a window and sinks."""
+    rng = default_rng([31, seed, number])
+    drawn = draw(rng, caps=CAPS, windows=WINDOWS, sinks=SINKS) if number % 4 == 2 else draw(rng)
     chosen = ",".join(f"{name}={value}" for name, value in drawn.choices)
     dialect = DIALECTS[number // 2 % len(DIALECTS)]
     return Asked(number, f"{RANDOM[:-1]}, {chosen}", RANDOM, "", drawn.problem, dialect, drawn.keep.numpy())

@@ -38,6 +38,7 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import form, judge, together
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS, NOT_DENSE
+from attnspec.conformance.problems.factors.first_tokens import FIRST_TOKENS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve, to_float64
@@ -47,15 +48,19 @@ from attnspec.spec.words import CLASSES, INPUT_OF, OUTPUTS
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from chains import FILLED  # noqa: E402  tests/ is no package
+import capped  # noqa: E402  tests/ is no package
+from chains import FILLED  # noqa: E402
 from variants import HONEST, OPEN, TF32  # noqa: E402
+from windowed import HONEST as WINDOWED  # noqa: E402
 
 TORCH = Dialect(causal_alignment="top_left")
 UNIFORM = replace(TORCH, empty_row="uniform")
+AFTER_BIAS = replace(TORCH, softcap_order="after_bias")
 DTYPES = LEVELS["dtype"]
 HALF = ("float16", "bfloat16")
 # What is drawn, as shares of all problems.
 LONG_KEYS, LONG_QUERIES, OPEN_SIZES, DROPOUT, STRETCHED, PARTLY = 0.015, 0.01, 0.15, 0.08, 0.1, 0.1
+CAPS = (0.01, 0.7, 3.1, 15.0, 50.0, 3000.0)
 EACH = 14  # implementations that one problem is put to
 EDGES = (127, 128, 129, 255, 257, 513)
 # Powers of two for q (and their inverse for k), v or do: as far as the dtype reaches, subnormal results included.
@@ -104,8 +109,18 @@ class Implementation:
         return ""
 
 
-def implementations(also: Iterable[str] = (), with_open: bool = False) -> list[Implementation]:
-    """All that is measured. `also` names more, as TARGET=CLASS."""
+def with_softcap() -> list[Implementation]:
+    """Those of capped.py, in both orders of cap and bias."""
+    orders = ((capped.HONEST, "", TORCH), (capped.AFTER, ", after the bias", AFTER_BIAS))
+    return [
+        Implementation(name + order, resolve(kernel)[0].on("cpu"), half, dialect=dialect)
+        for styles, order, dialect in orders
+        for name, (kernel, half) in styles.items()
+    ]
+
+
+def of_core() -> list[Implementation]:
+    """Those of torch, and of honest.py, chains.py and variants.py."""
     stored = "B*" if "B*" in CLASSES else "C"  # torch's flash kernel adds up gradients in the storage dtype
     found = [
         Implementation("sdpa-math", resolve("sdpa-math")[0].on("cpu"), "A", draws=False),
@@ -119,8 +134,22 @@ def implementations(also: Iterable[str] = (), with_open: bool = False) -> list[I
     found += [Implementation(name, adapt(kernel, name), half) for name, (kernel, half) in HONEST.items()]
     found += [Implementation(name, adapt(kernel, name), half, dialect=UNIFORM) for name, (kernel, half) in FILLED.items()]
     found += [Implementation(name, adapt(kernel, name), class_, class_, ("float32",)) for name, (kernel, class_) in TF32.items()]
+    return found
+
+
+def with_window() -> list[Implementation]:
+    """Those of windowed.py."""
+    return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in WINDOWED.items()]
+
+
+EXTENSIONS = {"softcap": with_softcap, "window": with_window}  # whose problems all have that option
+
+
+def implementations(also: Iterable[str] = (), with_open: bool = False, extension: str = "") -> list[Implementation]:
+    """All that is measured: those of the core, or of an extension in their place. `also` names more, as TARGET=CLASS."""
+    found = EXTENSIONS[extension]() if extension else of_core()
     if with_open:
-        found += [Implementation(name, adapt(kernel, name), half) for name, (kernel, half, _) in OPEN.items()]
+        found += [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half, _) in OPEN.items()]
     for target in also:
         path, _, half = target.rpartition("=")
         found.append(Implementation(path.rpartition(":")[2], resolve(path)[0], half, added=True))
@@ -176,9 +205,14 @@ def draw(seed: int, number: int, adapter: Adapter) -> Question:
         return options[int(rng.integers(len(options)))]
 
     level = {name: choose(options) for name, options in LEVELS.items()} | {"dtype": dtype, "values": values}
+    if "window" in adapter.offers:
+        sides = ["" if rng.random() < 0.25 else str(int(rng.choice((0, 1, 2, 5, 15, 16, 17, 40)))) for _ in range(2)]
+        level |= {"window": ":".join(sides) if any(sides) else "none", "first_tokens": choose(FIRST_TOKENS.levels)}
     level |= sizes(rng, choose)
     if rng.random() > PARTLY:
         level["wrt"] = "all"
+    if "softcap" in adapter.offers:
+        level["softcap"] = choose(CAPS)
     question = Question(number, fit(Case(**level, seed=int(rng.integers(1 << 16))), adapter))
     if rng.random() < DROPOUT:
         question = replace(question, dropout=choose((0.1, 0.5, 0.9, 1.0)))
@@ -245,7 +279,7 @@ def ask(question: Question, among: list[Implementation], tally: Tally) -> None:
         asked = problem if "bias_grad" in implementation.adapter.offers else without_bias
         answers.append((implementation, implementation.adapter.run(asked)))
     tally.problems += 1
-    for dialect in (TORCH, UNIFORM):
+    for dialect in dict.fromkeys(x.dialect for x, _ in answers):
         enter(question, [(x, answer) for x, answer in answers if x.dialect == dialect], solve(problem, dialect, keep), tally)
 
 
@@ -326,11 +360,11 @@ def measure(number: int, answers: list[tuple[Implementation, Answer]], exact: Ex
 _among: list[Implementation] = []
 
 
-def start(also: tuple[str, ...], with_open: bool) -> None:
+def start(also: tuple[str, ...], with_open: bool, extension: str) -> None:
     """What a worker does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, after its chunk
     torch.set_num_threads(1)
-    _among[:] = implementations(also, with_open)
+    _among[:] = implementations(also, with_open, extension)
 
 
 def work(seed: int, first: int, last: int) -> dict[str, Any]:
@@ -347,7 +381,7 @@ def fingerprint() -> str:
     """Changes where the bounds, the problems or the kernels do."""
     files = [*ROOT.glob("reference/**/*.py"), *ROOT.glob("adapters/**/*.py"), Path(__file__), Path(corridor_tally.__file__)]
     files += [ROOT / "conformance" / f"{name}.py" for name in ("problems/case", "problems/tensors", "judging/judge")]
-    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains")]
+    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains", "capped", "windowed")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 
@@ -404,7 +438,7 @@ def run(store: Store, options: argparse.Namespace) -> None:
     os.environ |= dict.fromkeys(("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), "32")
     todo = list(store.missing(options.problems, options.chunk))
     began, total, done = time.perf_counter(), sum(last - first for first, last in todo), 0
-    setup = (tuple(options.also), options.open)
+    setup = (tuple(options.also), options.open, options.extension)
     with ProcessPoolExecutor(options.workers, get_context("spawn"), start, setup) as pool:
         futures = [pool.submit(work, options.seed, first, last) for first, last in todo]
         try:
@@ -446,7 +480,7 @@ def publish(store: Store, options: argparse.Namespace, command: str) -> int:
 
 def replay(options: argparse.Namespace) -> int:
     """One problem alone: the largest share of each output for each implementation."""
-    start(tuple(options.also), options.open)
+    start(tuple(options.also), options.open, options.extension)
     tally = Tally()
     question = draw(options.seed, options.replay, next(x.adapter for x in _among if x.name == "tiled"))
     ask(question, _among, tally)
@@ -468,18 +502,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--replay", type=int, metavar="N", help="ask problem N alone, and say what each implementation gave")
     parser.add_argument("--also", action="append", default=[], metavar="TARGET=CLASS", help="one more: file.py:name=B")
     parser.add_argument("--open", action="store_true", help="those of variants.OPEN, too")
+    parser.add_argument("--extension", choices=EXTENSIONS, default="", help="problems with this option, and kernels that offer it")
     options = parser.parse_args(arguments)
     if options.replay is not None:
         return replay(options)
     store = Store(options.into)
     asked = ["--problems", str(options.problems), "--workers", str(options.workers), "--seed", str(options.seed)]
-    command = shlex.join(
-        ["python", "benchmarks/corridor.py", *asked, *(f"--also={x}" for x in options.also), *["--open"] * options.open]
-    )
+    asked += [*(f"--also={x}" for x in options.also), *["--open"] * options.open]
+    asked += [f"--extension={options.extension}"] if options.extension else []
+    command = shlex.join(["python", "benchmarks/corridor.py", *asked])
     if options.tabulate:
         command = (store.header or {}).get("command", command)
     else:
-        names = [x.name for x in implementations(options.also, options.open)]
+        names = [x.name for x in implementations(options.also, options.open, options.extension)]
         header = {"seed": options.seed, "code": fingerprint(), "torch": torch.__version__, "implementations": names}
         store.begin(header)
         run(store, options)

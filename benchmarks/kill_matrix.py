@@ -40,7 +40,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from judging import judge  # noqa: E402  tests/ is no package
+import capped  # noqa: E402  tests/ is no package
+from judging import judge  # noqa: E402
 from mutants.base import FAMILIES, Mutant, load  # noqa: E402
 from mutants.not_emulated import EQUIVALENT, NOT_EMULATED  # noqa: E402
 from variants import HONEST  # noqa: E402
@@ -52,7 +53,7 @@ from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.conformance.testing import engine as testing  # noqa: E402
 from attnspec.conformance.verdicts import record  # noqa: E402
 from attnspec.reference import solve  # noqa: E402
-from attnspec.spec import OPTIONS, TENSORS, Problem, index  # noqa: E402
+from attnspec.spec import SCALARS, TENSORS, Problem, index  # noqa: E402
 
 KERNELS = ("honest.tiled", "honest.split_k", "honest.eager", "honest.Attend", "sdpa-math", "kill_matrix_kernels.steps")
 STOPPED = ("own", "chapter", "other")
@@ -71,8 +72,8 @@ def remember(problem: Problem, dialect: Any, keep: np.ndarray | None = None, ora
     """reference.solve, each problem once."""
     parts = [getattr(problem, name) for name in TENSORS]
     same = tuple(next(n for n, other in enumerate(parts) if other is x) for x in parts)
-    options = tuple(getattr(problem, name) for name, own in OPTIONS.items() if not own.tensor)
-    key = (same, tuple(map(digest, parts)), options, problem.wrt, dialect, None if keep is None else keep.tobytes(), oracle)
+    key = (same, tuple(map(digest, parts)), *(getattr(problem, name) for name in SCALARS), problem.training, problem.wrt)
+    key = (*key, dialect, None if keep is None else keep.tobytes(), oracle)
     if key in _kept:
         return replace(_kept[key], problem=problem)  # in its own strides
     # Of a copy: a test may write to the tensors of its problem.
@@ -357,7 +358,7 @@ def asked(arguments: argparse.Namespace) -> list[str]:
 
 
 def kernels() -> dict[str, Any]:
-    """The variants that must pass in the suite's own classes, and the kernel that mutants are planted in, under dotted names."""
+    """Honest kernels that must pass in the suite's own classes, and the one that mutants are planted in, under dotted names."""
     import types
 
     from mutants.base import with_sdpa_signature
@@ -368,6 +369,8 @@ def kernels() -> dict[str, Any]:
     found = {
         name.replace(" ", "_").replace("-", "_"): kernel for name, (kernel, class_) in HONEST.items() if class_ in ("A", "B", "C")
     }
+    for styles, order in ((capped.HONEST, "capped"), (capped.AFTER, "capped_after_the_bias")):
+        found |= {f"{order}_{name.replace(' ', '_').replace(',', '')}": kernel for name, (kernel, _) in styles.items()}
     for name, kernel in (*found.items(), ("steps", with_sdpa_signature(Steps()))):
         setattr(module, name, kernel)
     return found

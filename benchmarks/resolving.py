@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, resolve
-from attnspec.conformance.mistakes.power import asked_outputs, power
+from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
+from attnspec.conformance.mistakes.window import WINDOW
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS
@@ -39,6 +40,12 @@ class Padding(Adapter):
     """What the Attend modules offer."""
 
     offers = frozenset({"mha", "shared_kv", "strided", "key_padding", "causal", "backward"})
+
+
+class Windowed(Adapter):
+    """What a kernel of torch's parameters with a window and first tokens offers."""
+
+    offers = resolve("sdpa-math")[0].offers | {"window", "window_right", "first_tokens"}
 
 
 class Everything(Adapter):
@@ -84,16 +91,44 @@ def measure(cases: Iterable[Case], dialect: Dialect, finer: bool = True) -> Meas
         seen.problems += 1
         for class_ in classes(case.dtype) if finer else (default_class(case.dtype),):
             found = power(problem, exact, class_)
-            for mistake, multiple in found.items():
-                seen.multiples[mistake][case.dtype, class_].append(multiple)
+            for mistake, times in found.items():
+                seen.multiples[mistake][case.dtype, class_].append(times)
             if class_ == default_class(case.dtype):
-                shown = {mistake for mistake, multiple in found.items() if multiple > 1}
+                shown = {mistake for mistake, times in found.items() if times > 1}
                 fine = {mistake for mistake in shown if not MISTAKES[mistake].coarse}
                 if not fine:
                     (seen.coarse if shown else seen.nothing).append(case)
                 if "scores_ignored" not in shown:
                     seen.no_scores.append(case)
     return seen
+
+
+def measure_windows(cases: Iterable[Case]) -> Measured:
+    """The mistakes of WINDOW on all cases, in the default class, for a kernel that counts as `inclusive` does."""
+    seen = Measured()
+    for case in cases:
+        problem = build(case)
+        exact, class_ = solve(problem, TORCH), default_class(case.dtype)
+        seen.problems += 1
+        for name, one in WINDOW.mistakes.items():
+            wrong = None if one.special else one.wrong(problem, TORCH, exact)
+            if wrong is not None and wrong.keys() & set(asked_outputs(problem)):
+                seen.multiples[name][case.dtype, class_].append(multiple(wrong, exact, class_))
+    return seen
+
+
+def windows(every: int) -> list[str]:
+    """The section on windows, of the smaller array."""
+    cases = [case for case in array("pairs", Windowed(), LEVELS["dtype"]) if case.window != "none"]
+    seen = measure_windows(cases[::every])
+    return [
+        "## Windows",
+        "",
+        f"The {seen.problems} problems with a window that `pairs` has for a kernel which offers windows and first tokens,",
+        "in the default class.",
+        "",
+        *by_mistake(seen, [(dtype, default_class(dtype)) for dtype in DTYPES]),
+    ]
 
 
 def exempt_shares(cases: Iterable[Case], dialect: Dialect) -> dict[str, float]:
@@ -148,6 +183,7 @@ def report(name: str, every: int) -> list[str]:
         *by_mistake(main, [(dtype, default_class(dtype)) for dtype in DTYPES]),
         "⁽¹⁾ A coarse mistake: nearly any problem shows it.",
         "",
+        *windows(every),
         "## In the half types, for kernels that claim a stricter class",
         "",
         *by_mistake(main, [(dtype, class_) for dtype in HALF for class_ in classes(dtype)]),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnspec.spec.problem import TENSORS, Problem
+from attnspec.spec.problem import TENSORS, Problem, options_from
 
 
 def to_bytes(problem: Problem) -> bytes:
@@ -44,8 +44,8 @@ def from_bytes(data: bytes) -> Problem:
                 dtype, raw = getattr(torch, value["dtype"]), torch.from_numpy(archive[name].copy())
                 memory = raw.view(dtype) if len(raw) else torch.empty(0, dtype=dtype)
                 value = memory.as_strided(value["shape"], value["stride"], value["offset"])
-            fields[name] = tuple(value) if isinstance(value, list) else value
-    return Problem(**fields)
+            fields[name] = value
+    return Problem(**options_from(fields))
 
 
 def twin(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,12 @@ def _is_a_window(problem: Problem, name: str) -> None:
         raise ValueError(f"a {name} is two whole numbers from 0 on, either None for no limit, or None for none; found {window!r}")
 
 
+def _is_a_count(problem: Problem, name: str) -> None:
+    value = getattr(problem, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is a whole number from 0 on, found {value!r}")
+
+
 def _is_one_a_head(problem: Problem, name: str) -> None:
     logits = getattr(problem, name)
     if logits is None:
@@ -93,6 +99,7 @@ class Problem:
     softcap: c > 0 makes c·tanh(s/c) of each scaled score s (chapter SOFTCAP); None for none.
     window: (left, right), how far before and behind its own position a query sees keys (chapter WINDOW), None on a side for no
     limit there; None for none.
+    first_tokens: so many of the first keys the left end of the window does not hide (WINDOW-16).
     sinks: (h) float, as wide as q or wider; one logit for each query head that joins the row sum of its softmax, and has no value
     (chapter SINK); −∞ where a head has none.
     dropout: the probability that a weight is dropped, if `training` is True.
@@ -136,6 +143,7 @@ class Problem:
         needs=lambda window: {"window"} if window[1] is None else {"window", "window_right"},
         check=_is_a_window,
     )
+    first_tokens: int = option(0, feature="first_tokens", says="first keys that no window hides", check=_is_a_count)
     sinks: Tensor | None = option(
         None,
         feature="sinks",
@@ -272,3 +280,14 @@ def differentiable(features: Iterable[str]) -> tuple[str, ...]:
     if "backward" not in offered:
         return ()
     return tuple(name for name in DIFFERENTIABLE if name not in OPTIONS or OPTIONS[name].gradient in offered)
+
+
+def gradient_features(features: Iterable[str]) -> set[str]:
+    """The features of the gradients of the options that these features stand for."""
+    offered = set(features)
+    return {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offered}
+
+
+def options_from(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a problem has them, from JSON, which has no tuples."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in said.items()}

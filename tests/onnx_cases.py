@@ -42,10 +42,10 @@ class Case:
     # WHAT IT ASKS
 
     @property
-    def windows(self) -> tuple[int, int]:
-        """How many keys to the left and to the right a query sees; −1 for all."""
-        left, right = (self.attributes.get(f"{side}_window_size", -1) for side in ("left", "right"))
-        return left, right
+    def window(self) -> tuple[int | None, int | None] | None:
+        """How far to the left and to the right a query sees, our `window`; −1 is no limit."""
+        left, right = (None if (n := self.attributes.get(f"{side}_window_size", -1)) < 0 else n for side in ("left", "right"))
+        return None if left is right is None else (left, right)
 
     @property
     def softcap(self) -> float:
@@ -54,11 +54,6 @@ class Case:
     @property
     def causal(self) -> bool:
         return bool(self.attributes.get("is_causal", 0))
-
-    @property
-    def foreign(self) -> str:
-        """What the case asks that the spec has no word for; empty where it can be asked as it is."""
-        return "window" if max(self.windows) >= 0 else ""
 
     # ITS TENSORS: heads apart, the cache in front of the keys, the mask as long as they are
 
@@ -179,13 +174,14 @@ Part = tuple[slice, Problem, Dialect]  # some batch items as one problem
 
 
 def parts(case: Case) -> Iterator[Part]:
-    """What a case asks, in features that the spec has.
+    """What a case asks, in our words.
 
-    Without a cache their causal is our top-left. With one, the last query stands on the last valid key: our bottom-right
-    on the valid keys of each batch item, for nobody sees the others. Without causal, their lengths are our key padding.
+    Without a cache the position of a query is that of our top-left. With one, the last query stands on the last valid key: our
+    bottom-right on the valid keys of each batch item, for nobody sees the others. Where neither causal nor a window asks for
+    positions, their lengths are our key padding.
     """
-    assert not case.foreign
-    if not case.causal:
+    placed = {"causal": case.causal, "window": case.window}
+    if not case.causal and case.window is None:
         problem = case.problem()
         if case.lengths is not None:
             padding = torch.from_numpy(np.arange(problem.j) < case.lengths[:, None])
@@ -193,35 +189,23 @@ def parts(case: Case) -> Iterator[Part]:
         yield slice(None), problem, PLAIN
     elif case.lengths is not None:
         for n, length in enumerate(case.lengths):
-            yield slice(n, n + 1), case.problem(n, int(length), causal=True), CACHED
+            yield slice(n, n + 1), case.problem(n, int(length), **placed), CACHED
     elif "past_key" in case.inputs:
-        last = int(case.offset) + case.q.shape[2]  # there may be new keys behind the last query
-        assert last <= case.k.shape[2]
-        yield slice(None), case.problem(keys=last, causal=True), CACHED
+        last = int(case.offset) + case.q.shape[2]  # there may be new keys behind the last query, which causal hides
+        assert last == case.k.shape[2] or case.causal
+        yield slice(None), up_to(case.problem(keys=last, **placed), last), CACHED
     else:
-        yield slice(None), case.problem(causal=True), PLAIN
+        yield slice(None), case.problem(**placed), PLAIN
 
 
-def written_out(case: Case) -> Iterator[Part]:
-    """A case with a window, with that written out by hand: positions as a mask.
-
-    It shows that nothing else in the case disagrees. Of the feature it shows only that we read its text as they do.
-    """
-    problem, (left, right) = case.problem(), case.windows
-    # how far each key lies behind each query, (b 1 i j)
-    behind = np.reshape(case.offset, (-1, 1, 1, 1)) + np.arange(problem.i)[:, None] - np.arange(problem.j)
-    seen = np.ones(behind.shape, bool)
-    if case.causal:
-        seen &= behind >= 0
-    if left >= 0:
-        seen &= behind <= left
-    if right >= 0:
-        seen &= -behind <= right
-    if case.lengths is not None:
-        seen &= np.arange(problem.j) < np.reshape(case.lengths, (-1, 1, 1, 1))
-    mask = torch.from_numpy(seen)
-    problem = problem.replace(mask=mask if problem.mask is None else problem.mask & mask)
-    yield slice(None), problem, PLAIN
+def up_to(problem: Problem, keys: int) -> Problem:
+    """With keys that nobody sees in the places, up to so many, for which there are none: where queries stand on them."""
+    if problem.j >= keys:
+        return problem
+    assert problem.mask is problem.bias is None
+    more = torch.zeros(problem.b, problem.g, keys - problem.j, 1, dtype=problem.dtype)
+    k, v = (torch.cat([x, more.expand(-1, -1, -1, x.shape[-1])], 2) for x in (problem.k, problem.v))
+    return problem.replace(k=k, v=v, mask=(torch.arange(keys) < problem.j).expand(problem.b, -1))
 
 
 # THE PUBLISHED REFERENCE

@@ -26,6 +26,8 @@ SCALES = (None, 0.5, -0.7, 0.0, 6.0)
 RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
+FIRST_TOKENS = (0, 0, 1, 2, 9)
+SINKS = (0.0, 1.3, -0.7, 5.0, -inf)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,12 @@ def draw(
     least: int = 0,
     caps=(None,),
     windows=(None,),
+    sinks=(),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps and of the windows one of these."""
+    """Any problem: sizes from `least` on, every form, every option; of the soft caps and of the windows one of these.
+
+    In one of two problems each head has one of these sinks.
+    """
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -78,6 +84,7 @@ def draw(
     rate, scale, causal = choose(RATES), choose(SCALES), bool(rng.random() < 0.5)
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
+    first_tokens = choose(FIRST_TOKENS) if window is not None else 0
     problem = Problem(
         numbers(b, h, i, d),
         k[:, 0] if shared else k,
@@ -88,6 +95,7 @@ def draw(
         scale=scale,
         softcap=softcap,
         window=window,
+        first_tokens=first_tokens,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -104,11 +112,16 @@ def draw(
         "rate": rate,
         "softcap": softcap,
         "window": window,
+        "first_tokens": first_tokens,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,
     }
-    return Drawn(problem, torch.from_numpy(rng.random((b, h, i, j)) >= rate), tuple(chosen.items()))
+    keep = torch.from_numpy(rng.random((b, h, i, j)) >= rate)
+    if sinks and rng.random() < 0.5:  # drawn last, so that all else is what it is without
+        problem = problem.replace(sinks=torch.from_numpy(rng.choice(sinks, h)).to(dtype), wrt=(*problem.wrt, "sinks"))
+    chosen["sinks"] = problem.sinks is not None
+    return Drawn(problem, keep, tuple(chosen.items()))
 
 
 def share(got: np.ndarray, expected: np.ndarray, bound: np.ndarray, skip: np.ndarray) -> float:

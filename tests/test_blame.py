@@ -63,6 +63,25 @@ def test_a_constant_in_float32_is_one_fault_whatever_the_problem_has_beside(name
     assert found.clause == "ACCURACY-4"
 
 
+@pytest.mark.parametrize(
+    ("name", "token", "clause"),
+    [
+        ("SoftcapIgnoredBesideBias", "j=2,d=1,bias=bhij,softcap=0.7", "SOFTCAP-3"),
+        ("SoftcapIgnoredBesideMask", "j=2,d=1,mask=padding,softcap=0.7", "SOFTCAP-6"),
+    ],
+)
+def test_a_cap_that_is_missed_by_little_is_no_coarse_arithmetic(name: str, token: str, clause: str) -> None:
+    """Products in TF32 would be allowed as much as a cap bends small scores."""
+    subject, case = meet(resolve(load()[name].make())[0], "cpu", {}, None, None), Case.parse(token)
+    found = Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
+    assert found.clause == clause
+
+
+@pytest.mark.parametrize(("cap", "clause"), [(3.1, "SOFTCAP-1"), (2048.0, "SOFTCAP-8")])
+def test_a_cap_that_no_score_reaches_has_its_clause(cap: float, clause: str) -> None:
+    assert blame(Case(softcap=cap), Finding("value", "o", ""), Dialect(), frozenset(), False) == clause
+
+
 def test_gradients_that_drop_otherwise_than_the_output_are_no_fault_of_forward(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = judge("mutants.implementations.DropoutDrawnAgainForScores", "--clauses=DROPOUT-1", "--impl-dtypes=float32")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import capped
 import pytest
 from chains import FILLED
 from variants import HONEST, TF32
@@ -67,6 +68,25 @@ def test_a_wrong_kernel_is_a_violation(tmp_path: Path) -> None:
     violations = done.stdout.split("## Outside their bounds")[1].splitlines()
     named = {line.split("|")[2].strip() for line in violations if line.startswith("|")}
     assert named == {"implementation", "---", "wrong"}
+
+
+def test_kernels_with_a_soft_cap_are_asked_with_one(tmp_path: Path) -> None:
+    """Each in its order of cap and bias."""
+    done = corridor("--problems", 12, "--into", tmp_path, "--extension", "softcap")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    header, chunk = (json.loads(line) for line in (tmp_path / "chunks.jsonl").read_text().splitlines())
+    assert len(header["implementations"]) == len(capped.HONEST) + len(capped.AFTER)
+    assert chunk["problems"] == 12
+    (tmp_path / "planted.py").write_text('from capped import AFTER\n\nother_order = AFTER["eager"][0]\n')
+    done = corridor("--replay", 3, "--extension", "softcap", f"--also={tmp_path / 'planted.py'}:other_order=C")
+    assert done.returncode == 1
+    assert {json.loads(line)["implementation"] for line in done.stdout.splitlines() if line.startswith("{")} == {"other_order"}
+
+
+def test_a_slope_is_off_by_no_more_than_slopes_are_apart() -> None:
+    """Beside the lowest bias the error of a score times a large value was infinite in float64, and the bound of dq and dk NaN."""
+    done = corridor("--seed", 0, "--replay", 773, "--extension", "softcap")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("number", [6507, 10787])

@@ -77,6 +77,13 @@ NAMED = [
     ("MaskForgottenInBackward", "i=5,j=7,mask=bhij", "mask_forgotten_in_backward"),
     ("key_read_without_strides", "heads=2/2,i=5,j=7,layout=bihd", "strides_of_k"),
     ("control_mean", "i=5,j=7", "scores_ignored"),
+    ("SoftcapNotDivided", "i=3,j=5,softcap=3.1", "softcap_not_divided"),
+    ("SoftcapAfterMask", "i=3,j=5,mask=bhij,softcap=0.7", "softcap_hidden_leak"),
+    ("SoftcapSlopeTwice", "i=3,j=5,softcap=0.7", "softcap_slope_twice"),
+    ("window_of_zero_is_off", "i=6,window=0:1,values=peaked", "window_left_zero_is_none"),
+    ("window_tile_is_skipped", "i=40,window=1:,values=peaked", "window_begins_late_of_16"),
+    ("window_not_in_backward", "i=9,window=1:,values=peaked", "window_gradients_without_window"),
+    ("first_tokens_lack_one", "i=9,window=1:,first_tokens=2,values=peaked", "first_tokens_one_less"),
     ("tail_of_64_value_channels_dropped", "i=3,j=5,d=8,e=160", "value_tail_zero_64"),
 ]
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from random_problems import draw
+from random_problems import CAPS, SINKS, WINDOWS, draw
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.stages import bias, dropout, heads, maps, scores, sink, softmax, visible
+from attnspec.reference.stages import bias, dropout, heads, maps, scores, sink, softcap, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
@@ -243,7 +243,9 @@ def test_both_forms_are_inside_their_bounds(record_property) -> None:
 def test_the_bound_counts_once() -> None:
     """What the certificate divides by is the bound of one computation in float64."""
     for number in range(20):
-        exact = certificate.numpy_form(certificate.random_problem(3, 12 * number))[0]  # the canonical dialect
+        exact = certificate.numpy_form(certificate.random_problem(3, 2 * len(certificate.DIALECTS) * number))[
+            0
+        ]  # the canonical dialect
         tile = exact._tile
         once = bounds.forward_bound(lambda _, tile=tile: (tile,), exact.problem.j, arithmetic("A", "float64")).o
         np.testing.assert_array_equal(certificate.one_bound(exact)[0]["o"], np.where(exact.zero["o"], 0.0, once))
@@ -279,6 +281,11 @@ PLANTED = {
     "bias doubled": ("Bias.value", "z + np.where(bias == -np.inf, 0.0, bias)", "z + 2 * np.where(bias == -np.inf, 0.0, bias)"),
     "bias ignored": ("Bias.value", "z + np.where", "z + 0 * np.where"),
     "bias in float32": ("Bias.value", "-np.inf, 0.0, bias)", "-np.inf, 0.0, bias).astype(np.float32)"),
+    # SOFT CAP
+    "the cap clamps": ("Softcap.value", "np.tanh(z / c)", "np.clip(z / c, -1, 1)"),
+    "the cap is not multiplied back": ("Softcap.value", "c * np.tanh", "np.tanh"),
+    "the slope of another cap": ("Softcap.slope", "z / cap_of(given)", "z / (1 + cap_of(given))"),
+    "a cap in float32": ("cap_of", "float(given.problem.softcap)", "float(np.float32(given.problem.softcap))"),
     "minus infinity is zero": ("finite_bias", "bias != -np.inf", "bias == bias"),
     # MASK
     "mask inverted": (
@@ -295,6 +302,11 @@ PLANTED = {
     "causal excludes itself": ("causal_mask", "given.positions <= (", "given.positions < ("),
     "causal sees one key more": ("causal_mask", "[:, None]", "[:, None] + 1"),
     "the other alignment": ("last_visible", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
+    "a window of one key more": ("windowed", "own - left", "own - left - 1"),
+    "a window that ends late": ("windowed", "own + right", "own + right + 1"),
+    "one first token more": ("windowed", "< given.problem.first_tokens", "<= given.problem.first_tokens"),
+    "a window that counts otherwise": ("reach", 'count != "inclusive"', 'count == "inclusive"'),
+    "a right end that counts otherwise": ("reach", 'count == "total"', 'count != "total"'),
     # SOFTMAX
     "the hidden takes part in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + (~visible).sum(-1) * 1e-12"),
     "an epsilon in the sum": ("softmax", "e.sum(-1)", "e.sum(-1) + 1e-13"),
@@ -365,6 +377,7 @@ PLANTED = {
     "dk without scale": ("product_gradients", "dk = scale * (dz", "dk = (dz"),
     "dk of the rows reversed": ("product_gradients", "(dz.swapaxes(-1, -2) @ q)", "(dz[..., ::-1, :].swapaxes(-1, -2) @ q)"),
     "dbias doubled": ("operand_gradients", "reduce_to(weighed(", "2 * reduce_to(weighed("),
+    "what is added has a weight": ("weighed", "of_sum if weight is None", "2 * of_sum if weight is None"),
     "the mean over a broadcast bias": ("reduce_to", "dx.sum(repeated, keepdims=True)", "dx.mean(repeated, keepdims=True)"),
     "the last write to a broadcast bias": (
         "reduce_to",
@@ -372,20 +385,18 @@ PLANTED = {
         "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
     ),
 }
-PROBLEMS = 84
+PROBLEMS, EXTENDED = 84, 48
 
 
 @pytest.fixture(scope="module")
 def small() -> list[tuple[certificate.Asked, Enclosure]]:
     """Random problems in all dialects, each in balls."""
-    rng, some = default_rng(44), []
-    for number in range(PROBLEMS):
-        drawn = draw(rng, least=1)
-        problem = drawn.problem
-        if number % 3 == 0:
-            sinks = torch.from_numpy(default_rng([45, number]).choice((0.0, 1.3, -0.7, 5.0, -np.inf), problem.h))
-            problem = problem.replace(sinks=sinks, wrt=(*problem.wrt, "sinks"))
-        asked = certificate.Asked(number, str(drawn.choices), "", "", problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy())
+    rng, extended, some = default_rng(44), default_rng(45), []
+    for number in range(PROBLEMS + EXTENDED):
+        drawn = draw(rng, least=1) if number < PROBLEMS else draw(extended, least=1, caps=CAPS, windows=WINDOWS, sinks=SINKS)
+        asked = certificate.Asked(
+            number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
+        )
         some.append((asked, certificate.enclosed(asked, certificate.numpy_form(asked)[0])))
     return some
 
@@ -398,7 +409,7 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
-STAGES = (dense, bias, dropout, heads, maps, scores, sink, softmax, visible)
+STAGES = (dense, bias, dropout, heads, maps, scores, sink, softcap, softmax, visible)
 
 
 def home(function: str) -> tuple[Any, str]:
@@ -443,7 +454,7 @@ def test_a_planted_error_is_noticed(name: str, small: list, monkeypatch: pytest.
 def test_something_is_planted_in_every_stage() -> None:
     there = {name for stage in STAGES for name, x in inspect.getmembers(stage, inspect.isfunction) if _own(x, stage)}
     planted = {function for function, _, _ in PLANTED.values()}
-    assert there - planted == {"active", "through", "back_through", "visible_keys"}, (
-        "folds over tables, of each row of which something is planted"
+    assert there - planted == {"active", "through", "back_through", "visible_keys", "quotient"}, (
+        "folds over tables, of each row of which something is planted, and what only a bound asks"
     )
-    assert planted - there == {"Bias.value"}
+    assert planted - there == {"Bias.value", "Softcap.value", "Softcap.slope"}

@@ -50,6 +50,14 @@ def at(n, do):
 def interrupt():
     raise KeyboardInterrupt
 
+def in_no_line():
+    # compiled functions without lines are frames, too
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(100):
+        pass
+
+in_no_line.__code__ = in_no_line.__code__.replace(co_linetable=b"")
+
 def move():
     os.mkdir("gone")
     os.chdir("gone")
@@ -64,6 +72,7 @@ exits = at(60, lambda: os._exit(0))
 forks = at(60, os.fork)
 interrupts = at(60, interrupt)
 terminates = at(60, lambda: os.kill(os.getpid(), signal.SIGTERM))
+ends_in_no_line = at(60, in_no_line)
 hangs_up = at(60, lambda: os.kill(os.getpid(), signal.SIGHUP))
 lingers = at(60, lambda: threading.Thread(target=time.sleep, args=(200,), name="kernel-thread").start())
 moves = at(60, move)
@@ -183,7 +192,13 @@ FILES = ("--clauses=SHAPE-1", "--verdicts=v.jsonl", "--verdict-report=v.html")
 
 
 @pytest.mark.parametrize(
-    ("kernel", "who"), [("terminates", "by SIGTERM"), ("hangs_up", "by SIGHUP"), ("interrupts", "the implementation")]
+    ("kernel", "who"),
+    [
+        ("terminates", "by SIGTERM"),
+        ("ends_in_no_line", "by SIGTERM"),
+        ("hangs_up", "by SIGHUP"),
+        ("interrupts", "the implementation"),
+    ],
 )
 def test_what_ends_a_run_early_leaves_everything_that_was_seen(here, kernel, who):
     if kernel == "hangs_up" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

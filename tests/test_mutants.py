@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 from honest import split_k, tiled
-from mutants import witness
+from mutants import softcaps, witness
 from mutants.base import FAMILIES, MUTANTS, Mutant, load, with_sdpa_signature
 from mutants.not_emulated import EQUIVALENT, NOT_EMULATED
+from mutants.softcaps import with_softcap
 from mutants.tools import Steps, dense
 
 from attnspec.adapters import Adapter, resolve
@@ -77,8 +78,11 @@ def test_an_honest_kernel_has_none() -> None:
         (adapter,) = resolve(kernel)
         assert not [name for name in witness.RELATIONS if witness.shows(adapter, None, name)]
     tokens = sorted({found for found in WITNESSES.values() if found not in witness.RELATIONS and found != "its own"})
-    (adapter,) = resolve(steps)
-    assert not [token for token in tokens if witness.shows(adapter, None, token)]
+    for kernel in (steps, with_softcap(softcaps.Honest())):
+        (adapter,) = resolve(kernel)
+        assert not [token for token in tokens if witness.shows(adapter, None, token)]
+    for one in MUTANTS.values():
+        assert one.family != "softcap" or one.witness is None or not one.witness(with_softcap(softcaps.Honest()))
 
 
 # THE SUITE STOPS THEM

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from random_problems import BIASES, CAPS, HEADS, MASKS, RATES, SCALES, WINDOWS, Drawn, draw, share
+from random_problems import BIASES, CAPS, FIRST_TOKENS, HEADS, MASKS, RATES, SCALES, WINDOWS, Drawn, draw, share
 
 from attnspec.reference import solve
 from attnspec.reference.witnesses.autograd import attend
@@ -84,6 +84,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
         + [("rate", x) for x in set(RATES)]
         + [("softcap", x) for x in CAPS]
         + [("window", x) for x in set(WINDOWS)]
+        + [("first_tokens", x) for x in set(FIRST_TOKENS)]
         + [("empty", x) for x in "bhijde"]
     )
     expected += [("heads", (h, g, shared)) for h, g in HEADS for shared in ([False, True] if g == 1 else [False])]

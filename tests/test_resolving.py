@@ -20,6 +20,8 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.kernel import Kernel
 from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
+from attnspec.conformance.mistakes.sink import SINK
+from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.mistakes.window import WINDOW
 from attnspec.conformance.problems.array import array
@@ -133,7 +135,8 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
             if case.dtype == dtype:
                 times[mistake].append(multiple_)
     # Of an option that these implementations do not offer its own tests say it.
-    canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in WINDOW.mistakes}
+    own = SOFTCAP.mistakes | WINDOW.mistakes | SINK.mistakes
+    canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in own}
     assert canonical - times.keys() - RARE == NEVER
     short = {}
     for mistake, x in times.items():
@@ -192,7 +195,9 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     long = Problem(x, x.clone(), x.clone(), mask=(rest > 0), bias=rest, causal=True, do=x.clone(), wrt=("q", "bias"))
     masked = Problem(x, x.clone(), x.clone(), mask=(torch.arange(601 * 601).reshape(601, 601) % 3 > 0)[None, 1:, 1:])
     applied = set()
-    for n, problem in enumerate([*drawn, *cases, twice, long, masked]):
+    windowed = Problem(x, x.clone(), x.clone(), window=(200, 100), do=x.clone(), wrt=("q",))
+    sunk = Problem(x, x.clone(), x.clone(), sinks=torch.zeros(1), do=x.clone(), wrt=("q", "sinks"))
+    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, sunk]):
         dialect = Dialect(*(choice.values[n % len(choice.values)] for choice in CHOICES.values()))
         exact = solve(problem, dialect)
         for mistake in MISTAKES.values():

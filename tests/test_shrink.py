@@ -11,7 +11,7 @@ from judging import ended, judge
 from mutants.base import Call, with_sdpa_signature
 
 from attnspec.adapters import Adapter
-from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.case import OPTIONS, Case
 from attnspec.conformance.problems.shrink import as_case, shrink
 from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem
@@ -115,12 +115,16 @@ def test_one_tensor_stays_one_tensor() -> None:
         "heads=2/2,i=3,j=5,bias=bhij,biases=lowest,do=turned",
         "heads=2/2,i=3,j=5,layout=bihd",
         "i=3,j=5,window=2:,softcap=3.1",
+        "heads=2/2,i=3,j=5,softcap=0.7,causal=True",
+        "heads=2/2,i=3,j=5,window=2:1,softcap=50.0",
+        "i=3,j=5,window=:40",
     ],
 )
 def test_what_is_left_is_said_in_the_words_of_a_case(token: str) -> None:
     case = Case.parse(token)
     read = as_case(build(case))
     assert read.traits() == case.traits()
+    assert all(getattr(read, name) == getattr(case, name) for name in OPTIONS if name not in ("mask", "bias"))
 
 
 @pytest.mark.parametrize(("bias", "mask"), [("h", "hj"), ("bhi", "ij"), ("one", "bhij")])

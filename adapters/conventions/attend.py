@@ -15,6 +15,7 @@ from attnspec.adapters.conventions.signature import ResolveError, Signature, Unk
 from attnspec.adapters.watch.state import current_accelerator, watched
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, SCALARS, Problem
+from attnspec.spec.problem import gradient_features
 
 
 class AttendAdapter(Adapter):
@@ -70,12 +71,12 @@ class AttendAdapter(Adapter):
         offers = {"backward", "strided"} | (said & (self.forward.fields.keys() | free))
         if "mask" in self.forward.fields:
             offers.add("key_padding")
-        offers |= {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offers}
+        offers |= gradient_features(offers)
         if self.module:
             offers.add("module")
         window = self._window()
-        if "window" in offers and window is not None and window.pair:
-            offers.add("window_right")
+        if "window" in offers and window is not None:
+            offers |= window.offers
         return frozenset(offers | self.heads)
 
     def _window(self) -> windows.Said | None:
@@ -131,7 +132,9 @@ class AttendAdapter(Adapter):
             if asked is None and constructor.get(field) in self.kwargs:
                 continue
             if field == "window" and asked is not None and (said := self._window()) is not None:
-                value = said.value(asked, problem.causal)
+                value = said.value(asked, problem.causal, problem.first_tokens)
+            if field == "first_tokens" and (said := self._window()) is not None and said.first:
+                continue  # the window says it
             if field in forward:
                 arguments[forward[field]] = value
             elif field in constructor and constructor[field] not in self.kwargs:

@@ -12,6 +12,7 @@ from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
+from attnspec.spec.problem import gradient_features
 
 
 def is_torch_convention(signature: Signature) -> bool:
@@ -51,10 +52,10 @@ class FunctionAdapter(Adapter):
         if self.torch_convention:
             offers |= {"bias", "value_width"}
             self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
-        offers |= {own.gradient for own in OPTIONS.values() if own.gradient and own.feature in offers}
+        offers |= gradient_features(offers)
         window = self.signature.window
-        if window is not None and window.pair:
-            offers.add("window_right")
+        if window is not None:
+            offers |= window.offers
         if window is not None and window.count:
             self.dialect = {**self.dialect, "window_count": window.count}
         self.offers = frozenset(offers)
@@ -97,7 +98,9 @@ class FunctionAdapter(Adapter):
             if value is None and (asked is not None or field not in self.signature.off):
                 continue
             if field == "window" and asked is not None and self.signature.window is not None:
-                value = self.signature.window.value(asked, problem.causal)
+                value = self.signature.window.value(asked, problem.causal, problem.first_tokens)
+            if field == "first_tokens" and self.signature.window is not None and self.signature.window.first:
+                continue  # the window says it
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value

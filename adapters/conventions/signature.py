@@ -35,6 +35,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "logits_cap",
     ),
     "window": windows.NAMES,
+    "first_tokens": ("first_tokens", "sink_token_length", "n_sink", "num_sink_tokens"),
     "sinks": (
         "sinks",
         "s_aux",  # transformers, and vLLM's fork of flash-attention

@@ -33,6 +33,7 @@ class Said:
     pair: it takes (left, right); else a number alone, which limits the past: what is behind the query is then for causal to hide,
     or, under `window_left`, not limited. count: of attnspec.spec.CHOICES["window_count"], or "" where it is not known.
     unlimited: what says that a side has no limit; "" where nothing does. on: there is a window, or an error, where it is left out.
+    first: its third number says how many first tokens stay visible, as aiter has it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Said:
     count: str
     unlimited: Any
     on: bool = False
+    first: bool = False
 
     @classmethod
     def of(cls, parameter: inspect.Parameter) -> Said:
@@ -54,20 +56,29 @@ class Said:
         if pair and default is None:  # a pair that is left out says nothing of its sides
             unlimited = "" if parameter.name == "local_window_size" else -1 if parameter.name == "window_size" else None
         on = any(isinstance(x, int) and x > 0 for x in numbers) or parameter.default is parameter.empty
-        return cls(parameter.name, pair, "inclusive" if pair else SINGLES.get(parameter.name, ""), unlimited, on)
+        first = isinstance(default, tuple | list) and len(default) == 3
+        return cls(parameter.name, pair, "inclusive" if pair else SINGLES.get(parameter.name, ""), unlimited, on, first)
+
+    @property
+    def offers(self) -> set[str]:
+        """The features beside a window of which it has words."""
+        return {feature for feature, said in (("window_right", self.pair), ("first_tokens", self.first)) if said}
 
     @property
     def off(self) -> Any:
         """What says that there is no window."""
-        return (-1, -1) if self.pair and self.unlimited == -1 else None if self.pair else self.unlimited
+        if self.pair and self.unlimited == -1:
+            return (-1, -1, 0) if self.first else (-1, -1)
+        return None if self.pair else self.unlimited
 
-    def value(self, window: Window, causal: bool) -> Any:
-        """What says a window. Raises Unsupported where nothing does."""
+    def value(self, window: Window, causal: bool, first_tokens: int = 0) -> Any:
+        """What says a window, and where it has a number for them its first tokens. Raises Unsupported where nothing does."""
         left, right = window
         if self.pair:
             if None in window and self.unlimited == "":
                 raise Unsupported(f"{self.name} has no words for a window without a limit on one side")
-            return tuple(self.unlimited if side is None else side for side in window)
+            sides = tuple(self.unlimited if side is None else side for side in window)
+            return (*sides, first_tokens) if self.first else sides
         if right is not None:
             raise Unsupported(f"{self.name} takes one number, which does not limit what is behind the query")
         if not causal and self.name != "window_left":

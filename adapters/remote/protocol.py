@@ -10,7 +10,7 @@ from torch import Tensor
 from attnspec.adapters.contract import Adapter
 from attnspec.adapters.within import AS_IT_IS, Reading, Within
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.problem import TENSORS
+from attnspec.spec.problem import TENSORS, options_from
 
 VERSION = 1
 # What a peer may do beside answering, by name; what it does not, it is not asked.
@@ -35,8 +35,7 @@ def options_of(problem: Problem) -> dict[str, Any]:
 
 def problem_of(request: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Problem:
     """The problem of a request, as who asks has made it: nothing is checked, for its sizes may contradict each other."""
-    fields: dict[str, Any] = {name: tensors.get(name) for name in TENSORS} | dict(request["options"])
-    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+    fields: dict[str, Any] = {name: tensors.get(name) for name in TENSORS} | options_from(request["options"])
     problem = object.__new__(Problem)
     for name, value in fields.items():
         object.__setattr__(problem, name, value)

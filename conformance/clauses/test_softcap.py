@@ -158,6 +158,17 @@ def test_minus_infinity_hides_under_a_cap(subject: Subject, case: Case) -> None:
             )
 
 
+@clause("SOFTCAP-6")
+@once("softcap", "causal")
+def test_causal_alone_hides_under_a_cap(subject: Subject, case: Case) -> None:
+    """Without a mask and a bias, with which many take another path; more and fewer queries than keys."""
+    for i, j in ((5, 7), (7, 5), (1, 9), (20, 33), (65, 130)):
+        for cap in CAPS:
+            must_be_right(
+                subject, plain(case, subject, causal=True, i=i, j=j, softcap=cap), f"causal alone under a soft cap of {cap}"
+            )
+
+
 @clause("SOFTCAP-7")
 @agrees(*INPUT_OF, offering=("softcap", "backward"), where=capped)
 def test_gradients_go_through_the_slope(subject: Subject, case: Case) -> None:

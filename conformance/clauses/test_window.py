@@ -212,7 +212,7 @@ def test_causal_is_a_window(subject: Subject, case: Case) -> None:
 @clause("WINDOW-13")
 @on_cases(
     offering=("window", "window_right"),
-    where=lambda case: shown(case) and not case.causal and case.i == case.keys,
+    where=lambda case: shown(case) and not case.causal and case.i == case.keys and not case.first_tokens,
     mask="none",
     bias="none",
 )
@@ -298,3 +298,38 @@ def test_windows_in_turn(subject: Subject, case: Case) -> None:
         problem = problem.replace(window=None) if window is None else problem
         must_be_right(subject, problem, f"a window of {problem.window}, in a series of several", ("o",), earlier=earlier)
         earlier += (problem,)
+
+
+@clause("WINDOW-16")
+@agrees(*OUTPUTS, offering=("window", "first_tokens"), where=lambda case: case.first_tokens > 0)
+def test_first_tokens_stay_visible(subject: Subject, case: Case) -> None:
+    """One, several, more than a block, beside masks and gradients."""
+
+
+@clause("WINDOW-16")
+@once("window", "first_tokens", "causal")
+def test_first_tokens_far_before_the_window(subject: Subject, case: Case) -> None:
+    """A long row whose window begins many blocks behind the first tokens, which end within a block, at its edge and behind it."""
+    for n in EDGES:
+        for i, j in ((n, n), (3, n)):
+            for first in (1, 16, 21):
+                problem = asked(subject, case, i, j, only(subject, (1, None)), causal=True).replace(first_tokens=first)
+                must_be_right(subject, problem, f"{i} causal queries, {j} keys, the first {first} and the last two seen", ("o",))
+
+
+@clause("WINDOW-17")
+@on_cases(offering=("window", "first_tokens"), where=shown)
+def test_first_tokens_that_are_seen_anyway(subject: Subject, case: Case) -> None:
+    """Without a limit on the left, with a window that begins among them, and as many as there are keys."""
+    problem = subject.problem(case)
+    left, right = meant(case.window) or (None, None)
+    everything = problem.replace(window=(None, right), first_tokens=0)
+    before, exact = may_answer(subject, everything), subject.solve(everything)
+    for changes, what in (
+        ({"window": (None, right), "first_tokens": 3}, "three first tokens and no limit on the left"),
+        ({"window": (left, right), "first_tokens": problem.j}, "as many first tokens as keys"),
+        ({"window": (max(problem.i, problem.j), right), "first_tokens": 3}, "three first tokens in a long window"),
+    ):
+        other = problem.replace(**changes)
+        after = must_be_right(subject, other, f"with {what}")
+        must_agree(subject, after.o, before.o, exact, "o", f"{what}, and no limit on the left", other)

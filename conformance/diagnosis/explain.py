@@ -40,6 +40,11 @@ def anything(case: Case) -> bool:
     return True
 
 
+def diagnosed(diagnosis: Diagnosis | None) -> bool:
+    """Whether a mistake, or one of a few, explains a failure."""
+    return diagnosis is not None and bool(diagnosis.best)
+
+
 @dataclass
 class Explainer(Recognizer):
     """Explains the failures of one subject in one dtype, each fault once."""
@@ -254,20 +259,23 @@ class Explainer(Recognizer):
         if self._by_address(finding, problem):
             return Explained("PURITY-5", case, replace(finding, message=BY_ADDRESS), problem, exact)
         diagnosis = self.diagnose(problem, exact, finding, [seen])
-        if seen != case and not (diagnosis is not None and diagnosis.best):  # where it was met there may be another fault
+        if seen != case and not diagnosed(diagnosis):  # where it was met there may be another fault
             alone = self.diagnose(problem, exact, finding, [case])
             diagnosis = alone if other_choice(alone, self.subject.dialect) else diagnosis
         finding = replace(finding, hint=other_choice(diagnosis, self.subject.dialect))
         if finding.class_ and case.biases in ENORMOUS and not self._coarse_in(calmer(case), finding, or_right=False):
             finding = replace(finding, class_="")  # beside enormous biases any small error is coarse arithmetic
+        if finding.class_ and case.softcap is not None and (diagnosed(diagnosis) or not self._coarse(seen, finding)):
+            finding = replace(finding, class_="")  # whatever is wrong with a cap is small where the scores are
         clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
         if finding.output == "o" and diagnosis is not None and diagnosis.best and BESIDE.issuperset(diagnosis.best):
             clause = "CAUSAL-6"  # in a row that the two leave without a key, too
+        if clause == "WINDOW-6" and diagnosis is not None and diagnosis.best and "window_corner" not in diagnosis.best:
+            clause = "WINDOW-1"  # one query that sees two keys is the smallest problem also of a right end that is lost
         clause = rounded_clause(finding, case.dtype, diagnosis.best if diagnosis is not None else ()) or clause
-        told = diagnosis is not None and bool(diagnosis.best)
-        if told if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
+        if diagnosed(diagnosis) if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
         return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
 
@@ -391,6 +399,8 @@ class Explainer(Recognizer):
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.subject.dialect)), answer, exact)
         if finding.hint:
             return choice_clause(finding, self.subject.dialect, self.subject.observed), finding, diagnosis
+        if problem.softcap is not None and (left is not None or diagnosed(diagnosis)):
+            finding = replace(finding, class_="")  # small where the scores are; were it arithmetic, no cap would be left
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") for known in self.explained)
         if left is not None:

@@ -61,11 +61,11 @@ class Kernel:
         return np.arange(self.j if keys is None else keys) <= last[:, None] + shift
 
     def band(self, keys: int | None = None) -> Array:
-        """The keys that the window, if there is one, shows to each query (i j), of `keys` columns."""
+        """The keys that the window, if there is one, and first tokens show to each query (i j), of `keys` columns."""
         own = last_visible(self.i, self.j, self.dialect.causal_alignment)[:, None]
         left, right = reach(self.problem.window, self.dialect.window_count)
-        ahead = np.arange(self.j if keys is None else keys) - own
-        return (ahead >= -left) & (ahead <= right)
+        j = np.arange(self.j if keys is None else keys)
+        return ((j >= own - left) | (j < self.problem.first_tokens)) & (j <= own + right)
 
     def placed(self, keys: int | None = None) -> Array:
         """The keys that causal and window show to each query by their places (i j)."""

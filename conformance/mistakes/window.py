@@ -26,13 +26,20 @@ def other_band(x: Kernel, band: Array) -> Wrong:
 
 
 def as_rule(rule: Rule, corner: str = "") -> Callable[[Kernel], Wrong]:
-    """The keys of another rule. corner: the alignment of the positions, where it is another."""
+    """The keys of another rule, and the first tokens. corner: the alignment of the positions, where it is another."""
 
     def wrong(x: Kernel) -> Wrong:
-        own = last_visible(x.i, x.j, corner or x.dialect.causal_alignment)[:, None]
-        return other_band(x, rule(own, np.arange(x.j), *reach(x.problem.window, x.dialect.window_count)))
+        own, j = last_visible(x.i, x.j, corner or x.dialect.causal_alignment)[:, None], np.arange(x.j)
+        left, right = reach(x.problem.window, x.dialect.window_count)
+        return other_band(x, rule(own, j, left, right) | (first(x, j) & (j <= own + right)))
 
     return wrong
+
+
+def first(x: Kernel, j: Array, more: int = 0) -> Array:
+    """Which keys are first tokens (j), so many more of them."""
+    few: Array = j < x.problem.first_tokens + more
+    return few
 
 
 def within(p: Array, j: Array, left: float, right: float) -> Array:
@@ -70,9 +77,9 @@ def given(change: Callable[[int | None, int | None], tuple[int | None, int | Non
 
 def as_band(x: Kernel, more: int = 0) -> Array:
     """The keys of the window (i j), so many more on its left."""
-    own = last_visible(x.i, x.j, x.dialect.causal_alignment)[:, None]
+    own, j = last_visible(x.i, x.j, x.dialect.causal_alignment)[:, None], np.arange(x.j)
     left, right = reach(x.problem.window, x.dialect.window_count)
-    return within(own, np.arange(x.j), left + more, right)
+    return within(own, j, left + more, right) | (first(x, j) & (j <= own + right))
 
 
 def without_window(x: Kernel) -> Wrong:
@@ -182,6 +189,40 @@ special(
     "window",
 )
 
+# FIRST TOKENS
+
+
+def of_first_tokens(wrong: Callable[[Kernel], Wrong]) -> Callable[[Kernel], Wrong]:
+    """A mistake that is made where there are first tokens."""
+    return where(lambda x: x.problem.first_tokens, wrong)
+
+
+enter(
+    "first_tokens_ignored",
+    "the first tokens are hidden as all keys before the window are",
+    of_first_tokens(lambda x: x.on(first_tokens=0)),
+    "window",
+)
+for more, says in ((1, "many"), (-1, "few")):
+    enter(
+        f"first_tokens_one_{'more' if more > 0 else 'less'}",
+        f"one first token too {says} stays visible",
+        of_first_tokens(lambda x, more=more: x.on(first_tokens=x.problem.first_tokens + more)),
+        "window",
+    )
+special(
+    "first_tokens_in_the_future",
+    "first tokens are seen by queries that stand before them, whatever causal and the right end of the window say",
+    of_first_tokens(lambda x: x.seeing(x.masked & (x.placed() | first(x, np.arange(x.j))))),
+    "window",
+)
+special(
+    "first_tokens_in_the_place_of_the_mask",
+    "first tokens are seen though the mask hides them",
+    of_first_tokens(lambda x: x.seeing(x.allowed | (x.placed() & first(x, np.arange(x.j))))),
+    "window mask",
+)
+
 # BESIDE OTHER OPTIONS
 
 for name, says, holds in (
@@ -250,6 +291,27 @@ special(
     "window",
 )
 special(
+    "window_left_zero_is_none",
+    "0 before the query is read as no limit",
+    given(lambda left, right: (left or None, right)),
+    "window",
+    of="window_zero_is_none",
+)
+special(
+    "window_causal_is_none",
+    "a window that begins anywhere and ends at the query is read as none",
+    where(lambda x: numbers(x)[0] is None and reach(x.problem.window, x.dialect.window_count)[1] == 0, without_window),
+    "window",
+)
+for n in (16, 32, 64, 128):
+    special(
+        f"window_of_at_most_{n}",
+        f"a window reaches {n} keys back at most",
+        as_rule(lambda p, j, x, y, n=n: within(p, j, min(x, n), y) if x < inf else within(p, j, x, y)),
+        "window",
+        of="window_of_at_most_16",
+    )
+special(
     "window_as_long_as_keys_is_none",
     "a window that is as long as the keys has no end, though there are more queries",
     long_is_none(lambda x, n: n >= x.j, lambda x, n: n >= x.j),
@@ -278,6 +340,20 @@ for n in (16, 32, 64, 128):
         as_rule(lambda p, j, x, y, n=n: within(p, j, x, y) & ((j // n > np.floor((p - x) / n)) | (p - x <= 0))),
         "window",
         of="window_without_block_of_16",
+    )
+    special(
+        f"window_begins_late_of_{n}",
+        f"a window that begins in the last of a block of {n} keys lacks that key",
+        as_rule(lambda p, j, x, y, n=n: within(p, j, x, y) & ((j != p - x) | (j % n < n - 1))),
+        "window",
+        of="window_begins_late_of_16",
+    )
+    special(
+        f"window_ends_early_of_{n}",
+        f"a window does not reach beyond the block of {n} keys that its query stands in",
+        as_rule(lambda p, j, x, y, n=n: within(p, j, x, y) & ((j // n <= p // n) | (y == inf))),
+        "window",
+        of="window_ends_early_of_16",
     )
 
 
@@ -310,3 +386,22 @@ for name, says, step in (("less", "few", -1), ("more", "many", 1)):
         lambda x, step=step: again(x, scores(x, beside(x) & as_band(x, step))),
         "do window",
     )
+
+
+def gradients_alone(wrong: Callable[[Kernel], Wrong]) -> Callable[[Kernel], Wrong]:
+    """What a mistake gives beside the output."""
+
+    def other(x: Kernel) -> Wrong:
+        given = wrong(x)
+        return None if given is None else {name: value for name, value in given.items() if name != "o"}
+
+    return other
+
+
+for name, says, wrong, of in (
+    ("without_window", "without the window", without_window, "window_forgotten_in_backward"),
+    ("left_one_more", "whose window shows one key more before the query", as_rule(lambda p, j, x, y: within(p, j, x + 1, y)), ""),
+    ("left_one_less", "whose window shows one key less before the query", as_rule(lambda p, j, x, y: within(p, j, x - 1, y)), ""),
+    ("without_right_end", "whose window has no right end", as_rule(lambda p, j, x, y: within(p, j, x, inf)), ""),
+):
+    special(f"window_gradients_{name}", f"the gradients are those of a call {says}", gradients_alone(wrong), "do window", of=of)

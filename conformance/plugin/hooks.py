@@ -218,6 +218,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """A failure is headed by its clause; an error of ours is said to be ours."""
+    if call.excinfo is not None and _RUN in item.config.stash:
+        from attnspec.conformance.plugin.process import cut_at_no_line
+
+        cut_at_no_line(call.excinfo.value)
     result = yield
     clauses = getattr(getattr(item, "function", None), "clauses", None)
     run = item.config.stash.get(_RUN, None)
@@ -261,6 +265,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
         result.longrepr = (*result.longrepr[:2], visible(result.longrepr[2]))
     return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """A signal may come where Python knows no line."""
+    from attnspec.conformance.plugin.process import cut_at_no_line
+
+    cut_at_no_line(excinfo.value)
 
 
 def _cut(said: str, most: int = 4000) -> str:

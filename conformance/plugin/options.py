@@ -18,7 +18,7 @@ import pytest
 from attnspec.adapters.remote.process import COMMAND, Process, worker
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.verdicts.verdict import RANDOM
-from attnspec.spec import problem
+from attnspec.spec.problem import gradient_features
 from attnspec.spec.words import CLASSES
 
 
@@ -287,7 +287,7 @@ def _without(given: str) -> set[str]:
     without = {x for x in given.split(",") if x}
     if without - FEATURES.keys():
         raise ResolveError(f"--without: unknown {', '.join(sorted(without - FEATURES.keys()))}; choose from {', '.join(FEATURES)}")
-    return without | {own.gradient for own in problem.OPTIONS.values() if own.gradient and without & {"backward", own.feature}}
+    return without | gradient_features(FEATURES if "backward" in without else without)
 
 
 def _dialect(given: list[str]) -> dict[str, str]:

@@ -97,6 +97,15 @@ class Surroundings:
         return [t for t in threading.enumerate() if t.is_alive() and t not in self.threads]
 
 
+def cut_at_no_line(error: BaseException) -> None:
+    """End a traceback before a frame of which Python knows no line, such as of generated code: pytest fails on one."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        if at.tb_next.tb_lineno is None:
+            at.tb_next = None
+        at = at.tb_next
+
+
 def threads_note(threads: list[threading.Thread], most: int = 4) -> str:
     """What is said of threads that run when nothing is asked any more; '' where there are none."""
     if not threads:

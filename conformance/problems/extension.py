@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, sink, softcap, window
+from attnspec.conformance.problems.factors import LEVELS, first_tokens, sink, softcap, window
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,14 @@ WINDOW = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "wrt"),
     beside=(SOFTCAP,),
 )
+FIRST_TOKENS = Extension(
+    "first_tokens",
+    "first_tokens",
+    {"first_tokens": first_tokens.FIRST_TOKENS.levels},
+    ("dtype", "i", "j", "mask", "causal", "wrt"),
+    # Windows that begin soon before the query: beside others first tokens are seen anyway.
+    beside=(replace(WINDOW, levels={"window": ("3:", "1:0", "2:1", "0:0")}),),
+)
 SINKS = Extension(
     "sinks",
     "sinks",
@@ -55,4 +63,4 @@ SINKS = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "scale", "values", "wrt"),
     beside=(SOFTCAP, WINDOW),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, SINKS)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, SINKS)

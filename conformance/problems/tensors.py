@@ -180,12 +180,20 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
     return with_a_choice(np.array(mask, order="C"), case)
 
 
-def seen(mask: np.ndarray | None, case: Case) -> list[np.ndarray]:
-    """What mask and causal allow (b h i j), in each alignment."""
+def seen(mask: np.ndarray | None, case: Case, windowed: bool = False) -> list[np.ndarray]:
+    """What mask and causal allow (b h i j), and a window whose ends are part of it, in each alignment."""
     shape = (case.b, case.h, case.i, case.keys)
     full = np.array(True) if mask is None else mask[:, None, None] if mask.ndim == 2 else mask
-    offsets = sorted({0, case.keys - case.i}) if case.causal else [case.keys]
-    return [np.broadcast_to(full & np.tri(*shape[2:], offset, dtype=bool), shape) for offset in offsets]
+    window = given(case)["window"] if windowed else None
+    offsets = sorted({0, case.keys - case.i}) if case.causal or window else [case.keys]
+    allowed = []
+    for offset in offsets:
+        places = np.arange(case.keys) - np.arange(case.i)[:, None] - offset  # of the keys, from each query
+        left, right = (np.inf if side is None else side for side in window or (None, None))
+        first = np.arange(case.keys) < case.first_tokens
+        keys = ((places >= -left) | first) & (places <= (min(right, 0) if case.causal else right))
+        allowed.append(np.broadcast_to(full & keys, shape))
+    return allowed
 
 
 def with_a_choice(mask: np.ndarray, case: Case) -> np.ndarray:
@@ -222,14 +230,14 @@ def biases(case: Case, rng: Generator, mask: np.ndarray | None = None) -> np.nda
 
 
 def emptied(hidden: np.ndarray, case: Case, mask: np.ndarray | None) -> np.ndarray:
-    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems.
+    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems without a window.
 
     What such a row gives is open under one rule for empty rows, and with it the gradients of all that its head sees.
     """
-    if case.i * case.keys <= SMALL:
+    if case.i * case.keys <= SMALL and case.window == "none":
         return np.zeros_like(hidden)
     spare = np.zeros((case.b, case.h, case.i, case.keys), bool)
-    for keys in seen(mask, case):
+    for keys in seen(mask, case, windowed=True):
         empty = ~(keys & ~hidden).any(-1, keepdims=True)
         # Of a row that only −∞ empties, the keys are shown that it would see; of others, all.
         spare |= empty & (keys | ~keys.any(-1, keepdims=True))

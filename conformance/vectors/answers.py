@@ -16,6 +16,7 @@ from attnspec.conformance.vectors.format import ANSWER, EXPECTED, INPUTS, REFUSA
 from attnspec.reference import Tolerance
 from attnspec.spec import Problem
 from attnspec.spec.files import Stored, read
+from attnspec.spec.problem import options_from
 
 
 class Refused(RuntimeError):
@@ -68,7 +69,7 @@ def problem_of(folder: Path, vector: Vector) -> Problem:
     """The problem of a vector, from its file. Raises VectorError where its tensors are none."""
     tensors = {name: tensor(x) for name, x in stored_in(vector.file(folder, INPUTS)).items()}
     try:
-        return Problem(**tensors, **vector.options, wrt=vector.wrt)  # type: ignore[arg-type]
+        return Problem(**tensors, **options_from(vector.options), wrt=vector.wrt)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise VectorError(f"{vector.file(folder, INPUTS)} holds no problem: {error}; write the set again") from None
 

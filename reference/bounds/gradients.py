@@ -300,7 +300,8 @@ def through_slopes(x: Tile, ds: Array, error: Array, a: Arithmetic) -> tuple[Arr
         slope = one.slope(before, x.given)
         if slope is None:
             continue
-        off = one.curvature(x.given) * mapped_error(x, x.maps[:n], a).at(np.abs(before)) + one.slope_rounding(a)
+        off = one.curvature(x.given) * mapped_error(x, x.maps[:n], a).at(np.abs(before))
+        off = np.minimum(off, 2 * one.steepest(x.given)) + one.slope_rounding(a)  # two slopes are no further apart
         error = (np.abs(slope) + off) * error + off * ds
         ds = np.abs(slope) * ds
         whole = slope if whole is None else whole * slope

@@ -47,7 +47,7 @@ def finite_bias(given: Given) -> Array | None:
     return None if bias is None else bias != -np.inf
 
 
-@implements("WINDOW-1", "WINDOW-2", "WINDOW-3", "WINDOW-4", "WINDOW-6")
+@implements("WINDOW-1", "WINDOW-2", "WINDOW-3", "WINDOW-4", "WINDOW-6", "WINDOW-16")
 def windowed(given: Given) -> Array | None:
     """Which key the window shows to each query, (i j) bool; None without a window."""
     if given.problem.window is None:
@@ -55,7 +55,8 @@ def windowed(given: Given) -> Array | None:
     own = last_visible(given.problem.i, given.problem.j, given.dialect.causal_alignment)  # the position of each query
     own = (own if given.rows is None else own[given.rows])[:, None]
     left, right = reach(given.problem.window, given.dialect.window_count)
-    return (given.positions >= own - left) & (given.positions <= own + right)
+    late_enough = (given.positions >= own - left) | (given.positions < given.problem.first_tokens)
+    return late_enough & (given.positions <= own + right)
 
 
 def reach(window: tuple[int | None, int | None] | None, count: str) -> tuple[float, float]:

@@ -95,7 +95,11 @@ def _within(key: int, row: int, problem: Problem, dialect: Dialect) -> bool:
         return True
     left, right = problem.window
     ahead = key - row - (problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
-    early = left is not None and (ahead < -left if dialect.window_count == "inclusive" else ahead <= -left)
+    early = (
+        left is not None
+        and key >= problem.first_tokens
+        and (ahead < -left if dialect.window_count == "inclusive" else ahead <= -left)
+    )
     late = right is not None and (ahead >= right if dialect.window_count == "total" else ahead > right)
     return not early and not late
 

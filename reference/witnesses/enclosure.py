@@ -251,7 +251,9 @@ def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Ar
         visible = visible & np.tri(problem.i, problem.j, offset, dtype=bool)
     left, right = problem.window or (None, None)
     if left is not None:
-        visible = visible & ~np.tri(problem.i, problem.j, offset - left - (dialect.window_count == "inclusive"), dtype=bool)
+        early = np.tri(problem.i, problem.j, offset - left - (dialect.window_count == "inclusive"), dtype=bool)
+        early[:, : problem.first_tokens] = False
+        visible = visible & ~early
     if right is not None:
         visible = visible & np.tri(problem.i, problem.j, offset + right - (dialect.window_count == "total"), dtype=bool)
     return visible if bias is None else visible & ~np.isneginf(bias)

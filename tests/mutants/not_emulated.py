@@ -6,9 +6,8 @@ from __future__ import annotations
 NOT_EMULATED: dict[str, str] = {
     "pytorch/pytorch#189631": "one item of queries broadcast against several of keys: no clause offers it, ERROR-2 refuses it",
     "jax-ml/jax#36702": "vmap of a gradient: a transform of JAX, and no way to call an implementation that the spec knows",
-    "proger/hippogriff#7": "a negative sliding window: the spec has no chapter on windows yet",
+    "proger/hippogriff#7": "a negative sliding window: no problem has one, and WINDOW gives it no meaning",
     "vllm-project/vllm#945": "ALiBi shifted by a constant in each row: softmax takes no notice, so the answer is right (BIAS-4)",
-    "vllm-project/vllm-metal#665": "a cap on scores that is not applied: the spec has no chapter on caps yet",
     "fla-org/flash-linear-attention#45": "rotary positions shifted by padding: positions are no part of attention here",
     "tracel-ai/cubecl#1070": "a fault of a judge, not of a kernel: tests/test_judge.py sees NaN fail against a number",
     "pytorch/pytorch#152290": "one device's nightly was wrong in a model; neither cause nor symptom was isolated",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -145,6 +146,12 @@ ignored(
 )
 ignored("SoftcapIgnoredInCausal", "SOFTCAP-6", "Under causal there is no soft cap.", lambda call: call.is_causal)
 ignored(
+    "SoftcapIgnoredAtNegativeScale",
+    "SOFTCAP-10",
+    "Under a negative scale there is no soft cap.",
+    lambda call: call.scale_in_use < 0,
+)
+ignored(
     "SoftcapIgnoredForGroups",
     "SOFTCAP-1",
     "Where heads share keys there is no soft cap.",
@@ -266,7 +273,7 @@ class SoftcapOneSided(Honest):
         return 1 - 2 / ((2 * y).exp().clamp(max=2981.0) + 1)
 
 
-@capped("SOFTCAP-10")
+@capped("SOFTCAP-1")
 class SoftcapEven(Honest):
     """Of a negative score the tanh of its size is used where it is beyond the cap."""
 
@@ -415,10 +422,10 @@ class SoftcapIgnoredInBackwardBesideBias(Honest):
 
 
 def caps_mixed(attend: Callable[..., Tensor]) -> bool:
-    """Whether a call with another cap, or without one, gives what an earlier one with a cap gave."""
+    """Whether a call with another cap, or without one, gives what the call before it gave."""
     x = torch.linspace(-3, 3, 24).reshape(1, 1, 3, 8)
-    first, *later = (attend(x, x, x, softcap=cap) for cap in (0.7, 50.0, None))
-    return any(torch.equal(first, other) for other in later)
+    answers = [attend(x, x, x, softcap=cap) for cap in (0.7, 50.0, None)]
+    return any(torch.equal(one, other) for one, other in pairwise(answers))
 
 
 @capped("SOFTCAP-9", "Dao-AILab/flash-attention#2402", witness=caps_mixed)
@@ -453,7 +460,7 @@ class SoftcapStays(Honest):
 
 def divides_by_it(attend: Callable[..., Tensor]) -> bool:
     """Whether a cap of zero is neither refused nor taken for none."""
-    x = torch.ones(1, 1, 2, 4)
+    x = torch.linspace(-3, 3, 24).reshape(1, 1, 3, 8)
     try:
         return not torch.equal(attend(x, x, x, softcap=0.0), attend(x, x, x))
     except (ValueError, RuntimeError):

@@ -77,7 +77,9 @@ def seeing(call: Windowed, shown: Tensor) -> Tensor:
     plan = prepare(*list(vars(call).values())[:8])
     if call.is_causal:
         plan = replace(plan, hidden=torch.zeros_like(plan.hidden))
-    return tiled(call.query, call.key, call.value, replace(plan, hidden=plan.hidden | ~shown.expand(plan.hidden.shape)), (-1, -1))
+    return tiled(
+        call.query, call.key, call.value, replace(plan, hidden=plan.hidden | ~shown.expand(plan.hidden.shape)), (-1, -1), 0
+    )
 
 
 def by_rule(call: Windowed, rule: Seen) -> Tensor:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
 
 
+FAR = 1000.0  # no level is; from here on a cap is asked as one that no score reaches
+
+
 def read_cap(text: str) -> float:
     """Reads a cap. Raises ValueError for what is none."""
     value = number("softcap")(text)
@@ -25,6 +28,8 @@ def softcap_clause(case: Case, failing: Failing) -> str:
         return ""
     if failing.gradient and failing.kind != "raised":
         return "SOFTCAP-7"
+    if case.softcap >= FAR:
+        return "SOFTCAP-8"
     if failing.kind == "nonfinite" or case.values in ("large", "negative"):
         return "SOFTCAP-2"
     if failing.kind == "zero" or case.mask != "none" or case.causal or (case.bias != "none" and case.biases == "inf"):
