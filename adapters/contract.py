@@ -267,7 +267,7 @@ class Adapter:
         changed = tuple(name for at in written for name in _changed(problem, at, before[at]))
         for at in written:  # problems are shared between tests
             memories[at].copy_(before[at])
-        return replace(answer, changed=changed) if changed else answer
+        return replace(answer, changed=answer.changed + changed) if changed else answer
 
     def unchecked(self, problem: Problem) -> Answer:
         """The output for a problem whose sizes may contradict each other, or what the implementation raised."""
@@ -288,9 +288,16 @@ class Adapter:
             return Answer(error=error)
 
     def _run(self, problem: Problem, leaves: dict[str, Tensor], within: Within = PLAINLY) -> Answer:
+        given: list[tuple[str, Any, Any]] = []  # whole numbers that the convention made of an option, and a copy of each
+        answer = self._called(problem, leaves, within, given)
+        written = tuple(name for name, x, before in given if not (torch.equal(x, before) if isinstance(x, Tensor) else x == before))
+        return replace(answer, changed=written) if written else answer
+
+    def _called(self, problem: Problem, leaves: dict[str, Tensor], within: Within, given: list[tuple[str, Any, Any]]) -> Answer:
         installed = handlers()
         try:
             call = made(self.call(problem), within)
+            given += [(name, x, copy.deepcopy(x)) for name, x in call.arguments.items() if _of_whole_numbers(x)]
             o = plain(call.function(**call.arguments))
         except Unsupported as error:
             return Answer(unsupported=text(error))
@@ -342,6 +349,11 @@ def leaves_of(problem: Problem) -> dict[str, Tensor]:
 def _tensors(problem: Problem) -> dict[str, Tensor]:
     """What a call gets, and its cotangent."""
     return {name: x.detach() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
+
+
+def _of_whole_numbers(x: Any) -> bool:
+    """Whether an argument is a list, or a tensor that is no input of attention and no mask."""
+    return isinstance(x, list) or (isinstance(x, Tensor) and not x.is_floating_point() and x.dtype != torch.bool)
 
 
 def bytes_of(x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from attnspec.conformance.judging.judge import form, judge, together
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS, NOT_DENSE
 from attnspec.conformance.problems.factors.first_tokens import FIRST_TOKENS
+from attnspec.conformance.problems.factors.start import START
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve, to_float64
@@ -50,6 +51,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import capped  # noqa: E402  tests/ is no package
 from chains import FILLED  # noqa: E402
+from positioned import HONEST as POSITIONED  # noqa: E402
 from variants import HONEST, OPEN, TF32  # noqa: E402
 from windowed import HONEST as WINDOWED  # noqa: E402
 
@@ -142,7 +144,12 @@ def with_window() -> list[Implementation]:
     return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in WINDOWED.items()]
 
 
-EXTENSIONS = {"softcap": with_softcap, "window": with_window}  # whose problems all have that option
+def with_start() -> list[Implementation]:
+    """Those of positioned.py."""
+    return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in POSITIONED.items()]
+
+
+EXTENSIONS = {"softcap": with_softcap, "window": with_window, "position": with_start}  # whose problems all have that option
 
 
 def implementations(also: Iterable[str] = (), with_open: bool = False, extension: str = "") -> list[Implementation]:
@@ -208,6 +215,8 @@ def draw(seed: int, number: int, adapter: Adapter) -> Question:
     if "window" in adapter.offers:
         sides = ["" if rng.random() < 0.25 else str(int(rng.choice((0, 1, 2, 5, 15, 16, 17, 40)))) for _ in range(2)]
         level |= {"window": ":".join(sides) if any(sides) else "none", "first_tokens": choose(FIRST_TOKENS.levels)}
+    if "q_start" in adapter.offers:
+        level["q_start"] = choose(START.levels[1:])
     level |= sizes(rng, choose)
     if rng.random() > PARTLY:
         level["wrt"] = "all"
@@ -381,7 +390,7 @@ def fingerprint() -> str:
     """Changes where the bounds, the problems or the kernels do."""
     files = [*ROOT.glob("reference/**/*.py"), *ROOT.glob("adapters/**/*.py"), Path(__file__), Path(corridor_tally.__file__)]
     files += [ROOT / "conformance" / f"{name}.py" for name in ("problems/case", "problems/tensors", "judging/judge")]
-    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains", "capped", "windowed")]
+    files += [ROOT / "tests" / f"{name}.py" for name in ("honest", "variants", "chains", "capped", "windowed", "positioned")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 

@@ -102,7 +102,20 @@ def probability_gradient(do: Array, v: Array, factor: Array | float) -> Array:
     return factor * (do @ v.swapaxes(-1, -2))
 
 
-@implements("GRAD-1", "GRAD-2", "GRAD-3", "GRAD-5", "GRAD-6", "GRAD-8", "GRAD-9", "DROPOUT-2", "EMPTY-3", "MASK-6", "WINDOW-9")
+@implements(
+    "GRAD-1",
+    "GRAD-2",
+    "GRAD-3",
+    "GRAD-5",
+    "GRAD-6",
+    "GRAD-8",
+    "GRAD-9",
+    "DROPOUT-2",
+    "EMPTY-3",
+    "MASK-6",
+    "WINDOW-9",
+    "POSITION-12",
+)
 def backward(q: Array, k: Array, v: Array, do: Array, f: Forward, given: Given, delta: Array | None = None) -> Backward:
     """Gradients of Σ do∘o. D is Σ P dP of the same P, not Σ do∘o: that cancels exactly where it must.
 

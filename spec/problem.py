@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+FARTHEST = 1 << 30  # of a start: what a position plus a length may be in 32 bits
+
 
 def _is_a_mask(problem: Problem, name: str) -> None:
     mask = getattr(problem, name)
@@ -71,6 +73,23 @@ def _is_one_a_head(problem: Problem, name: str) -> None:
         raise ValueError(f"{name} are one number for each query head, ({problem.h},); found {tuple(logits.shape)}")
 
 
+def _is_a_start(problem: Problem, name: str) -> None:
+    start = getattr(problem, name)
+    each = start if isinstance(start, tuple) else (start,)
+    fits = all(isinstance(x, int) and not isinstance(x, bool) and abs(x) < FARTHEST for x in each)
+    if start is not None and not (fits and len(each) == (problem.b if isinstance(start, tuple) else 1)):
+        raise ValueError(
+            f"a {name} is one whole number, or a tuple of one for each of {problem.b} batch items, none beyond ±{FARTHEST - 1}, "
+            f"or None for none; found {start!r}"
+        )
+
+
+def _of_a_start(start: int | tuple[int, ...]) -> set[str]:
+    each = start if isinstance(start, tuple) else (start,)
+    forms = {"q_start_batch": each is start, "q_start_negative": min(each, default=0) < 0}
+    return {"q_start", *(form for form, there in forms.items() if there)}
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -102,6 +121,8 @@ class Problem:
     first_tokens: so many of the first keys the left end of the window does not hide (WINDOW-16).
     sinks: (h) float, as wide as q or wider; one logit for each query head that joins the row sum of its softmax, and has no value
     (chapter SINK); −∞ where a head has none.
+    q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
+    alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -151,6 +172,17 @@ class Problem:
         check=_is_one_a_head,
         axes="h",
         gradient="sinks_grad",
+    )
+    q_start: int | tuple[int, ...] | None = option(
+        None,
+        feature="q_start",
+        says="a given position of the first query",
+        forms={
+            "q_start_batch": "a position of the first query for each batch item",
+            "q_start_negative": "a first query before the first key",
+        },
+        needs=_of_a_start,
+        check=_is_a_start,
     )
     do: Tensor | None = None
     wrt: tuple[str, ...] = ()

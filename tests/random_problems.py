@@ -28,6 +28,7 @@ CAPS = (None, 0.2, 1.5, 40.0)
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
 FIRST_TOKENS = (0, 0, 1, 2, 9)
 SINKS = (0.0, 1.3, -0.7, 5.0, -inf)
+STARTS = (None, None, 0, 2, -2, 7, -9, "end", "each", "each")  # "each" is one for each batch item
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ def draw(
     caps=(None,),
     windows=(None,),
     sinks=(),
+    starts=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps and of the windows one of these.
+    """Any problem: sizes from `least` on, every form, every option; of the soft caps, windows and starts one of these.
 
     In one of two problems each head has one of these sinks.
     """
@@ -85,6 +87,8 @@ def draw(
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
     first_tokens = choose(FIRST_TOKENS) if window is not None else 0
+    start = choose(starts) if len(starts) > 1 else starts[0]
+    at = tuple(int(x) for x in rng.integers(-3, j + 2, b)) if start == "each" else j - i if start == "end" else start
     problem = Problem(
         numbers(b, h, i, d),
         k[:, 0] if shared else k,
@@ -96,6 +100,7 @@ def draw(
         softcap=softcap,
         window=window,
         first_tokens=first_tokens,
+        q_start=at,
         dropout=rate,
         training=rate > 0,
         do=do,
@@ -113,6 +118,7 @@ def draw(
         "softcap": softcap,
         "window": window,
         "first_tokens": first_tokens,
+        "start": start,
         "causal": (causal, lengths),
         "wider": e > d,
         "empty": empty,

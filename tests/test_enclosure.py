@@ -295,13 +295,21 @@ PLANTED = {
     ),
     "the mask wins over causal": (
         "causal_mask",
-        "if not given.problem.causal:",
-        "if not given.problem.causal or given.problem.mask is not None:",
+        "if given.problem.causal else",
+        "if given.problem.causal and given.problem.mask is None else",
     ),
     "padding of the first batch item": ("right_aligned", "mask[:, None, None, :] if", "mask[:1, None, None, :] if"),
-    "causal excludes itself": ("causal_mask", "given.positions <= (", "given.positions < ("),
-    "causal sees one key more": ("causal_mask", "[:, None]", "[:, None] + 1"),
+    "causal excludes itself": ("causal_mask", "given.positions <= ", "given.positions < "),
+    "causal sees one key more": ("own_positions", ")[..., None]", ")[..., None] + 1"),
     "the other alignment": ("last_visible", 'alignment == "bottom_right"', 'alignment != "bottom_right"'),
+    "the start is counted backwards": ("query_positions", "np.arange(problem.i) + (", "np.arange(problem.i) - ("),
+    "the start is added to the alignment": (
+        "query_positions",
+        "np.arange(problem.i) + (",
+        "last_visible(problem.i, problem.j, alignment) + (",
+    ),
+    "a start below zero is zero": ("query_positions", "else problem.q_start)", "else max(problem.q_start, 0))"),
+    "the start of the first batch item": ("query_positions", "[:, None, None] if", "[:1, None, None] if"),
     "a window of one key more": ("windowed", "own - left", "own - left - 1"),
     "a window that ends late": ("windowed", "own + right", "own + right + 1"),
     "one first token more": ("windowed", "< given.problem.first_tokens", "<= given.problem.first_tokens"),
@@ -385,15 +393,20 @@ PLANTED = {
         "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
     ),
 }
-PROBLEMS, EXTENDED = 84, 48
+PROBLEMS, EXTENDED, STARTED = 84, 48, 36
 
 
 @pytest.fixture(scope="module")
 def small() -> list[tuple[certificate.Asked, Enclosure]]:
     """Random problems in all dialects, each in balls."""
-    rng, extended, some = default_rng(44), default_rng(45), []
-    for number in range(PROBLEMS + EXTENDED):
-        drawn = draw(rng, least=1) if number < PROBLEMS else draw(extended, least=1, caps=CAPS, windows=WINDOWS, sinks=SINKS)
+    rng, extended, started, some = default_rng(44), default_rng(45), default_rng(46), []
+    for number in range(PROBLEMS + EXTENDED + STARTED):
+        if number < PROBLEMS:
+            drawn = draw(rng, least=1)
+        elif number < PROBLEMS + EXTENDED:
+            drawn = draw(extended, least=1, caps=CAPS, windows=WINDOWS, sinks=SINKS)
+        else:
+            drawn = draw(started, least=1, windows=WINDOWS, starts=(2, -2, *3 * ("each",)))
         asked = certificate.Asked(
             number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from random_problems import BIASES, CAPS, FIRST_TOKENS, HEADS, MASKS, RATES, SCALES, WINDOWS, Drawn, draw, share
+from random_problems import BIASES, CAPS, FIRST_TOKENS, HEADS, MASKS, RATES, SCALES, STARTS, WINDOWS, Drawn, draw, share
 
 from attnspec.reference import solve
 from attnspec.reference.witnesses.autograd import attend
@@ -33,7 +33,8 @@ def f64(*numbers: object) -> torch.Tensor:
 def drawn() -> list[list[Drawn]]:
     """The problems of each dialect."""
     return [
-        [draw(rng, caps=CAPS, windows=WINDOWS) for _ in range(EACH)] for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))
+        [draw(rng, caps=CAPS, windows=WINDOWS, starts=STARTS) for _ in range(EACH)]
+        for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))
     ]
 
 
@@ -85,6 +86,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
         + [("softcap", x) for x in CAPS]
         + [("window", x) for x in set(WINDOWS)]
         + [("first_tokens", x) for x in set(FIRST_TOKENS)]
+        + [("start", x) for x in set(STARTS)]
         + [("empty", x) for x in "bhijde"]
     )
     expected += [("heads", (h, g, shared)) for h, g in HEADS for shared in ([False, True] if g == 1 else [False])]

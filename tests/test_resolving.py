@@ -19,6 +19,7 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.kernel import Kernel
+from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
 from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
@@ -135,7 +136,7 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
             if case.dtype == dtype:
                 times[mistake].append(multiple_)
     # Of an option that these implementations do not offer its own tests say it.
-    own = SOFTCAP.mistakes | WINDOW.mistakes | SINK.mistakes
+    own = SOFTCAP.mistakes | WINDOW.mistakes | SINK.mistakes | POSITION.mistakes
     canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in own}
     assert canonical - times.keys() - RARE == NEVER
     short = {}

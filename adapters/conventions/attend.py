@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from attnspec.adapters.contract import Adapter, Unsupported, quiet
-from attnspec.adapters.conventions import windows
+from attnspec.adapters.conventions import starts, windows
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.watch.state import current_accelerator, watched
@@ -77,7 +78,14 @@ class AttendAdapter(Adapter):
         window = self._window()
         if "window" in offers and window is not None:
             offers |= window.offers
+        if "q_start" in offers and (start := self._start()) is not None:
+            offers |= start.features
         return frozenset(offers | self.heads)
+
+    def _start(self) -> starts.Said | None:
+        """How it is said where the queries start: in the call, or as one number in the constructor."""
+        made = self.constructor.start
+        return self.forward.start or (made and replace(made, number=True, many=""))
 
     def _window(self) -> windows.Said | None:
         """How a window is said: in the call, or in the constructor."""
@@ -135,6 +143,8 @@ class AttendAdapter(Adapter):
                 value = said.value(asked, problem.causal, problem.first_tokens)
             if field == "first_tokens" and (said := self._window()) is not None and said.first:
                 continue  # the window says it
+            if field == "q_start" and value is not None and (first := self._start()) is not None:
+                value = first.value(value, problem)
             if field in forward:
                 arguments[forward[field]] = value
             elif field in constructor and constructor[field] not in self.kwargs:

@@ -58,6 +58,11 @@ class FunctionAdapter(Adapter):
             offers |= window.offers
         if window is not None and window.count:
             self.dialect = {**self.dialect, "window_count": window.count}
+        start = self.signature.start
+        if start is not None:
+            offers |= start.features
+            if start.required:  # a call without a start is given 0
+                self.dialect = {**self.dialect, "causal_alignment": "top_left"}
         self.offers = frozenset(offers)
 
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
@@ -101,6 +106,8 @@ class FunctionAdapter(Adapter):
                 value = self.signature.window.value(asked, problem.causal, problem.first_tokens)
             if field == "first_tokens" and self.signature.window is not None and self.signature.window.first:
                 continue  # the window says it
+            if field == "q_start" and value is not None and self.signature.start is not None:
+                value = self.signature.start.value(value, problem)
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value
@@ -120,5 +127,10 @@ def ready(module: torch.nn.Module, problem: Problem) -> tuple[torch.nn.Module, s
 def merge_causal(mask: Tensor | None, problem: Problem, alignment: str) -> Tensor:
     """A bool mask that also holds the triangle, as torch's documentation writes it for its own, top-left, alignment."""
     offset = problem.j - problem.i if alignment == "bottom_right" else 0
-    triangle = torch.ones((problem.i, problem.j), dtype=torch.bool, device=problem.q.device).tril(offset)
+    if problem.q_start is None:
+        triangle = torch.ones((problem.i, problem.j), dtype=torch.bool, device=problem.q.device).tril(offset)
+    else:  # (1 1 i j), or (b 1 i j)
+        first = torch.tensor(problem.q_start, device=problem.q.device).view(-1, 1, 1, 1)
+        places = torch.arange(max(problem.i, problem.j), device=problem.q.device)
+        triangle = places[: problem.j] <= places[: problem.i, None] + first
     return triangle if mask is None else mask & triangle

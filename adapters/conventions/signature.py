@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attnspec.adapters.conventions import windows
+from attnspec.adapters.conventions import starts, windows
 from attnspec.spec import OPTIONS, SCALARS
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -35,6 +35,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "logits_cap",
     ),
     "window": windows.NAMES,
+    "q_start": starts.NAMES,
     "first_tokens": ("first_tokens", "sink_token_length", "n_sink", "num_sink_tokens"),
     "sinks": (
         "sinks",
@@ -72,7 +73,7 @@ class Signature:
     """The parameters of a callable by the field that they carry, and those that carry none.
 
     off: of the fields whose parameter is on where it is left out (`causal=True`, `dropout=0.1`), the value that turns them off.
-    window: how it says a window, if it does.
+    window, start: how it says a window, and where the queries start, if it does.
     """
 
     fields: dict[str, str]
@@ -80,6 +81,7 @@ class Signature:
     unknown_optional: tuple[str, ...]
     off: dict[str, Any]
     window: windows.Said | None = None
+    start: starts.Said | None = None
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
@@ -87,7 +89,7 @@ class Signature:
         parameters = signature_of(function).parameters.values()
         fields: dict[str, str] = {}
         required, optional, off = [], [], dict[str, Any]()
-        window = None
+        window = start = None
         for p in parameters:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
@@ -101,11 +103,15 @@ class Signature:
                     window = windows.Said.of(p)
                     if window.on:
                         off["window"] = window.off
+                if FIELD_OF[p.name] == "q_start":
+                    start = starts.Said.of(p)
+                    if start.required:
+                        off["q_start"] = 0
             elif p.default is p.empty:
                 required.append(p.name)
             else:
                 optional.append(p.name)
-        return cls(fields, tuple(required), tuple(optional), off, window)
+        return cls(fields, tuple(required), tuple(optional), off, window, start)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:

@@ -18,19 +18,21 @@ from attnspec.spec.words import OUTPUTS
 
 
 @clause("CAUSAL-1")
-@agrees(*OUTPUTS, offering=("causal",), causal=True, j=0, mask="none", bias="none")
+@agrees(*OUTPUTS, offering=("causal",), causal=True, q_start="none", j=0, mask="none", bias="none")
 def test_a_query_sees_itself_and_what_came_before(subject: Subject, case: Case) -> None:
     """As many queries as keys: everyone means the same."""
 
 
 @clause("CAUSAL-2", "CAUSAL-3", "CAUSAL-4")
-@agrees(*OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys, causal=True, mask="none", bias="none")
+@agrees(
+    *OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys, causal=True, q_start="none", mask="none", bias="none"
+)
 def test_one_alignment_for_all_lengths(subject: Subject, case: Case) -> None:
     """Fewer and more queries than keys, and decode steps: the alignment that was promised or seen."""
 
 
 @clause("CAUSAL-4")
-@agrees(*OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys and beside(case), causal=True)
+@agrees(*OUTPUTS, offering=("causal",), where=lambda case: case.i != case.keys and beside(case), causal=True, q_start="none")
 def test_the_same_alignment_beside_other_options(subject: Subject, case: Case) -> None:
     """Lengths that differ, with masks and biases."""
 
@@ -41,6 +43,7 @@ def test_the_same_alignment_beside_other_options(subject: Subject, case: Case) -
     where=lambda case: case.i != case.keys,
     right=(),
     causal=True,
+    q_start="none",
     mask="none",
     bias="none",
     scale=None,
@@ -119,6 +122,7 @@ def test_mask_and_causal_both_hold(subject: Subject, case: Case) -> None:
     offering=("causal",),
     where=lambda case: case.i > 1 and not beside(case) and case.layout == "contiguous",
     causal=True,
+    q_start="none",
     wrt="none",
 )
 def test_a_decode_step_follows_the_same_alignment(subject: Subject, case: Case) -> None:

@@ -58,7 +58,7 @@ def only(subject: Subject, window: Window) -> Window:
 
 
 @clause("WINDOW-1")
-@agrees(*OUTPUTS, offering=("window",), where=shown, mask="none", bias="none", j=0)
+@agrees(*OUTPUTS, offering=("window",), where=shown, mask="none", bias="none", j=0, q_start="none")
 def test_a_window_shows_what_is_near(subject: Subject, case: Case) -> None:
     """As many queries as keys, and nothing else that hides one but causal."""
 
@@ -77,7 +77,9 @@ def test_one_of_the_counts_is_followed(subject: Subject, case: Case) -> None:
 
 
 @clause("WINDOW-6")
-@agrees(*OUTPUTS, offering=("window",), where=lambda case: shown(case) and case.i != case.keys, mask="none", bias="none")
+@agrees(
+    *OUTPUTS, offering=("window",), where=lambda case: shown(case) and case.i != case.keys, mask="none", bias="none", q_start="none"
+)
 def test_the_window_lies_where_causal_does(subject: Subject, case: Case) -> None:
     """Fewer and more queries than keys."""
 
@@ -215,6 +217,7 @@ def test_causal_is_a_window(subject: Subject, case: Case) -> None:
     where=lambda case: shown(case) and not case.causal and case.i == case.keys and not case.first_tokens,
     mask="none",
     bias="none",
+    q_start="none",
 )
 def test_reversed_in_time_left_is_right(subject: Subject, case: Case) -> None:
     """Queries and keys in the opposite order, with the two numbers exchanged."""
@@ -238,7 +241,9 @@ def test_reversed_in_time_left_is_right(subject: Subject, case: Case) -> None:
 
 
 @clause("WINDOW-14")
-@on_cases(offering=("window",), where=lambda case: shown(case) and case.i > 1 and case.layout == "contiguous", wrt="none")
+@on_cases(
+    offering=("window",), where=lambda case: shown(case) and case.i > 1 and case.layout == "contiguous", wrt="none", q_start="none"
+)
 def test_a_decode_step_is_the_last_row(subject: Subject, case: Case) -> None:
     """The last query alone, against all keys."""
     if subject.dialect.causal_alignment != "bottom_right":
@@ -318,7 +323,7 @@ def test_first_tokens_far_before_the_window(subject: Subject, case: Case) -> Non
 
 
 @clause("WINDOW-17")
-@on_cases(offering=("window", "first_tokens"), where=shown)
+@on_cases(offering=("window", "first_tokens"), where=shown, q_start="none")
 def test_first_tokens_that_are_seen_anyway(subject: Subject, case: Case) -> None:
     """Without a limit on the left, with a window that begins among them, and as many as there are keys."""
     problem = subject.problem(case)

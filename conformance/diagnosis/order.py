@@ -120,7 +120,7 @@ def _memory_of_scores(problem: Problem) -> list[Tensor]:
 def _alike(problem: Problem, other: Problem) -> bool:
     """Whether two problems differ in nothing but their numbers, the scale among them."""
     tensors, others = problem.inputs(), other.inputs()
-    options = all(getattr(problem, name) == getattr(other, name) for name in ("causal", "window", "dropout", "training"))
+    options = all(getattr(problem, name) == getattr(other, name) for name in ("causal", "window", "q_start", "dropout", "training"))
     return options and {n: (x.shape, x.dtype) for n, x in tensors.items()} == {n: (x.shape, x.dtype) for n, x in others.items()}
 
 
@@ -154,4 +154,5 @@ def _more_items(problem: Problem, times: int) -> Problem:
     mask, bias = problem.mask, problem.bias
     mask = repeated(mask, mask is not None and mask.ndim != 3)
     bias = repeated(bias, bias is not None and bias.ndim == 4)
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=do)
+    start = problem.q_start * times if isinstance(problem.q_start, tuple) else problem.q_start
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=do, q_start=start)

@@ -29,9 +29,8 @@ enter("causal_ignored_with_mask", "causal is ignored beside a mask", lambda x: x
 
 
 def rows(x: Kernel) -> tuple[Array, Array]:
-    """Query positions (i 1), and those of the keys that causal lets them see last (i 1)."""
-    i = np.arange(x.i)[:, None]
-    return i, i + (x.j - x.i if x.dialect.causal_alignment == "bottom_right" else 0)
+    """The places of the queries in the call (i 1), and the keys that causal lets them see last (i 1) or (b 1 i 1)."""
+    return np.arange(x.i)[:, None], x.own()
 
 
 def causal_as(rule: Callable[..., Any]) -> Callable[[Kernel], Wrong]:

@@ -15,7 +15,7 @@ from attnspec.reference import dense, solve, to_float64
 from attnspec.reference.stages import heads, maps, sink, softmax
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
-from attnspec.reference.stages.visible import last_visible, reach, right_aligned
+from attnspec.reference.stages.visible import query_positions, reach, right_aligned
 from attnspec.spec import Dialect, Problem
 
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
@@ -56,13 +56,16 @@ class Kernel:
         return np.broadcast_to(True if mask is None else right_aligned(mask), (self.b, self.h, self.i, self.j))
 
     def triangle(self, shift: int = 0, keys: int | None = None, corner: str = "") -> Array:
-        """The keys that causal lets each query see (i j), `shift` more of them, of `keys` columns."""
-        last = last_visible(self.i, self.j, corner or self.dialect.causal_alignment)
-        return np.arange(self.j if keys is None else keys) <= last[:, None] + shift
+        """The keys that causal lets each query see (i j) or (b 1 i j), `shift` more of them, of `keys` columns."""
+        return np.arange(self.j if keys is None else keys) <= self.own(corner) + shift
+
+    def own(self, corner: str = "") -> Array:
+        """The positions of the queries (i 1), or (b 1 i 1) with a start for each batch item. corner: another alignment."""
+        return query_positions(self.problem, corner or self.dialect.causal_alignment)[..., None]
 
     def band(self, keys: int | None = None) -> Array:
-        """The keys that the window, if there is one, and first tokens show to each query (i j), of `keys` columns."""
-        own = last_visible(self.i, self.j, self.dialect.causal_alignment)[:, None]
+        """The keys that the window, if there is one, and first tokens show to each query (i j) or (b 1 i j), of `keys` columns."""
+        own = self.own()
         left, right = reach(self.problem.window, self.dialect.window_count)
         j = np.arange(self.j if keys is None else keys)
         return ((j >= own - left) | (j < self.problem.first_tokens)) & (j <= own + right)

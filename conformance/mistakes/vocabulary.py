@@ -18,6 +18,7 @@ from attnspec.conformance.mistakes.keys import KEYS
 from attnspec.conformance.mistakes.mask import MASK
 from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
+from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.scale import SCALE
 from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
@@ -25,7 +26,24 @@ from attnspec.conformance.mistakes.softmax import SOFTMAX
 from attnspec.conformance.mistakes.table import Mistake
 from attnspec.conformance.mistakes.window import WINDOW
 
-CHAPTERS = (KEYS, CAUSAL, MASK, EMPTY, HEADS, SCALE, SOFTCAP, BIAS, SOFTMAX, OUTPUT, GRADIENTS, MEMORY, DROPOUT, WINDOW, SINK)
+CHAPTERS = (
+    KEYS,
+    CAUSAL,
+    MASK,
+    EMPTY,
+    HEADS,
+    SCALE,
+    SOFTCAP,
+    BIAS,
+    SOFTMAX,
+    OUTPUT,
+    GRADIENTS,
+    MEMORY,
+    DROPOUT,
+    WINDOW,
+    SINK,
+    POSITION,
+)
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.
 NAMED_FIRST = (EMPTY, SCALE, SOFTMAX, OUTPUT, GRADIENTS)
 

@@ -12,7 +12,7 @@ from numpy import ndarray as Array
 from attnspec.conformance.mistakes.gradients import again, scores
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
-from attnspec.reference.stages.visible import last_visible, reach
+from attnspec.reference.stages.visible import reach
 from attnspec.spec import CHOICES
 
 WINDOW = Chapter()
@@ -29,7 +29,7 @@ def as_rule(rule: Rule, corner: str = "") -> Callable[[Kernel], Wrong]:
     """The keys of another rule, and the first tokens. corner: the alignment of the positions, where it is another."""
 
     def wrong(x: Kernel) -> Wrong:
-        own, j = last_visible(x.i, x.j, corner or x.dialect.causal_alignment)[:, None], np.arange(x.j)
+        own, j = x.own(corner), np.arange(x.j)
         left, right = reach(x.problem.window, x.dialect.window_count)
         return other_band(x, rule(own, j, left, right) | (first(x, j) & (j <= own + right)))
 
@@ -77,7 +77,7 @@ def given(change: Callable[[int | None, int | None], tuple[int | None, int | Non
 
 def as_band(x: Kernel, more: int = 0) -> Array:
     """The keys of the window (i j), so many more on its left."""
-    own, j = last_visible(x.i, x.j, x.dialect.causal_alignment)[:, None], np.arange(x.j)
+    own, j = x.own(), np.arange(x.j)
     left, right = reach(x.problem.window, x.dialect.window_count)
     return within(own, j, left + more, right) | (first(x, j) & (j <= own + right))
 
@@ -143,13 +143,13 @@ enter("window_right_ignored", "a window has no right end", as_rule(lambda p, j, 
 special(
     "window_of_first_query",
     "all queries have the window of the first",
-    as_rule(lambda p, j, x, y: within(p[:1] + 0 * p, j, x, y)),
+    as_rule(lambda p, j, x, y: within(p[..., :1, :] + 0 * p, j, x, y)),
     "window",
 )
 special(
     "window_of_last_query",
     "all queries have the window of the last",
-    as_rule(lambda p, j, x, y: within(p[-1:] + 0 * p, j, x, y)),
+    as_rule(lambda p, j, x, y: within(p[..., -1:, :] + 0 * p, j, x, y)),
     "window",
 )
 special(

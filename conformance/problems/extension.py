@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, first_tokens, sink, softcap, window
+from attnspec.conformance.problems.factors import LEVELS, first_tokens, sink, softcap, start, window
 
 
 @dataclass(frozen=True)
@@ -63,4 +63,11 @@ SINKS = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "scale", "values", "wrt"),
     beside=(SOFTCAP, WINDOW),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, SINKS)
+POSITION = Extension(
+    "position",
+    "q_start",
+    {"q_start": start.START.levels},
+    ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "wrt"),
+    beside=(SOFTCAP, WINDOW),
+)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, SINKS, POSITION)

@@ -147,7 +147,7 @@ def _with_fewer_heads(problem: Problem, adapter: Adapter) -> Iterator[tuple[int,
 def _part(problem: Problem, places: dict[str, Any]) -> Problem | None:
     """The problem at some places of its axes b, h, g, i, j, d, e; None where its tensors don't fit together there."""
     once: dict[tuple[int, str], Tensor] = {}
-    changes = {}
+    changes: dict[str, Any] = {}
     for name, letters in AXES.items():
         x = getattr(problem, name)
         if x is None:
@@ -161,6 +161,8 @@ def _part(problem: Problem, places: dict[str, Any]) -> Problem | None:
                 cut = _at(cut, axis, places[letter])
         key = (id(x), str(tuple(cut.shape)))
         changes[name] = once.setdefault(key, _compact(cut) if _plain(x) else cut)
+    if "b" in places and isinstance(problem.q_start, tuple):
+        changes["q_start"] = tuple(_at(torch.tensor(problem.q_start), 0, places["b"]).tolist())
     try:
         return problem.replace(**changes)
     except ValueError:

@@ -14,6 +14,7 @@ from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from attnspec.conformance.problems.case import OPTIONS, Case
+from attnspec.conformance.problems.factors.start import meant
 from attnspec.spec import DIFFERENTIABLE, SCALARS, TENSORS, Problem, memory_of
 
 GARBAGE = {torch.float64: 1e30, torch.float32: 1e30, torch.bfloat16: 1e30, torch.float16: 3e4}
@@ -67,8 +68,7 @@ def asked(wrt: str, present: tuple[str, ...]) -> tuple[str, ...]:
 
 def given(case: Case) -> dict[str, Any]:
     """The options of a problem whose values are the levels of factors."""
-    levels = {name: (OPTIONS[name].given, getattr(case, name)) for name in GIVEN_BY_CASE}
-    return {name: level if meant is None else meant(level) for name, (meant, level) in levels.items()}
+    return {name: stands(case) if (stands := OPTIONS[name].given) else getattr(case, name) for name in GIVEN_BY_CASE}
 
 
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
@@ -181,11 +181,13 @@ def holes(case: Case, rng: Generator) -> np.ndarray:
 
 
 def seen(mask: np.ndarray | None, case: Case, windowed: bool = False) -> list[np.ndarray]:
-    """What mask and causal allow (b h i j), and a window whose ends are part of it, in each alignment."""
+    """What mask and causal allow (b h i j), and a window whose ends are part of it, in each alignment or for each start."""
     shape = (case.b, case.h, case.i, case.keys)
     full = np.array(True) if mask is None else mask[:, None, None] if mask.ndim == 2 else mask
     window = given(case)["window"] if windowed else None
-    offsets = sorted({0, case.keys - case.i}) if case.causal or window else [case.keys]
+    start = meant(case)
+    starts = {0, case.keys - case.i} if start is None else {start} if isinstance(start, int) else {*start}
+    offsets = sorted(starts) if case.causal or window else [case.keys]
     allowed = []
     for offset in offsets:
         places = np.arange(case.keys) - np.arange(case.i)[:, None] - offset  # of the keys, from each query
@@ -230,11 +232,11 @@ def biases(case: Case, rng: Generator, mask: np.ndarray | None = None) -> np.nda
 
 
 def emptied(hidden: np.ndarray, case: Case, mask: np.ndarray | None) -> np.ndarray:
-    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems without a window.
+    """Where −∞ would stand in a row without a key, in the bias's form; nowhere in small problems without a window or a start.
 
     What such a row gives is open under one rule for empty rows, and with it the gradients of all that its head sees.
     """
-    if case.i * case.keys <= SMALL and case.window == "none":
+    if case.i * case.keys <= SMALL and case.window == "none" and meant(case) is None:
         return np.zeros_like(hidden)
     spare = np.zeros((case.b, case.h, case.i, case.keys), bool)
     for keys in seen(mask, case, windowed=True):

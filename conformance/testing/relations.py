@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,47 @@ def one_item(problem: Problem, n: int) -> Problem:
         mask=of(mask, mask is not None and mask.ndim != 3),
         bias=of(bias, bias is not None and bias.ndim == 4),
         do=None if problem.do is None else problem.do[n : n + 1],
+        q_start=problem.q_start[n : n + 1] if isinstance(problem.q_start, tuple) else problem.q_start,
     )
+
+
+def some_queries(problem: Problem, a: int, b: int) -> Problem:
+    """The queries a … b − 1 by themselves, where they stand. The problem must have a start."""
+    changes: dict[str, Any] = {"q": problem.q[:, :, a:b], "q_start": moved(problem.q_start, a)}
+    for name, x in (("mask", problem.mask), ("bias", problem.bias)):
+        if x is not None and not (name == "mask" and x.ndim == 2) and x.ndim > 1 and x.shape[-2] == problem.i:
+            changes[name] = x[..., a:b, :]
+    return problem.replace(**changes, do=None if problem.do is None else problem.do[:, :, a:b])
+
+
+def some_keys(problem: Problem, a: int, b: int) -> Problem:
+    """The keys a … b − 1 alone, of which the first is at 0 then. The problem must have a start."""
+    changes: dict[str, Any] = {name: getattr(problem, name)[..., a:b, :] for name in "kv"}
+    for name, x in (("mask", problem.mask), ("bias", problem.bias)):
+        if x is not None and x.ndim and x.shape[-1] == problem.j:
+            changes[name] = x[..., a:b]
+    return problem.replace(**changes, q_start=moved(problem.q_start, -a))
+
+
+def with_keys_in_front(problem: Problem, count: int) -> Problem:
+    """The problem with `count` keys of large numbers before the first, hidden by a key padding mask, and a start behind them."""
+
+    def more(x: Tensor) -> Tensor:
+        return torch.cat([torch.full_like(x[..., :1, :], 9.0).expand(*x.shape[:-2], count, x.shape[-1]), x], dim=-2)
+
+    mask = problem.mask if problem.mask is not None else problem.q.new_ones((problem.b, problem.j), dtype=torch.bool)
+    return problem.replace(
+        k=more(problem.k),
+        v=more(problem.v),
+        mask=torch.cat([mask.new_zeros((*mask.shape[:-1], count)), mask], dim=-1),
+        q_start=moved(problem.q_start, count),
+    )
+
+
+def moved(start: int | tuple[int, ...] | None, by: int) -> int | tuple[int, ...]:
+    """A start that is so much larger."""
+    assert start is not None
+    return start + by if isinstance(start, int) else tuple(x + by for x in start)
 
 
 def written_out(problem: Problem, grouping: str) -> Problem:

@@ -75,8 +75,9 @@ def features(problem: Problem) -> frozenset[str]:
 
 def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str, str]:
     """The choices of a dialect on which the answer to a problem may depend."""
+    placed = problem.causal or problem.window is not None
     matter = {
-        "causal_alignment": (problem.causal or problem.window is not None) and problem.i != problem.j,
+        "causal_alignment": placed and problem.i != problem.j and problem.q_start is None,
         "empty_row": has_empty,
         "head_grouping": 1 < problem.g < problem.h,
         "window_count": problem.window is not None,

@@ -11,16 +11,28 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.reference.stages.given import Given
-from attnspec.spec import implements
+from attnspec.spec import Problem, implements
 
 
-@implements("CAUSAL-1", "CAUSAL-2", "CAUSAL-3", "CAUSAL-4", "CAUSAL-5")
+@implements("CAUSAL-1", "CAUSAL-2", "CAUSAL-3", "CAUSAL-4", "CAUSAL-5", "POSITION-3", "POSITION-4")
 def causal_mask(given: Given) -> Array | None:
-    """Which key each query may see under causal, (i j) bool; None without causal."""
-    if not given.problem.causal:
-        return None
-    last = last_visible(given.problem.i, given.problem.j, given.dialect.causal_alignment)
-    return given.positions <= (last if given.rows is None else last[given.rows])[:, None]
+    """Which key each query may see under causal, (i j) or (b 1 i j) bool; None without causal."""
+    return given.positions <= own_positions(given) if given.problem.causal else None
+
+
+@implements("POSITION-1", "POSITION-6")
+def query_positions(problem: Problem, alignment: str) -> Array:
+    """The position of each query on the key axis, which may lie outside of it: (i), or (b 1 i) with a start for each batch item."""
+    if problem.q_start is None:
+        return last_visible(problem.i, problem.j, alignment)
+    each = isinstance(problem.q_start, tuple)
+    return np.arange(problem.i) + (np.array(problem.q_start, int)[:, None, None] if each else problem.q_start)
+
+
+def own_positions(given: Given) -> Array:
+    """The positions of the queries that are asked, (i 1) or (b 1 i 1)."""
+    own = query_positions(given.problem, given.dialect.causal_alignment)
+    return (own if given.rows is None else own[..., given.rows])[..., None]
 
 
 def last_visible(q_len: int, k_len: int, alignment: str) -> Array:
@@ -47,13 +59,12 @@ def finite_bias(given: Given) -> Array | None:
     return None if bias is None else bias != -np.inf
 
 
-@implements("WINDOW-1", "WINDOW-2", "WINDOW-3", "WINDOW-4", "WINDOW-6", "WINDOW-16")
+@implements("WINDOW-1", "WINDOW-2", "WINDOW-3", "WINDOW-4", "WINDOW-6", "WINDOW-16", "POSITION-2")
 def windowed(given: Given) -> Array | None:
-    """Which key the window shows to each query, (i j) bool; None without a window."""
+    """Which key the window shows to each query, (i j) or (b 1 i j) bool; None without a window."""
     if given.problem.window is None:
         return None
-    own = last_visible(given.problem.i, given.problem.j, given.dialect.causal_alignment)  # the position of each query
-    own = (own if given.rows is None else own[given.rows])[:, None]
+    own = own_positions(given)
     left, right = reach(given.problem.window, given.dialect.window_count)
     late_enough = (given.positions >= own - left) | (given.positions < given.problem.first_tokens)
     return late_enough & (given.positions <= own + right)

@@ -55,16 +55,13 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
         for head in range(problem.h):
             kv = head // per_group if dialect.head_grouping == "blocked" else head % k.shape[1]
             for row in range(problem.i):
-                last = (
-                    problem.j
-                    if not problem.causal
-                    else row + 1 + (problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
-                )
+                place = row + _first(n, problem, dialect)
+                last = problem.j if not problem.causal else place + 1
                 keys = [
                     c
                     for c in range(min(last, problem.j))
                     if (mask is None or bool(mask[n, head, row, c]))
-                    and _within(c, row, problem, dialect)
+                    and _within(c, place, problem, dialect)
                     and (bias is None or float(bias[n, head, row, c].detach()) != float("-inf"))
                 ]
                 values, weights, total = _row(
@@ -89,12 +86,19 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     return o, lse
 
 
-def _within(key: int, row: int, problem: Problem, dialect: Dialect) -> bool:
-    """Whether the window of a row, if there is one, holds a key."""
+def _first(item: int, problem: Problem, dialect: Dialect) -> int:
+    """Where the first query of a batch item stands on the key axis."""
+    if problem.q_start is None:
+        return problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+    return problem.q_start[item] if isinstance(problem.q_start, tuple) else problem.q_start
+
+
+def _within(key: int, place: int, problem: Problem, dialect: Dialect) -> bool:
+    """Whether the window, if there is one, of a query at this place holds a key."""
     if problem.window is None:
         return True
     left, right = problem.window
-    ahead = key - row - (problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0)
+    ahead = key - place
     early = (
         left is not None
         and key >= problem.first_tokens

@@ -246,17 +246,26 @@ def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Ar
     if problem.mask is not None:
         mask = problem.mask.cpu().numpy()
         visible = visible & (mask.reshape(problem.b, 1, 1, problem.j) if mask.ndim == 2 else mask)
-    offset = problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+    starts = problem.q_start if isinstance(problem.q_start, tuple) else (problem.q_start,) * problem.b
+    for item, start in enumerate(starts):
+        offset = start if start is not None else problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+        visible[item] &= _placed(problem, dialect, offset)
+    return visible if bias is None else visible & ~np.isneginf(bias)
+
+
+def _placed(problem: Problem, dialect: Dialect, offset: int) -> Array:
+    """Where causal and the window leave the key to the query, (i j) bool; the first query stands at the key `offset`."""
+    placed = np.ones((problem.i, problem.j), bool)
     if problem.causal:
-        visible = visible & np.tri(problem.i, problem.j, offset, dtype=bool)
+        placed &= np.tri(problem.i, problem.j, offset, dtype=bool)
     left, right = problem.window or (None, None)
     if left is not None:
         early = np.tri(problem.i, problem.j, offset - left - (dialect.window_count == "inclusive"), dtype=bool)
         early[:, : problem.first_tokens] = False
-        visible = visible & ~early
+        placed &= ~early
     if right is not None:
-        visible = visible & np.tri(problem.i, problem.j, offset + right - (dialect.window_count == "total"), dtype=bool)
-    return visible if bias is None else visible & ~np.isneginf(bias)
+        placed &= np.tri(problem.i, problem.j, offset + right - (dialect.window_count == "total"), dtype=bool)
+    return placed
 
 
 # SCORES AND BIAS

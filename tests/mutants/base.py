@@ -33,6 +33,7 @@ FAMILIES = (
     "error",
     "mode",
     "window",
+    "position",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
 

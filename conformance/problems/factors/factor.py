@@ -53,8 +53,8 @@ class Factor:
 
     levels: the simplest first, which is the default. alike: what a level stands for beside itself. array: the covering array that
     has a column for it; '' for none. reads: a value that no level stands for, from its text; raises ValueError. given: what stands
-    in the problem, where that is not the value itself; makes: of an option that is a tensor, its numbers for a case, float64;
-    found: the other way round, the nearest value of the factor to what stands in a problem and is not None.
+    in the problem of a case, where that is not the value itself; makes: of an option that is a tensor, its numbers, float64; found:
+    the other way round, the nearest value of the factor to what stands in a problem and is not None.
 
     Fitting. needs: the feature that every level but the simplest needs; of: the factor without which it says nothing; rule: the
     nearest level that an offer leaves, where it is more than these. examples: a level for each feature that has one.
@@ -73,7 +73,7 @@ class Factor:
     array: str = "core"
     size: bool = False  # any whole number will do
     reads: Callable[[str], Any] | None = None
-    given: Callable[[Any], Any] | None = None
+    given: Callable[[Case], Any] | None = None
     makes: Callable[[Case, Generator], np.ndarray] | None = None
     found: Callable[[Any], Any] = itself
 

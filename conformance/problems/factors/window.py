@@ -101,7 +101,7 @@ WINDOW = Factor(
     ("none", "1:0", "2:1", "0:0", "3:", ":1", "17:3", "100:200", ":40"),
     array="window",
     reads=read_window,
-    given=meant,
+    given=lambda case: meant(case.window),
     found=written,
     needs="window",
     rule=offered,

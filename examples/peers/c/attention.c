@@ -172,10 +172,11 @@ static const char *run(const Json *request) {
     static const char *const KNOWN[] = {"causal", "scale", "dropout", "training", "wrt"};
     Problem problem = {0}, *t = &problem;
     const Json *options = field(request, "options"), *wrt = field(options, "wrt"), *scale = field(options, "scale"), *same;
-    for (const Json *x = options->first; x; x = x->next) { /* an option that is ignored gives a wrong answer: refuse it */
+    /* An option that is ignored gives a wrong answer: refuse it, 0 too, for a start may be 0; of first tokens 0 is none. */
+    for (const Json *x = options->first; x; x = x->next) {
         int known = 0;
         for (size_t n = 0; n < sizeof KNOWN / sizeof *KNOWN; n++) known |= !strcmp(x->name, KNOWN[n]);
-        if (!known && given(x)) return refuse("no words for the option %s", x->name);
+        if (!known && (given(x) || (x->kind == NUMBER && strcmp(x->name, "first_tokens")))) return refuse("no words for the option %s", x->name);
     }
     if (given(field(options, "dropout")) && given(field(options, "training"))) return refuse("no dropout");
     const char *why = read_file(field(request, "file")->text, t);

@@ -115,8 +115,9 @@ const chosen = process.argv[2] ?? 'Attention', spreads = process.argv.includes('
 const operator = OPERATORS[chosen];
 
 async function attend(tensors, options) {
-  for (const [name, value] of Object.entries(options)) // an option that is ignored gives a wrong answer: refuse it
-    if (!['causal', 'scale', 'dropout', 'training', 'wrt'].includes(name) && value) throw new Refused(`no words for ${name}`);
+  for (const [name, value] of Object.entries(options)) // an option that is ignored gives a wrong answer: refuse it, 0 too: a start may be 0
+    if (!['causal', 'scale', 'dropout', 'training', 'wrt', 'first_tokens'].includes(name) && value !== null && value !== false) throw new Refused(`no words for ${name}`);
+  if (options.first_tokens) throw new Refused('no words for first_tokens');
   for (const [name, { dtype }] of Object.entries(tensors)) {
     if (!['q', 'k', 'v', 'mask', 'bias', 'do'].includes(name)) throw new Refused(`no words for ${name}`);
     if (!(dtype in KINDS)) throw new Refused(`${name} of dtype ${dtype}`);

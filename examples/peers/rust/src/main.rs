@@ -43,8 +43,8 @@ fn main() {
 fn run(request: &Json) -> Result<String, String> {
     let options = request.get("options");
     for (name, value) in options.fields() {
-        // An option that is ignored gives a wrong answer: refuse it.
-        if !["causal", "scale", "dropout", "training", "wrt"].contains(&name.as_str()) && value.given() {
+        // An option that is ignored gives a wrong answer: refuse it, 0 too, for a start may be 0; of first tokens 0 is none.
+        if !["causal", "scale", "dropout", "training", "wrt"].contains(&name.as_str()) && (value.given() || (matches!(value, Json::Number(_)) && name != "first_tokens")) {
             return Err(format!("no words for the option {name}"));
         }
     }
