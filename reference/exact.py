@@ -11,9 +11,12 @@ from numpy import ndarray as Array
 from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
-from attnspec.reference.bounds.overflow import may_overflow
+from attnspec.reference.bounds.accuracy import LARGEST, TERMS, UNDERFLOW, UNIT, Arithmetic, arithmetic, without
+from attnspec.reference.bounds.overflow import LOG2_E, may_overflow
 from attnspec.reference.stages import heads
+from attnspec.reference.stages import lse as stage
+from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import OPTIONS, Dialect, Problem
 
 # float64's own error in the reference is that of class A in float64 (docs/certificate.md: a fifth of it). Every term of a
@@ -57,28 +60,99 @@ def bound_of_keys(
     return bound, exempt
 
 
-def reduced_bound(
-    of_sum: Array, each: Array, value: Array, like: tuple[int, ...], axes: str, rows: Array, a: Arithmetic
-) -> tuple[Array, Array]:
-    """Bound and exemption of the gradient of an option that is a tensor, of shape `like`, such as a bias.
+@dataclass
+class Reduced:
+    """The gradient of a score map's own tensor, of shape `like`, such as a bias: what is summed of it, tile by tile.
 
-    of_sum (b h i j) is what each element adds to it, each the bound of that, value the gradient; rows (b h i) says in which an
-    intermediate may overflow.
+    axes: its dimensions. a: the arithmetic of the bound.
     """
-    total, repeated = dense.reduce_to(each, like, axes), each.size // max(1, int(np.prod(like)))
-    if repeated > 1:
-        terms = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
-        total = total + terms * dense.reduce_to(np.abs(of_sum) + each, like, axes) + a.u_out * (np.abs(value) + total)
-    touched = dense.reduce_to(np.broadcast_to(rows[..., None], each.shape).astype(float), like, axes) > 0
-    return total, touched
+
+    like: tuple[int, ...]
+    axes: str
+    a: Arithmetic
+    weighed: bool  # what is summed is multiplied with something first
+    bound: Array | float = 0.0  # of what is summed
+    size: Array | float = 0.0  # how large that is, in all
+    count: Array | float = 0.0  # how much of it can be anything but zero
+    touched: Array | bool = False  # where an intermediate may overflow
+
+    def add(self, of_sum: Array, each: Array, rows: Array) -> None:
+        """of_sum (b h i j) is what each element adds to it, or how large that is; each is the bound of that.
+
+        rows (b h i) says in which an intermediate may overflow.
+        """
+        touched = self.reduced(np.broadcast_to(rows[..., None], each.shape).astype(float)) > 0
+        self.bound, self.count = self.bound + self.reduced(each), self.count + self.reduced((each > 0).astype(float))
+        self.size, self.touched = self.size + self.reduced(np.abs(of_sum) + each), self.touched | touched
+        if self.weighed and self.a.u_s:  # the products may be stored
+            self.touched = self.touched | (self.size > LARGEST[self.a.dtype])
+
+    def reduced(self, x: Array) -> Array:
+        """What (b h i j) is summed to."""
+        return dense.reduce_to(x, self.like, self.axes)
+
+    def limits(self, value: Array, terms: int) -> tuple[Array, Array]:
+        """Bound and exemption of the gradient, whose value this is; `terms` elements are summed in all, zeros too."""
+        a, total, repeated = self.a, np.asarray(self.bound), terms // max(1, int(np.prod(self.like)))
+        if self.weighed:  # slopes are no narrower than float32, and so is what their gradient is summed in
+            total = total + bounds.kappas(np.asarray(self.count), a.u_acc) * self.size + a.u_out * (np.abs(value) + total)
+        elif repeated > 1:
+            roundings = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
+            total = total + roundings * self.size + a.u_out * (np.abs(value) + total)
+        return total, np.asarray(self.touched)
+
+
+def reduced(one: ScoreMap, given: Given, a: Arithmetic) -> Reduced:
+    """That of a map, of which nothing is summed yet."""
+    like = tuple(getattr(given.problem, one.option).shape)
+    return Reduced(like, OPTIONS[one.option].axes, a, one.weight(given) is not None)
+
+
+def of_sinks(given: Given, a: Arithmetic) -> Reduced:
+    """That of the sinks, of which nothing is summed yet. Of each row it is given one element, (b h i 1)."""
+    return Reduced((given.problem.h,), OPTIONS["sinks"].axes, a, weighed=False)
+
+
+def weighed_bound(one: ScoreMap, of_sum: Array, each: Array, given: Given, a: Arithmetic) -> tuple[Array, Array]:
+    """How large what each element adds to the gradient of a map's own tensor may be, and its bound, (b h i j), once it is weighed.
+
+    The weights may have a number in common (:meth:`ScoreMap.common`), which cancels in a row that sums to zero but for rounding.
+    """
+    weight = one.weight(given)
+    if weight is None:
+        return np.abs(of_sum), each
+    size = np.abs(weight) + a.column * one.common(given)[1]
+    terms, each = np.abs(of_sum) * size, each * size
+    # The product is rounded; the eager classes store it, its factors, and the sum over a batch that comes before it.
+    lost = np.where(each > 0, a.eta_acc + a.eta_s * (1 + size), 0.0)
+    return terms, each + (bounds.kappa(2, a.u_acc) + (bounds.kappa(4, a.u_s) if a.u_s else 0.0)) * (terms + each) + lost
+
+
+def returned_bound(natural: Array, value: Array, problem: Problem, dialect: Dialect, a: Arithmetic) -> Array:
+    """The bound of the lse as it is returned, (b h i), from that of the natural one: converted to its base, and stored.
+
+    It is stored in the dtype that the choice says, which may be narrower than what it was computed in.
+    """
+    unit, dtype = stage.unit(dialect), stage.dtype_of(problem, dialect)
+    size = np.where(np.isfinite(value), np.abs(value), 0.0)
+    converted = natural / unit + (bounds.kappa(3, a.u_acc) * size if unit != 1 else 0.0)
+    return np.where(np.isfinite(value), converted + UNIT[dtype] * (size + converted) + UNDERFLOW[dtype], 0.0)
+
+
+def beyond_base_2(bound: Array, lse: Array, a: Arithmetic) -> Array:
+    """Rows (b h i) whose scores leave the range of the accumulators where they are kept in base 2."""
+    inside = LARGEST["float64" if a.dtype == "float64" or a.name == "R" else "float32"] / 1.1
+    finite: Array = np.isfinite(lse)
+    return finite & (LOG2_E * (np.abs(np.where(finite, lse, 0.0)) + bound) > inside)
 
 
 @dataclass(frozen=True)
 class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
 
-    o (b h i e), lse (b h i); dq, dk, dv, dbias and dsinks in the shapes of their inputs, or None if the problem asks for none.
-    values: the same by name, without lse.
+    o (b h i e), lse (b h i), the natural one, −∞ in a row without key and sink; dq, dk, dv, dbias and dsinks in the shapes
+    of their inputs, or None if the problem asks for none.
+    values: the same by name; lse only where it is returned, and then in the base and with the empty rows that the dialect says.
     zero: by name, True for elements that must be exactly zero.
     undefined: by name, True for elements of which the clauses promise nothing: a visible operand is not finite, or a row that is
     NaN by rule, or open by EMPTY-1, reaches them.
@@ -171,10 +245,14 @@ class Exact:
     def _tolerance(self, class_: str, dtype: str) -> Tolerance:
         share = 1 + (1.0 if dtype == self.oracle == "float64" else REFERENCE_SHARE)
         bound, exempt = self.bounds(arithmetic(class_, dtype))
-        bound["lse"] = share * bound["lse"]
+        if "lse" not in self.values:
+            bound["lse"] = share * bound["lse"]
         for name, value in self.values.items():
             skip = self.undefined[name] if self.strict else exempt[name] | self.undefined[name]
-            bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, dtype, share)
+            stored = stage.dtype_of(self.problem, self.dialect) if name == "lse" else dtype
+            bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, stored, share)
+            if name == "lse":  # infinite by rule in a row without a key, which is no overflow
+                exempt[name] = np.where(self.empty, self.undefined[name], exempt[name])
         return Tolerance(bound, exempt)
 
     def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -196,6 +274,9 @@ class Exact:
             # D = Σ do·o of a stored output that is infinite: with dropout it may be, and 0 · ∞ reaches rows without a cotangent.
             both = both | (np.abs(self.values["o"]) + w.o > LARGEST[a.dtype]).any(-1)
             bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}
+            if "lse" in self.values:
+                bound["lse"] = returned_bound(w.lse, self.values["lse"], problem, self.dialect, a)
+                exempt["lse"] = row | beyond_base_2(w.lse, self.lse, a)
             if back is None:
                 return bound, exempt
             g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)
@@ -208,14 +289,12 @@ class Exact:
                 bound[name], exempt[name] = bound_of_keys(head, keys.stored[name], value, touched, tuple(like), grouping, a)
             for one, of_sum in zip(self._tile.maps, back.dscores[1:], strict=True):
                 if one.gradient:
-                    shape, output = tuple(getattr(problem, one.option).shape), f"d{one.option}"
-                    each, axes = keys.of_maps[one.option], OPTIONS[one.option].axes
-                    weight = one.weight(self._tile.given)
-                    if weight is not None:  # the product is rounded
-                        of_sum, each = of_sum * weight, each * np.abs(weight)
-                        each = each + bounds.kappa(2, a.u_acc) * (np.abs(of_sum) + each)
-                    bound[output], exempt[output] = reduced_bound(of_sum, each, self.values[output], shape, axes, both, a)
-            if g.dsink is not None and back.dsink is not None and problem.sinks is not None:
-                of_sum, shape, axes = back.dsink[..., None], tuple(problem.sinks.shape), OPTIONS["sinks"].axes
-                bound["dsinks"], exempt["dsinks"] = reduced_bound(of_sum, g.dsink, self.values["dsinks"], shape, axes, both, a)
+                    output = f"d{one.option}"
+                    sums = reduced(one, self._tile.given, a)
+                    sums.add(*weighed_bound(one, of_sum, keys.of_maps[one.option], self._tile.given, a), both)
+                    bound[output], exempt[output] = sums.limits(self.values[output], of_sum.size)
+            if g.dsink is not None and back.dsink is not None:
+                sums = of_sinks(self._tile.given, a)
+                sums.add(back.dsink[..., None], g.dsink, both)
+                bound["dsinks"], exempt["dsinks"] = sums.limits(self.values["dsinks"], back.dsink.size)
         return bound, exempt

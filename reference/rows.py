@@ -20,11 +20,23 @@ from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
 from attnspec.reference.bounds.overflow import may_overflow
-from attnspec.reference.exact import REFERENCE_SHARE, bound_of_keys, limits, reduced_bound
+from attnspec.reference.exact import (
+    REFERENCE_SHARE,
+    Reduced,
+    beyond_base_2,
+    bound_of_keys,
+    limits,
+    of_sinks,
+    reduced,
+    returned_bound,
+    weighed_bound,
+)
 from attnspec.reference.numbers import to_float64
-from attnspec.reference.stages import heads, maps, sink, softmax, visible
+from attnspec.reference.stages import heads, lse, maps, sink, softmax, visible
 from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.stage import ScoreMap
+from attnspec.reference.zeros import reaches_sink, weighs
 from attnspec.spec import OPTIONS, Dialect, Problem
 
 TILE = 65_536  # elements of rows × keys that are held at once
@@ -49,6 +61,21 @@ class Part:
         return tuple(n + (x.start or 0) if isinstance(x, slice) else x[n] for n, x in zip(index, selected, strict=True))
 
 
+@dataclass
+class _Summed:
+    """The gradient of a score map's own tensor that all rows and keys add to, so far."""
+
+    one: ScoreMap
+    sums: Reduced
+    value: Array | float = 0.0
+    reached: Array | float = 0.0  # how many rows and keys add something
+
+
+def summed(given: Given) -> list[ScoreMap]:
+    """The score maps whose own tensors are the same for all rows and keys."""
+    return [one for one in maps.active(given) if one.gradient and not set(OPTIONS[one.option].axes) & set("ij")]
+
+
 class SampledRows:
     """The exact answer for some query rows of a problem against all of its keys.
 
@@ -62,8 +89,9 @@ class SampledRows:
         self.problem, self.dialect, self.rows = problem, dialect, list(rows)
         self.q = to_float64(problem.q[:, :, self.rows])
         self.do = None if problem.do is None else to_float64(problem.do[:, :, self.rows])
-        if problem.do is not None:
-            asked = (problem.do != 0).any(-1)
+        if problem.differentiated and problem.do is None:
+            self.do = np.zeros((*self.q.shape[:3], problem.e))
+        for asked in (x != 0 if name == "dlse" else (x != 0).any(-1) for name, x in problem.cotangents().items()):
             asked[:, :, self.rows] = False
             if asked.any():
                 raise ValueError("the cotangent must be zero outside of the sampled rows")
@@ -78,6 +106,8 @@ class SampledRows:
             raise ValueError("sampled rows need sinks that are numbers or −∞; found NaN or +∞")
         self.width = max(256, TILE // max(1, self.q[..., 0].size))
         self._forward()
+        dlse = problem.dlse
+        self.lam = None if dlse is None else lse.cotangent(to_float64(dlse[:, :, self.rows]), self.bare, dialect)
 
     # TILES
 
@@ -138,7 +168,8 @@ class SampledRows:
         f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o, self.pi, self.top, self.lse_of_keys)
         if not gradients or self.do is None:
             return bounds.Tile(self.q, k, v, given, f, self.do)
-        return bounds.Tile(self.q, k, v, given, f, self.do, dense.backward(self.q, k, v, self.do, f, given, self._delta))
+        back = dense.backward(self.q, k, v, self.do, f, given, self._delta, self.lam)
+        return bounds.Tile(self.q, k, v, given, f, self.do, back, self.lam)
 
     @cached_property
     def _delta(self) -> Array:
@@ -156,7 +187,7 @@ class SampledRows:
     def _dsink(self) -> Array:
         """What each row adds to the gradient of its head's sink (b h i)."""
         assert self.pi is not None
-        return sink.gradient(self.pi, self._delta)
+        return sink.gradient(self.pi, self._delta if self.lam is None else self._delta - self.lam)
 
     @cached_property
     def dsinks(self) -> Array:
@@ -166,7 +197,10 @@ class SampledRows:
     # ANSWER
 
     def parts(self, class_: str) -> Iterator[Part]:
-        """The exact answer and its bounds for an accuracy class: o and lse, dk and dv of each tile of keys, dq and dsinks."""
+        """The exact answer and its bounds for a class: o and lse, dk and dv of each tile of keys, then dq.
+
+        Before dq come the gradients of what is the same for all rows and keys, such as slopes, and after it those of sinks.
+        """
         problem, dtype = self.problem, str(self.problem.dtype).removeprefix("torch.")
         a = arithmetic(class_, dtype)
         share = 1 + (1.0 if dtype == "float64" else REFERENCE_SHARE)
@@ -190,17 +224,28 @@ class SampledRows:
             fills = self.bare & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills
             yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
-            yield part("lse", rows, self.lse, w.lse, self.bare, row)
+            if not problem.lse:
+                yield part("lse", rows, self.lse, w.lse, self.bare, row)
+            else:
+                value, stored = lse.returned(self.lse, self.bare, self.dialect), lse.dtype_of(problem, self.dialect)
+                bound = returned_bound(w.lse, value, problem, self.dialect, a)
+                bound, skip = limits(
+                    value, bound, np.zeros(value.shape, bool), row | beyond_base_2(w.lse, self.lse, a), stored, share
+                )
+                skip = np.where(self.bare, self.dialect.lse_empty == "sentinel", skip)
+                yield Part("lse", rows, value, bound, skip)
             if self.do is None:
                 return
             asked = (self.do != 0).any(-1)[..., None]
+            scoring = asked if self.lam is None else asked | (self.lam != 0)[..., None]
             group, grouping = problem.h // max(problem.g, 1), self.dialect.head_grouping
             g = gradient_bounds.backward_bound(tiles(True), w, self.dq, a, group, problem.i)
             scored_rows = np.zeros((*self.empty.shape, 1), bool)
+            of_maps = [_Summed(one, reduced(one, x, a)) for x in (self._given(slice(0, 1)),) for one in summed(x)]
             for keys, each in zip(self._slices(), g.of_keys, strict=True):
                 x = self._tile(keys, True)
                 assert x.backward is not None
-                scored = x.forward.visible & asked
+                scored = x.forward.visible & scoring
                 scored_rows |= scored.any(-1, keepdims=True)
                 at = (slice(None), keys) if problem.shared else (everything, everything, keys)
                 for output, head, alone, reached in (
@@ -213,12 +258,21 @@ class SampledRows:
                     nothing = heads.sum_over_group(any_row, (*like[:-1], 1), grouping) == 0
                     bound, skip = bound_of_keys(head, each.stored[output], value, both.any(-1), like, grouping, a)
                     yield part(output, at, value, bound, nothing, skip)
+                for own in of_maps:
+                    of_map = x.backward.dscores[1 + x.maps.index(own.one)]
+                    own.sums.add(*weighed_bound(own.one, of_map, each.of_maps[own.one.option], x.given, a), both)
+                    own.value = own.value + own.sums.reduced(dense.weighed(of_map, own.one, x.given))
+                    own.reached = own.reached + own.sums.reduced(weighs(own.one, scored, x.given).astype(float))
+            for own in of_maps:
+                bound, skip = own.sums.limits(np.asarray(own.value), self.empty.size * problem.j)
+                yield part(f"d{own.one.option}", (), np.asarray(own.value), bound, np.asarray(own.reached) == 0, skip)
             skip = both[..., None] | (g.stored > LARGEST[dtype])
             yield part("dq", rows, self.dq, g.dq, ~scored_rows, skip)
             given = self._given(slice(0, 0))
             z = sink.logits(given)
             if z is not None and g.dsink is not None:
-                axes, reached = OPTIONS["sinks"].axes, scored_rows[..., 0] & (z > -np.inf)
-                bound, skip = reduced_bound(self._dsink[..., None], g.dsink, self.dsinks, self.dsinks.shape, axes, both, a)
+                reached, sums = reaches_sink(scored_rows[..., 0], z, self.lam), of_sinks(given, a)
+                sums.add(self._dsink[..., None], g.dsink, both)
+                bound, skip = sums.limits(self.dsinks, self._dsink.size)
                 nothing = dense.of_rows(reached.astype(float), "sinks", given) == 0
                 yield part("dsinks", (slice(None),), self.dsinks, bound, nothing, skip)

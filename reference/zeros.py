@@ -9,6 +9,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds.accuracy import LARGEST
 from attnspec.reference.stages import heads, maps, sink
 from attnspec.reference.stages.given import Given
+from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import OPTIONS, Dialect, Problem, implements
 
 
@@ -21,8 +22,12 @@ def must_be_zero(
     f: dense.Forward,
     given: Given,
     do: Array | None,
+    lam: Array | None = None,
 ) -> dict[str, Array]:
-    """Where nothing contributes to an output, so that it is exactly zero. What dropout removed contributes nothing."""
+    """Where nothing contributes to an output, so that it is exactly zero. What dropout removed contributes nothing.
+
+    lam (b h i): the cotangent of the lse, which dropout does not reach.
+    """
     grouping = dialect.head_grouping
     kept = np.broadcast_to(np.not_equal(given.factor, 0), live.shape)
 
@@ -36,23 +41,44 @@ def must_be_zero(
     live = live & kept
     not_a_number = f.bare & (dialect.empty_row == "nan") & (problem.j > 0)
     zero = {"o": np.broadcast_to(~(live.any(-1) | not_a_number)[..., None], f.o.shape)}
+    if "lse" in values:
+        zero["lse"] = np.zeros(values["lse"].shape, bool)
     if do is None:
         return zero
     asked = (do != 0).any(-1)[..., None]
     # Where dropout removed a whole row, dP and D are zero, and with them all of dS.
     scored = f.visible & asked & (f.visible & kept).any(-1)[..., None]
+    if lam is not None:
+        scored = scored | (f.visible & (lam != 0)[..., None])
     zero["dq"] = np.broadcast_to(np.logical_not(scored.any(-1, keepdims=True)), values["dq"].shape)
     zero["dk"] = nothing_reaches(scored, tuple(problem.k.shape))
     zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))
     for one in maps.active(given):
         if one.gradient:
-            output, weight = f"d{one.option}", one.weight(given)
-            reached = scored if weight is None else scored & (weight != 0)
+            output, reached = f"d{one.option}", weighs(one, scored, given)
             zero[output] = dense.reduce_to(reached.astype(float), values[output].shape, OPTIONS[one.option].axes) == 0
     z = sink.logits(given)
-    if z is not None:  # a head without a sink has no gradient of it, nor a row without a key: Δ is zero there
-        zero["dsinks"] = dense.of_rows((scored.any(-1) & (z > -np.inf)).astype(float), "sinks", given) == 0
+    if z is not None:
+        zero["dsinks"] = dense.of_rows(reaches_sink(scored.any(-1), z, lam).astype(float), "sinks", given) == 0
     return zero
+
+
+def reaches_sink(scored: Array, z: Array, lam: Array | None) -> Array:
+    """Rows (b h i) that add to the gradient of a sink: none of a head without one, and none without a key, where Δ is zero.
+
+    scored: rows in which a key's score has a gradient. Of a row without a key the lse is the sink, and has a cotangent.
+    """
+    asked: Array = scored if lam is None else scored | (lam != 0)
+    return asked & (z > -np.inf)
+
+
+def weighs(one: ScoreMap, scored: Array, given: Given) -> Array:
+    """Which of the scored elements (b h i j) add something to the gradient of a score map's own tensor.
+
+    A weight of zero is none where a kernel may add a number to all weights of a row.
+    """
+    weight = one.weight(given)
+    return scored if weight is None or one.common(given)[1] else scored & (weight != 0)
 
 
 def is_undefined(
@@ -71,22 +97,33 @@ def is_undefined(
         if z is not None:  # beside a sink neither the lowest number nor a fill value weighs anything
             open_rows = open_rows & ~(z > low)
         undefined["o"] |= open_rows[..., None]
+        if "lse" in values:
+            undefined["lse"] |= open_rows
         poisoned = poisoned | open_rows
     bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in operands)
     if bad_q.any() or bad_k.any() or bad_v.any():
         bad = heads.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
         rows = (f.visible & (bad[:, :, None, :] | bad_q[..., None])).any(-1)
         undefined["o"] |= rows[..., None]
+        if "lse" in values:  # to which no value belongs
+            no_score = heads.per_query_head(bad_k[..., None], problem.h, dialect.head_grouping)[..., 0]
+            undefined["lse"] |= (f.visible & (no_score[:, :, None, :] | bad_q[..., None])).any(-1)
         poisoned = poisoned | rows
     if bias is not None and (np.isnan(bias) | (bias == np.inf)).any():
         rows = (np.broadcast_to(np.isnan(bias) | (bias == np.inf), f.visible.shape) & f.visible).any(-1)
         undefined["o"] |= rows[..., None]
+        if "lse" in values:
+            undefined["lse"] |= rows
         poisoned = poisoned | rows
     if z is not None and not (z < np.inf).all():
         rows = np.broadcast_to(~(z < np.inf), f.empty.shape)
         undefined["o"] |= rows[..., None]
+        if "lse" in values:
+            undefined["lse"] |= rows
         poisoned = poisoned | rows
-    if len(values) > 1 and poisoned.any():
+    if "lse" in values and dialect.lse_empty == "sentinel":
+        undefined["lse"] |= f.bare
+    if "dq" in values and poisoned.any():
         undefined["dq"] |= poisoned[..., None]
         reached = np.broadcast_to(np.asarray(poisoned.any(-1))[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
         for name, x in (("dk", problem.k), ("dv", problem.v)):

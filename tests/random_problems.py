@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import inf
@@ -11,7 +12,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from attnspec.spec import Problem
+from attnspec.spec import CHOICES, Dialect, Problem
 
 LETTERS = "bhij"
 # A form is the rank of a mask or bias and the letters over which it varies; it has size one along the others.
@@ -25,10 +26,23 @@ HEADS = ((1, 1), (2, 2), (2, 1), (4, 2), (6, 2), (6, 3))  # query heads, key/val
 SCALES = (None, 0.5, -0.7, 0.0, 6.0)
 RATES = (0.0, 0.0, 0.3, 0.8, 1.0)
 CAPS = (None, 0.2, 1.5, 40.0)
+SLOPES = (None, None, "h", "bh")
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
 FIRST_TOKENS = (0, 0, 1, 2, 9)
 SINKS = (0.0, 1.3, -0.7, 5.0, -inf)
 STARTS = (None, None, 0, 2, -2, 7, -9, "end", "each", "each")  # "each" is one for each batch item
+FORMS_OF_ALIBI = CHOICES["alibi_form"].values
+
+
+def dialects() -> Iterator[Dialect]:
+    """Each combination of the choices but the lse's; the forms of ALiBi take turns, and meet every value of each other."""
+    others = {name: choice.values for name, choice in CHOICES.items() if name != "alibi_form" and choice.of != "lse"}
+    for n, values in enumerate(product(*others.values())):
+        form = FORMS_OF_ALIBI[(n + n // len(FORMS_OF_ALIBI)) % len(FORMS_OF_ALIBI)]
+        yield Dialect(**dict(zip(others, values, strict=True)), alibi_form=form)
+
+
+DIALECTS = list(dialects())
 
 
 @dataclass(frozen=True)
@@ -48,10 +62,11 @@ def draw(
     least: int = 0,
     caps=(None,),
     windows=(None,),
+    slopes=(None,),
     sinks=(),
     starts=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of the soft caps, windows and starts one of these.
+    """Any problem: sizes from `least` on, every form, every option; of caps, windows, forms of slopes and starts one of these.
 
     In one of two problems each head has one of these sinks.
     """
@@ -87,10 +102,13 @@ def draw(
     softcap = choose(caps) if len(caps) > 1 else caps[0]
     window = choose(windows) if len(windows) > 1 else windows[0]
     first_tokens = choose(FIRST_TOKENS) if window is not None else 0
+    q = numbers(b, h, i, d)
+    of_slopes = choose(slopes) if len(slopes) > 1 else slopes[0]
+    own = None if of_slopes is None else torch.from_numpy(rng.standard_normal([sizes[x] for x in of_slopes]))
     start = choose(starts) if len(starts) > 1 else starts[0]
     at = tuple(int(x) for x in rng.integers(-3, j + 2, b)) if start == "each" else j - i if start == "end" else start
     problem = Problem(
-        numbers(b, h, i, d),
+        q,
         k[:, 0] if shared else k,
         v[:, 0] if shared else v,
         mask,
@@ -100,11 +118,12 @@ def draw(
         softcap=softcap,
         window=window,
         first_tokens=first_tokens,
+        alibi_slopes=own,
         q_start=at,
         dropout=rate,
         training=rate > 0,
         do=do,
-        wrt=("q", "k", "v") if bias is None else ("q", "k", "v", "bias"),
+        wrt=("q", "k", "v", *(("bias",) if bias is not None else ()), *(("alibi_slopes",) if own is not None else ())),
     )
     lengths = "i<j" if i < j else "i>j" if i > j else "i=j"
     empty = next((x for x, n in zip("bhijde", (b, h, i, j, d, e), strict=True) if n == 0), "")
@@ -118,6 +137,7 @@ def draw(
         "softcap": softcap,
         "window": window,
         "first_tokens": first_tokens,
+        "slopes": of_slopes,
         "start": start,
         "causal": (causal, lengths),
         "wider": e > d,
@@ -128,6 +148,13 @@ def draw(
         problem = problem.replace(sinks=torch.from_numpy(rng.choice(sinks, h)).to(dtype), wrt=(*problem.wrt, "sinks"))
     chosen["sinks"] = problem.sinks is not None
     return Drawn(problem, keep, tuple(chosen.items()))
+
+
+def with_lse(problem: Problem, rng: Generator) -> Problem:
+    """The same problem with its lse, which has a cotangent, and in one of four the only one."""
+    dlse = torch.from_numpy(rng.standard_normal((problem.b, problem.h, problem.i)))
+    wide = torch.promote_types(problem.dtype, torch.float32)
+    return problem.replace(lse=True, dlse=dlse.to(wide), do=None if rng.random() < 0.25 else problem.do)
 
 
 def share(got: np.ndarray, expected: np.ndarray, bound: np.ndarray, skip: np.ndarray) -> float:

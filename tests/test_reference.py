@@ -10,14 +10,29 @@ import pytest
 import torch
 from numpy.random import default_rng
 from numpy.testing import assert_allclose, assert_array_equal
-from random_problems import BIASES, CAPS, FIRST_TOKENS, HEADS, MASKS, RATES, SCALES, STARTS, WINDOWS, Drawn, draw, share
+from random_problems import (
+    BIASES,
+    CAPS,
+    DIALECTS,
+    FIRST_TOKENS,
+    FORMS_OF_ALIBI,
+    HEADS,
+    MASKS,
+    RATES,
+    SCALES,
+    SLOPES,
+    STARTS,
+    WINDOWS,
+    Drawn,
+    draw,
+    share,
+)
 
 from attnspec.reference import solve
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.spec import CHOICES, DIFFERENTIABLE, Dialect, Problem
 from attnspec.spec.words import INPUT_OF
 
-DIALECTS = [Dialect(*values) for values in product(*(choice.values for choice in CHOICES.values()))]
 EACH = 44  # problems per dialect, of which there are 72
 UNIT = 2.0**-53
 
@@ -33,13 +48,15 @@ def f64(*numbers: object) -> torch.Tensor:
 def drawn() -> list[list[Drawn]]:
     """The problems of each dialect."""
     return [
-        [draw(rng, caps=CAPS, windows=WINDOWS, starts=STARTS) for _ in range(EACH)]
+        [draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES, starts=STARTS) for _ in range(EACH)]
         for rng in (default_rng([1, n]) for n in range(len(DIALECTS)))
     ]
 
 
 @pytest.mark.parametrize(
-    "dialect", DIALECTS, ids=lambda d: f"{d.causal_alignment}-{d.empty_row}-{d.head_grouping}-{d.softcap_order}-{d.window_count}"
+    "dialect",
+    DIALECTS,
+    ids=lambda d: f"{d.causal_alignment}-{d.empty_row}-{d.head_grouping}-{d.softcap_order}-{d.window_count}-{d.alibi_form}",
 )
 def test_two_independent_forms_agree(dialect: Dialect, drawn: list[list[Drawn]], record_property) -> None:
     """NumPy by hand and torch by autograd: the same shapes, lse, zeros and NaN, numbers within the bound of class A."""
@@ -58,7 +75,7 @@ def test_two_independent_forms_agree(dialect: Dialect, drawn: list[list[Drawn]],
             assert worst[name] <= 1, f"{name} is at {worst[name]:.3g} of the bound: {x.choices}"
         assert_same_lse(exact.forward, exact.lse, other["lse"].numpy(), x.problem)
     record_property("worst share of the bound", worst)
-    assert len(worst) == 5
+    assert len(worst) == 6
 
 
 def assert_same_lse(f, lse: np.ndarray, other: np.ndarray, problem: Problem) -> None:
@@ -86,6 +103,7 @@ def test_the_problems_show_everything(drawn: list[list[Drawn]]) -> None:
         + [("softcap", x) for x in CAPS]
         + [("window", x) for x in set(WINDOWS)]
         + [("first_tokens", x) for x in set(FIRST_TOKENS)]
+        + [("slopes", x) for x in set(SLOPES)]
         + [("start", x) for x in set(STARTS)]
         + [("empty", x) for x in "bhijde"]
     )
@@ -120,23 +138,28 @@ def test_a_row_without_a_key_follows_the_rule(rule: str) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_gradients_are_finite_differences(seed: int) -> None:
-    """Σ do∘o moves as dq, dk, dv, dbias and dsinks of both forms say, by central differences of each form's own output.
+    """Σ do∘o moves as the gradients of both forms say, by central differences of each form's own output.
 
     The step h leaves h² of the third derivative, about 1e-8 for these numbers, and u/h of rounding, about 1e-11.
     """
     h, rng = 2.0**-14, default_rng([3, seed])
-    dialect = Dialect(empty_row="uniform", head_grouping="strided", softcap_order=("before_bias", "after_bias")[seed % 2])
+    dialect = Dialect(
+        empty_row="uniform",
+        head_grouping="strided",
+        softcap_order=("before_bias", "after_bias")[seed % 2],
+        alibi_form=FORMS_OF_ALIBI[seed % 3],
+    )
     form = [(1, 4, 1, 3), (2, 1, 2, 1), (4, 2, 3), (2, 3), (2, 1, 2, 3), (1, 1)][seed]
     q, k, v, bias, do = (
         torch.from_numpy(rng.standard_normal(shape)) for shape in ((2, 4, 2, 2), (2, 2, 3, 2), (2, 2, 3, 1), form, (2, 4, 2, 1))
     )
+    slopes = torch.from_numpy(default_rng(seed).standard_normal((4,) if seed < 3 else (2, 4)))
     mask = torch.from_numpy(rng.random((2, 3)) < 0.8)
     keep = torch.from_numpy(rng.random((2, 4, 2, 3)) < 0.7)
     scale, softcap = -0.8 if seed % 3 else None, (None, None, 0.7, 0.7, 2.0, 2.0)[seed]
     sinks = torch.from_numpy(rng.standard_normal(4)) if seed % 2 else None
-    problem = Problem(
-        q, k, v, mask, bias, causal=seed % 2 == 0, scale=scale, softcap=softcap, sinks=sinks, dropout=0.3, training=True, do=do
-    )
+    options = {"causal": seed % 2 == 0, "scale": scale, "softcap": softcap, "alibi_slopes": slopes, "sinks": sinks}
+    problem = Problem(q, k, v, mask, bias, dropout=0.3, training=True, do=do, **options)
     forms = {
         "dense": lambda p: solve(p, dialect, keep.numpy()).values,
         "autograd": lambda p: {name: x.numpy() for name, x in attend(p, dialect, keep).items()},

@@ -18,9 +18,11 @@ from random_problems import draw
 from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.kernel import Kernel
+from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.position import POSITION
-from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
+from attnspec.conformance.mistakes.power import multiple, power
 from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
@@ -136,7 +138,7 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
             if case.dtype == dtype:
                 times[mistake].append(multiple_)
     # Of an option that these implementations do not offer its own tests say it.
-    own = SOFTCAP.mistakes | WINDOW.mistakes | SINK.mistakes | POSITION.mistakes
+    own = SOFTCAP.mistakes | WINDOW.mistakes | LSE.mistakes | ALIBI.mistakes | SINK.mistakes | POSITION.mistakes
     canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in own}
     assert canonical - times.keys() - RARE == NEVER
     short = {}
@@ -180,7 +182,7 @@ def test_the_right_answer_has_no_power() -> None:
             exact, kernel = solve(problem, dialect), Kernel(problem, dialect)
             assert multiple(dict(exact.values), exact, "A") == 0
             assert multiple(kernel.with_weights(kernel.p), exact, "A") < 0.5
-            assert multiple(kernel.of_scores(kernel.ds) if problem.do is not None else {}, exact, "A") < 0.5
+            assert multiple(kernel.of_scores(kernel.ds) if problem.differentiated else {}, exact, "A") < 0.5
 
 
 def test_mistakes_have_the_shapes_of_the_answer() -> None:
@@ -198,7 +200,8 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     applied = set()
     windowed = Problem(x, x.clone(), x.clone(), window=(200, 100), do=x.clone(), wrt=("q",))
     sunk = Problem(x, x.clone(), x.clone(), sinks=torch.zeros(1), do=x.clone(), wrt=("q", "sinks"))
-    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, sunk]):
+    sloped = windowed.replace(window=None, alibi_slopes=torch.ones(1), wrt=("alibi_slopes",))
+    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, sunk, sloped]):
         dialect = Dialect(*(choice.values[n % len(choice.values)] for choice in CHOICES.values()))
         exact = solve(problem, dialect)
         for mistake in MISTAKES.values():
@@ -286,7 +289,7 @@ def test_few_elements_are_exempt(name: str, adapter: Adapter, dialect: Dialect) 
         problem = build(case)
         tolerance = solve(problem, dialect).tolerance(default_class(case.dtype))
         lowest = case.bias != "none" and case.biases == "lowest"
-        exempt[case.dtype, lowest] += [tolerance.exempt[output].ravel() for output in asked_outputs(problem)]
+        exempt[case.dtype, lowest] += [tolerance.exempt[output].ravel() for output in problem.outputs]
     for (dtype, lowest), each in exempt.items():
         assert np.concatenate(each).mean() < (0.5 if lowest else 0.01), (dtype, lowest)
 

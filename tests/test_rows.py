@@ -50,7 +50,12 @@ def drawn(n: int) -> tuple[Problem, Dialect, list[int]]:
     dialect = Dialect(
         *(options[n // 3**place % len(options)] for place, options in enumerate(choice.values for choice in CHOICES.values()))
     )
-    return problem.replace(do=do), dialect, chosen
+    problem = problem.replace(do=do)
+    if n % 3 == 1:
+        # So gentle that each key weighs something: of no more than what underflows a tile knows less than the whole.
+        slopes = torch.from_numpy(rng.standard_normal((problem.h,) if n % 2 else (problem.b, problem.h))) / 64
+        problem = problem.replace(alibi_slopes=slopes.to(torch.promote_types(problem.dtype, torch.float32)))
+    return problem, dialect, chosen
 
 
 @pytest.mark.parametrize("class_", ["A", "B", "C", "C*", "D"])
@@ -81,7 +86,7 @@ def test_sampled_rows_are_rows_of_the_whole(class_: str, monkeypatch: pytest.Mon
             whole_value = exact.lse if name == "lse" else exact.values[name]
             if part.values.size:
                 np.testing.assert_array_equal(np.isnan(whole_value[place]), np.isnan(part.values.flat[0]))
-    assert seen == {"o", "lse", "dq", "dk", "dv"}
+    assert seen == {"o", "lse", "dq", "dk", "dv", "dalibi_slopes"}
 
 
 def test_what_sampled_rows_cannot_do_is_refused() -> None:

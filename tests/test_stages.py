@@ -35,6 +35,9 @@ class Cap:
     def slope(self, z: Array, given: Given) -> Array | None:
         return 1 / np.cosh(z / CAP) ** 2
 
+    def common(self, given: Given) -> tuple[float, float]:
+        return 0.0, 0.0
+
     def steepest(self, given: Given) -> float:
         return 1.0
 

@@ -59,7 +59,7 @@ def test_equal_values_come_back_unchanged(subject: Subject, case: Case) -> None:
 
 
 @clause("SOFTMAX-4")
-@on_cases(where=lambda case: not case.causal and case.window == "none" and case.keys > 1)
+@on_cases(where=lambda case: not case.causal and case.window == case.alibi_slopes == "none" and case.keys > 1)
 def test_the_order_of_keys_does_not_matter(subject: Subject, case: Case) -> None:
     """Keys in the opposite order: the same output, and gradients that moved along."""
     problem = subject.problem(case)
@@ -74,7 +74,7 @@ def test_the_order_of_keys_does_not_matter(subject: Subject, case: Case) -> None
 
 
 @clause("SOFTMAX-5")
-@on_cases(offering=("key_padding",), causal=False, window="none", mask="padding", bias="none")
+@on_cases(offering=("key_padding",), causal=False, window="none", alibi_slopes="none", mask="padding", bias="none")
 def test_appended_hidden_keys_change_nothing(subject: Subject, case: Case) -> None:
     """1 and 40 more keys, so that the length crosses block edges."""
     problem = subject.problem(case)

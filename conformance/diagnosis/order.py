@@ -15,7 +15,7 @@ from attnspec.conformance.problems.case import OPTIONS, PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, surrounded
 from attnspec.spec import Problem
-from attnspec.spec.words import OUTPUTS
+from attnspec.spec.words import OUTPUTS, RETURNED
 
 if TYPE_CHECKING:
     from attnspec.conformance.subject.subject import Subject
@@ -44,7 +44,7 @@ def earlier(subject: Subject, case: Case) -> tuple[Case, str] | None:
         trial = fit(replace(case, i=case.i + more, j=case.keys + more, d=case.d + more), subject.adapter)
         if after:
             subject.judgement(fit(replace(trial, **changes), subject.adapter))
-        return bool(subject.judgement(trial).of(("o",)))
+        return bool(subject.judgement(trial).of(RETURNED))
 
     for number, (words, changes) in enumerate(others(case, subject).items()):
         least = 61 + case.d % 2 + 32 * number  # widths that nothing else asks for are odd, and beyond 59
@@ -59,18 +59,18 @@ def earlier(subject: Subject, case: Case) -> tuple[Case, str] | None:
     return None
 
 
-def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs: tuple[str, ...] = ("o",)) -> bool | None:
+def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs: tuple[str, ...] = RETURNED) -> bool | None:
     """Whether one of the outputs of a problem that comes after others in the same shapes is wrong also where it comes first.
 
     False where it is right then, and wrong after the others; None where that can't be told. Both are asked in shapes that were
-    never asked: queries and keys are repeated, by which no row changes its answer; under causal and in a window batch items are, by
-    which lengths stay as they were.
+    never asked: queries and keys are repeated, by which no row changes its answer; where places matter, under causal, in a window
+    and with slopes, batch items are, by which lengths stay as they were.
     """
     if not _alike(problem, first):
         return None
 
     wrong = partial(_wrong, subject, outputs)
-    by_place = problem.causal or first.causal or problem.window is not None or first.window is not None
+    by_place = any(x.causal or x.window is not None or x.alibi_slopes is not None for x in (problem, first))
 
     def in_new_shapes(more: int) -> tuple[Problem, Problem]:
         one, other = (_more_items(x, 11 + more) if by_place else _repeated(x, 3 + more, 5 + more) for x in (problem, first))
@@ -139,9 +139,9 @@ def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
     if bias is not None:
         bias = repeated(repeated(bias, -2, problem.i, queries), -1, problem.j, keys)
     q, k, v = torch.cat([problem.q] * queries, -2), torch.cat([problem.k] * keys, -2), torch.cat([problem.v] * keys, -2)
-    do = None if problem.do is None else torch.cat([problem.do] * queries, -2)
     sinks = None if problem.sinks is None else problem.sinks + math.log(keys)
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, do=do)
+    cotangents = {name: torch.cat([x] * queries, 2) for name, x in problem.cotangents().items()}
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, **cotangents)
 
 
 def _more_items(problem: Problem, times: int) -> Problem:
@@ -150,9 +150,10 @@ def _more_items(problem: Problem, times: int) -> Problem:
     def repeated(x: Tensor | None, whole: bool) -> Tensor | None:
         return x if x is None or not whole or (x.shape[0] == 1 < problem.b) else torch.cat([x] * times)
 
-    q, k, v, do = (None if x is None else torch.cat([x] * times) for x in (problem.q, problem.k, problem.v, problem.do))
+    own = {name: torch.cat([x] * times) for name in ("q", "k", "v", "do", "dlse") if (x := getattr(problem, name)) is not None}
     mask, bias = problem.mask, problem.bias
     mask = repeated(mask, mask is not None and mask.ndim != 3)
     bias = repeated(bias, bias is not None and bias.ndim == 4)
+    slopes = repeated(problem.alibi_slopes, problem.alibi_slopes is not None and problem.alibi_slopes.ndim == 2)
     start = problem.q_start * times if isinstance(problem.q_start, tuple) else problem.q_start
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=do, q_start=start)
+    return problem.replace(**own, mask=mask, bias=bias, alibi_slopes=slopes, q_start=start)

@@ -91,14 +91,19 @@ def nothing_but(x: Kernel, rows: Array) -> Wrong:
     return x.of_scores(x.ds * part) | x.of_values(x.p * part)
 
 
+def moved(gradient: Array, step: int) -> Array:
+    """A gradient of other positions; slopes have none."""
+    return np.roll(gradient, step, -2) if gradient.ndim > 2 else gradient
+
+
 CHANGES: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "zero": ("is zero", np.zeros_like),
     "nan": ("is NaN", lambda g: np.full(g.shape, np.nan)),
     "twice": ("is twice what it should be", lambda g: 2 * g),
     "negated": ("has the other sign", lambda g: -g),
     "channels_reversed": ("has its channels reversed", lambda g: g[..., ::-1]),
-    "of_previous_key": ("is that of the previous position", lambda g: np.roll(g, 1, -2)),
-    "of_next_key": ("is that of the next position", lambda g: np.roll(g, -1, -2)),
+    "of_previous_key": ("is that of the previous position", lambda g: moved(g, 1)),
+    "of_next_key": ("is that of the next position", lambda g: moved(g, -1)),
 }
 
 

@@ -12,7 +12,8 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense, solve, to_float64
-from attnspec.reference.stages import heads, maps, sink, softmax
+from attnspec.reference.stages import heads, lse, maps, sink, softmax
+from attnspec.reference.stages.alibi import distances, per_head
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
 from attnspec.reference.stages.visible import query_positions, reach, right_aligned
@@ -34,6 +35,8 @@ class Kernel:
         self.mask: Any = self.given.operand("mask")
         self.bias: Any = self.given.operand("bias")
         self.scale, self.default_scale = self.given.scale, default_scale(problem.d)
+        self.far: Any = distances(self.given) if self.given.slopes is not None else 0.0  # (i j) or (b 1 i j)
+        self.sloped: Any = 0.0 if self.given.slopes is None else per_head(self.given.slopes) * self.far  # what slopes add
         self.masked = self.full(self.mask)
         self.allowed = self.masked & self.placed()
 
@@ -46,10 +49,12 @@ class Kernel:
         z = sink.logits(self.given)
         self.z = np.full((self.h, 1, 1), -inf) if z is None else z[..., None]
         self.e_sink: Array | float = 0.0 if z is None else softmax.exponential(self.z, self.m)
-        if problem.do is not None:
-            self.do = to_float64(problem.do)
-            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
-            self.dp, self.delta, self.ds = back.dp, back.delta[..., None], back.ds
+        if problem.differentiated:
+            self.do = np.zeros(f.o.shape) if problem.do is None else to_float64(problem.do)
+            self.lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.bare, dialect)
+            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given, lam=self.lam)
+            self.delta, self.ds = back.delta[..., None], back.ds
+            self.dp = back.dp if self.lam is None else back.dp + self.lam[..., None]  # what D is subtracted from
 
     def full(self, mask: Array | None) -> Array:
         """A mask as (b h i j), all True where there is none."""
@@ -118,8 +123,8 @@ class Kernel:
         """The outputs with other probabilities."""
         f = replace(self.forward, p=p, w=p)
         wrong = {"o": p @ self.heads_v}
-        if self.problem.do is not None:
-            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
+        if self.problem.differentiated:
+            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given, lam=self.lam)
             wrong |= {"dq": back.dq, "dk": self.summed(back.dk, self.k), "dv": self.summed(back.dv, self.v)}
             wrong |= dense.operand_gradients(back.dscores, self.given)
         return wrong
@@ -128,12 +133,12 @@ class Kernel:
 
     def on(self, dialect: Dialect | None = None, **changes: Any) -> dict[str, Array]:
         """The outputs where some fields of the problem are others; arrays become tensors."""
-        gone = [name for name in self.problem.wrt if changes.get(name, getattr(self.problem, name)) is None]
-        if gone:  # what is not there asks for no gradient
-            changes["wrt"] = tuple(name for name in self.problem.wrt if name not in gone)
+        there = {name: changes.get(name, getattr(self.problem, name)) is not None for name in self.problem.wrt}
+        if not all(there.values()):  # what is not there asks for no gradient
+            changes["wrt"] = tuple(name for name, present in there.items() if present)
         changes = {n: torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x for n, x in changes.items()}
         if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in changes.values()):  # values of no narrower dtype
-            given = {**self.problem.inputs(), "do": self.problem.do, **changes}
+            given = self.problem.inputs() | self.problem.cotangents() | changes
             changes |= {n: x.double() for n, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
         return dict(solve(self.problem.replace(**changes), dialect or self.dialect).values)
 
@@ -161,7 +166,7 @@ class Kernel:
         """
         real, mask = index >= 0, self.allowed[..., index]
         # A kernel with causal or a window compares positions, also of what it fills a block with.
-        mask[..., ~real] = self.placed(len(index))[:, ~real]
+        mask[..., ~real] = self.placed(len(index))[..., ~real]
         changed = np.bincount(index[real], minlength=self.j) != 1
         if not (self.s > -inf)[..., changed].any() and not mask[..., ~real].any():
             return None
@@ -171,7 +176,14 @@ class Kernel:
         along = {"dk": -2, "dv": -2}
         if self.bias is not None and self.bias.shape[-1] == self.j:
             changes["bias"], along["dbias"] = np.where(real, self.bias[..., index], 0.0), -1
+        if self.given.slopes is not None:  # of the keys at their own places
+            own = np.where(real, np.broadcast_to(self.sloped, self.s.shape)[..., index], 0.0)
+            bias = changes.get("bias", 0.0 if self.bias is None else self.bias)
+            changes |= {"bias": own + bias, "alibi_slopes": None, "wrt": ("q", "k", "v")}
+            along.pop("dbias", None)
         wrong = self.on(**changes, mask=mask, causal=False, window=None)
+        if self.given.slopes is not None:
+            wrong.pop("dbias", None)
         for name in along.keys() & wrong.keys():
             each = np.moveaxis(wrong[name], along[name], 0)
             total = np.zeros((self.j, *each.shape[1:]))
@@ -185,7 +197,7 @@ class Kernel:
         if k is None or v is None:
             return None
         same = np.array_equal(k, self.k) and np.array_equal(v, self.v)  # as where a head was expanded: only gradients show it
-        if same and self.problem.do is None:
+        if same and not self.problem.differentiated:
             return None
         wrong = self.on(k=k, v=v)
         theirs = {name: back(wrong[name]) for name in wrong.keys() & {"dk", "dv"}}

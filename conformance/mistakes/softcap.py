@@ -34,7 +34,7 @@ def cap(x: Kernel) -> float:
 def bent(x: Kernel, bend: Callable[[Array], Array]) -> Array:
     """The scores with something else in the place of the cap, on its side of the bias."""
     z = x.forward.z
-    bias = 0.0 if x.bias is None else np.where(x.bias == -inf, 0.0, x.bias)
+    bias = x.sloped + (0.0 if x.bias is None else np.where(x.bias == -inf, 0.0, x.bias))
     return bend(z) + bias if x.dialect.softcap_order == "before_bias" else bend(z + bias)
 
 
@@ -53,14 +53,15 @@ def leaking(x: Kernel) -> Wrong:
     """−∞ goes through tanh, and comes back as −c; None where nothing is hidden."""
     if (x.s > -inf).all():
         return None
-    bias = 0.0 if x.bias is None or x.dialect.softcap_order == "after_bias" else np.where(x.bias == -inf, 0.0, x.bias)
+    before = x.dialect.softcap_order == "before_bias"
+    bias = (x.sloped if before else 0.0) + (np.where(x.bias == -inf, 0.0, x.bias) if before and x.bias is not None else 0.0)
     return with_scores(x, x.s, np.broadcast_to(bias - cap(x), x.s.shape))
 
 
 def slope(x: Kernel) -> Array:
     """That of the cap."""
-    before = x.dialect.softcap_order == "before_bias" or x.bias is None
-    return Softcap().slope(x.forward.z if before else x.forward.scores[1], x.given)
+    before = x.dialect.softcap_order == "before_bias"
+    return Softcap().slope(x.forward.z if before else x.forward.scores[-2], x.given)
 
 
 def with_slope(x: Kernel, other: Array) -> Wrong:

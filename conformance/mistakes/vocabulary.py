@@ -8,6 +8,7 @@ bounds it does; :mod:`attnspec.conformance.diagnosis.diagnose` compares a failin
 
 from __future__ import annotations
 
+from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.bias import BIAS
 from attnspec.conformance.mistakes.causal import CAUSAL
 from attnspec.conformance.mistakes.dropout import DROPOUT
@@ -15,6 +16,7 @@ from attnspec.conformance.mistakes.empty import EMPTY
 from attnspec.conformance.mistakes.gradients import GRADIENTS
 from attnspec.conformance.mistakes.heads import HEADS
 from attnspec.conformance.mistakes.keys import KEYS
+from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.mask import MASK
 from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
@@ -41,6 +43,8 @@ CHAPTERS = (
     MEMORY,
     DROPOUT,
     WINDOW,
+    LSE,
+    ALIBI,
     SINK,
     POSITION,
 )

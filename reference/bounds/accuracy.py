@@ -52,6 +52,7 @@ class Arithmetic:
     prescaled: int = 0  # operands that may be multiplied by a root of the scale and rounded
     u_softmax: float = 0.0  # softmax internals, and their autograd
     u_grad: float = 0.0  # gradient accumulators, written back once per block
+    column: float = 1.0  # of what another form of ALiBi adds to all scores of a row
     block: int = 16  # smallest block of keys of an online softmax, and of rows between two write-backs
 
 
@@ -66,6 +67,7 @@ TERMS: dict[str, tuple[str, ...]] = {
     "stored scores": ("u_s", "eta_s", "prescaled"),
     "softmax in the storage dtype": ("u_softmax",),
     "gradient accumulators in the storage dtype": ("u_grad",),
+    "ALiBi by the column of the key": ("column",),
 }
 
 

@@ -24,6 +24,7 @@ from attnspec.reference.bounds.output import (
     operand_lost,
     quotient,
     raised,
+    with_common,
 )
 from attnspec.spec import implements
 
@@ -41,11 +42,12 @@ class Probabilities:
 
 @dataclass(frozen=True)
 class Products:
-    """dP and dP − D, and how far they may be off but for D. All (b h i n), 0 where nothing comes of them."""
+    """dP and dP − D, how far they may be off but for D, and what P meets. All (b h i n), 0 where nothing comes of them."""
 
     dp: Array
     error: Array
     centred: Array
+    weighed: Array  # |dP − D| + |λ|, which P meets
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def probabilities(x: Tile, w: ForwardBound, a: Arithmetic) -> Probabilities:
     f = x.forward
     _, added = raised(x, w.rescales, a)
     again = np.minimum(added * (1 + w.grow) + f.p * w.grow, np.maximum(f.p, 1 - f.p))
-    row = x.size_lse + x.size_m
+    row = with_common(x, x.size_lse, a) + with_common(x, x.size_m, a)
     sums = kappas(w.count[..., 0] + 2 * w.rescales + 4, a.u_acc) + a.rescale * w.rescales
-    stored = kappa(4, a.u_acc) * x.abs_s + (kappa(4, a.u_acc) * row + sums)[..., None]
+    stored = kappa(4, a.u_acc) * with_common(x, x.abs_s, a) + (kappa(4, a.u_acc) * row + sums)[..., None]
     per_key = np.expm1(np.minimum(stored + (2 * a.exp + 2 * a.u_softmax - np.log1p(-a.u_mma)), 5.0))
     error = np.where(x.live, again * (1 + per_key) + per_key * f.p + a.eta_acc, 0.0)
     upper = np.where(x.live, f.p, 0.0) + error
@@ -124,7 +126,8 @@ def products(x: Tile, a: Arithmetic) -> Products:
     if x.sunk and a.u_s:  # do times what a sink leaves of the output is stored
         error += kappa(2, a.u_s) * x.reach
     centred = np.where(seen, np.abs(x.backward.dp - x.backward.delta[..., None]), 0.0)
-    return Products(dp, np.where(seen, error, 0.0), centred)
+    weighed = centred if x.lam is None else centred + np.where(seen, x.abs_lam, 0.0)
+    return Products(dp, np.where(seen, error, 0.0), centred, weighed)
 
 
 # D
@@ -182,7 +185,7 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
     rounded = (a.u_mma + a.u_in + dropout(x, a)) * row.p_dp
     # What is common to a row's P does not cancel in D: the rounding of an lse that o was divided by, or, where D is made of
     # the P of backward, all that the stored lse is off by.
-    lse = (x.size_lse + x.size_m)[..., None]
+    lse = (with_common(x, x.size_lse, a) + with_common(x, x.size_m, a))[..., None]
     divided = np.minimum(kappa(2, a.u_acc) * (1 + lse), 100.0)
     common = np.minimum(2 * w.sums + 2 * a.rescale * w.rescales[..., None] - np.log1p(-a.u_mma) + kappa(2, a.u_acc) * lse, 100.0)
     from_output = (  # Σ_c do·o, from the stored output
@@ -223,11 +226,28 @@ def amplified(row: OverKeys, a: Arithmetic) -> Array | float:
     return kappa(3, a.u_s) * np.minimum(do_o, (ado * row.highest).sum(-1, keepdims=True))
 
 
+def with_cotangent_of_lse(row: OverKeys, w: ForwardBound, delta: Array, noise: Array, a: Arithmetic) -> tuple[Array, Array]:
+    """The error of D − λ from that of D, and the noise of its row. Both (b h i 1).
+
+    λ may be divided by ln 2 and stored, and the difference is rounded. What sums to λ over a row in exact arithmetic does so but
+    for the roundings of the row sum, and amax passes on what is left.
+    """
+    back = row.last.backward
+    assert back is not None
+    lam = np.abs(np.asarray(row.last.abs_lam))
+    delta = delta + kappa(4, a.u_acc) * (np.abs(back.delta)[..., None] + delta + lam) + a.eta_acc
+    rescaled = 2 * a.rescale * w.rescales[..., None] + 2 * w.sums + 2 * a.exp
+    return delta, noise + (rescaled + 2 * kappas(w.count, a.u_acc) + kappa(6, a.u_acc)) * lam
+
+
 def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     """The bound of D, and the other sums over a row's keys."""
     row = over_keys(tiles, w, a)
     noise = kappa(3, a.u_acc) * row.own + (2 * kappas(w.count, a.u_acc) + kappa(4, a.u_acc)) * row.p_dp
-    sums = RowSums(delta_error(row, w, a), amplified(row, a), row.spread, row.weighed, noise, row.peak)
+    delta = delta_error(row, w, a)
+    if row.last.lam is not None:
+        delta, noise = with_cotangent_of_lse(row, w, delta, noise, a)
+    sums = RowSums(delta, amplified(row, a), row.spread, row.weighed, noise, row.peak)
     if not a.u_softmax:
         return sums
     # Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it.
@@ -243,6 +263,13 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
 # dS
 
 
+def stored_lse(x: Tile, a: Arithmetic) -> Array | float:
+    """What an lse that is stored in a half type, by choice, is off by, (b h i 1): eager code reads it in backward."""
+    if x.lam is None or not a.u_s or x.given.dialect.lse_dtype != "operand":
+        return 0.0
+    return a.u_s * np.abs(np.where(x.forward.empty, 0.0, x.forward.lse))[..., None]
+
+
 @once
 def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
     """dS = P∘(dP − D), (b h i n), but for what softmax from primitives adds. The eager classes use the rounded P."""
@@ -253,7 +280,11 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     # probabilities differ by the error of the stored lse_n, which meets D_n − D and not the smaller dP − D. |D_n − D| is
     # at most the largest |dP − D|, and share_n |D_n − D| at most Σ P |dP − D|. (Measured without this term: 3.05 of the
     # bound, float64, scores of −10⁵, three parts.)
-    split = np.minimum(p.stored + 2 * a.rescale, 1.0) * np.minimum(upper * sums.spread, sums.weighed)
+    # λ meets the second of the two.
+    apart = np.minimum(upper * sums.spread, sums.weighed)
+    if x.lam is not None:
+        apart = apart + upper * x.abs_lam * np.exp(np.minimum(stored_lse(x, a), 5.0))
+    split = np.minimum(p.stored + 2 * a.rescale + stored_lse(x, a), 1.0) * apart
     rounding = kappa(3, a.u_acc)
     # What the autograd of a split multiplies v with, share·do, may underflow; P_n beside it is not small. A sink that is applied
     # to a stored output is such a split.
@@ -261,7 +292,7 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     lost = (a.eta_acc + (a.eta_s if x.sunk else 0.0)) * (1 + values + values.max(-1, keepdims=True, initial=0.0))
     return np.where(
         x.scored,
-        (error + rounding * upper) * y.centred + (1 + rounding) * upper * difference + split + lost,
+        (error + rounding * upper) * y.weighed + (1 + rounding) * upper * difference + split + lost,
         0.0,
     )
 
@@ -271,7 +302,7 @@ def through_primitives(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -
     """The autograd of exp, sum and division subtracts P dP and P D, not dP and D. (b h i n)."""
     assert x.backward is not None
     p, y = probabilities(x, w, a), products(x, a)
-    magnitude = y.dp + np.abs(x.backward.delta)[..., None]
+    magnitude = y.dp + np.abs(x.backward.delta)[..., None] + x.abs_lam
     if a.u_softmax:
         return np.where(x.scored, kappa(3, a.u_softmax) * p.upper_rounded * (magnitude + y.error + sums.delta), 0.0)
     # The same in wide arithmetic. (Measured without this and the noise: dq at 2.0 of the bound, float32, all dP equal.)
@@ -337,9 +368,9 @@ def terms_of_keys(x: Tile, a: Arithmetic, group: int, queries: int) -> KeyTerms:
     """Those of a tile's keys."""
     assert x.do is not None
     # A row that does not see the key, or that nothing is asked of, adds exactly zero.
-    count = (x.live & (x.do != 0).any(-1)[..., None]).sum(-2)[..., None] * group
+    count = (x.live & x.asked[..., None]).sum(-2)[..., None] * group
     # A block of rows of which nothing is asked writes back what it read.
-    writes = group * min(queries // a.block + 1, int((x.do != 0).any((0, 1, 3)).sum()))
+    writes = group * min(queries // a.block + 1, int(x.asked.any((0, 1)).sum()))
     return KeyTerms(count, kappas(count, a.u_acc), writes)
 
 
@@ -390,7 +421,7 @@ def operand(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Operand:
 
 
 def sink_gradient_error(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
-    """The bound of what each row adds to the gradient of its head's sink, which is the sink's dS = π (0 − D). (b h i 1)."""
+    """The bound of what each row adds to the gradient of its head's sink, which is the sink's dS = π (0 − D + λ). (b h i 1)."""
     assert x.backward is not None
     error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
     error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
@@ -399,7 +430,12 @@ def sink_gradient_error(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) 
     # Where the sink is applied after the fact, the derivative of the sigmoid is σ (1 − σ) = (1 − π) π, from a stored σ: what is
     # rounded there is no multiple of a small π.
     error += kappa(2, a.u_acc) * (np.abs(x.backward.delta)[..., None] + sums.delta)
-    return np.where(x.scored, error + a.u_out * (np.abs(x.backward.ds) + error) + a.eta_out, 0.0)
+    error = np.where(x.scored, error + a.u_out * (np.abs(x.backward.ds) + error) + a.eta_out, 0.0)
+    if x.lam is None:
+        return error
+    # The lse of a row without a key is the sink: π is one, but for what is stored of the lse, and λ may be divided by ln 2.
+    alone = (kappa(4, a.u_acc) + 2 * a.u_s + a.u_out + 2 * np.minimum(stored_lse(x, a), 1.0)) * x.abs_lam + a.eta_acc + a.eta_out
+    return np.where((x.forward.empty & ~x.forward.bare & (x.lam != 0))[..., None], alone, error)
 
 
 def operand_rounding(a: Arithmetic) -> float:

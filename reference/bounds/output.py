@@ -62,6 +62,7 @@ class Tile:
     forward: Forward
     do: Array | None = None  # (b h i e)
     backward: Backward | None = None
+    lam: Array | None = None  # λ (b h i), the cotangent of the natural lse; None for none
     sink: bool = False  # its one key is the sink; see with_sink
     _memo: dict[tuple[str, Arithmetic], object] = field(default_factory=dict)
 
@@ -150,6 +151,17 @@ class Tile:
         return np.where(self.forward.visible, np.abs(self.forward.s), 0.0)
 
     @cached_property
+    def common(self) -> Array | None:
+        """What a kernel may add to all scores of a row, and to its sink, (b h 1), at most; None where nothing does."""
+        some = [
+            np.asarray(c)[..., 0]
+            for one in maps.active(self.given)
+            for c in (one.common(self.given)[0],)
+            if not isinstance(c, float)
+        ]
+        return sum(some[1:], some[0]) if some else None
+
+    @cached_property
     def reach(self) -> Array:
         """r |do| |v|ᵀ (b h i n). Of a tile with a cotangent only."""
         assert self.do is not None
@@ -160,7 +172,19 @@ class Tile:
     def scored(self) -> Array:
         """Where dS may be anything but zero, (b h i n) bool: the key is visible, and something is asked of the row."""
         assert self.do is not None
-        return self.forward.visible & (self.do != 0).any(-1)[..., None]
+        return self.forward.visible & self.asked[..., None]
+
+    @cached_property
+    def asked(self) -> Array:
+        """Rows of which something is asked, (b h i) bool: a cotangent is not zero."""
+        assert self.do is not None
+        asked: Array = (self.do != 0).any(-1)
+        return asked if self.lam is None else asked | (self.lam != 0)
+
+    @cached_property
+    def abs_lam(self) -> Array | float:
+        """|λ| (b h i 1), 0 without one."""
+        return 0.0 if self.lam is None else np.abs(self.lam)[..., None]
 
     @cached_property
     def log_p(self) -> Array:
@@ -201,7 +225,7 @@ def with_sink(x: Tile) -> Iterator[Tile]:
         if back is not None:
             assert back.dsink is not None
             back = replace(back, dp=np.zeros(p.shape), dscores=(back.dsink[..., None],))
-        yield Tile(x.q, k, v, replace(x.given, keep=None), own, x.do, back, sink=True)
+        yield Tile(x.q, k, v, replace(x.given, keep=None), own, x.do, back, x.lam, sink=True)
     yield x
 
 
@@ -225,6 +249,14 @@ class ForwardBound:
 
 
 # SCORES
+
+
+def with_common(x: Tile, size: Array, a: Arithmetic) -> Array:
+    """A size (b h i), or (b h i n), of scores as a kernel may have them: what is common to a row is rounded with them."""
+    if x.common is None:
+        return size
+    common = a.column * x.common
+    return size + (common[..., None] if size.ndim == 4 else common)
 
 
 def operand_lost(scale: float, a: Arithmetic) -> float:
@@ -252,7 +284,7 @@ def product_error(x: Tile, a: Arithmetic) -> tuple[Array, float]:
     # Σ_c (q_c + ε)(k_c + ε') − q_c k_c: each loss meets the other operand, and the other loss.
     lost = operand_lost(x.scale, a) * (1 + product)
     constant = constant + lost * (x.norm_q[..., 0] + d * (a.eta_acc + a.eta_s))
-    fixed = (constant + shift_rounding(a) * x.size_m)[..., None]
+    fixed = (constant + shift_rounding(a) * with_common(x, x.size_m, a))[..., None]
     return (abs(x.scale) * product) * x.abs_qk + lost * x.norm_k.swapaxes(-1, -2) + fixed, scaled
 
 
@@ -301,8 +333,8 @@ def sink_error(x: Tile, a: Arithmetic) -> Array:
 
     z is neither a product nor scaled. As read it may be flushed.
     """
-    constant = shift_rounding(a) * x.size_m[..., None] + kappa(2, a.u_softmax) + a.eta_acc + a.eta_s
-    return (shift_rounding(a) + a.u_s) * x.abs_s + constant
+    constant = shift_rounding(a) * with_common(x, x.size_m, a)[..., None] + kappa(2, a.u_softmax) + a.eta_acc + a.eta_s
+    return (shift_rounding(a) + a.u_s) * with_common(x, x.abs_s, a) + constant
 
 
 @once
@@ -310,7 +342,7 @@ def score_error(x: Tile, a: Arithmetic) -> Array:
     """The error of a score, (b h i n): Δ but for exp and for rescales, which multiply what a score has become."""
     if x.sink:
         return np.where(x.forward.visible, sink_error(x, a), 0.0)
-    return np.where(x.forward.visible, mapped_error(x, x.maps, a).at(x.abs_s, shift_rounding(a)), 0.0)
+    return np.where(x.forward.visible, mapped_error(x, x.maps, a).at(with_common(x, x.abs_s, a), shift_rounding(a)), 0.0)
 
 
 def soft_records(s: Array, slack: Array, running: Array) -> tuple[Array, Array]:
@@ -476,7 +508,8 @@ def output_error(row: OverKeys, sums: Array, a: Arithmetic) -> tuple[Array, Arra
     o = np.abs(f.o)
     lost = (a.eta_acc + a.eta_mma) * row.reach + a.eta_acc * row.count * (o + x.stretch)
     # A row may be normalised by its sum, or by its lse: exp(s − lse), whose rounding is common to the row and does not cancel.
-    division = np.minimum(sums + kappa(2, a.u_acc) * (1 + x.size_lse + x.size_m)[..., None] + 2 * a.u_softmax, 0.5)
+    lse, m = with_common(x, x.size_lse, a), with_common(x, x.size_m, a)
+    division = np.minimum(sums + kappa(2, a.u_acc) * (1 + lse + m)[..., None] + 2 * a.u_softmax, 0.5)
     numerator = u_weight * np.maximum(magnitude, spread) + sums * (1 + u_weight) * magnitude + lost
     if x.sunk and a.u_s:  # the output without the sink, and what it is multiplied by, are stored
         numerator = numerator + kappa(2, a.u_s) * (o + e1 + magnitude) + a.eta_s * (1 + most)
@@ -488,10 +521,11 @@ def lse_error(row: OverKeys, widest: Array, sums: Array, a: Arithmetic) -> Array
     with np.errstate(divide="ignore"):
         moved = np.minimum(np.maximum(np.log1p(row.grow), -np.log(row.low)), widest[..., None])
     moved = moved - np.log1p(-sums) - np.log1p(-a.u_mma) + 2 * a.u_softmax
-    size = row.last.size_lse + 2 * row.last.size_m
-    error = moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + size) + a.eta_acc
+    x = row.last
+    lse, m = with_common(x, x.size_lse, a), with_common(x, x.size_m, a)
+    error = moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + lse + 2 * m) + a.eta_acc
     # Of an empty row the lse is the sink, which may be converted.
-    return error + np.where(row.last.forward.empty, a.u_s * row.last.size_m, 0.0) if row.last.sunk else error
+    return error + np.where(x.forward.empty, a.u_s * x.size_m, 0.0) if x.sunk else error
 
 
 @implements("ACCURACY-1")

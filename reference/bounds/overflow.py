@@ -6,7 +6,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.reference.bounds.accuracy import LARGEST, Arithmetic
-from attnspec.reference.bounds.output import Tiles, kappa
+from attnspec.reference.bounds.output import Tiles, kappa, with_common
 
 LOG2_E = 1.4426950408889634
 
@@ -53,7 +53,7 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
             continue
         stored = np.maximum(stored, np.where(f.visible, x.abs_qk, 0.0).max(-1, initial=0.0))
         if x.maps:  # what rounds to infinity hides a key that weighs something
-            score = x.abs_s + kappa(4, a.u_s) * np.abs(f.z)
+            score = with_common(x, x.abs_s, a) + kappa(4, a.u_s) * np.abs(f.z)
             row = row | (f.visible & (f.p > 0) & (score >= LARGEST[a.dtype] * (1 + a.u_s / 2))).any(-1)
         if x.do is not None:
             product = np.maximum(product, np.where(f.visible, x.reach, 0.0).max(-1, initial=0.0))

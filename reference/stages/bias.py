@@ -29,6 +29,10 @@ class Bias:
     def weight(self, given: Given) -> None:
         """1: it is added."""
 
+    def common(self, given: Given) -> tuple[float, float]:
+        """Nothing."""
+        return 0.0, 0.0
+
     def steepest(self, given: Given) -> float:
         """1."""
         return 1.0

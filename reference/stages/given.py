@@ -47,6 +47,11 @@ class Given:
             self._operands[name] = None if x is None else self._read(x, OPTIONS[name].axes)
         return self._operands[name]
 
+    @property
+    def slopes(self) -> Array | None:
+        """The slopes (h) or (b h) in float64; None without them."""
+        return self.operand("alibi_slopes")
+
     def _read(self, x: torch.Tensor, axes: str) -> Array:
         """Of its dimensions, the last of these axes, those of queries and keys are cut to the rows and keys that are asked for."""
         axes = "bj" if x.ndim == 2 and x.dtype == torch.bool else axes[len(axes) - x.ndim :]  # key padding

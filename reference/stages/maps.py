@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
+from attnspec.reference.stages.alibi import Alibi
 from attnspec.reference.stages.bias import Bias
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.softcap import Softcap
 from attnspec.reference.stages.stage import ScoreMap
 
-SCORE_MAPS: tuple[ScoreMap, ...] = (Softcap(), Bias())  # the first is the first that a scaled product meets
+SCORE_MAPS: tuple[ScoreMap, ...] = (Softcap(), Bias(), Alibi())  # the first is the first that a scaled product meets
 
 
 def active(given: Given) -> tuple[ScoreMap, ...]:

@@ -21,6 +21,9 @@ def logits(given: Given) -> Array | None:
 
 
 @implements("SINK-11", "SINK-12")
-def gradient(pi: Array, delta: Array) -> Array:
-    """What each row adds to the gradient of its head's sink: π (0 − Δ), for its value is zero. (b h i)."""
-    return np.where(pi == 0, 0.0, -pi * delta)
+def gradient(pi: Array, centre: Array) -> Array:
+    """What each row adds to the gradient of its head's sink: π (0 − Δ), for its value is zero. (b h i).
+
+    centre: Δ, less the cotangent of the natural lse, which holds the sink.
+    """
+    return np.where(pi == 0, 0.0, -pi * centre)

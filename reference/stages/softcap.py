@@ -47,6 +47,10 @@ class Softcap:
     def weight(self, given: Given) -> None:
         """The cap is a constant."""
 
+    def common(self, given: Given) -> tuple[float, float]:
+        """Nothing."""
+        return 0.0, 0.0
+
     def steepest(self, given: Given) -> float:
         """1, at zero."""
         return 1.0

@@ -1,12 +1,12 @@
 """What a stage owes. Attention has five kinds of them, and a new option is one more of a kind.
 
-*Score map*: changes each score by itself (:mod:`softcap`, :mod:`bias`; the scale is part of the product in :mod:`scores`). It is a
-:class:`ScoreMap` in the table `SCORE_MAPS` of :mod:`maps`, which fixes the order.
+*Score map*: changes each score by itself (:mod:`softcap`, :mod:`bias`, :mod:`alibi`; the scale is part of the product in
+:mod:`scores`). It is a :class:`ScoreMap` in the table `SCORE_MAPS` of :mod:`maps`, which fixes the order.
 *Visibility*: says which key a query may see. It is a function in the table `VISIBILITY` of :mod:`visible`.
 *Denominator*: a term of the row sum without a value (:mod:`sink`). It owes a score for each row, which :func:`softmax.softmax` gets
 beside those of the keys, and what a row adds to its gradient. It moves with nothing but itself, so the bounds take it for one more
 key whose value is zero; what it may be off by stands in :func:`attnspec.reference.bounds.output.sink_error`.
-*Output*: a further tensor that is returned. Today that is the lse of :class:`dense.Forward`, without a cotangent.
+*Output*: a further tensor that is returned, with its cotangent (:mod:`lse`).
 *Handover*: the same problem in other tensors, without mathematics (:mod:`heads`: one shared 3-D head, groups of heads).
 """
 
@@ -42,6 +42,9 @@ class ScoreMap(Protocol):
 
     def weight(self, given: Given) -> Array | None:
         """∂f/∂(the option's element), (b h i j) or what broadcasts to it; None where it is 1, or has no gradient."""
+
+    def common(self, given: Given) -> tuple[Array | float, float]:
+        """What a kernel may add to all scores of a row, (b h 1 1), and to all weights of it, at most: softmax does not see it."""
 
     def steepest(self, given: Given) -> float:
         """The largest |f′|."""

@@ -7,6 +7,7 @@ visible keys of one row at a time, so nothing is filled, masked or multiplied by
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,22 +19,38 @@ from attnspec.spec import Dialect, Problem
 SCORE_MAPS: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "softcap": lambda s, cap: cap * torch.tanh(s / cap),
     "bias": lambda s, bias: s + bias,
+    "alibi_slopes": lambda s, added: s + added,
 }
 
 
 def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
-    """o, lse and, with a cotangent, dq, dk, dv, dbias and dsinks, all float64, by visiting each query row by itself."""
+    """o, lse and, with a cotangent, the gradients of all inputs, float64, by visiting each query row by itself."""
     leaves = {name: x.detach().to(torch.float64).clone().requires_grad_() for name, x in problem.inputs().items() if name != "mask"}
     o, lse = _rows(leaves, problem, dialect, keep)
+    if problem.lse:
+        lse = _returned(lse, dialect)
     answer = {"o": o.detach(), "lse": lse.detach()}
-    if problem.do is not None:
+    if problem.do is not None or problem.dlse is not None:
+        outputs, cotangents = [o], [torch.zeros_like(o) if problem.do is None else problem.do.to(torch.float64)]
+        if problem.dlse is not None:  # of a row without a key nothing is asked
+            finite = lse.isfinite()
+            outputs, cotangents = [*outputs, lse[finite]], [*cotangents, problem.dlse.to(torch.float64)[finite]]
+        pairs = [(x, y) for x, y in zip(outputs, cotangents, strict=True) if x.requires_grad]
         grads = (
-            torch.autograd.grad(o, list(leaves.values()), problem.do.to(torch.float64), allow_unused=True, materialize_grads=True)
-            if o.requires_grad
+            torch.autograd.grad(
+                [x for x, _ in pairs], list(leaves.values()), [y for _, y in pairs], allow_unused=True, materialize_grads=True
+            )
+            if pairs
             else [torch.zeros_like(x) for x in leaves.values()]
         )
         answer |= {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
     return answer
+
+
+def _returned(lse: Tensor, dialect: Dialect) -> Tensor:
+    """The lse in the base and with the empty rows that the dialect says."""
+    lse = lse / torch.log(torch.tensor(2.0, dtype=lse.dtype)) if dialect.lse_base == "2" else lse
+    return torch.where(lse == float("-inf"), float("inf"), lse) if dialect.lse_empty == "plus_inf" else lse
 
 
 def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -46,7 +63,9 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     if mask is not None:
         mask = (mask.view(problem.b, 1, 1, problem.j) if mask.dim() == 2 else mask).expand(full)
     in_order = sorted(SCORE_MAPS, key=lambda name: name == "softcap") if dialect.softcap_order == "after_bias" else SCORE_MAPS
-    options = {name: x[name].expand(full) if name in x else getattr(problem, name) for name in in_order}
+    options = {name: x[name].expand(full) if name == "bias" and name in x else getattr(problem, name) for name in in_order}
+    if "alibi_slopes" in x:
+        options["alibi_slopes"] = _alibi(x["alibi_slopes"], problem, dialect).expand(full)
     options = {name: option for name, option in options.items() if option is not None}
     bias = options.get("bias")
     per_group = problem.h // max(k.shape[1], 1)
@@ -84,6 +103,15 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
     o = torch.stack(outputs).view(*shape, problem.e) if outputs else q.new_zeros((*shape, problem.e))
     lse = torch.stack(sums).view(shape) if sums else q.new_zeros(shape)
     return o, lse
+
+
+def _alibi(slopes: Tensor, problem: Problem, dialect: Dialect) -> Tensor:
+    """What slopes (h) or (b h) add to the scores, (b h i j)."""
+    far = torch.zeros(problem.b, 1, problem.i, problem.j, dtype=torch.float64)
+    for item, row, key in product(range(problem.b), range(problem.i), range(problem.j)):
+        ahead = key - (_first(item, problem, dialect) + row)
+        far[item, 0, row, key] = {"column": key, "signed": ahead, "distance": -abs(ahead)}[dialect.alibi_form]
+    return slopes[..., None, None] * far
 
 
 def _first(item: int, problem: Problem, dialect: Dialect) -> int:

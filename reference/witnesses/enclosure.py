@@ -90,7 +90,7 @@ def _above(x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Enclosure:
-    """Balls that hold the exact answer, by output name: o (b h i e), lse (b h i), and dq, dk, dv, dbias, dsinks like their inputs.
+    """Balls that hold the exact answer, by output name: o (b h i e), lse (b h i), and the gradients like their inputs.
 
     The gradients are there where the problem has a cotangent. What the clauses leave open is NaN: rows under the rule nan,
     rows with a visible bias that is not a finite number, and the gradients that such rows reach. `bits` is the precision.
@@ -183,14 +183,17 @@ class _Given:
     k: Array  # (b g j d)
     v: Array  # (b g j e)
     do: Array | None  # (b h i e)
+    dlse: Array | None  # (b h i)
     scale: float
     options: dict[str, Any]  # of SCORE_MAPS: (b h i j), or a number
+    distances: Array  # (b i j), what slopes are multiplied with
     visible: Array  # (b h i j) bool
     sinks: Array | None  # (h)
     serving: list[int]  # the key/value head of each query head
     kept: Array | None  # (b h i j) bool; None without dropout
     rate: float
     empty_row: str
+    lse: Dialect | None  # how it is returned, where it is
     shapes: dict[str, tuple[int, ...]]  # of the operands as they came
 
 
@@ -213,26 +216,34 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         kept: Array | None = np.zeros(full, bool)
     else:
         kept = np.broadcast_to(np.asarray(keep, bool), full) if keep is not None and rate else None
+    do = None if problem.do is None else _numbers(problem.do)
+    if do is None and problem.dlse is not None:
+        do = np.zeros((*full[:3], problem.e))
     bias = None if problem.bias is None else np.broadcast_to(_numbers(problem.bias), full)
+    slopes = problem.alibi_slopes
+    operands = {"bias": bias, "alibi_slopes": None if slopes is None else np.broadcast_to(_numbers(slopes)[..., None, None], full)}
     heads = problem.k.shape if not problem.shared else (problem.b, 1, *problem.k.shape[1:])
     return _Given(
         q=_finite(problem.q),
         k=_finite(problem.k).reshape(heads),
         v=_finite(problem.v).reshape((*heads[:3], problem.e)),
-        do=None if problem.do is None else _numbers(problem.do),
+        do=do,
+        dlse=None if problem.dlse is None else _numbers(problem.dlse),
         # The float64 number, as every form takes it: another rounding of 1/√d would be another problem.
         scale=float(problem.scale) if problem.scale is not None else problem.d**-0.5 if problem.d else 1.0,
         options={
             name: y
             for name in (SCORE_MAPS if dialect.softcap_order == "before_bias" else reversed(SCORE_MAPS))
-            if (y := bias if name == "bias" else getattr(problem, name)) is not None
+            if (y := operands[name] if name in operands else getattr(problem, name)) is not None
         },
+        distances=_distances(problem, dialect),
         visible=_visible(problem, dialect, full, bias),
         sinks=None if problem.sinks is None else _numbers(problem.sinks),
         serving=[n // group if dialect.head_grouping == "blocked" else n % problem.g for n in range(problem.h)],
         kept=kept,
         rate=rate,
         empty_row=dialect.empty_row,
+        lse=dialect if problem.lse else None,
         shapes={name: tuple(x.shape) for name, x in problem.inputs().items()},
     )
 
@@ -246,11 +257,16 @@ def _visible(problem: Problem, dialect: Dialect, full: tuple[int, ...], bias: Ar
     if problem.mask is not None:
         mask = problem.mask.cpu().numpy()
         visible = visible & (mask.reshape(problem.b, 1, 1, problem.j) if mask.ndim == 2 else mask)
-    starts = problem.q_start if isinstance(problem.q_start, tuple) else (problem.q_start,) * problem.b
-    for item, start in enumerate(starts):
-        offset = start if start is not None else problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+    for item, offset in enumerate(_offsets(problem, dialect)):
         visible[item] &= _placed(problem, dialect, offset)
     return visible if bias is None else visible & ~np.isneginf(bias)
+
+
+def _offsets(problem: Problem, dialect: Dialect) -> list[int]:
+    """The key at which the first query of each batch item stands."""
+    starts = problem.q_start if isinstance(problem.q_start, tuple) else (problem.q_start,) * problem.b
+    aligned = problem.j - problem.i if dialect.causal_alignment == "bottom_right" else 0
+    return [aligned if start is None else start for start in starts]
 
 
 def _placed(problem: Problem, dialect: Dialect, offset: int) -> Array:
@@ -268,24 +284,41 @@ def _placed(problem: Problem, dialect: Dialect, offset: int) -> Array:
     return placed
 
 
-# SCORES AND BIAS
+# SCORES AND WHAT IS ADDED
 
 
-# What is done to the scaled product where the key is visible, in this order, where the problem has the option; and the slope of
-# that, None where it is 1.
-SCORE_MAPS: dict[str, tuple[Callable[[Array, Any], Array], Callable[[Array, Any], Array] | None]] = {
-    "softcap": (lambda s, cap: _each("tanh", s / cap) * cap, lambda s, cap: _each("sech", s / cap) ** 2),
-    "bias": (lambda s, bias: s + bias, None),
+def _distances(problem: Problem, dialect: Dialect) -> Array:
+    """What slopes are multiplied with, whole numbers (b i j)."""
+    _, row, key = np.indices((problem.b, problem.i, problem.j)).astype(float)
+    if dialect.alibi_form == "column":
+        return key
+    before = row - key + np.array(_offsets(problem, dialect), float)[:, None, None]
+    return -before if dialect.alibi_form == "signed" else np.minimum(before, -before)
+
+
+# What is done to the scaled product where the key is visible, in this order, where the problem has the option, of which a row of
+# operands is given with the distances; and the slope of that, None where it is 1.
+SCORE_MAPS: dict[str, tuple[Callable[[Array, Any, Array], Array], Callable[[Array, Any], Array] | None]] = {
+    "softcap": (lambda s, cap, far: _each("tanh", s / cap) * cap, lambda s, cap: _each("sech", s / cap) ** 2),
+    "bias": (lambda s, bias, far: s + bias, None),
+    "alibi_slopes": (lambda s, slopes, far: s + np.frompyfunc(_flint().arb, 1, 1)(slopes) * far, None),
+}
+# Of the options that have a gradient, what a change of the operand is multiplied with; None for 1.
+WEIGHTS: dict[str, Callable[[_Given, int], Array | None]] = {
+    "bias": lambda x, item: None,
+    "alibi_slopes": lambda x, item: x.distances[item],
 }
 
 
-def _scores(q: Array, k: Array, scale: float, options: dict[str, Any], visible: Array) -> tuple[Array, dict[str, Array | None]]:
+def _scores(
+    q: Array, k: Array, scale: float, options: dict[str, Any], far: Array, visible: Array
+) -> tuple[Array, dict[str, Array | None]]:
     """scale · q kᵀ, and what the options make of it where the key is visible (−∞ is never added), and their slopes. (i j)."""
     s, slopes = _product(q, k.T) * _flint().arb(scale), dict[str, Array | None]()
     for name, option in options.items():
         value, slope = SCORE_MAPS[name]
         slopes[name] = None if slope is None else slope(s, option)
-        s[visible] = value(s[visible], option[visible] if isinstance(option, np.ndarray) else option)
+        s[visible] = value(s[visible], option[visible] if isinstance(option, np.ndarray) else option, far[visible])
     return s, slopes
 
 
@@ -341,7 +374,8 @@ def _dropout_factor(kept: Array, rate: float) -> Array:
 def _answer(x: _Given) -> dict[str, Array]:
     """All outputs at the precision of now, head by head, in the implementation's shapes."""
     o, lse = _zeros(*x.q.shape[:3], x.v.shape[3]), _zeros(*x.q.shape[:3])
-    dq, dk, dv, dbias = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape), _zeros(*x.visible.shape)
+    dq, dk, dv = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape)
+    operands = {name: _zeros(*x.visible.shape) for name in WEIGHTS if name in x.options}
     dsinks = _zeros(x.q.shape[1])
     for at in np.ndindex(*x.q.shape[:2]):
         sink = None if x.sinks is None or np.isneginf(x.sinks[at[1]]) else float(x.sinks[at[1]])
@@ -351,6 +385,7 @@ def _answer(x: _Given) -> dict[str, Array]:
             x.k[kv],
             x.scale,
             {name: y[at] if isinstance(y, np.ndarray) else y for name, y in x.options.items()},
+            x.distances[at[0]],
             x.visible[at],
         )
         p, lse[at] = _softmax(s, x.visible[at], x.empty_row, sink)
@@ -358,23 +393,27 @@ def _answer(x: _Given) -> dict[str, Array]:
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
         if x.do is not None:
-            dz, delta = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
+            lam = None if x.dlse is None else _natural(x.dlse[at], x.lse)
+            dz, centre = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at], lam)
             if sink is not None:
-                dsinks[at[1]] -= _sum(np.exp(_flint().arb(sink) - lse[at]) * delta[:, 0], 0)[0]
+                dsinks[at[1]] -= _sum(np.exp(_flint().arb(sink) - lse[at]) * centre[:, 0], 0)[0]
             for name, slope in reversed(slopes.items()):
-                if name == "bias":
-                    dbias[at] = dz
+                if name in operands:
+                    weight = WEIGHTS[name](x, at[0])
+                    operands[name][at] = dz if weight is None else dz * weight
                 if slope is not None:
                     dz = dz * slope
             dq[at] = _product(dz, x.k[kv]) * _flint().arb(x.scale)
             # What serves several heads has the sum of their gradients.
             dk[kv] += _product(dz.T, x.q[at]) * _flint().arb(x.scale)
             dv[kv] += _product(w.T, x.do[at])
-    answer = {"o": o, "lse": lse}
+    answer = {"o": o, "lse": lse if x.lse is None else _returned(lse, x.lse)}
     if x.do is not None:
         answer |= {"dq": dq, "dk": dk.reshape(x.shapes["k"]), "dv": dv.reshape(x.shapes["v"])}
-        if "bias" in x.options:
-            answer["dbias"] = _of_repeated(dbias, x.shapes["bias"])
+        if "bias" in operands:
+            answer["dbias"] = _of_repeated(operands["bias"], x.shapes["bias"])
+        if "alibi_slopes" in operands:
+            answer["dalibi_slopes"] = _of_repeated(operands["alibi_slopes"], (*x.shapes["alibi_slopes"], 1, 1))[..., 0, 0]
         if x.sinks is not None:
             answer["dsinks"] = dsinks
     return answer
@@ -383,15 +422,36 @@ def _answer(x: _Given) -> dict[str, Array]:
 # GRADIENTS
 
 
-def _score_gradient(p: Array, factor: Array | None, do: Array, v: Array, visible: Array) -> tuple[Array, Array]:
-    """dS = P∘(dP − D) with dP = r∘(do vᵀ) and D = Σ P dP, (i j), and D (i 1). A row without a key has none."""
+def _natural(dlse: Array, dialect: Dialect | None) -> Array:
+    """The cotangent of the natural lse, (i 1), in balls."""
+    lam = np.array([_flint().arb(x) for x in dlse.tolist()], object)[:, None]
+    return lam / _flint().arb(2).log() if dialect is not None and dialect.lse_base == "2" else lam
+
+
+def _returned(lse: Array, dialect: Dialect) -> Array:
+    """The lse as it is returned: in base 2 or natural, and of a row without a key what the dialect says."""
+    flint, two = _flint(), dialect.lse_base == "2"
+
+    def one(x: Any) -> Any:
+        if x == flint.arb(-np.inf):
+            return flint.arb(np.inf) if dialect.lse_empty == "plus_inf" else x
+        return x / flint.arb(2).log() if two else x
+
+    return _balls([one(x) for x in lse.ravel()], lse.shape)
+
+
+def _score_gradient(
+    p: Array, factor: Array | None, do: Array, v: Array, visible: Array, lam: Array | None = None
+) -> tuple[Array, Array]:
+    """dS = P∘(dP − D + λ) with dP = r∘(do vᵀ) and D = Σ P dP, (i j), λ being lam (i 1); and D − λ (i 1). No dS without a key."""
     dp = _product(do, v.T)
     if factor is not None:
         dp = dp * factor
-    delta = _sum(p * dp, 1)
-    ds = p * (dp - delta)
+    centre = _sum(p * dp, 1)
+    centre = centre if lam is None else centre - lam
+    ds = p * (dp - centre)
     ds[~visible.any(1)] = _flint().arb(0)
-    return ds, delta
+    return ds, centre
 
 
 def _of_repeated(ds: Array, shape: tuple[int, ...]) -> Array:

@@ -27,12 +27,14 @@ FAMILIES = (
     "dropout",
     "gradients",
     "layout",
+    "lse",
     "state",
     "decode",
     "dtype",
     "error",
     "mode",
     "window",
+    "alibi",
     "position",
     "control",  # so wrong that a matrix in which one of them survives is void
 )

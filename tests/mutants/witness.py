@@ -94,6 +94,21 @@ SPECIAL = (
     Case(b=2, i=3, j=7, heads="2/2", bias="bhi", sinks="normal"),
     Case(b=2, i=3, j=7, heads="2/2", bias="ij", biases="shift", sinks="above"),
     Case(b=2, i=5, j=40, heads="2/2", mask="ij", holes="empty_row", sinks="mixed"),
+    *(Case(i=i, j=j, heads="2/2", lse="returned") for i, j in ((1, 5), (9, 5), (3, 65), (3, 130))),
+    *(Case(b=3, i=i, j=5, heads="2/2", mask="bhij", holes="empty_row", lse="both") for i in (1, 5, 40)),
+    *(Case(i=i, j=5, heads="2/2", lse="both") for i in (3, 70)),
+    *(Case(i=3, j=4, heads="2/2", bias="bhi", biases=kind, lse="returned") for kind in ("normal", "shift")),
+    Case(i=3, j=5, lse="alone"),
+    Case(dtype="bfloat16", i=3, j=65, lse="returned"),
+    *(
+        Case(b=3, i=i, j=j, heads=heads, alibi_slopes=form, values="peaked", causal=causal)
+        for form in ("h", "bh", "mixed")
+        for heads in ("2/2", "3/3", "4/2")
+        for i, j in ((5, 9), (1, 9), (9, 4))
+        for causal in (False, True)
+    ),
+    *(Case(i=3, j=j, heads="2/2", alibi_slopes="h") for j in (17, 40, 70, 140)),
+    Case(i=3, j=9, heads="2/2", alibi_slopes="h", scale=0.0),
     *(Case(b=2, i=3, j=4, heads="3/3", bias=form, biases=kind) for form in LEVELS["bias"] for kind in LEVELS["biases"]),
     *(Case(b=2, i=3, j=4, heads="3/3", mask=form) for form in LEVELS["mask"]),
     *(Case(dtype=dtype, i=5, j=65, d=40, heads="4/2", values=values) for dtype in DTYPES for values in LEVELS["values"]),

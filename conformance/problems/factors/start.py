@@ -89,7 +89,7 @@ def start_clause(case: Case, failing: Failing) -> str:
     if start is None:
         return ""
     if not case.causal and case.window == "none":
-        return "POSITION-5"
+        return "POSITION-5" if case.alibi_slopes == "none" else ""  # distances begin at the start
     if failing.gradient and failing.kind == "zero":
         return "POSITION-12"
     each = start if isinstance(start, tuple) else (start,)
