@@ -289,7 +289,7 @@ PLANTED = {
     "slopes subtracted": ("Alibi.value", "z + self", "z - self"),
     "slopes in float32": ("Alibi.value", "self._added(given)", "self._added(given).astype(np.float32)"),
     "the first slopes for all": ("per_head", "slopes[..., None, None]", "slopes[:1, ..., None, None]"),
-    "distances from i": ("distances", "given.dialect.causal_alignment)", '"top_left")'),
+    "distances from i": ("distances", "own_positions(given)", "np.arange(given.problem.i)[:, None]"),
     "signed where the distance is meant": ("distances", "-np.abs(ahead)", "ahead"),
     "columns that count double": ("distances", "given.positions.astype(float)", "given.positions.astype(float) * 2"),
     "minus infinity is zero": ("finite_bias", "bias != -np.inf", "bias == bias"),
@@ -406,7 +406,7 @@ PLANTED = {
         "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
     ),
 }
-PROBLEMS, EXTENDED, STARTED = 84, 48, 36
+PROBLEMS, EXTENDED, STARTED = 84, 72, 36
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +482,7 @@ def test_something_is_planted_in_every_stage() -> None:
     there = {name for stage in STAGES for name, x in inspect.getmembers(stage, inspect.isfunction) if _own(x, stage)}
     planted = {function for function, _, _ in PLANTED.values()}
     merging = {"weights", "of_part", "merge", "merge_gradients", "merge_error"}
-    assert there - planted - merging == {"active", "through", "back_through", "visible_keys", "quotient", "dtype_of"}, (
+    assert there - planted - merging == {"active", "through", "back_through", "visible_keys", "quotient", "dtype_of", "farthest"}, (
         "folds over tables, of each row of which something is planted, what only a bound asks, and merging (tests/test_lse.py)"
     )
     assert planted - there == {"Bias.value", "Softcap.value", "Softcap.slope", "Alibi.value"}
