@@ -53,7 +53,7 @@ from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.conformance.testing import engine as testing  # noqa: E402
 from attnspec.conformance.verdicts import record  # noqa: E402
 from attnspec.reference import solve  # noqa: E402
-from attnspec.spec import SCALARS, Problem, index  # noqa: E402
+from attnspec.spec import SCALARS, TENSORS, Problem, index  # noqa: E402
 
 KERNELS = ("honest.tiled", "honest.split_k", "honest.eager", "honest.Attend", "sdpa-math", "kill_matrix_kernels.steps")
 STOPPED = ("own", "chapter", "other")
@@ -70,7 +70,7 @@ LARGEST, MOST = 1 << 14, 8000  # products of probabilities and values in a probl
 
 def remember(problem: Problem, dialect: Any, keep: np.ndarray | None = None, oracle: str = "float64") -> Any:
     """reference.solve, each problem once."""
-    parts = [getattr(problem, name) for name in ("q", "k", "v", "mask", "bias", "do")]
+    parts = [getattr(problem, name) for name in TENSORS]
     same = tuple(next(n for n, other in enumerate(parts) if other is x) for x in parts)
     key = (same, tuple(map(digest, parts)), *(getattr(problem, name) for name in SCALARS), problem.training, problem.wrt)
     key = (*key, dialect, None if keep is None else keep.tobytes(), oracle)

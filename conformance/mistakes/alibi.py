@@ -12,6 +12,7 @@ from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.conformance.problems.factors.alibi import published
 from attnspec.reference.stages.alibi import per_head
+from attnspec.reference.stages.visible import query_positions
 from attnspec.spec import CHOICES
 
 ALIBI = Chapter()
@@ -215,6 +216,17 @@ for n in (16, 32, 64, 128):
         "alibi_slopes",
         of="alibi_first_16_keys_alone",
     )
+
+
+def without_start(x: Kernel) -> Wrong:
+    """Distances from where the lengths have the query, whatever its start."""
+    if x.problem.q_start is None or x.dialect.alibi_form != "distance":
+        return None
+    own = query_positions(x.problem.replace(q_start=None), x.dialect.causal_alignment)
+    return adding(x, per_head(slopes(x)) * -np.abs(np.arange(x.j) - own[:, None]).astype(float))
+
+
+special("alibi_without_start", "distances do not begin at the start", without_start, "alibi_slopes q_start")
 
 # WHERE IT IS IGNORED
 
