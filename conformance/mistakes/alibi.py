@@ -201,11 +201,19 @@ for step, says in ((1, "one too many"), (-1, "one too few")):
         other_distances(lambda x, far, y, step=step: -np.abs(y + step) if x.dialect.alibi_form == "distance" else far),
         "alibi_slopes",
     )
+
+
+def within_blocks(x: Kernel, far: Array, y: Array, n: int) -> Array:
+    """What slopes meet where a key's place is that in its block of n."""
+    begins = np.arange(x.j) // n * n
+    return -np.abs(y - begins) if x.dialect.alibi_form == "distance" else far - begins
+
+
 for n in (16, 32, 64, 128):
     special(
         f"alibi_within_blocks_of_{n}",
         f"slopes meet the place of the key in its block of {n}",
-        other_distances(lambda x, far, y, n=n: np.where(np.arange(x.j) >= n, far - (np.arange(x.j) // n * n), far)),
+        other_distances(lambda x, far, y, n=n: within_blocks(x, far, y, n)),
         "alibi_slopes",
         of="alibi_within_blocks_of_16",
     )
@@ -261,6 +269,14 @@ def backward_without(x: Kernel) -> Wrong:
     return x.of_scores(p * (x.dp - x.delta)) | x.of_values(p)
 
 
+def gradients_without(x: Kernel) -> Wrong:
+    """Those of a problem whose slopes are zero; None where a slope of zero is all that there is."""
+    if not slopes(x).any():
+        return None
+    wrong = x.on(alibi_slopes=np.zeros_like(x.given.slopes))
+    return {name: value for name, value in wrong.items() if name != "o"}
+
+
 def of_slopes(change: Callable[[Kernel, Array], Array]) -> Callable[[Kernel], Wrong]:
     """The gradient of the slopes, changed."""
     return lambda x: {"dalibi_slopes": change(x, x.of_scores(x.ds)["dalibi_slopes"])}
@@ -280,6 +296,7 @@ special(
     "alibi_slopes do",
 )
 special("alibi_not_in_backward", "backward has no slopes", backward_without, "alibi_slopes do")
+special("alibi_gradients_without_slopes", "the gradients are those without slopes", gradients_without, "alibi_slopes do")
 special("dalibi_doubled", "the gradient of the slopes is twice what it should be", of_slopes(lambda x, g: 2 * g), "alibi_slopes do")
 special("dalibi_scaled", "the gradient of the slopes is scaled", of_slopes(lambda x, g: g * x.scale), "alibi_slopes do")
 special("dalibi_averaged", "the gradient of the slopes is divided by the batch", of_slopes(lambda x, g: g / x.b), "alibi_slopes do")
@@ -303,3 +320,9 @@ for n in (16, 32, 64, 128):
         "alibi_slopes do",
         of="dalibi_of_first_16_keys",
     )
+special(
+    "dalibi_lacks_tail_of_16",
+    "the gradient of the slopes lacks the keys behind the last full block of 16",
+    of_part(lambda x: np.arange(x.j) < (x.j - x.j % 16 or x.j)),
+    "alibi_slopes do",
+)
