@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attnspec.adapters.reading import handlers, interrupted, plain, raised_in, readable, text, words
+from attnspec.adapters.reading import handlers, interrupted, pair, plain, raised_in, readable, text, words
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
 from attnspec.adapters.watch.compiled import given_up
 from attnspec.adapters.watch.state import RANDOM, no_second_run, watched
@@ -39,7 +39,7 @@ class Unsupported(Exception):
 class Answer:
     """What one call gave: its tensors, or what it raised.
 
-    o: what the call returned, which should be a tensor (b h i e).
+    o: what the call returned, which should be a tensor (b h i e). lse: what it returned beside it, (b h i), if that was asked for.
     gradients: by name (dq, dk, dv, dbias, dalibi_slopes), which should have the shapes of the inputs; None if autograd gave none.
     error: what was raised, in the stage "forward" or "backward".
     unsupported: why the implementation was not asked.
@@ -63,6 +63,11 @@ class Answer:
     gave_up: tuple[str, ...] = ()
     ended: str = ""
     log: tuple[str, ...] = ()
+    lse: Any = None
+
+    def output(self, name: str) -> Any:
+        """An output by name: o, lse or a gradient; None where it is not there."""
+        return self.o if name == "o" else self.lse if name == "lse" else self.gradients.get(name)
 
     @property
     def raised(self) -> str:
@@ -127,6 +132,8 @@ class Adapter:
 
     def attend(self, *args: Any, **options: Any) -> Tensor:
         """Call the implementation with q (b h i d), k (b g j d) and v (b g j e), and return its output (b h i e).
+
+        Asked for lse=True, it returns the output and the lse (b h i).
 
         With the feature shared_kv it also gets k (b j d) and v (b j e). Write attend(self, q, k, v, *, …) with a parameter for each
         option that the implementation takes, under the names and defaults of :class:`attnspec.spec.Problem`, such as mask=None and
@@ -279,7 +286,7 @@ class Adapter:
         leaves = {name: x.detach().clone().requires_grad_(name != "mask") for name, x in problem.inputs().items()}
         try:
             with quiet():
-                call = self.call(problem.replace(**leaves))
+                call = self.call(problem.replace(**leaves, lse=False, dlse=None))
                 o = plain(call.function(**call.arguments))
                 (first,) = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
                 (second,) = torch.autograd.grad((first * direction(first).to(first.device)).sum(), leaves["q"])
@@ -298,29 +305,39 @@ class Adapter:
         try:
             call = made(self.call(problem), within)
             given += [(name, x, copy.deepcopy(x)) for name, x in call.arguments.items() if _of_whole_numbers(x)]
-            o = plain(call.function(**call.arguments))
+            o, lse = pair(call.function(**call.arguments)) if problem.lse else (call.function(**call.arguments), None)
+            o, lse = plain(o), plain(lse)
         except Unsupported as error:
             return Answer(unsupported=text(error))
         except BaseException as error:  # pytest's skip and fail are no Exception, and an implementation may raise them
             if interrupted(error, installed):
                 raise
             return Answer(error=error)
-        if not isinstance(o, Tensor) or o.layout != torch.strided or problem.do is None or not problem.wrt:
-            return Answer(o)
-        if not o.requires_grad or o.shape != problem.do.shape:
-            return Answer(o, {f"d{name}": None for name in problem.wrt})
+        if not isinstance(o, Tensor) or o.layout != torch.strided or not problem.differentiated or not problem.wrt:
+            return Answer(o, lse=lse)
+        pairs = [(o, problem.do)] if problem.do is not None else []
+        if problem.dlse is not None and problem.wrt != ("v",):  # on values no lse depends
+            pairs.append((lse, problem.dlse))
+        if not all(isinstance(x, Tensor) and x.requires_grad and x.shape == do.shape for x, do in pairs):
+            return Answer(o.detach(), {f"d{name}": None for name in problem.wrt}, lse=_detached(lse))
         try:
-            wanted, do = [leaves[name] for name in problem.wrt], problem.do.to(o.dtype)
+            wanted, outputs = [leaves[name] for name in problem.wrt], [x for x, _ in pairs]
+            cotangents = [do.to(x.dtype) for x, do in pairs]
             if "backward_method" in self.restrictions:
-                o.backward(do)
+                torch.autograd.backward(outputs, cotangents)
                 grads = tuple(leaf.grad for leaf in wanted)
             else:
-                grads = torch.autograd.grad(o, wanted, do, allow_unused=True)
+                grads = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True)
         except BaseException as error:
             if interrupted(error, installed):
                 raise
-            return Answer(o.detach(), error=error, stage="backward")
-        return Answer(o.detach(), {f"d{name}": plain(grad) for name, grad in zip(problem.wrt, grads, strict=True)})
+            return Answer(o.detach(), error=error, stage="backward", lse=_detached(lse))
+        found = {f"d{name}": plain(grad) for name, grad in zip(problem.wrt, grads, strict=True)}
+        return Answer(o.detach(), found, lse=_detached(lse))
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
@@ -348,7 +365,7 @@ def leaves_of(problem: Problem) -> dict[str, Tensor]:
 
 def _tensors(problem: Problem) -> dict[str, Tensor]:
     """What a call gets, and its cotangent."""
-    return {name: x.detach() for name, x in {**problem.inputs(), "do": problem.do}.items() if x is not None}
+    return {name: x.detach() for name, x in (problem.inputs() | problem.cotangents()).items()}
 
 
 def _of_whole_numbers(x: Any) -> bool:

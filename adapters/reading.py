@@ -76,6 +76,13 @@ def plain(x: Any) -> Any:
     return x
 
 
+def pair(returned: Any) -> tuple[Any, Any]:
+    """Output and lse of a call that was asked for both; None for an lse that it did not return."""
+    if isinstance(returned, tuple | list) and len(returned) == 2:
+        return returned[0], returned[1]
+    return returned, None
+
+
 def readable(x: Any) -> bool:
     """Whether something that `plain` gave is a dense tensor of numbers, on a device that holds them."""
     return isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in NUMBERS and x.device.type != "meta"

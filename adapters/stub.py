@@ -31,7 +31,7 @@ def ten_lines(found: Any, name: str, problem: str) -> str:
 
 # The part of a parameter's name that shows an option, of several the first: causal_mask is causal. Others show by their own name.
 LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "drop": "dropout"}
-LIKE |= {name: name for name in OPTIONS if name not in LIKE.values()}
+LIKE |= {name: name for name in OPTIONS if name not in LIKE.values() and name != "lse"}  # which is a second tensor to be picked
 
 
 def stub(found: Any, name: str, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
@@ -92,7 +92,7 @@ def _fields(found: Any) -> dict[str, str]:
     except UnknownSignature:
         return {"...": "..."}
     named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    fields = {p.name: FIELD_OF[p.name] for p in named if FIELD_OF.get(p.name) in (*OPTIONS, *"qkv")}
+    fields = {p.name: FIELD_OF[p.name] for p in named if FIELD_OF.get(p.name) in (*LIKE.values(), *"qkv")}
     for part, field in LIKE.items():  # a name shows a field where it is the only one that is like it
         like = [p.name for p in named if p.name not in fields and part in p.name.lower()]
         if len(like) == 1 and field not in fields.values():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, resolve
-from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
+from attnspec.conformance.mistakes.power import multiple, power
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.mistakes.window import WINDOW
 from attnspec.conformance.problems.array import array
@@ -112,7 +112,7 @@ def measure_windows(cases: Iterable[Case]) -> Measured:
         seen.problems += 1
         for name, one in WINDOW.mistakes.items():
             wrong = None if one.special else one.wrong(problem, TORCH, exact)
-            if wrong is not None and wrong.keys() & set(asked_outputs(problem)):
+            if wrong is not None and wrong.keys() & set(problem.outputs):
                 seen.multiples[name][case.dtype, class_].append(multiple(wrong, exact, class_))
     return seen
 
@@ -137,7 +137,7 @@ def exempt_shares(cases: Iterable[Case], dialect: Dialect) -> dict[str, float]:
     for case in cases:
         problem = build(case)
         tolerance = solve(problem, dialect).tolerance(default_class(case.dtype))
-        for output in asked_outputs(problem):
+        for output in problem.outputs:
             exempt[case.dtype][0] += int(tolerance.exempt[output].sum())
             exempt[case.dtype][1] += tolerance.exempt[output].size
     return {dtype: part / max(whole, 1) for dtype, (part, whole) in exempt.items()}

@@ -12,8 +12,9 @@ from attnspec.reference.bounds.accuracy import default_class
 from attnspec.reference.exact import Tolerance
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.solve import solve
+from attnspec.reference.stages.lse import dtype_of
 from attnspec.spec import CANONICAL, Dialect, Problem
-from attnspec.spec.words import CLASSES, INPUT_OF
+from attnspec.spec.words import CLASSES, INPUT_OF, RETURNED
 
 
 class Right(Protocol):
@@ -30,6 +31,10 @@ class Right(Protocol):
     @property
     def rest(self) -> dict[str, Array]:
         """What float64 leaves of each, where the oracle is not float64 itself."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The choices that it follows."""
 
     @property
     def oracle(self) -> str:
@@ -59,7 +64,9 @@ def worst(got: Array, expected: Array, bound: Array, exempt: Array, rest: Array 
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         error = np.where(got == expected, np.abs(rest), np.abs((got - expected) - rest))
         ratio = np.where(error == 0, 0.0, error / bound)
-        ratio = np.where(np.isnan(got) & np.isnan(expected), 0.0, np.where(np.isfinite(got) & np.isfinite(expected), ratio, np.inf))
+        # An infinity agrees with nothing, but for one that a rule asks for: a bound of zero says so (LSE-4).
+        comparable = (np.isfinite(got) & np.isfinite(expected)) | ((got == expected) & (bound == 0))
+        ratio = np.where(np.isnan(got) & np.isnan(expected), 0.0, np.where(comparable, ratio, np.inf))
     ratio = np.where(exempt, 0.0, ratio)
     outside = ~(ratio <= 1)
     if not outside.any():
@@ -79,10 +86,9 @@ def together(exact: Right, bound: dict[str, Array], exempt: dict[str, Array], na
     If one tensor was given for several inputs, its gradient is the sum of theirs, and so is its bound (GRAD-7).
     """
     problem = exact.problem
-    if name == "o":
+    if name in RETURNED:
         return exact.values[name], bound[name], exempt[name]
-    own = getattr(problem, INPUT_OF[name])
-    parts = [n for n in exact.values if n != "o" and getattr(problem, INPUT_OF[n]) is own]
+    parts = parts_of(exact, name)
     value = np.sum([exact.values[n] for n in parts], axis=0)
     limit = np.sum([bound[n] for n in parts], axis=0)
     if len(parts) > 1:  # the parts are rounded, and so is their sum, twice where there are three
@@ -91,19 +97,26 @@ def together(exact: Right, bound: dict[str, Array], exempt: dict[str, Array], na
     return value, limit, np.logical_or.reduce([exempt[n] for n in parts])
 
 
+def parts_of(exact: Right, name: str) -> list[str]:
+    """An output, and the gradients of all inputs that are one tensor with its own."""
+    if name in RETURNED:
+        return [name]
+    own = getattr(exact.problem, INPUT_OF[name])
+    return [n for n in exact.values if n not in RETURNED and getattr(exact.problem, INPUT_OF[n]) is own]
+
+
 def beyond(exact: Right, name: str) -> Array | float:
     """What the nearest float64 numbers leave of the exact value of one output; 0 if the oracle is float64 itself."""
     if exact.oracle == "float64":
         return 0.0
-    own = getattr(exact.problem, INPUT_OF[name]) if name != "o" else None
-    parts = [name] if own is None else [n for n in exact.values if n != "o" and getattr(exact.problem, INPUT_OF[n]) is own]
-    return np.sum([exact.rest[n] for n in parts], axis=0)
+    return np.sum([exact.rest[n] for n in parts_of(exact, name)], axis=0)
 
 
 def check_answer(
     problem: Problem,
     o: torch.Tensor,
     *,
+    lse: torch.Tensor | None = None,
     dq: torch.Tensor | None = None,
     dk: torch.Tensor | None = None,
     dv: torch.Tensor | None = None,
@@ -113,36 +126,44 @@ def check_answer(
 ) -> None:
     """Raise AssertionError if an answer is wrong. It says the clause, what was found, what was expected, and at which index.
 
-    o: the output (b h i e). dq, dk, dv, dbias: the gradients for the cotangent `problem.do`, in the shapes of their inputs; one
+    o: the output (b h i e). lse: that of a problem that asks for it (b h i).
+    dq, dk, dv, dbias: the gradients for the cotangents of the problem, in the shapes of their inputs; one
     that is None is not checked. Each must have the dtype and the device of its input, o those of q.
     dialect: the choices that your kernel follows.
     accuracy: the class that it must hold, of CLASSES (default: A for float64 and float32, C for float16 and bfloat16).
     docs/bounds.md derives the bounds of each class.
 
-    Raises ValueError if there is nothing to compare with: gradients of a problem without a cotangent or without that input, dropout
+    Raises ValueError if there is nothing to compare with: an lse that is not asked for,
+    gradients of a problem without a cotangent or without that input, dropout
     in training, or an unknown class.
     """
     class_ = default_class(str(problem.dtype).removeprefix("torch.")) if accuracy is None else accuracy
     if class_ not in CLASSES:
         raise ValueError(f"accuracy {accuracy!r}: choose from {', '.join(CLASSES)}")
-    answers = {"o": o, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
+    answers = {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
     given = {name: x for name, x in answers.items() if x is not None}
     if "o" not in given:
         raise AssertionError("SHAPE-1: o is None, expected a tensor")
     exact = solve(problem, dialect)
     for name in given.keys() - exact.values.keys():
-        lacks = "a cotangent; give Problem do=…" if problem.do is None else f"a {INPUT_OF[name]}"
+        lacks = (
+            "lse=True"
+            if name == "lse"
+            else "a cotangent; give Problem do=…"
+            if not problem.differentiated
+            else f"a {INPUT_OF[name]}"
+        )
         raise ValueError(f"{name} can't be checked: the problem has not {lacks}")
     tolerance = exact.tolerance(class_)
     for name, x in given.items():
-        _must_have_form(problem, name, x)
+        _must_have_form(problem, dialect, name, x)
         got = to_float64(x)
         expected, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, name)
         if not got.size:
             continue
         at, share, outside = worst(got, expected, bound, exempt, beyond(exact, name))
         if outside:
-            clause = "ACCURACY-3" if bound[at] == 0 else "ACCURACY-1" if name == "o" else "ACCURACY-2"
+            clause = "ACCURACY-3" if bound[at] == 0 else "ACCURACY-1" if name in RETURNED else "ACCURACY-2"
             off = f"{share:.3g} × the bound" if np.isfinite(share) else "beyond any multiple of the bound"
             raise AssertionError(
                 f"{clause}: {name}{list(at)} is {got[at]:.9g}, expected {expected[at]:.9g} ± {bound[at]:.3g} (class {class_} of "
@@ -150,15 +171,16 @@ def check_answer(
             )
 
 
-def _must_have_form(problem: Problem, name: str, x: torch.Tensor) -> None:
+def _must_have_form(problem: Problem, dialect: Dialect, name: str, x: torch.Tensor) -> None:
     """Raise AssertionError if a result is not a tensor of the right shape, dtype and device."""
-    like = problem.q if name == "o" else getattr(problem, INPUT_OF[name])
-    shape = (problem.b, problem.h, problem.i, problem.e) if name == "o" else tuple(like.shape)
+    like, shape = getattr(problem, INPUT_OF.get(name, "q")), problem.shape_of(name)
+    dtype = getattr(torch, dtype_of(problem, dialect)) if name == "lse" else like.dtype
+    of_form = {"o": ("SHAPE-1", "DTYPE-1"), "lse": ("LSE-5", "LSE-5")}.get(name, ("DTYPE-2", "DTYPE-2"))
     if not isinstance(x, torch.Tensor):
         raise AssertionError(f"{name} is a {type(x).__name__}, expected a tensor {shape}")
     if tuple(x.shape) != shape:
-        raise AssertionError(f"{'SHAPE-1' if name == 'o' else 'DTYPE-2'}: {name} has shape {tuple(x.shape)}, expected {shape}")
-    if x.dtype != like.dtype:
-        raise AssertionError(f"{'DTYPE-1' if name == 'o' else 'DTYPE-2'}: {name} is {x.dtype}, expected {like.dtype}")
+        raise AssertionError(f"{of_form[0]}: {name} has shape {tuple(x.shape)}, expected {shape}")
+    if x.dtype != dtype:
+        raise AssertionError(f"{of_form[1]}: {name} is {x.dtype}, expected {dtype}")
     if x.device != like.device:
         raise AssertionError(f"DTYPE-3: {name} is on {x.device}, expected {like.device}")

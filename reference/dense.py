@@ -105,17 +105,21 @@ def probability_gradient(do: Array, v: Array, factor: Array | float) -> Array:
     "WINDOW-9",
     "POSITION-12",
 )
-def backward(q: Array, k: Array, v: Array, do: Array, f: Forward, given: Given, delta: Array | None = None) -> Backward:
-    """Gradients of Σ do∘o. D is Σ P dP of the same P, not Σ do∘o: that cancels exactly where it must.
+def backward(
+    q: Array, k: Array, v: Array, do: Array, f: Forward, given: Given, delta: Array | None = None, lam: Array | None = None
+) -> Backward:
+    """Gradients of Σ do∘o + Σ λ∘lse. D is Σ P dP of the same P, not Σ do∘o: that cancels exactly where it must.
 
-    `delta` (b h i) is given where k and v are only some of a row's keys; dq is then their share of it.
+    `delta` (b h i) is given where k and v are only some of a row's keys; dq is then their share of it. `lam` (b h i) is λ, the
+    cotangent of the natural lse; None for none.
     """
     dv = f.w.swapaxes(-1, -2) @ do
     dp = probability_gradient(do, v, given.factor)
     if delta is None:
         delta = (f.p * dp).sum(-1)
     # An empty row does not depend on its scores, whatever the rule fills in.
-    ds = np.where(f.empty[..., None], 0.0, f.p * (dp - delta[..., None]))
+    centre = delta if lam is None else delta - lam
+    ds = np.where(f.empty[..., None], 0.0, f.p * (dp - centre[..., None]))
     dscores = maps.back_through(ds, f.scores, given)
     return Backward(dp, delta, dscores, *product_gradients(q, k, dscores[0], given.scale), dv)
 

@@ -11,9 +11,10 @@ from numpy import ndarray as Array
 from attnspec.reference import dense
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.bounds.accuracy import LARGEST, TERMS, Arithmetic, arithmetic, without
-from attnspec.reference.bounds.overflow import may_overflow
+from attnspec.reference.bounds.accuracy import LARGEST, TERMS, UNDERFLOW, UNIT, Arithmetic, arithmetic, without
+from attnspec.reference.bounds.overflow import LOG2_E, may_overflow
 from attnspec.reference.stages import heads
+from attnspec.reference.stages import lse as stage
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import OPTIONS, Dialect, Problem
@@ -122,12 +123,31 @@ def weighed_bound(one: ScoreMap, of_sum: Array, each: Array, given: Given, a: Ar
     return terms, each + (bounds.kappa(2, a.u_acc) + (bounds.kappa(4, a.u_s) if a.u_s else 0.0)) * (terms + each) + lost
 
 
+def returned_bound(natural: Array, value: Array, problem: Problem, dialect: Dialect, a: Arithmetic) -> Array:
+    """The bound of the lse as it is returned, (b h i), from that of the natural one: converted to its base, and stored.
+
+    It is stored in the dtype that the choice says, which may be narrower than what it was computed in.
+    """
+    unit, dtype = stage.unit(dialect), stage.dtype_of(problem, dialect)
+    size = np.where(np.isfinite(value), np.abs(value), 0.0)
+    converted = natural / unit + (bounds.kappa(3, a.u_acc) * size if unit != 1 else 0.0)
+    return np.where(np.isfinite(value), converted + UNIT[dtype] * (size + converted) + UNDERFLOW[dtype], 0.0)
+
+
+def beyond_base_2(bound: Array, lse: Array, a: Arithmetic) -> Array:
+    """Rows (b h i) whose scores leave the range of the accumulators where they are kept in base 2."""
+    inside = LARGEST["float64" if a.dtype == "float64" or a.name == "R" else "float32"] / 1.1
+    finite: Array = np.isfinite(lse)
+    return finite & (LOG2_E * (np.abs(np.where(finite, lse, 0.0)) + bound) > inside)
+
+
 @dataclass(frozen=True)
 class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
 
-    o (b h i e), lse (b h i); dq, dk, dv and dbias in the shapes of their inputs, or None if the problem asks for none.
-    values: the same by name, without lse.
+    o (b h i e), lse (b h i), the natural one, −∞ in a row without a key; dq, dk, dv and dbias in the shapes of their inputs, or
+    None if the problem asks for none.
+    values: the same by name; lse only where it is returned, and then in the base and with the empty rows that the dialect says.
     zero: by name, True for elements that must be exactly zero.
     undefined: by name, True for elements of which the clauses promise nothing: a visible operand is not finite, or a row that is
     NaN by rule, or open by EMPTY-1, reaches them.
@@ -215,10 +235,14 @@ class Exact:
     def _tolerance(self, class_: str, dtype: str) -> Tolerance:
         share = 1 + (1.0 if dtype == self.oracle == "float64" else REFERENCE_SHARE)
         bound, exempt = self.bounds(arithmetic(class_, dtype))
-        bound["lse"] = share * bound["lse"]
+        if "lse" not in self.values:
+            bound["lse"] = share * bound["lse"]
         for name, value in self.values.items():
             skip = self.undefined[name] if self.strict else exempt[name] | self.undefined[name]
-            bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, dtype, share)
+            stored = stage.dtype_of(self.problem, self.dialect) if name == "lse" else dtype
+            bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, stored, share)
+            if name == "lse":  # infinite by rule in a row without a key, which is no overflow
+                exempt[name] = np.where(self.empty, self.undefined[name], exempt[name])
         return Tolerance(bound, exempt)
 
     def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -238,6 +262,9 @@ class Exact:
             # D = Σ do·o of a stored output that is infinite: with dropout it may be, and 0 · ∞ reaches rows without a cotangent.
             both = both | (np.abs(self.values["o"]) + w.o > LARGEST[a.dtype]).any(-1)
             bound, exempt = {"o": w.o, "lse": w.lse}, {"o": np.broadcast_to(row[..., None], w.o.shape), "lse": row}
+            if "lse" in self.values:
+                bound["lse"] = returned_bound(w.lse, self.values["lse"], problem, self.dialect, a)
+                exempt["lse"] = row | beyond_base_2(w.lse, self.lse, a)
             if back is None:
                 return bound, exempt
             g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)

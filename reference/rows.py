@@ -20,9 +20,18 @@ from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
 from attnspec.reference.bounds.overflow import may_overflow
-from attnspec.reference.exact import REFERENCE_SHARE, Reduced, bound_of_keys, limits, reduced, weighed_bound
+from attnspec.reference.exact import (
+    REFERENCE_SHARE,
+    Reduced,
+    beyond_base_2,
+    bound_of_keys,
+    limits,
+    reduced,
+    returned_bound,
+    weighed_bound,
+)
 from attnspec.reference.numbers import to_float64
-from attnspec.reference.stages import heads, maps, softmax, visible
+from attnspec.reference.stages import heads, lse, maps, softmax, visible
 from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
@@ -79,8 +88,9 @@ class SampledRows:
         self.problem, self.dialect, self.rows = problem, dialect, list(rows)
         self.q = to_float64(problem.q[:, :, self.rows])
         self.do = None if problem.do is None else to_float64(problem.do[:, :, self.rows])
-        if problem.do is not None:
-            asked = (problem.do != 0).any(-1)
+        if problem.differentiated and problem.do is None:
+            self.do = np.zeros((*self.q.shape[:3], problem.e))
+        for asked in (x != 0 if name == "dlse" else (x != 0).any(-1) for name, x in problem.cotangents().items()):
             asked[:, :, self.rows] = False
             if asked.any():
                 raise ValueError("the cotangent must be zero outside of the sampled rows")
@@ -93,6 +103,8 @@ class SampledRows:
                 raise ValueError("sampled rows need a bias that is a number or −∞; found NaN or +∞")
         self.width = max(256, TILE // max(1, self.q[..., 0].size))
         self._forward()
+        dlse = problem.dlse
+        self.lam = None if dlse is None else lse.cotangent(to_float64(dlse[:, :, self.rows]), self.empty, dialect)
 
     # TILES
 
@@ -144,7 +156,8 @@ class SampledRows:
         f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o)
         if not gradients or self.do is None:
             return bounds.Tile(self.q, k, v, given, f, self.do)
-        return bounds.Tile(self.q, k, v, given, f, self.do, dense.backward(self.q, k, v, self.do, f, given, self._delta))
+        back = dense.backward(self.q, k, v, self.do, f, given, self._delta, self.lam)
+        return bounds.Tile(self.q, k, v, given, f, self.do, back, self.lam)
 
     @cached_property
     def _delta(self) -> Array:
@@ -183,10 +196,20 @@ class SampledRows:
             fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills
             yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
-            yield part("lse", rows, self.lse, w.lse, self.empty, row)
+            if not problem.lse:
+                yield part("lse", rows, self.lse, w.lse, self.empty, row)
+            else:
+                value, stored = lse.returned(self.lse, self.empty, self.dialect), lse.dtype_of(problem, self.dialect)
+                bound = returned_bound(w.lse, value, problem, self.dialect, a)
+                bound, skip = limits(
+                    value, bound, np.zeros(value.shape, bool), row | beyond_base_2(w.lse, self.lse, a), stored, share
+                )
+                skip = np.where(self.empty, self.dialect.lse_empty == "sentinel", skip)
+                yield Part("lse", rows, value, bound, skip)
             if self.do is None:
                 return
             asked = (self.do != 0).any(-1)[..., None]
+            scoring = asked if self.lam is None else asked | (self.lam != 0)[..., None]
             group, grouping = problem.h // max(problem.g, 1), self.dialect.head_grouping
             g = gradient_bounds.backward_bound(tiles(True), w, self.dq, a, group, problem.i)
             scored_rows = np.zeros((*self.empty.shape, 1), bool)
@@ -194,7 +217,7 @@ class SampledRows:
             for keys, each in zip(self._slices(), g.of_keys, strict=True):
                 x = self._tile(keys, True)
                 assert x.backward is not None
-                scored = x.forward.visible & asked
+                scored = x.forward.visible & scoring
                 scored_rows |= scored.any(-1, keepdims=True)
                 at = (slice(None), keys) if problem.shared else (everything, everything, keys)
                 for output, head, alone, reached in (

@@ -14,7 +14,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds import output as bounds
 from attnspec.reference.exact import Exact
 from attnspec.reference.numbers import to_float64
-from attnspec.reference.stages import heads
+from attnspec.reference.stages import heads, lse
 from attnspec.reference.stages.given import Given
 from attnspec.reference.witnesses.enclosure import enclose
 from attnspec.reference.zeros import is_undefined, must_be_zero
@@ -45,17 +45,20 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
 
     f = dense.forward(q, k_heads, v_heads, given)
     live = f.visible | (f.empty[..., None] & (dialect.empty_row == "uniform"))
-    values, back, do = {"o": f.o}, None, None
-    if problem.do is not None:
-        do = to_float64(problem.do)
-        back = dense.backward(q, k_heads, v_heads, do, f, given)
+    values, back, do, lam = {"o": f.o}, None, None, None
+    if problem.lse:
+        values["lse"] = lse.returned(f.lse, f.empty, dialect)
+    if problem.differentiated:
+        do = np.zeros(f.o.shape) if problem.do is None else to_float64(problem.do)
+        lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.empty, dialect)
+        back = dense.backward(q, k_heads, v_heads, do, f, given, lam=lam)
         values["dq"] = back.dq
         values["dk"] = heads.sum_over_group(back.dk, tuple(problem.k.shape), grouping)
         values["dv"] = heads.sum_over_group(back.dv, tuple(problem.v.shape), grouping)
         values |= dense.operand_gradients(back.dscores, given)
-    zero = must_be_zero(problem, dialect, values, live, f, given, do)
+    zero = must_be_zero(problem, dialect, values, live, f, given, do, lam)
     undefined = is_undefined(problem, dialect, operands, given.operand("bias"), f, values)
-    tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back)
+    tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back, lam)
     exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
     return exact if oracle == "float64" else _enclosed(exact, keep)
 

@@ -22,8 +22,12 @@ def must_be_zero(
     f: dense.Forward,
     given: Given,
     do: Array | None,
+    lam: Array | None = None,
 ) -> dict[str, Array]:
-    """Where nothing contributes to an output, so that it is exactly zero. What dropout removed contributes nothing."""
+    """Where nothing contributes to an output, so that it is exactly zero. What dropout removed contributes nothing.
+
+    lam (b h i): the cotangent of the lse, which dropout does not reach.
+    """
     grouping = dialect.head_grouping
     kept = np.broadcast_to(np.not_equal(given.factor, 0), live.shape)
 
@@ -37,11 +41,15 @@ def must_be_zero(
     live = live & kept
     not_a_number = f.empty & (dialect.empty_row == "nan") & (problem.j > 0)
     zero = {"o": np.broadcast_to(~(live.any(-1) | not_a_number)[..., None], f.o.shape)}
+    if "lse" in values:
+        zero["lse"] = np.zeros(values["lse"].shape, bool)
     if do is None:
         return zero
     asked = (do != 0).any(-1)[..., None]
     # Where dropout removed a whole row, dP and D are zero, and with them all of dS.
     scored = f.visible & asked & (f.visible & kept).any(-1)[..., None]
+    if lam is not None:
+        scored = scored | (f.visible & (lam != 0)[..., None])
     zero["dq"] = np.broadcast_to(np.logical_not(scored.any(-1, keepdims=True)), values["dq"].shape)
     zero["dk"] = nothing_reaches(scored, tuple(problem.k.shape))
     zero["dv"] = nothing_reaches(live & asked, tuple(problem.v.shape))
@@ -74,18 +82,27 @@ def is_undefined(
         saturated = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~(bias <= low)).all(-1)
         open_rows = saturated | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
         undefined["o"] |= open_rows[..., None]
+        if "lse" in values:
+            undefined["lse"] |= open_rows
         poisoned = poisoned | open_rows
     bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)
     if bad_q.any() or bad_k.any() or bad_v.any():
         bad = heads.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
         rows = (f.visible & (bad[:, :, None, :] | bad_q[..., None])).any(-1)
         undefined["o"] |= rows[..., None]
+        if "lse" in values:  # to which no value belongs
+            no_score = heads.per_query_head(bad_k[..., None], problem.h, dialect.head_grouping)[..., 0]
+            undefined["lse"] |= (f.visible & (no_score[:, :, None, :] | bad_q[..., None])).any(-1)
         poisoned = poisoned | rows
     if bias is not None and (np.isnan(bias) | (bias == np.inf)).any():
         rows = (np.broadcast_to(np.isnan(bias) | (bias == np.inf), f.visible.shape) & f.visible).any(-1)
         undefined["o"] |= rows[..., None]
+        if "lse" in values:
+            undefined["lse"] |= rows
         poisoned = poisoned | rows
-    if len(values) > 1 and poisoned.any():
+    if "lse" in values and dialect.lse_empty == "sentinel":
+        undefined["lse"] |= f.empty
+    if "dq" in values and poisoned.any():
         undefined["dq"] |= poisoned[..., None]
         reached = np.broadcast_to(np.asarray(poisoned.any(-1))[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)
         for name, x in (("dk", problem.k), ("dv", problem.v)):

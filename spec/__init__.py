@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnspec.spec.dialect import CANONICAL, CHOICES, Choice, Dialect
 from attnspec.spec.index import SPEC_VERSION, SPEC_VERSIONS, Clause, SpecError, implementations, implements, index, newer
-from attnspec.spec.problem import DIFFERENTIABLE, OPTIONS, SCALARS, TENSORS, Problem, differentiable
+from attnspec.spec.problem import COTANGENTS, DIFFERENTIABLE, OPTIONS, SCALARS, TENSORS, Problem, differentiable
 
 if TYPE_CHECKING:
     from attnspec.spec.memory import memory_of, twin
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CANONICAL",
     "CHOICES",
+    "COTANGENTS",
     "DIFFERENTIABLE",
     "OPTIONS",
     "SCALARS",

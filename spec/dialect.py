@@ -68,6 +68,22 @@ CHOICES = {
             of="window",
         ),
         Choice(
+            "lse_dtype",
+            dict.fromkeys(("wide", "operand"), "LSE-5"),
+            consistent="LSE-6",
+            needs="lse",
+            mistake="lse_rounded",
+            of="lse",
+        ),
+        Choice("lse_base", {"e": "LSE-2", "2": "LSE-3"}, consistent="LSE-6", needs="lse", mistake="lse_base", of="lse"),
+        Choice(
+            "lse_empty",
+            dict.fromkeys(("minus_inf", "plus_inf", "sentinel"), "LSE-4"),
+            consistent="LSE-6",
+            needs="key_padding",
+            of="lse",
+        ),
+        Choice(
             "alibi_form",
             {"distance": "ALIBI-2", "signed": "ALIBI-3", "column": "ALIBI-4"},
             consistent="ALIBI-5",
@@ -94,6 +110,10 @@ class Dialect:
     alibi_form: what slopes are multiplied with: "distance", −|p_i − j| (ALIBI-2); "signed", j − p_i (ALIBI-3); or "column", j alone
     (ALIBI-4).
 
+    lse_dtype: the dtype of the lse (LSE-5): "wide", float32 and float64 for float64; or "operand", that of q.
+    lse_base: the base of the lse: "e" (LSE-2), or "2" (LSE-3).
+    lse_empty: the lse of a row without a key (LSE-4): "minus_inf", "plus_inf", or "sentinel", a finite number below −10000.
+
     Raises ValueError for an unknown value.
     """
 
@@ -102,6 +122,9 @@ class Dialect:
     head_grouping: str = "blocked"
     softcap_order: str = "before_bias"
     window_count: str = "inclusive"
+    lse_dtype: str = "wide"
+    lse_base: str = "e"
+    lse_empty: str = "minus_inf"
     alibi_form: str = "distance"
 
     def __post_init__(self) -> None:

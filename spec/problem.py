@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+COTANGENTS = ("do", "dlse")
 FARTHEST = 1 << 30  # of a start: what a position plus a length may be in 32 bits
 
 
@@ -127,7 +128,9 @@ class Problem:
     q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
     alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
-    do (b h i e): the cotangent of the output, in its dtype. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
+    lse: whether the log of each row's sum (b h i) is returned beside the output (chapter LSE).
+    do (b h i e): the cotangent of the output, in its dtype. dlse (b h i): that of the lse, float32, or float64 where q is; do may
+    be None beside it, which is zeros. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
     Raises ValueError, with what was found and what was expected, for inputs that are not one attention call.
     """
@@ -189,7 +192,15 @@ class Problem:
         needs=_of_a_start,
         check=_is_a_start,
     )
+    lse: bool = option(
+        False,
+        feature="lse",
+        says="the log of each row's sum, the lse, beside the output",
+        forms={"lse_grad": "gradients through the lse"},
+        needs=lambda lse: {"lse"} if lse else set(),
+    )
     do: Tensor | None = None
+    dlse: Tensor | None = None
     wrt: tuple[str, ...] = ()
 
     @implements("ERROR-2", "ERROR-4")
@@ -219,6 +230,17 @@ class Problem:
             raise ValueError(f"the cotangent has the dtype of the output; found {self._dtypes('q', 'do')}")
         if self.do is not None and self.do.shape != (self.b, self.h, self.i, self.e):
             raise ValueError(f"the cotangent has shape {tuple(self.do.shape)}, the output {(self.b, self.h, self.i, self.e)}")
+        if self.dlse is not None:
+            self._check_cotangent_of_lse(self.dlse)
+
+    def _check_cotangent_of_lse(self, dlse: Tensor) -> None:
+        wide = "float64" if _dtype(self.q) == "float64" else "float32"
+        if not self.lse:
+            raise ValueError("dlse is the cotangent of an lse that is not returned: give lse=True, or no dlse")
+        if _dtype(dlse) != wide:
+            raise ValueError(f"dlse is {wide} beside q {_dtype(self.q)}; found {_dtype(dlse)}")
+        if dlse.shape != (self.b, self.h, self.i):
+            raise ValueError(f"dlse has shape {tuple(dlse.shape)}, the lse {(self.b, self.h, self.i)}")
 
     def _shapes(self, *names: str) -> str:
         return ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in names)
@@ -273,13 +295,34 @@ class Problem:
         """The dtype of q, k, v and the output."""
         return self.q.dtype
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What an answer has, by name: o, then the lse, then the gradients that are asked for."""
+        gradients = tuple(f"d{name}" for name in self.wrt) if self.differentiated else ()
+        return ("o", *(("lse",) if self.lse else ()), *gradients)
+
+    def shape_of(self, output: str) -> tuple[int, ...]:
+        """The shape of an output: (b h i e) for o, (b h i) for the lse, that of its input for a gradient."""
+        if output in ("o", "lse"):
+            return (self.b, self.h, self.i, *((self.e,) if output == "o" else ()))
+        return tuple(getattr(self, output.removeprefix("d")).shape)
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether there is a cotangent, so that an answer has gradients."""
+        return self.do is not None or self.dlse is not None
+
     def replace(self, **changes: Any) -> Problem:
         """The same problem with some fields changed. Raises ValueError if they no longer fit together."""
         return dataclasses.replace(self, **changes)
 
     def inputs(self) -> dict[str, Tensor]:
-        """The tensors that the implementation gets, by name: all but the cotangent."""
-        return {name: x for name in TENSORS[:-1] if (x := getattr(self, name)) is not None}
+        """The tensors that the implementation gets, by name: all but the cotangents."""
+        return {name: x for name in TENSORS if name not in COTANGENTS and (x := getattr(self, name)) is not None}
+
+    def cotangents(self) -> dict[str, Tensor]:
+        """The cotangents that are given, by name."""
+        return {name: x for name in COTANGENTS if (x := getattr(self, name)) is not None}
 
     def given(self) -> dict[str, Any]:
         """The options that differ from their defaults, by name."""
@@ -308,7 +351,7 @@ OPTIONS: dict[str, Option] = {
 SCALARS = tuple(name for name, own in OPTIONS.items() if own.feature and not own.tensor)  # options that are one value
 # The inputs whose gradients a problem can ask for.
 DIFFERENTIABLE = ("q", "k", "v", *(name for name, own in OPTIONS.items() if own.gradient))
-TENSORS = tuple(f.name for f in dataclasses.fields(Problem) if "Tensor" in str(f.type))  # the cotangent comes last
+TENSORS = tuple(f.name for f in dataclasses.fields(Problem) if "Tensor" in str(f.type))  # the cotangents come last
 
 
 def differentiable(features: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from attnspec.spec.problem import DIFFERENTIABLE, OPTIONS
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
-Output = Literal["o", "dq", "dk", "dv", "dbias", "dalibi_slopes"]
+Output = Literal["o", "dq", "dk", "dv", "dbias", "dalibi_slopes", "lse"]
 AccuracyClass = Literal["R", "A", "T", "B", "B*", "C", "C*", "D"]
 # What is wrong with an answer. There was none: it raised, there was no memory, its process ended (crash), or it did not come in
 # time. Its form: type, shape,
@@ -36,6 +36,7 @@ FindingKind = Literal[
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 CLASSES: tuple[AccuracyClass, ...] = get_args(AccuracyClass)  # the strictest first
+RETURNED = ("o", "lse")  # by the call; the others are gradients
 INPUT_OF = {f"d{name}": name for name in DIFFERENTIABLE}  # of each gradient
 
 # What an implementation may offer, in words: forms of the inputs, what an option on its line in Problem says, and ways of use.

@@ -34,8 +34,8 @@ FORMS_OF_ALIBI = CHOICES["alibi_form"].values
 
 
 def dialects() -> Iterator[Dialect]:
-    """Each combination of the choices; the forms of ALiBi take turns, and each meets every value of each other choice."""
-    others = {name: choice.values for name, choice in CHOICES.items() if name != "alibi_form"}
+    """Each combination of the choices but the lse's; the forms of ALiBi take turns, and meet every value of each other."""
+    others = {name: choice.values for name, choice in CHOICES.items() if name != "alibi_form" and choice.of != "lse"}
     for n, values in enumerate(product(*others.values())):
         form = FORMS_OF_ALIBI[(n + n // len(FORMS_OF_ALIBI)) % len(FORMS_OF_ALIBI)]
         yield Dialect(**dict(zip(others, values, strict=True)), alibi_form=form)
@@ -139,6 +139,13 @@ def draw(
         "empty": empty,
     }
     return Drawn(problem, torch.from_numpy(rng.random((b, h, i, j)) >= rate), tuple(chosen.items()))
+
+
+def with_lse(problem: Problem, rng: Generator) -> Problem:
+    """The same problem with its lse, which has a cotangent, and in one of four the only one."""
+    dlse = torch.from_numpy(rng.standard_normal((problem.b, problem.h, problem.i)))
+    wide = torch.promote_types(problem.dtype, torch.float32)
+    return problem.replace(lse=True, dlse=dlse.to(wide), do=None if rng.random() < 0.25 else problem.do)
 
 
 def share(got: np.ndarray, expected: np.ndarray, bound: np.ndarray, skip: np.ndarray) -> float:

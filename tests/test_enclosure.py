@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from random_problems import CAPS, DIALECTS, SLOPES, WINDOWS, draw
+from random_problems import CAPS, DIALECTS, SLOPES, WINDOWS, draw, with_lse
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.stages import alibi, bias, dropout, heads, maps, scores, softcap, softmax, visible
+from attnspec.reference.stages import alibi, bias, dropout, heads, lse, maps, scores, softcap, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import Dialect, Problem
@@ -289,7 +289,7 @@ PLANTED = {
     "slopes subtracted": ("Alibi.value", "z + self", "z - self"),
     "slopes in float32": ("Alibi.value", "self._added(given)", "self._added(given).astype(np.float32)"),
     "the first slopes for all": ("per_head", "slopes[..., None, None]", "slopes[:1, ..., None, None]"),
-    "distances from i": ("distances", "given.dialect.causal_alignment)", '"top_left")'),
+    "distances from i": ("distances", "own_positions(given)", "np.arange(given.problem.i)[:, None]"),
     "signed where the distance is meant": ("distances", "-np.abs(ahead)", "ahead"),
     "columns that count double": ("distances", "given.positions.astype(float)", "given.positions.astype(float) * 2"),
     "minus infinity is zero": ("finite_bias", "bias != -np.inf", "bias == bias"),
@@ -335,6 +335,13 @@ PLANTED = {
     "lse without the maximum": ("softmax", "m + np.log(total)", "np.log(total)"),
     "lse to base 2": ("softmax", "m + np.log(total)", "m + np.log2(total)"),
     "lse in float32": ("softmax", "m + np.log(total))", "(m + np.log(total)).astype(np.float32))"),
+    # THE LSE THAT IS RETURNED
+    "another base": ("unit", '== "2"', '!= "2"'),
+    "another lse of an empty row": ("returned", "np.inf if", "-np.inf if"),
+    "the lse multiplied by its unit": ("returned", "lse / unit(dialect)", "lse * unit(dialect)"),
+    "the cotangent of the lse left out": ("backward", "delta - lam", "delta"),
+    "a cotangent of another base": ("cotangent", "dlse / unit(dialect)", "dlse"),
+    "a cotangent of empty rows alone": ("cotangent", "np.where(empty,", "np.where(~empty,"),
     # EMPTY ROWS
     "an empty row is not zero": ("fill_empty_rows", 'if rule == "zero" or not empty.any()', "if not empty.any()"),
     "uniform over one key more": ("fill_empty_rows", "max(keys, 1)", "(keys + 1)"),
@@ -367,16 +374,16 @@ PLANTED = {
         "(do @ v.swapaxes(-1, -2))",
         "(do.astype('f4') @ v.astype('f4').swapaxes(-1, -2)).astype(float)",
     ),
-    "D dropped": ("backward", "dp - delta[..., None]", "dp"),
+    "D dropped": ("backward", "dp - centre[..., None]", "dp"),
     "D without dropout": ("backward", "(f.p * dp).sum(-1)", "(f.p * (do @ v.swapaxes(-1, -2))).sum(-1)"),
     "D of the row before": ("backward", "(f.p * dp).sum(-1)", "np.roll((f.p * dp).sum(-1), 1, -1)"),
     "D in float32": ("backward", "(f.p * dp).sum(-1)", "(f.p * dp).sum(-1).astype(np.float32)"),
     "an empty row has a score gradient": (
         "backward",
-        "np.where(f.empty[..., None], 0.0, f.p * (dp - delta[..., None]))",
-        "f.p * (dp - delta[..., None]) + f.empty[..., None]",
+        "np.where(f.empty[..., None], 0.0, f.p * (dp - centre[..., None]))",
+        "f.p * (dp - centre[..., None]) + f.empty[..., None]",
     ),
-    "dS of the wrong sign": ("backward", "dp - delta[..., None]", "delta[..., None] - dp"),
+    "dS of the wrong sign": ("backward", "dp - centre[..., None]", "centre[..., None] - dp"),
     "dS in float32": ("product_gradients", "dq = scale * (dz @ k)", "dq = scale * ((dz := dz.astype('f4').astype(float)) @ k)"),
     "dq without scale": ("product_gradients", "dq = scale * (dz @ k)", "dq = dz @ k"),
     "dk without scale": ("product_gradients", "dk = scale * (dz", "dk = (dz"),
@@ -390,7 +397,7 @@ PLANTED = {
         "dx[tuple(slice(-1, None) if n in repeated else slice(None) for n in range(dx.ndim))]",
     ),
 }
-PROBLEMS, EXTENDED, STARTED = 84, 48, 36
+PROBLEMS, EXTENDED, STARTED = 84, 72, 36
 
 
 @pytest.fixture(scope="module")
@@ -404,9 +411,10 @@ def small() -> list[tuple[certificate.Asked, Enclosure]]:
             drawn = draw(extended, least=1, caps=CAPS, windows=WINDOWS, slopes=SLOPES)
         else:
             drawn = draw(started, least=1, windows=WINDOWS, slopes=SLOPES, starts=(2, -2, *3 * ("each",)))
-        asked = certificate.Asked(
-            number, str(drawn.choices), "", "", drawn.problem, DIALECTS[number % len(DIALECTS)], drawn.keep.numpy()
-        )
+        problem, dialect = drawn.problem, DIALECTS[number % len(DIALECTS)]
+        if number >= PROBLEMS and number % 2:
+            problem, dialect = with_lse(problem, default_rng([46, number])), certificate.with_choices(dialect, number // 2)
+        asked = certificate.Asked(number, str(drawn.choices), "", "", problem, dialect, drawn.keep.numpy())
         some.append((asked, certificate.enclosed(asked, certificate.numpy_form(asked)[0])))
     return some
 
@@ -419,7 +427,7 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
-STAGES = (dense, alibi, bias, dropout, heads, maps, scores, softcap, softmax, visible)
+STAGES = (dense, alibi, bias, dropout, heads, lse, maps, scores, softcap, softmax, visible)
 
 
 def home(function: str) -> tuple[Any, str]:
@@ -464,7 +472,8 @@ def test_a_planted_error_is_noticed(name: str, small: list, monkeypatch: pytest.
 def test_something_is_planted_in_every_stage() -> None:
     there = {name for stage in STAGES for name, x in inspect.getmembers(stage, inspect.isfunction) if _own(x, stage)}
     planted = {function for function, _, _ in PLANTED.values()}
-    assert there - planted == {"active", "through", "back_through", "visible_keys", "quotient"}, (
-        "folds over tables, of each row of which something is planted, and what only a bound asks"
+    merging = {"weights", "of_part", "merge", "merge_gradients", "merge_error"}
+    assert there - planted - merging == {"active", "through", "back_through", "visible_keys", "quotient", "dtype_of", "farthest"}, (
+        "folds over tables, of each row of which something is planted, what only a bound asks, and merging (tests/test_lse.py)"
     )
     assert planted - there == {"Bias.value", "Softcap.value", "Softcap.slope", "Alibi.value"}

@@ -20,8 +20,9 @@ from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.kernel import Kernel
+from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.position import POSITION
-from attnspec.conformance.mistakes.power import asked_outputs, multiple, power
+from attnspec.conformance.mistakes.power import multiple, power
 from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.mistakes.window import WINDOW
@@ -136,7 +137,7 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
             if case.dtype == dtype:
                 times[mistake].append(multiple_)
     # Of an option that these implementations do not offer its own tests say it.
-    own = SOFTCAP.mistakes | WINDOW.mistakes | ALIBI.mistakes | POSITION.mistakes
+    own = SOFTCAP.mistakes | WINDOW.mistakes | LSE.mistakes | ALIBI.mistakes | POSITION.mistakes
     canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in own}
     assert canonical - times.keys() - RARE == NEVER
     short = {}
@@ -180,7 +181,7 @@ def test_the_right_answer_has_no_power() -> None:
             exact, kernel = solve(problem, dialect), Kernel(problem, dialect)
             assert multiple(dict(exact.values), exact, "A") == 0
             assert multiple(kernel.with_weights(kernel.p), exact, "A") < 0.5
-            assert multiple(kernel.of_scores(kernel.ds) if problem.do is not None else {}, exact, "A") < 0.5
+            assert multiple(kernel.of_scores(kernel.ds) if problem.differentiated else {}, exact, "A") < 0.5
 
 
 def test_mistakes_have_the_shapes_of_the_answer() -> None:
@@ -286,7 +287,7 @@ def test_few_elements_are_exempt(name: str, adapter: Adapter, dialect: Dialect) 
         problem = build(case)
         tolerance = solve(problem, dialect).tolerance(default_class(case.dtype))
         lowest = case.bias != "none" and case.biases == "lowest"
-        exempt[case.dtype, lowest] += [tolerance.exempt[output].ravel() for output in asked_outputs(problem)]
+        exempt[case.dtype, lowest] += [tolerance.exempt[output].ravel() for output in problem.outputs]
     for (dtype, lowest), each in exempt.items():
         assert np.concatenate(each).mean() < (0.5 if lowest else 0.01), (dtype, lowest)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from attnspec.adapters.contract import Adapter, Unsupported, quiet
-from attnspec.adapters.conventions import starts, windows
+from attnspec.adapters.conventions import lses, starts, windows
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.watch.state import current_accelerator, watched
@@ -58,6 +58,7 @@ class AttendAdapter(Adapter):
             self.kwargs[self.constructor.fields["flash"]] = flash
         self.flash = bool(self.kwargs.get(self.constructor.fields.get("flash", "")))
         self._instances: dict[tuple[Any, ...], Any] = {}
+        self.returned = lses.Returned()
         self.heads = self._observed_heads()
         self.offers = self._offers()
         if "causal" in self.offers:
@@ -65,6 +66,9 @@ class AttendAdapter(Adapter):
         window = self._window()
         if window is not None and window.count:
             self.dialect = {**self.dialect, "window_count": window.count}
+        lse = self.forward.lse or self.constructor.lse
+        if lse is not None:
+            self.dialect = {**self.dialect, **lse.promises}
 
     def _offers(self) -> frozenset[str]:
         free = {field for field, parameter in self.constructor.fields.items() if parameter not in self.kwargs}
@@ -81,6 +85,9 @@ class AttendAdapter(Adapter):
         window = self._window()
         if "window" in offers and window is not None:
             offers |= window.offers
+        lse = self.forward.lse or self.constructor.lse
+        if "lse" in offers and lse is not None and lse.graded:
+            offers.add("lse_grad")
         if "q_start" in offers and (start := self._start()) is not None:
             offers |= start.features
         return frozenset(offers | self.heads)
@@ -146,6 +153,8 @@ class AttendAdapter(Adapter):
                 value = said.value(asked, problem.causal, problem.first_tokens)
             if field == "first_tokens" and (said := self._window()) is not None and said.first:
                 continue  # the window says it
+            if field == "lse" and asked is not None:
+                value = (self.forward.lse or self.constructor.lse or lses.Asked("lse")).request
             if field == "q_start" and value is not None and (first := self._start()) is not None:
                 value = first.value(value, problem)
             if field in forward:
@@ -158,7 +167,8 @@ class AttendAdapter(Adapter):
         if self.module:
             instance, mode = ready(instance, problem)
         kwargs = ", ".join(f"{key}={value!r}" for key, value in {**self.kwargs, **settings}.items())
-        return Call(instance, arguments, (*self.source, f"attend = attend({kwargs}){mode}"))
+        called = lses.picked(instance, self.returned, problem.q) if problem.lse else instance
+        return Call(called, arguments, (*self.source, f"attend = attend({kwargs}){mode}"))
 
     def fresh(self) -> AttendAdapter:
         """The same settings, other instances."""

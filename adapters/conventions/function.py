@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported
+from attnspec.adapters.conventions import lses
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
@@ -60,6 +61,12 @@ class FunctionAdapter(Adapter):
             offers |= window.offers
         if window is not None and window.count:
             self.dialect = {**self.dialect, "window_count": window.count}
+        lse = self.signature.lse
+        if lse is not None:
+            self.dialect = {**self.dialect, **lse.promises}
+            if lse.graded:  # a plain call shows whether it has a gradient
+                offers.add("lse_grad")
+        self.returned = lses.Returned()
         start = self.signature.start
         if start is not None:
             offers |= start.features
@@ -108,15 +115,19 @@ class FunctionAdapter(Adapter):
                 value = self.signature.window.value(asked, problem.causal, problem.first_tokens)
             if field == "first_tokens" and self.signature.window is not None and self.signature.window.first:
                 continue  # the window says it
+            if field == "lse" and asked is not None and self.signature.lse is not None:
+                value = self.signature.lse.request
             if field == "q_start" and value is not None and self.signature.start is not None:
                 value = self.signature.start.value(value, problem)
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value
-        if not isinstance(self.function, torch.nn.Module):
-            return Call(self.function, arguments, self.source)
-        module, mode = ready(self.function, problem)
-        return Call(module, arguments, (*self.source, f"attend{mode}"))
+        called: Callable[..., Any] = self.function
+        source = self.source
+        if isinstance(self.function, torch.nn.Module):
+            called, mode = ready(self.function, problem)
+            source = (*source, f"attend{mode}")
+        return Call(lses.picked(called, self.returned, problem.q) if problem.lse else called, arguments, source)
 
 
 def ready(module: torch.nn.Module, problem: Problem) -> tuple[torch.nn.Module, str]:

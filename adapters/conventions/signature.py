@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attnspec.adapters.conventions import starts, windows
+from attnspec.adapters.conventions import lses, starts, windows
 from attnspec.spec import OPTIONS, SCALARS
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -35,6 +35,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "logits_cap",
     ),
     "window": windows.NAMES,
+    "lse": tuple(lses.NAMES),
     # No `alibi`: that is a flag, the slopes, or, in models, all that they add.
     "alibi_slopes": ("alibi_slopes", "alibi_slope", "slopes"),
     "q_start": starts.NAMES,
@@ -62,7 +63,7 @@ class Signature:
     """The parameters of a callable by the field that they carry, and those that carry none.
 
     off: of the fields whose parameter is on where it is left out (`causal=True`, `dropout=0.1`), the value that turns them off.
-    window, start: how it says a window, and where the queries start, if it does.
+    window, start: how it says a window, and where the queries start, if it does. lse: how it is asked for the lse.
     """
 
     fields: dict[str, str]
@@ -70,6 +71,7 @@ class Signature:
     unknown_optional: tuple[str, ...]
     off: dict[str, Any]
     window: windows.Said | None = None
+    lse: lses.Asked | None = None
     start: starts.Said | None = None
 
     @classmethod
@@ -78,7 +80,7 @@ class Signature:
         parameters = signature_of(function).parameters.values()
         fields: dict[str, str] = {}
         required, optional, off = [], [], dict[str, Any]()
-        window = start = None
+        window = lse = start = None
         for p in parameters:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
@@ -92,6 +94,8 @@ class Signature:
                     window = windows.Said.of(p)
                     if window.on:
                         off["window"] = window.off
+                if FIELD_OF[p.name] == "lse":
+                    lse = lses.Asked.of(p, function)
                 if FIELD_OF[p.name] == "q_start":
                     start = starts.Said.of(p)
                     if start.required:
@@ -100,7 +104,7 @@ class Signature:
                 required.append(p.name)
             else:
                 optional.append(p.name)
-        return cls(fields, tuple(required), tuple(optional), off, window, start)
+        return cls(fields, tuple(required), tuple(optional), off, window, lse, start)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:

@@ -28,6 +28,7 @@ from attnspec.adapters.watch.trace import Trace
 from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within
 from attnspec.spec import Problem
 from attnspec.spec.place import Place
+from attnspec.spec.words import RETURNED
 
 LEAST = 2.0  # seconds that a call has in any case
 TIMES = 20.0  # and, after one was too slow, how many times the slowest that was answered
@@ -362,8 +363,8 @@ class Isolated(Adapter):
             found = returned(self.peer.path(reply), reply.get("strange", {}), str(problem.q.device))
             if error is None:
                 of_outputs(found)
-        names = [f"d{name}" for name in problem.wrt] if error is None and problem.do is not None else []
-        names = [name for name in reply.get("outputs", names) if name != "o"]
+        names = list(problem.outputs) if error is None else []
+        names = [name for name in reply.get("outputs", names) if name not in RETURNED]
         return Answer(
             found.get("o"),
             {name: found.get(name) for name in names},
@@ -375,6 +376,7 @@ class Isolated(Adapter):
             tuple(reply.get("shares", ())),
             "refusal" in reply or bool(reply.get("error", reply).get("refuses")),
             tuple(reply.get("gave_up", ())),
+            lse=found.get("lse"),
         )
 
     # WHAT ELSE THE SUITE WANTS TO KNOW

@@ -102,7 +102,8 @@ class Worker:
             if getattr(answer, name):
                 reply[name] = getattr(answer, name)
         if answer.refusal is None or answer.o is not None:
-            reply |= self._results({"o": answer.o, **answer.gradients}, request)
+            lse = {"lse": answer.lse} if problem.lse else {}
+            reply |= self._results({"o": answer.o, **lse, **answer.gradients}, request)
         return reply
 
     def op_again(self, request: dict[str, Any]) -> dict[str, Any]:

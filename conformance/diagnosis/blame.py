@@ -29,7 +29,7 @@ def accuracy_clause(finding: Finding, dtype: str, plain: bool) -> str:
         return ""
     if dtype == "float64":
         return "ACCURACY-4"
-    return "ACCURACY-1" if finding.output == "o" else "ACCURACY-2"
+    return "ACCURACY-1" if not finding.of_gradient else "ACCURACY-2"
 
 
 def rounded_clause(finding: Finding, dtype: str, names: tuple[str, ...]) -> str:
@@ -50,7 +50,7 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
         return choice_clause(finding, dialect, observed)
     gradient = finding.of_gradient
     if finding.kind in FORM_CLAUSE:
-        return "DTYPE-2" if gradient else FORM_CLAUSE[finding.kind]
+        return "DTYPE-2" if gradient else "LSE-5" if finding.output == "lse" else FORM_CLAUSE[finding.kind]
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
     # A row without a key that is off by little has no fault of arithmetic that other rows have not: what is left would lack it.
     accuracy = "" if has_empty and not gradient else accuracy_clause(finding, case.dtype, plain)

@@ -29,7 +29,8 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import SMALL, descend, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.reference import Exact, to_float64
-from attnspec.spec import Problem
+from attnspec.spec import COTANGENTS, Problem
+from attnspec.spec.words import RETURNED
 
 SIMPLIFYING = 2e7  # products that simpler numbers for one failure may take; not seconds, which would show other numbers elsewhere
 BESIDE = frozenset({"causal_ignored_with_mask", "mask_ignored_with_causal"})  # mistakes of a mask and causal together
@@ -328,9 +329,9 @@ class Explainer(Recognizer):
             if same and trial != case and fails(self.subject.problem(trial)):
                 return self._simplified(explained, trial)
         before, made = explained_by(self.subject, explained.problem), {}  # type: frozenset[str], dict[str, str]
-        for name in ("do", "bias", "v", "k", "q"):
+        for name in ("do", "dlse", "bias", "v", "k", "q"):
             tensor = getattr(explained.problem, name)
-            if tensor is None or not tensor.numel() or (name == "do" and finding.output == "o"):
+            if tensor is None or not tensor.numel() or (name in COTANGENTS and finding.output in RETURNED):
                 continue
             places = [f"at{n}" for n in range(min(tensor.numel(), 4))] if tensor.numel() > 1 else []
             for how in ("zeros", "ones", *(["hot"] if name == "v" and tensor.shape[-1] > 1 else []), *places, "rounded"):

@@ -22,7 +22,7 @@ NUMBER = re.compile(r"[\d.]+")
 
 def in_empty_row(finding: Finding, exact: Exact) -> bool:
     """Whether what was found may be about rows without a visible key: an output that is wrong in such a row, or all the rest."""
-    return bool(exact.empty[finding.index[:3] if finding.output == "o" and len(finding.index) == 4 else ...].any())
+    return bool(exact.empty[finding.index[:3] if not finding.of_gradient and len(finding.index) > 2 else ...].any())
 
 
 def comparable(one: Finding, other: Finding) -> bool:

@@ -12,18 +12,19 @@ from numpy import ndarray as Array
 
 from attnspec.conformance.diagnosis.names import Diagnosis
 from attnspec.conformance.judging.judge import form, together
-from attnspec.conformance.mistakes.power import asked_outputs, combined
+from attnspec.conformance.mistakes.power import combined
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.reference.dense import reduce_to
 from attnspec.spec import Problem
+from attnspec.spec.words import RETURNED
 
 BREADTH = 32.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
 BREADTH_OF_HALVES = 3.0  # the same for half types, whose bounds are wide already
 BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
 CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
-AXES = {"o": "bhie", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij", "dalibi_slopes": "bh"}
+AXES = {"o": "bhie", "lse": "bhi", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij", "dalibi_slopes": "bh"}
 AXIS = {"b": "batch item", "h": "head", "g": "key/value head", "i": "query", "j": "key", "d": "channel", "e": "channel"}
 
 
@@ -47,7 +48,7 @@ class Seen:
                 continue
             merged = exact is not self.exact and exact.problem.mask is None and mistake.startswith("mask_")
             name = mistake.replace("mask_", "bias_", 1) if merged else mistake  # it is read as the bias is
-            problem = self.forward[id(exact)] if self.scope == ("o",) else exact.problem
+            problem = self.forward[id(exact)] if self.scope in (("o",), ("lse",)) else exact.problem
             wrong = MISTAKES[name].wrong(problem, exact.dialect, exact) if name in MISTAKES else None
             if wrong is None:
                 continue
@@ -60,7 +61,7 @@ class Seen:
     def forward(self) -> dict[int, Problem]:
         """The problems without gradients, which nobody looks at where the output is wrong, and which cost more than it."""
         both = (exact for exact in (self.exact, self.presented) if exact is not None)
-        return {id(exact): exact.problem.replace(do=None) for exact in both}
+        return {id(exact): exact.problem.replace(do=None, dlse=None) for exact in both}
 
     @cached_property
     def noise(self) -> dict[str, float]:
@@ -69,8 +70,9 @@ class Seen:
         x = {name: float(t.detach().abs().nan_to_num(posinf=0).max()) if t.numel() else 0.0 for name, t in tensors.items()}
         eps, dp = float(torch.finfo(self.problem.dtype).eps), x.get("do", 0.0) * x["v"] * self.problem.e
         ds = dp * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
-        far = dp * max(self.problem.i, self.problem.j)
-        sizes = {"o": x["v"], "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), "dbias": dp, "dalibi_slopes": far}
+        score = x["q"] * x["k"] * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
+        sizes = {"o": x["v"], "lse": score, "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), "dbias": dp}
+        sizes["dalibi_slopes"] = dp * max(self.problem.i, self.problem.j)
         return {name: eps * size for name, size in sizes.items()}
 
     @cached_property
@@ -94,7 +96,7 @@ class Seen:
     def scope(self) -> tuple[str, ...]:
         """The outputs that are to be explained: a wrong output makes wrong gradients, so then it alone."""
         failing = tuple(name for name, outside in self.outside.items() if outside.any())
-        return ("o",) if "o" in failing else failing
+        return next(((name,) for name in RETURNED if name in failing), failing)
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,10 @@ def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen
     exact = exact if exact is not None else subject.solve(problem)
     tolerance = exact.tolerance(subject.required_class(str(problem.dtype)[6:]))
     got, right, bounds, outside = {}, {}, {}, {}
-    for name in asked_outputs(problem):
-        tensor = answer.o if name == "o" else answer.gradients.get(name)
+    for name in problem.outputs:
+        tensor = answer.output(name)
         value, bound, exempt = together(exact, tolerance.bound, tolerance.exempt, name)
-        if tensor is None or form(tensor, name, value.shape, problem, name) is not None:
+        if tensor is None or form(tensor, name, value.shape, problem, name, exact.dialect) is not None:
             continue
         x = to_float64(tensor)
         with np.errstate(invalid="ignore"):
@@ -161,7 +163,9 @@ def _agrees(given: Array, seen: Seen, name: str) -> Array:
 def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
     """How an answer with a mistake fits what came, None where it does not: some element outside is something else."""
     near, changed, spared, only = [np.zeros(0)], 0, 0, []  # type: list[Array], int, int, list[str]
-    names = [name for name in seen.got if name == "o" or "o" not in seen.scope]  # else gradients of a wrong output
+    names = [
+        name for name in seen.got if name in RETURNED or seen.scope[:1] not in (("o",), ("lse",))
+    ]  # else gradients of a wrong output
 
     def gives(name: str) -> bool:
         given = combined(wrong, seen.exact, name)
@@ -197,7 +201,7 @@ def explains(wrong: dict[str, Array], seen: Seen) -> Fit | None:
 
 def _where(name: str, outside: Array, shows: Array) -> list[str]:
     """Along which axes the wrong elements are a part of those that the mistake would show in."""
-    words, letters = [], AXES[name][-outside.ndim :] if outside.ndim == 4 else ""
+    words, letters = [], AXES[name][-outside.ndim :] if outside.ndim == 4 or name == "lse" else ""
     for axis, letter in enumerate(letters):
         others = tuple(n for n in range(outside.ndim) if n != axis)
         wrong, possible = np.flatnonzero(outside.any(others)), np.flatnonzero(shows.any(others))

@@ -15,7 +15,7 @@ from attnspec.conformance.problems.case import OPTIONS, PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, surrounded
 from attnspec.spec import Problem
-from attnspec.spec.words import OUTPUTS
+from attnspec.spec.words import OUTPUTS, RETURNED
 
 if TYPE_CHECKING:
     from attnspec.conformance.subject.subject import Subject
@@ -44,7 +44,7 @@ def earlier(subject: Subject, case: Case) -> tuple[Case, str] | None:
         trial = fit(replace(case, i=case.i + more, j=case.keys + more, d=case.d + more), subject.adapter)
         if after:
             subject.judgement(fit(replace(trial, **changes), subject.adapter))
-        return bool(subject.judgement(trial).of(("o",)))
+        return bool(subject.judgement(trial).of(RETURNED))
 
     for number, (words, changes) in enumerate(others(case, subject).items()):
         least = 61 + case.d % 2 + 32 * number  # widths that nothing else asks for are odd, and beyond 59
@@ -59,7 +59,7 @@ def earlier(subject: Subject, case: Case) -> tuple[Case, str] | None:
     return None
 
 
-def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs: tuple[str, ...] = ("o",)) -> bool | None:
+def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs: tuple[str, ...] = RETURNED) -> bool | None:
     """Whether one of the outputs of a problem that comes after others in the same shapes is wrong also where it comes first.
 
     False where it is right then, and wrong after the others; None where that can't be told. Both are asked in shapes that were
@@ -136,8 +136,8 @@ def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
     if bias is not None:
         bias = repeated(repeated(bias, -2, problem.i, queries), -1, problem.j, keys)
     q, k, v = torch.cat([problem.q] * queries, -2), torch.cat([problem.k] * keys, -2), torch.cat([problem.v] * keys, -2)
-    do = None if problem.do is None else torch.cat([problem.do] * queries, -2)
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, do=do)
+    cotangents = {name: torch.cat([x] * queries, 2) for name, x in problem.cotangents().items()}
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, **cotangents)
 
 
 def _more_items(problem: Problem, times: int) -> Problem:
@@ -146,10 +146,10 @@ def _more_items(problem: Problem, times: int) -> Problem:
     def repeated(x: Tensor | None, whole: bool) -> Tensor | None:
         return x if x is None or not whole or (x.shape[0] == 1 < problem.b) else torch.cat([x] * times)
 
-    q, k, v, do = (None if x is None else torch.cat([x] * times) for x in (problem.q, problem.k, problem.v, problem.do))
+    own = {name: torch.cat([x] * times) for name in ("q", "k", "v", "do", "dlse") if (x := getattr(problem, name)) is not None}
     mask, bias = problem.mask, problem.bias
     mask = repeated(mask, mask is not None and mask.ndim != 3)
     bias = repeated(bias, bias is not None and bias.ndim == 4)
     slopes = repeated(problem.alibi_slopes, problem.alibi_slopes is not None and problem.alibi_slopes.ndim == 2)
     start = problem.q_start * times if isinstance(problem.q_start, tuple) else problem.q_start
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, alibi_slopes=slopes, do=do, q_start=start)
+    return problem.replace(**own, mask=mask, bias=bias, alibi_slopes=slopes, q_start=start)

@@ -28,7 +28,7 @@ def with_class(finding: Finding, answer: Answer, exact: Exact) -> Finding:
 
 def coarser(finding: Finding, answer: Answer, exact: Exact) -> str | None:
     """The finest arithmetic that would have been allowed what was found, '' where none would, None where that is not known."""
-    tensor = answer.o if finding.output == "o" else answer.gradients.get(finding.output)
+    tensor = answer.output(finding.output)
     if not finding.of_numbers or not isinstance(tensor, torch.Tensor):
         return None
     nothing: str | None = ""

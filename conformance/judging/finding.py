@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnspec.conformance.verdicts.lines import finite
-from attnspec.spec.words import FindingKind
+from attnspec.spec.words import RETURNED, FindingKind
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Finding:
     @property
     def of_gradient(self) -> bool:
         """Whether the fault is one of the backward."""
-        return self.stage == "backward" or self.output not in ("o", "call")
+        return self.stage == "backward" or self.output not in (*RETURNED, "call")
 
     @property
     def ended(self) -> bool:

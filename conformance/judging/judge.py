@@ -19,7 +19,8 @@ from attnspec.reference import to_float64
 from attnspec.reference.check import Right, worst
 from attnspec.reference.check import beyond as beyond
 from attnspec.reference.check import together as together
-from attnspec.spec import Problem
+from attnspec.reference.stages.lse import dtype_of
+from attnspec.spec import CANONICAL, Dialect, Problem
 from attnspec.spec.words import INPUT_OF, FindingKind
 
 
@@ -32,20 +33,21 @@ def judge(answer: Answer, exact: Right, class_: str) -> Judgement:
     end = ending(answer)
     if end is not None and answer.o is None:
         return Judgement((end,), {})
-    wrong = form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call")
+    wrong = form(answer.o, "output", problem.shape_of("o"), problem, "call")
     if wrong:
         return Judgement((wrong,), {})
     tolerance = exact.tolerance(class_)
     findings, worst, exempt, elements = [], {}, 0, 0
     got = {"o": answer.o}
-    if problem.do is not None and end is None:
-        for name, gradient in answer.gradients.items():
-            x = getattr(problem, INPUT_OF[name])
-            misfit = form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)
-            if misfit:
-                findings.append(misfit)
-            else:
-                got[name] = gradient
+    others = {"lse": answer.lse} if problem.lse else {}
+    if problem.differentiated and end is None:
+        others |= {name: x for name, x in answer.gradients.items() if x is not None or not independent(problem, name)}
+    for name, x in others.items():
+        misfit = form(x, called(name), problem.shape_of(name), problem, name, exact.dialect)
+        if misfit:
+            findings.append(misfit)
+        else:
+            got[name] = x
     for name, tensor in got.items():
         expected, bound, skip = together(exact, tolerance.bound, tolerance.exempt, name)
         outside, ratio = compare(to_float64(tensor), expected, bound, skip, name, beyond(exact, name))
@@ -78,16 +80,34 @@ def no_answer(answer: Answer, problem: Problem) -> Finding | None:
     end = ending(answer)
     if end is not None:
         return end
-    wrong = form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call")
+    wrong = form(answer.o, "output", problem.shape_of("o"), problem, "call")
+    if wrong is None and problem.lse:
+        wrong = form(answer.lse, called("lse"), problem.shape_of("lse"), problem, "lse")
     for name, gradient in answer.gradients.items() if wrong is None else ():
         if gradient is not None:
-            x = getattr(problem, INPUT_OF[name])
-            wrong = wrong or form(gradient, f"gradient of {INPUT_OF[name]}", tuple(x.shape), problem, name)
+            wrong = wrong or form(gradient, called(name), problem.shape_of(name), problem, name)
     return wrong
 
 
-def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: str) -> Finding | None:
-    """Whether a result is one tensor of the right shape, dtype and device. What is wrong with o (output "call") ends the call."""
+def called(output: str) -> str:
+    """An output in words."""
+    return {"o": "output", "lse": "lse"}.get(output) or f"gradient of {INPUT_OF[output]}"
+
+
+def independent(problem: Problem, output: str) -> bool:
+    """Whether a gradient belongs to an input on which nothing that has a cotangent depends: autograd may give None for it."""
+    return problem.do is None and output == "dv"
+
+
+def form(
+    x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: str, dialect: Dialect | None = None
+) -> Finding | None:
+    """Whether a result is one tensor of the right shape, dtype and device. What is wrong with o (output "call") ends the call.
+
+    dialect: the choice for the dtype of the lse; without it either will do.
+    """
+    if x is None and output == "lse":
+        return Finding("missing", output, "no lse came back beside the output; an adapter's attend() returns the two: (o, lse)")
     if x is None and output != "call":
         return Finding("missing", output, f"the {what} is None: the output has no grad_fn, or does not depend on it")
     if isinstance(x, Unreadable):
@@ -99,6 +119,11 @@ def form(x: Any, what: str, shape: tuple[int, ...], problem: Problem, output: st
     if tuple(x.shape) != shape:
         return Finding("shape", output, f"the {what} has shape {tuple(x.shape)}, expected {shape}")
     dtype = getattr(problem, INPUT_OF.get(output, "q")).dtype  # DTYPE-1 and DTYPE-2: a bias may have one of its own
+    if output == "lse":
+        either = {
+            dtype_of(problem, d) for d in ([dialect] if dialect else (CANONICAL, CANONICAL.with_choice("lse_dtype", "operand")))
+        }
+        dtype = x.dtype if dtype_name(x.dtype) in either else getattr(torch, min(either))
     if x.dtype != dtype:
         return Finding("dtype", output, f"the {what} has dtype {dtype_name(x.dtype)}, expected {dtype_name(dtype)}")
     if x.device.type != problem.q.device.type:
@@ -126,6 +151,6 @@ def compare(
     kind: FindingKind = "value"
     if not np.isfinite(got[at]) and np.isfinite(expected[at]):
         kind = "nonfinite"
-    elif bound[at] == 0:
+    elif bound[at] == 0 and not np.isinf(expected[at]):
         kind = "zero"
     return Finding(kind, name, "", at, float(got[at]), float(expected[at]), float(bound[at]), share, outside, got.size), share

@@ -12,7 +12,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense, solve, to_float64
-from attnspec.reference.stages import heads, maps, softmax
+from attnspec.reference.stages import heads, lse, maps, softmax
 from attnspec.reference.stages.alibi import distances, per_head
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
@@ -55,10 +55,12 @@ class Kernel:
         self.empty, self.m, self.p = f.empty[..., None], f.m[..., None], f.p
         self.s = np.where(f.visible, f.s, -inf)
         self.e = softmax.exponentials(f.s, f.visible, f.m)
-        if problem.do is not None:
-            self.do = to_float64(problem.do)
-            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
-            self.dp, self.delta, self.ds = back.dp, back.delta[..., None], back.ds
+        if problem.differentiated:
+            self.do = np.zeros(f.o.shape) if problem.do is None else to_float64(problem.do)
+            self.lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.empty, dialect)
+            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given, lam=self.lam)
+            self.delta, self.ds = back.delta[..., None], back.ds
+            self.dp = back.dp if self.lam is None else back.dp + self.lam[..., None]  # what D is subtracted from
 
     def full(self, mask: Array | None) -> Array:
         """A mask as (b h i j), all True where there is none."""
@@ -119,8 +121,8 @@ class Kernel:
         """The outputs with other probabilities."""
         f = replace(self.forward, p=p, w=p)
         wrong = {"o": p @ self.heads_v}
-        if self.problem.do is not None:
-            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given)
+        if self.problem.differentiated:
+            back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given, lam=self.lam)
             wrong |= {"dq": back.dq, "dk": self.summed(back.dk, self.k), "dv": self.summed(back.dv, self.v)}
             wrong |= dense.operand_gradients(back.dscores, self.given)
         return wrong
@@ -134,7 +136,7 @@ class Kernel:
             changes["wrt"] = tuple(name for name, present in there.items() if present)
         changes = {n: torch.from_numpy(np.array(x, order="C")) if isinstance(x, np.ndarray) else x for n, x in changes.items()}
         if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in changes.values()):  # values of no narrower dtype
-            given = {**self.problem.inputs(), "do": self.problem.do, **changes}
+            given = self.problem.inputs() | self.problem.cotangents() | changes
             changes |= {n: x.double() for n, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
         return dict(solve(self.problem.replace(**changes), dialect or self.dialect).values)
 
@@ -193,7 +195,7 @@ class Kernel:
         if k is None or v is None:
             return None
         same = np.array_equal(k, self.k) and np.array_equal(v, self.v)  # as where a head was expanded: only gradients show it
-        if same and self.problem.do is None:
+        if same and not self.problem.differentiated:
             return None
         wrong = self.on(k=k, v=v)
         theirs = {name: back(wrong[name]) for name in wrong.keys() & {"dk", "dv"}}

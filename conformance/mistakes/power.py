@@ -8,8 +8,8 @@ from numpy import ndarray as Array
 from attnspec.conformance.judging.judge import compare, together
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.reference import Exact
+from attnspec.reference.check import parts_of
 from attnspec.spec import Problem
-from attnspec.spec.words import INPUT_OF
 
 
 def power(problem: Problem, exact: Exact, class_: str) -> dict[str, float]:
@@ -23,20 +23,15 @@ def power(problem: Problem, exact: Exact, class_: str) -> dict[str, float]:
         if one.special:
             continue
         wrong = one.wrong(problem, exact.dialect, exact)
-        if wrong is not None and wrong.keys() & set(asked_outputs(problem)):
+        if wrong is not None and wrong.keys() & set(problem.outputs):
             found[name] = multiple(wrong, exact, class_)
     return found
-
-
-def asked_outputs(problem: Problem) -> tuple[str, ...]:
-    """The outputs that an answer to the problem has."""
-    return ("o", *(f"d{name}" for name in problem.wrt)) if problem.do is not None else ("o",)
 
 
 def multiple(wrong: dict[str, Array], exact: Exact, class_: str) -> float:
     """The largest error of an answer as a multiple of its bound; outputs that are not given are right."""
     tolerance, worst = exact.tolerance(class_), 0.0
-    for name in asked_outputs(exact.problem):
+    for name in exact.problem.outputs:
         limits = together(exact, tolerance.bound, tolerance.exempt, name)
         worst = max(worst, compare(combined(wrong, exact, name), *limits, name)[1])
     return worst
@@ -44,6 +39,4 @@ def multiple(wrong: dict[str, Array], exact: Exact, class_: str) -> float:
 
 def combined(wrong: dict[str, Array], exact: Exact, name: str) -> Array:
     """One output of an answer, right where it is not given; where one tensor was given twice, the sum of its parts."""
-    own = getattr(exact.problem, INPUT_OF[name]) if name != "o" else None
-    parts = [name] if own is None else [n for n in exact.values if n != "o" and getattr(exact.problem, INPUT_OF[n]) is own]
-    return np.sum([wrong.get(part, exact.values[part]) for part in parts], axis=0)
+    return np.sum([wrong.get(part, exact.values[part]) for part in parts_of(exact, name)], axis=0)

@@ -16,6 +16,7 @@ from attnspec.conformance.mistakes.empty import EMPTY
 from attnspec.conformance.mistakes.gradients import GRADIENTS
 from attnspec.conformance.mistakes.heads import HEADS
 from attnspec.conformance.mistakes.keys import KEYS
+from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.mask import MASK
 from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
@@ -41,6 +42,7 @@ CHAPTERS = (
     MEMORY,
     DROPOUT,
     WINDOW,
+    LSE,
     ALIBI,
     POSITION,
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from attnspec.conformance.problems.factors import alibi, core, first_tokens, options, sizes, softcap, start, window
+from attnspec.conformance.problems.factors import alibi, core, first_tokens, lse, options, sizes, softcap, start, window
 from attnspec.conformance.problems.factors.factor import Factor, factor
 
 LARGEST_CASE = 1 << 34  # elements that one case may ask for; beyond that a machine is more likely to die than to answer
@@ -50,6 +50,7 @@ class Case:
     values: str = factor(core.VALUES)
     wrt: str = factor(core.WRT)
     do: str = factor(core.DO)
+    lse: str = factor(lse.LSE)
     seed: int = factor(core.SEED)
     numbers: str = factor(core.NUMBERS)  # what was made of the numbers, tensor by tensor: "q:ones+v:at3"; see tensors.simple
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, alibi, first_tokens, softcap, start, window
+from attnspec.conformance.problems.factors import LEVELS, alibi, first_tokens, lse, softcap, start, window
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ WINDOW = Extension(
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "wrt"),
     beside=(SOFTCAP,),
 )
+LSE = Extension(
+    "lse",
+    "lse",
+    {"lse": lse.LSE.levels},
+    ("dtype", "heads", "i", "j", "mask", "bias", "biases", "causal", "scale", "values", "wrt"),
+    beside=(SOFTCAP, WINDOW),
+)
 FIRST_TOKENS = Extension(
     "first_tokens",
     "first_tokens",
@@ -70,4 +77,4 @@ ALIBI = Extension(
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "scale", "wrt"),
     beside=(SOFTCAP, WINDOW, POSITION),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, POSITION, ALIBI)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, POSITION, ALIBI)

@@ -22,7 +22,7 @@ from attnspec.spec import OPTIONS, SCALARS, Problem, differentiable
 TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
 OF_OPTIONS = {name: own.axes for name, own in OPTIONS.items() if own.tensor}
-AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", **OF_OPTIONS, "do": "bhie"}
+AXES = {"q": "bhid", "k": "bgjd", "v": "bgje", **OF_OPTIONS, "do": "bhie", "dlse": "bhi"}
 BY_FACTOR = (*GIVEN_BY_CASE, *MADE_BY_FACTOR)
 LEFT_OUT = ("bias", "mask", *(name for name in OF_OPTIONS if name not in ("bias", "mask")))  # in the order in which they go
 # What is cut, the axes of one entry together: as many queries as keys, and values as wide as queries, stay so as long as they can.
@@ -101,7 +101,7 @@ def _shortest(problem: Problem, axes: tuple[str, ...], from_end: bool, fails: Ca
 def _without_options(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, Problem | None]]:
     every = _every_gradient(problem, adapter)
     if every and set(problem.wrt) != set(every):  # as for cases, the plainest is that all inputs ask for a gradient
-        do = torch.ones_like(_output(problem)) if problem.do is None else problem.do
+        do = torch.ones_like(_output(problem)) if not problem.differentiated else problem.do
         yield 0, problem.replace(wrt=every, do=do)
     given = problem.given()
     for n, name in enumerate(LEFT_OUT, 1):
@@ -109,13 +109,20 @@ def _without_options(problem: Problem, adapter: Adapter) -> Iterator[tuple[int, 
             yield n, problem.replace(**{name: None}, wrt=tuple(other for other in problem.wrt if other != name))
     for n, name in enumerate(SCALARS, 50):
         if name in given and not (name == "dropout" and problem.training):  # first without training, which has it do nothing
-            yield n, problem.replace(**{name: OPTIONS[name].default})
+            yield n, problem.replace(**{name: OPTIONS[name].default, **_without_lse(problem, name)})
     if problem.training:
         yield 100, problem.replace(training=False)
-    tensors = {name: x for name, x in (*problem.inputs().items(), ("do", problem.do)) if x is not None}
+    tensors = problem.inputs() | problem.cotangents()
     if not all(_plain(x) for x in tensors.values()):
         once: dict[int, Tensor] = {}
         yield 101, problem.replace(**{name: once.setdefault(id(x), _compact(x)) for name, x in tensors.items()})
+
+
+def _without_lse(problem: Problem, name: str) -> dict[str, Any]:
+    """What goes with the lse: its cotangent, and where there is no other, the gradients that are asked for."""
+    if name != "lse" or problem.dlse is None:
+        return {}
+    return {"dlse": None} if problem.do is not None else {"dlse": None, "wrt": ()}
 
 
 def _every_gradient(problem: Problem, adapter: Adapter) -> tuple[str, ...]:
@@ -225,6 +232,8 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
         do=_cotangent(problem),
         **{name: FACTORS[name].found(x) for name in BY_FACTOR if (x := getattr(problem, name)) is not None},
     )
+    if problem.dlse is not None:
+        case = replace(case, lse="alone" if problem.do is None else "both")
     if problem.mask is not None:
         every = bool(problem.mask.all())
         mask = {2: "padding", 3: "rank3"}.get(problem.mask.ndim) or _letters("mask", problem, larger)

@@ -14,6 +14,7 @@ from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from attnspec.conformance.problems.case import OPTIONS, Case
+from attnspec.conformance.problems.factors.lse import GRADED
 from attnspec.conformance.problems.factors.start import meant
 from attnspec.spec import DIFFERENTIABLE, SCALARS, TENSORS, Problem, memory_of
 
@@ -44,6 +45,7 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
         torch.from_numpy(simple(biases(case, rng["bias"], shown), made.get("bias", ""))).to(**to) if case.bias != "none" else None
     )
     do: Tensor | None = None
+    dlse: Tensor | None = None
     wrt: tuple[str, ...] = ()
     wide = torch.promote_types(dtype, torch.float32)
     own: dict[str, Any] = {
@@ -54,9 +56,12 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     there = {"q", "k", "v", *own} | (set() if bias is None else {"bias"})
     present = tuple(name for name in gradients if name in there)
     if present and case.wrt != "none":
-        do = cotangent(case, rng["do"], made.get("do", "")).to(device)
+        if case.lse != "alone":
+            do = cotangent(case, rng["do"], made.get("do", "")).to(device)
+        if case.lse in GRADED:
+            dlse = cotangent_of_lse(case, rng["do"].spawn(1)[0], made.get("dlse", "")).to(device)
         wrt = asked(case.wrt, present)
-    return Problem(q_, k_, v_, mask, bias, do=do, wrt=wrt, **own, **given(case))
+    return Problem(q_, k_, v_, mask, bias, do=do, dlse=dlse, wrt=wrt, **own, **given(case))
 
 
 def asked(wrt: str, present: tuple[str, ...]) -> tuple[str, ...]:
@@ -262,6 +267,12 @@ def cotangent(case: Case, rng: Generator, made: str = "") -> Tensor:
             mask[int(rng.choice([case.i - 1, *(x for x in (15, 16, 31) if x < case.i)]))] = 1
             return do * mask
     return do
+
+
+def cotangent_of_lse(case: Case, rng: Generator, made: str = "") -> Tensor:
+    """The cotangent of the lse (b h i): float32 or float64, with numbers that the dtype of the queries holds, too."""
+    drawn = torch.from_numpy(simple(rng.standard_normal((case.b, case.h, case.i)), made)).to(getattr(torch, case.dtype))
+    return drawn if case.dtype == "float64" else drawn.float()
 
 
 # LAYOUT

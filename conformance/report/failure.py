@@ -28,6 +28,7 @@ NAMES = {
     "dk": "gradient of k",
     "dv": "gradient of v",
     "dbias": "gradient of the bias",
+    "lse": "lse",
     "dalibi_slopes": "gradient of the slopes",
     "call": "call",
 }
@@ -116,8 +117,8 @@ def numbers(explained: Explained) -> str:
     """The operands, where they are few: what a reader can compute with."""
     problem, gradient = explained.problem, explained.finding.of_gradient
     tensors = {name: x for name, x in problem.inputs().items() if name != "mask"}
-    if gradient and problem.do is not None:
-        tensors["do"] = problem.do
+    if gradient:
+        tensors |= problem.cotangents()
     if not explained.by_case or sum(x.numel() for x in tensors.values()) > FEW:
         return ""
     return "; ".join(f"{name} {' '.join(f'{float(n):.6g}' for n in x.detach().flatten())}" for name, x in tensors.items())

@@ -50,6 +50,8 @@ def header(run: Run) -> list[str]:
             lines.append(f"    restricted, {name}: {means} ({source})")
         if subject.refused_strides:
             lines.append(f"    a plain call refuses a last dimension that is not dense ({subject.refused_strides[:80]})")
+        if subject.refused_lse_grad:
+            lines.append(f"    a plain call gives no gradient through the lse ({subject.refused_lse_grad[:80]})")
         if subject.refused_widths:
             lines.append(
                 f"    widths refused by a plain call: {', '.join(map(str, subject.refused_widths))} "
@@ -135,6 +137,7 @@ def header_data(run: Run) -> dict[str, Any]:
                     **s.refused_dtypes,
                     **{f"width {d}": why for d, why in s.refused_widths.items()},
                     **({"strided": s.refused_strides} if s.refused_strides else {}),
+                    **({"lse_grad": s.refused_lse_grad} if s.refused_lse_grad else {}),
                 },
                 "offers": sorted(s.adapter.offers),
                 "restrictions": {name: source for name, (_, source) in restrictions(s).items()},

@@ -21,7 +21,7 @@ from attnspec.conformance.judging.judge import beyond, together
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.text import quoted
 from attnspec.spec import Problem, index
-from attnspec.spec.words import INPUT_OF
+from attnspec.spec.words import INPUT_OF, RETURNED
 
 FOLDER = Path("attnspec-repros")
 ENDS = '''
@@ -213,18 +213,21 @@ def _call(
             raise Unsupported("a script can't tell which argument the bias became a part of")
         leaves["bias"] = floating.pop() + suffix if len(floating) == 1 else None
     wanted = [x for x in leaves.values() if x]
-    needs = output != "o" and problem.do is not None and wanted
+    needs = output not in RETURNED and problem.differentiated and wanted
     if needs:
         lines += [f"{x}.requires_grad_()" for x in dict.fromkeys(wanted)]
-    made = f"o{suffix} = attend({', '.join(f'{p}={v}' for p, v in names.items())})"
+    returned = f"o{suffix}, lse{suffix}" if problem.lse else f"o{suffix}"
+    picked = "[:2]" if problem.lse else ""  # what else a convention returns comes behind them
+    made = f"{returned} = attend({', '.join(f'{p}={v}' for p, v in names.items())}){picked}"
     lines += within.source(made, subject.device).splitlines()
     if needs:
-        assert problem.do is not None
-        lines.append(f"do{suffix} = {literal(problem.do)}")
+        lines += [f"{name}{suffix} = {literal(x)}" for name, x in problem.cotangents().items()]
+        of = {name.removeprefix("d"): name + suffix for name in problem.cotangents()}
+        graded, given = (f"[{', '.join(x)}]" if len(of) > 1 else x[0] for x in ([f"{x}{suffix}" for x in of], [*of.values()]))
         target = leaves.get(INPUT_OF.get(output, "")) or (wanted[0] if output != "call" else ", ".join(dict.fromkeys(wanted)))
         result = f"{output}{suffix}," if output != "call" else f"gradients{suffix}"
         instead = f" if o{suffix}.requires_grad else (None,)" if missing else ""
-        lines.append(f"{result} = torch.autograd.grad(o{suffix}, [{target}], do{suffix}, allow_unused=True){instead}")
+        lines.append(f"{result} = torch.autograd.grad({graded}, [{target}], {given}, allow_unused=True){instead}")
         if joined and INPUT_OF.get(output) == "bias":
             assert problem.bias is not None
             name, shape = output + suffix, tuple(problem.bias.shape)
@@ -259,7 +262,7 @@ def _verdict(subject: Subject, explained: Explained, other: Problem | None) -> l
         return compared
     of_kind = {"type": _form, "shape": _form, "dtype": _form, "missing": _missing, "changed": _changed}
     of_kind |= {"raised": _raised, "crash": _raised}
-    if finding.kind in of_kind and not (finding.of_gradient and of_kind[finding.kind] is _form):
+    if finding.kind in of_kind and not ((finding.of_gradient or output == "lse") and of_kind[finding.kind] is _form):
         return ["", *of_kind[finding.kind](explained)]
     if clause in ("ERROR-2", "ERROR-4"):
         return ["", f"print({finding.message!r})", "end(1)"]

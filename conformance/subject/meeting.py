@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 
 from attnspec.adapters import Adapter, Answer
 from attnspec.conformance.judging.coarser import COARSER
@@ -18,6 +19,7 @@ from attnspec.conformance.subject.contact import look
 from attnspec.conformance.subject.refusals import find
 from attnspec.conformance.subject.subject import ASSUMED, OBSERVED, Subject
 from attnspec.reference import Exact, solve, to_float64
+from attnspec.reference.stages.lse import SENTINEL
 from attnspec.spec import CHOICES, Problem
 from attnspec.spec.words import DTYPES
 
@@ -37,6 +39,7 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
     if adapter.widths is None:
         _settle_widths(subject)
     _settle_strides(subject)
+    _settle_lse_grad(subject)
     for name, choice in CHOICES.items():
         if choice.of and not subject.offers(choice.of):
             continue
@@ -132,6 +135,18 @@ def _settle_strides(subject: Subject) -> None:
         subject.refused_strides = answer.refusal
 
 
+def _settle_lse_grad(subject: Subject) -> None:
+    """No signature promises a gradient through the lse; who is called by a convention offers it where a plain call has one."""
+    if not subject.dtypes or subject.adapter.kernel is None or not subject.offers("lse_grad", "backward"):
+        return
+    case = Case(dtype=subject.dtypes[0], heads=_heads(subject), d=subject.width, i=4, lse="both", wrt="q")
+    answer = subject.run(subject.problem(fit(case, subject.adapter)))
+    lacks = answer.refusal or ("" if answer.gradients.get("dq") is not None else "the lse has no grad_fn")
+    if lacks and not answer.ended:
+        subject.adapter.offers = frozenset(subject.adapter.offers) - {"lse_grad"}
+        subject.refused_lse_grad = lacks
+
+
 def _heads(subject: Subject) -> str:
     return "2/2" if subject.offers("mha") else "2/shared" if subject.offers("shared_kv") else "2/1"
 
@@ -176,6 +191,11 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
         shown += [{"alibi_slopes": "steep"}] if subject.offers("alibi") else []
         capped = [subject.problem(replace(case, i=3, j=4, values="peaked", softcap=3.1, **one)) for one in shown]
         return [Question(asked, asked.replace(bias=None, alibi_slopes=None)) for asked in capped]
+    if choice in ("lse_base", "lse_dtype"):
+        halves = [name for name in ("bfloat16", "float16") if name in subject.dtypes]
+        own = halves[0] if halves and choice == "lse_dtype" else dtype  # only there the two dtypes differ
+        asked = subject.problem(replace(case, dtype=own, i=3, j=4, lse="returned"))
+        return [Question(asked, asked.replace(lse=False))] if subject.offers("lse") else []
     causal = subject.offers("causal")
     if choice == "window_count":
         window = "2:1" if subject.offers("window_right") else "2:"
@@ -204,6 +224,8 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
     if subject.offers("bias"):
         hidden = torch.full((3, 4), float("-inf"), dtype=plain.dtype, device=subject.device)
         found.append(Question(plain.replace(bias=hidden), plain.replace(bias=torch.zeros_like(hidden))))
+    if choice == "lse_empty":
+        return [Question(asked.problem.replace(lse=True), asked.plain) for asked in found] if subject.offers("lse") else []
     return found
 
 
@@ -222,28 +244,51 @@ def followed(subject: Subject, choice: str, problem: Problem, answer: Answer) ->
     How coarse an answer may be is for ACCURACY to say. Of several values in the finest arithmetic that allows any, the one that
     is exempt from least, then the nearest.
     """
-    dtype = str(problem.dtype).removeprefix("torch.")
-    if form(answer.o, "output", (problem.b, problem.h, problem.i, problem.e), problem, "call") is not None:
+    dtype, output = str(problem.dtype).removeprefix("torch."), shown_by(choice)
+    if form(answer.o, "output", problem.shape_of("o"), problem, "call") is not None:
         return None
+    if output == "lse" and form(answer.lse, "lse", problem.shape_of("lse"), problem, "lse") is not None:
+        return None
+    if choice == "lse_dtype":
+        return "operand" if answer.lse.dtype == problem.dtype and dtype in ("float16", "bfloat16") else "wide"
+    got = to_float64(answer.output(output))
+    if choice == "lse_empty":
+        return _of_empty_rows(got[solve(problem, subject.dialect).empty])
     exacts: dict[str, Exact] = {}
     for value in CHOICES[choice].values:
         exact = solve(problem, subject.dialect.with_choice(choice, value))
-        if not any(_same(exact, other) for other in exacts.values()):  # the first stands for those that give what it gives
+        if not any(_same(exact, other, output) for other in exacts.values()):  # the first stands for those that give what it gives
             exacts[value] = exact
     for class_, inside in ((subject.required_class(dtype), dtype), *COARSER[dtype]):
         fits = {}
         for value, exact in exacts.items():
             t = exact.tolerance(class_, inside)
-            finding, ratio = compare(to_float64(answer.o), exact.values["o"], t.bound["o"], t.exempt["o"], "o")
+            finding, ratio = compare(got, exact.values[output], t.bound[output], t.exempt[output], output)
             if finding is None:
-                fits[value] = (int(t.exempt["o"].sum()), ratio)
+                fits[value] = (int(t.exempt[output].sum()), ratio)
         if fits:
             return min(fits, key=lambda value: fits[value])
     return None
 
 
-def _same(exact: Exact, other: Exact) -> bool:
-    """Whether two outputs are one but for what float64 rounds in each."""
-    one, two = exact.values["o"], other.values["o"]
-    bound = exact.tolerance("A", "float64").bound["o"] + other.tolerance("A", "float64").bound["o"]
+def shown_by(choice: str) -> str:
+    """The output that shows which value of a choice is followed."""
+    return "lse" if CHOICES[choice].of == "lse" else "o"
+
+
+def _of_empty_rows(lse: Array) -> str | None:
+    """The value of lse_empty that these numbers follow, those of rows without a key; None: none."""
+    if not lse.size:
+        return None
+    if np.isneginf(lse).all():
+        return "minus_inf"
+    if np.isposinf(lse).all():
+        return "plus_inf"
+    return "sentinel" if bool((np.isfinite(lse) & (lse < SENTINEL)).all()) else None
+
+
+def _same(exact: Exact, other: Exact, output: str) -> bool:
+    """Whether an output is the same in both but for what float64 rounds in each."""
+    one, two = exact.values[output], other.values[output]
+    bound = exact.tolerance("A", "float64").bound[output] + other.tolerance("A", "float64").bound[output]
     return bool(((np.abs(one - two) <= bound) | (np.isnan(one) & np.isnan(two))).all())

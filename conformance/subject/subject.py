@@ -50,6 +50,7 @@ class Subject:
     refused_dtypes: dict[str, str] = field(default_factory=dict)
     refused_widths: dict[int, str] = field(default_factory=dict)
     refused_strides: str = ""
+    refused_lse_grad: str = ""
     found: dict[str, str] = field(default_factory=dict)  # restriction that nobody declared → what showed it
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class that no right answer left; none: no entry
     long: dict[str, LongRows] = field(default_factory=dict)  # dtype → right outputs of long rows, where class C is asked for
@@ -100,7 +101,7 @@ class Subject:
     def afresh(self) -> Subject:
         """The same subject, of which nothing was asked yet: what was settled when it was met stays."""
         settled = ("adapter", "device", "dialect", "sources", "claim", "dtypes", "width", "generic", "siblings", "compiled", "slow")
-        refused = ("refused_dtypes", "refused_widths", "refused_strides", "same_side", "backend", "called")
+        refused = ("refused_dtypes", "refused_widths", "refused_strides", "refused_lse_grad", "same_side", "backend", "called")
         return Subject(**{name: getattr(self, name) for name in (*settled, *refused)})
 
     # ASKING

@@ -22,6 +22,7 @@ from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffe
 from attnspec.conformance.testing.rows import rows
 from attnspec.conformance.vectors.format import Comparison
 from attnspec.reference import Exact
+from attnspec.reference.stages.lse import dtype_of
 from attnspec.spec import Clause, Problem, index
 from attnspec.spec.words import OUTPUTS
 
@@ -71,9 +72,10 @@ class Recorder(Subject):
         exact = self.solve(problem)
         given = {name: torch.from_numpy(np.array(x)) for name, x in exact.values.items()}
         gradients = {
-            f"d{name}": given[f"d{name}"].to(getattr(problem, name).dtype) for name in problem.wrt if problem.do is not None
+            f"d{name}": given[f"d{name}"].to(getattr(problem, name).dtype) for name in problem.wrt if problem.differentiated
         }
-        answer = Answer(given["o"].to(problem.dtype), gradients)
+        lse = given["lse"].to(getattr(torch, dtype_of(problem, exact.dialect))) if problem.lse else None
+        answer = Answer(given["o"].to(problem.dtype), gradients, lse=lse)
         return lambda: answer
 
     def judge(self, answer: Answer, exact: Exact) -> Judgement:

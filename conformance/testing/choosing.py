@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.subject.meeting import answered, followed, questions
+from attnspec.conformance.judging.judge import called, judge
+from attnspec.conformance.subject.meeting import answered, followed, questions, shown_by
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered
 from attnspec.reference import solve, to_float64
@@ -28,13 +28,18 @@ def must_follow_a_choice(subject: Subject, choice: str, dtype: str) -> None:
     plain = subject.run(asked.plain)
     if plain.refusal or judge(plain, subject.solve(asked.plain), subject.required_class(dtype)).findings:
         raise NotApplicable  # wrong whatever the choice
+    output = shown_by(choice)
+    if answer.output(output) is None or tuple(answer.output(output).shape) != asked.problem.shape_of(output):
+        raise NotApplicable  # the clause of its form says so
     exacts = {
-        value: solve(asked.problem, subject.dialect.with_choice(choice, value)).values["o"] for value in CHOICES[choice].values
+        value: solve(asked.problem, subject.dialect.with_choice(choice, value)).values[output] for value in CHOICES[choice].values
     }
-    got = to_float64(answer.o)
+    got = to_float64(answer.output(output))
     with np.errstate(invalid="ignore"):
-        far = np.min([np.where(np.isfinite(got - x), np.abs(got - x), 1e300) for x in exacts.values()], axis=0)
+        far = np.min(
+            [np.where(got == x, 0.0, np.where(np.isfinite(got - x), np.abs(got - x), 1e300)) for x in exacts.values()], axis=0
+        )
     at = tuple(int(n) for n in np.unravel_index(int(far.argmax()), far.shape))
     values = "; ".join(f"{value} gives {x[at]:.6g}" for value, x in exacts.items())
-    what = f"the answer matches no value of {choice}: output [{', '.join(map(str, at))}] = {got[at]:.6g}, where {values}"
-    raise Broken(Finding("relation", "o", what), asked.problem)
+    what = f"the answer matches no value of {choice}: {called(output)} [{', '.join(map(str, at))}] = {got[at]:.6g}, where {values}"
+    raise Broken(Finding("relation", output, what), asked.problem)

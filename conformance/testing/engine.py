@@ -36,6 +36,7 @@ from attnspec.conformance.testing.telling import ClausesBroken, Telling, verdict
 from attnspec.conformance.verdicts.lines import Why
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import index
+from attnspec.spec.words import RETURNED
 
 AROUND = 24  # problems beside those that fail by another clause, for one test
 ENDINGS = 3  # problems without an answer, for its process ended or its time was up, after which a test ends
@@ -422,7 +423,7 @@ class Asking(Telling):
         """What the test or :func:`wrong_by_itself` says of the output that was wrong after earlier calls; None: not known."""
         if broken.problem is None or not broken.earlier:
             return broken.alone
-        outputs = (broken.finding.output,) if broken.finding.of_gradient else ("o",)
+        outputs = (broken.finding.output,) if broken.finding.of_gradient else RETURNED
         return wrong_by_itself(self.subject, broken.problem, broken.earlier[-1], outputs)
 
     def _seen_broken(self) -> bool:

@@ -75,10 +75,11 @@ def must_be_right_in_rows(subject: Subject, problem: Problem, rows: Sequence[int
 def judge_rows(subject: Subject, problem: Problem, answer: Answer, rows: Sequence[int]) -> Finding | None:
     """The first output that is outside its bounds, in the sampled rows and all keys that they reach; None if none is."""
     dtype = str(problem.dtype).removeprefix("torch.")
-    got = {"o": answer.o, **(answer.gradients if problem.do is not None else {})}
-    shapes = {"o": (problem.b, problem.h, problem.i, problem.e)} | {f"d{name}": x.shape for name, x in problem.inputs().items()}
+    got = {"o": answer.o, **(answer.gradients if problem.differentiated else {})}
+    if problem.lse:
+        got["lse"] = answer.lse
     for name, x in got.items():
-        wrong = form(x, name, tuple(shapes[name]), problem, "call" if name == "o" else name)
+        wrong = form(x, name, problem.shape_of(name), problem, "call" if name == "o" else name)
         if wrong is not None:
             return wrong
     sampled, required = SampledRows(problem, subject.dialect, rows), subject.required_class(dtype)

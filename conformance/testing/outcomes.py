@@ -157,7 +157,7 @@ def must_keep_bits(
     if same_bits(a, b):
         return
     again = subject.run(problem)
-    repeated = again.o if output == "o" else again.gradients.get(output)
+    repeated = again.output(output)
     if repeated is not None and not same_bits(before, repeated) and not subject.adapter.deterministic:
         exact = subject.solve(problem)
         must_agree(subject, after, before, exact, output, what + " (beyond what its own repetitions differ by)", other, select)

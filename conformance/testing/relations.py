@@ -86,7 +86,7 @@ def one_item(problem: Problem, n: int) -> Problem:
         mask=of(mask, mask is not None and mask.ndim != 3),
         bias=of(bias, bias is not None and bias.ndim == 4),
         alibi_slopes=of(slopes, slopes is not None and slopes.ndim == 2),
-        do=None if problem.do is None else problem.do[n : n + 1],
+        **{name: x[n : n + 1] for name, x in problem.cotangents().items()},
         q_start=problem.q_start[n : n + 1] if isinstance(problem.q_start, tuple) else problem.q_start,
     )
 
@@ -97,16 +97,16 @@ def some_queries(problem: Problem, a: int, b: int) -> Problem:
     for name, x in (("mask", problem.mask), ("bias", problem.bias)):
         if x is not None and not (name == "mask" and x.ndim == 2) and x.ndim > 1 and x.shape[-2] == problem.i:
             changes[name] = x[..., a:b, :]
-    return problem.replace(**changes, do=None if problem.do is None else problem.do[:, :, a:b])
+    return problem.replace(**changes, **{name: x[:, :, a:b] for name, x in problem.cotangents().items()})
 
 
 def some_keys(problem: Problem, a: int, b: int) -> Problem:
-    """The keys a … b − 1 alone, of which the first is at 0 then. The problem must have a start."""
+    """The keys a … b − 1 alone, of which the first is at 0 then; a start is moved with them."""
     changes: dict[str, Any] = {name: getattr(problem, name)[..., a:b, :] for name in "kv"}
     for name, x in (("mask", problem.mask), ("bias", problem.bias)):
         if x is not None and x.ndim and x.shape[-1] == problem.j:
             changes[name] = x[..., a:b]
-    return problem.replace(**changes, q_start=moved(problem.q_start, -a))
+    return problem.replace(**changes, q_start=None if problem.q_start is None else moved(problem.q_start, -a))
 
 
 def with_keys_in_front(problem: Problem, count: int) -> Problem:

@@ -14,9 +14,10 @@ from attnspec.conformance.judging.finding import Finding, Judgement
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.vectors.format import ANSWER, EXPECTED, INPUTS, REFUSAL, UNSUPPORTED, Vector, VectorError, tensor
 from attnspec.reference import Tolerance
-from attnspec.spec import Problem
+from attnspec.spec import Dialect, Problem
 from attnspec.spec.files import Stored, read
 from attnspec.spec.problem import options_from
+from attnspec.spec.words import RETURNED
 
 
 class Refused(RuntimeError):
@@ -33,6 +34,7 @@ class Filed:
     bound: dict[str, Array]
     oracle: str
     class_: str
+    dialect: Dialect
     empty: Array | None  # (b h i), the rows without a visible key
 
     def tolerance(self, class_: str) -> Tolerance:
@@ -85,7 +87,8 @@ def exact_of(folder: Path, vector: Vector) -> Filed:
         return {name: found[name + suffix] for name in vector.outputs if name + suffix in found}
 
     problem, bound, rest = problem_of(folder, vector), part(".bound"), part(".rest")
-    return Filed(problem, part(""), rest, bound, vector.oracle if rest else "float64", vector.class_, found.get("empty"))
+    oracle = vector.oracle if rest else "float64"
+    return Filed(problem, part(""), rest, bound, oracle, vector.class_, Dialect(**vector.dialect), found.get("empty"))
 
 
 def answer_of(answers: Path, vector: Vector) -> Answer | None:
@@ -106,8 +109,9 @@ def answer_of(answers: Path, vector: Vector) -> Answer | None:
         found = {name: tensor(x) for name, x in read(file)[0].items()}
     except (OSError, ValueError) as unreadable:
         return Answer(error=Refused(str(unreadable)))
-    gradients = {} if error is not None else {name: found.get(name) for name in vector.outputs[1:]}
-    return Answer(found.get("o"), gradients, error=error, stage="forward" if error is None else "backward")
+    gradients = {} if error is not None else {name: found.get(name) for name in vector.outputs if name not in RETURNED}
+    stage = "forward" if error is None else "backward"
+    return Answer(found.get("o"), gradients, error=error, stage=stage, lse=found.get("lse"))
 
 
 def judged(folder: Path, answers: Path, vector: Vector) -> Judged:

@@ -94,7 +94,7 @@ def in_empty_row(one: Judged) -> bool:
     finding, empty = one.finding, one.exact.empty if one.exact is not None else None
     if finding is None or empty is None:
         return False
-    return bool(empty[finding.index[:3] if finding.output == "o" and len(finding.index) == 4 else ...].any())
+    return bool(empty[finding.index[:3] if not finding.of_gradient and len(finding.index) > 2 else ...].any())
 
 
 def _choices(failing: Iterable[Judged]) -> frozenset[str]:

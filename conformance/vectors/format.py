@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnspec.conformance.verdicts.lines import VerdictError
 from attnspec.spec.files import Stored
+from attnspec.spec.words import RETURNED
 
 FORMAT = 1
 ABOUT, INDEX = "set.json", "index.jsonl"
@@ -64,7 +65,7 @@ class Vector:
     @property
     def wrt(self) -> tuple[str, ...]:
         """The inputs whose gradients are asked for."""
-        return tuple(name.removeprefix("d") for name in self.outputs[1:])
+        return tuple(name.removeprefix("d") for name in self.outputs if name not in RETURNED)
 
     def file(self, folder: Path, kind: str) -> Path:
         """One of its files."""

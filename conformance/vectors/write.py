@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from attnspec.conformance.vectors.format import (
 from attnspec.conformance.vectors.readme import README, text
 from attnspec.reference import Exact
 from attnspec.reference.check import beyond, together
+from attnspec.reference.stages.lse import dtype_of
 from attnspec.spec import CHOICES, OPTIONS, SCALARS, Dialect, Problem
 from attnspec.spec.files import DTYPES, Stored, write
+from attnspec.spec.words import INPUT_OF
 
 ALWAYS = ("causal", "scale")  # options that stand in every line, given or not
 
@@ -54,15 +57,10 @@ class Written:
     bytes: int
 
 
-def outputs_of(problem: Problem) -> tuple[str, ...]:
-    """What a problem asks for, o first."""
-    return ("o", *(f"d{name}" for name in problem.wrt)) if problem.do is not None else ("o",)
-
-
 def size(problem: Problem) -> int:
     """Bytes of the numbers in the two files of a problem, the rest that float64 leaves of float64 included."""
-    own = [x for x in (*problem.inputs().values(), problem.do) if x is not None]
-    wanted = problem.b * problem.h * problem.i * problem.e + sum(getattr(problem, name).numel() for name in problem.wrt)
+    own = [*problem.inputs().values(), *problem.cotangents().values()]
+    wanted = sum(math.prod(problem.shape_of(name)) for name in problem.outputs)
     each = 24 if str(problem.dtype) == "torch.float64" else 16
     return sum(x.numel() * x.element_size() for x in own) + wanted * each
 
@@ -70,6 +68,7 @@ def size(problem: Problem) -> int:
 def features(problem: Problem) -> frozenset[str]:
     """What an implementation must offer to be asked a problem."""
     gradients = {own.gradient for name, own in OPTIONS.items() if name in problem.wrt}
+    gradients |= {"lse_grad"} if problem.dlse is not None else set()
     return needs(problem) | gradients | ({"backward"} if problem.wrt else set())
 
 
@@ -84,6 +83,9 @@ def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str,
         "window_count": problem.window is not None,
         "softcap_order": problem.softcap is not None and (problem.bias is not None or slopes),
         "alibi_form": slopes,
+        "lse_base": problem.lse,
+        "lse_empty": problem.lse and has_empty,
+        "lse_dtype": problem.lse,
     }
     return {name: getattr(dialect, name) for name in CHOICES if matter.get(name, True)}
 
@@ -118,20 +120,21 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
         choices_of(problem, exact.dialect, bool(exact.empty.any())),
         {name: tuple(x.shape) for name, x in problem.inputs().items()},
         {name: value for name in SCALARS if name in ALWAYS or name in problem.given() for value in [getattr(problem, name)]},
-        outputs_of(problem),
+        problem.outputs,
         task.asked_by,
         task.made,
     )
     tensors = {name: stored(x) for name, x in problem.inputs().items()}
-    if problem.do is not None:
-        tensors["do"] = stored(problem.do)
+    tensors |= {name: stored(x) for name, x in problem.cotangents().items()}
     said = {name: json.dumps(x) for name, x in vector.options.items()}
     write(vector.file(folder, INPUTS), tensors, {"id": vector.id, "case": vector.case, "outputs": ",".join(vector.outputs), **said})
     answer = {name: Stored.of(x) for name, x in expected(exact, task.class_, vector.outputs).items()}
     if exact.empty.any():
         answer["empty"] = Stored.of(exact.empty)
-    types = {"o": problem.dtype, **{f"d{name}": getattr(problem, name).dtype for name in problem.wrt}}
-    codes = {f"{name}.dtype": DTYPES[str(dtype).removeprefix("torch.")][0] for name, dtype in types.items()}
+    types = {name: str(getattr(problem, INPUT_OF.get(name, "q")).dtype).removeprefix("torch.") for name in problem.outputs}
+    if problem.lse:
+        types["lse"] = dtype_of(problem, exact.dialect)
+    codes = {f"{name}.dtype": DTYPES[dtype][0] for name, dtype in types.items()}
     write(
         vector.file(folder, EXPECTED),
         answer,

@@ -70,7 +70,7 @@ static double worst(const File *set, const File *got, const char *name) /* share
     for (size_t k = 0; k < o.count; k++) {
         double exact = number(&o, k), bound = number(&b, k), mine = number(&x, k);
         error = fabs((mine - exact) - (rest ? number(&r, k) : 0)), ratio = error / bound;
-        if (bound == INFINITY || error == 0 || (isnan(exact) && isnan(mine))) continue;
+        if (bound == INFINITY || error == 0 || (isnan(exact) && isnan(mine)) || (bound == 0 && mine == exact)) continue;
         share = fmax(share, error <= bound || ratio > 1 ? ratio : INFINITY);
     }
     return share;

@@ -42,11 +42,12 @@ class Probabilities:
 
 @dataclass(frozen=True)
 class Products:
-    """dP and dP − D, and how far they may be off but for D. All (b h i n), 0 where nothing comes of them."""
+    """dP and dP − D, how far they may be off but for D, and what P meets. All (b h i n), 0 where nothing comes of them."""
 
     dp: Array
     error: Array
     centred: Array
+    weighed: Array  # |dP − D| + |λ|, which P meets
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def products(x: Tile, a: Arithmetic) -> Products:
     if storage:
         error += storage * dp
     centred = np.where(seen, np.abs(x.backward.dp - x.backward.delta[..., None]), 0.0)
-    return Products(dp, np.where(seen, error, 0.0), centred)
+    weighed = centred if x.lam is None else centred + np.where(seen, x.abs_lam, 0.0)
+    return Products(dp, np.where(seen, error, 0.0), centred, weighed)
 
 
 # D
@@ -201,11 +203,28 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
     return error
 
 
+def with_cotangent_of_lse(row: OverKeys, w: ForwardBound, delta: Array, noise: Array, a: Arithmetic) -> tuple[Array, Array]:
+    """The error of D − λ from that of D, and the noise of its row. Both (b h i 1).
+
+    λ may be divided by ln 2 and stored, and the difference is rounded. What sums to λ over a row in exact arithmetic does so but
+    for the roundings of the row sum, and amax passes on what is left.
+    """
+    back = row.last.backward
+    assert back is not None
+    lam = np.abs(np.asarray(row.last.abs_lam))
+    delta = delta + kappa(4, a.u_acc) * (np.abs(back.delta)[..., None] + delta + lam) + a.eta_acc
+    rescaled = 2 * a.rescale * w.rescales[..., None] + 2 * w.sums + 2 * a.exp
+    return delta, noise + (rescaled + 2 * kappas(w.count, a.u_acc) + kappa(6, a.u_acc)) * lam
+
+
 def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     """The bound of D, and the other sums over a row's keys."""
     row = over_keys(tiles, w, a)
     noise = kappa(3, a.u_acc) * row.own + (2 * kappas(w.count, a.u_acc) + kappa(4, a.u_acc)) * row.p_dp
-    sums = RowSums(delta_error(row, w, a), row.spread, row.weighed, noise, row.peak)
+    delta = delta_error(row, w, a)
+    if row.last.lam is not None:
+        delta, noise = with_cotangent_of_lse(row, w, delta, noise, a)
+    sums = RowSums(delta, row.spread, row.weighed, noise, row.peak)
     if not a.u_softmax:
         return sums
     # Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it.
@@ -221,6 +240,13 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
 # dS
 
 
+def stored_lse(x: Tile, a: Arithmetic) -> Array | float:
+    """What an lse that is stored in a half type, by choice, is off by, (b h i 1): eager code reads it in backward."""
+    if x.lam is None or not a.u_s or x.given.dialect.lse_dtype != "operand":
+        return 0.0
+    return a.u_s * np.abs(np.where(x.forward.empty, 0.0, x.forward.lse))[..., None]
+
+
 @once
 def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
     """dS = P∘(dP − D), (b h i n), but for what softmax from primitives adds. The eager classes use the rounded P."""
@@ -231,14 +257,18 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     # probabilities differ by the error of the stored lse_n, which meets D_n − D and not the smaller dP − D. |D_n − D| is
     # at most the largest |dP − D|, and share_n |D_n − D| at most Σ P |dP − D|. (Measured without this term: 3.05 of the
     # bound, float64, scores of −10⁵, three parts.)
-    split = np.minimum(p.stored + 2 * a.rescale, 1.0) * np.minimum(upper * sums.spread, sums.weighed)
+    # λ meets the second of the two.
+    apart = np.minimum(upper * sums.spread, sums.weighed)
+    if x.lam is not None:
+        apart = apart + upper * x.abs_lam * np.exp(np.minimum(stored_lse(x, a), 5.0))
+    split = np.minimum(p.stored + 2 * a.rescale + stored_lse(x, a), 1.0) * apart
     rounding = kappa(3, a.u_acc)
     # What the autograd of a split multiplies v with, share·do, may underflow; P_n beside it is not small.
     values = x.abs_v.sum(-1)[:, :, None] * np.max(x.factor, initial=0.0)
     lost = a.eta_acc * (1 + values + values.max(-1, keepdims=True, initial=0.0))
     return np.where(
         x.scored,
-        (error + rounding * upper) * y.centred + (1 + rounding) * upper * difference + split + lost,
+        (error + rounding * upper) * y.weighed + (1 + rounding) * upper * difference + split + lost,
         0.0,
     )
 
@@ -248,7 +278,7 @@ def through_primitives(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -
     """The autograd of exp, sum and division subtracts P dP and P D, not dP and D. (b h i n)."""
     assert x.backward is not None
     p, y = probabilities(x, w, a), products(x, a)
-    magnitude = y.dp + np.abs(x.backward.delta)[..., None]
+    magnitude = y.dp + np.abs(x.backward.delta)[..., None] + x.abs_lam
     if a.u_softmax:
         return np.where(x.scored, kappa(3, a.u_softmax) * p.upper_rounded * (magnitude + y.error + sums.delta), 0.0)
     # The same in wide arithmetic. (Measured without this and the noise: dq at 2.0 of the bound, float32, all dP equal.)
@@ -314,9 +344,9 @@ def terms_of_keys(x: Tile, a: Arithmetic, group: int, queries: int) -> KeyTerms:
     """Those of a tile's keys."""
     assert x.do is not None
     # A row that does not see the key, or that nothing is asked of, adds exactly zero.
-    count = (x.live & (x.do != 0).any(-1)[..., None]).sum(-2)[..., None] * group
+    count = (x.live & x.asked[..., None]).sum(-2)[..., None] * group
     # A block of rows of which nothing is asked writes back what it read.
-    writes = group * min(queries // a.block + 1, int((x.do != 0).any((0, 1, 3)).sum()))
+    writes = group * min(queries // a.block + 1, int(x.asked.any((0, 1)).sum()))
     return KeyTerms(count, kappas(count, a.u_acc), writes)
 
 

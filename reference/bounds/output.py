@@ -62,6 +62,7 @@ class Tile:
     forward: Forward
     do: Array | None = None  # (b h i e)
     backward: Backward | None = None
+    lam: Array | None = None  # λ (b h i), the cotangent of the natural lse; None for none
     _memo: dict[tuple[str, Arithmetic], object] = field(default_factory=dict)
 
     @cached_property
@@ -147,7 +148,19 @@ class Tile:
     def scored(self) -> Array:
         """Where dS may be anything but zero, (b h i n) bool: the key is visible, and something is asked of the row."""
         assert self.do is not None
-        return self.forward.visible & (self.do != 0).any(-1)[..., None]
+        return self.forward.visible & self.asked[..., None]
+
+    @cached_property
+    def asked(self) -> Array:
+        """Rows of which something is asked, (b h i) bool: a cotangent is not zero."""
+        assert self.do is not None
+        asked: Array = (self.do != 0).any(-1)
+        return asked if self.lam is None else asked | (self.lam != 0)
+
+    @cached_property
+    def abs_lam(self) -> Array | float:
+        """|λ| (b h i 1), 0 without one."""
+        return 0.0 if self.lam is None else np.abs(self.lam)[..., None]
 
     @cached_property
     def log_p(self) -> Array:

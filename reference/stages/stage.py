@@ -4,7 +4,7 @@
 :mod:`scores`). It is a :class:`ScoreMap` in the table `SCORE_MAPS` of :mod:`maps`, which fixes the order.
 *Visibility*: says which key a query may see. It is a function in the table `VISIBILITY` of :mod:`visible`.
 *Denominator*: a term of the row sum without a value. Today there is none; it would enter :func:`softmax.softmax`.
-*Output*: a further tensor that is returned. Today that is the lse of :class:`dense.Forward`, without a cotangent.
+*Output*: a further tensor that is returned, with its cotangent (:mod:`lse`).
 *Handover*: the same problem in other tensors, without mathematics (:mod:`heads`: one shared 3-D head, groups of heads).
 """
 

@@ -27,15 +27,30 @@ def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> di
     """o, lse and, with a cotangent, dq, dk, dv, dbias and dalibi_slopes, all float64, by visiting each query row by itself."""
     leaves = {name: x.detach().to(torch.float64).clone().requires_grad_() for name, x in problem.inputs().items() if name != "mask"}
     o, lse = _rows(leaves, problem, dialect, keep)
+    if problem.lse:
+        lse = _returned(lse, dialect)
     answer = {"o": o.detach(), "lse": lse.detach()}
-    if problem.do is not None:
+    if problem.do is not None or problem.dlse is not None:
+        outputs, cotangents = [o], [torch.zeros_like(o) if problem.do is None else problem.do.to(torch.float64)]
+        if problem.dlse is not None:  # of a row without a key nothing is asked
+            finite = lse.isfinite()
+            outputs, cotangents = [*outputs, lse[finite]], [*cotangents, problem.dlse.to(torch.float64)[finite]]
+        pairs = [(x, y) for x, y in zip(outputs, cotangents, strict=True) if x.requires_grad]
         grads = (
-            torch.autograd.grad(o, list(leaves.values()), problem.do.to(torch.float64), allow_unused=True, materialize_grads=True)
-            if o.requires_grad
+            torch.autograd.grad(
+                [x for x, _ in pairs], list(leaves.values()), [y for _, y in pairs], allow_unused=True, materialize_grads=True
+            )
+            if pairs
             else [torch.zeros_like(x) for x in leaves.values()]
         )
         answer |= {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
     return answer
+
+
+def _returned(lse: Tensor, dialect: Dialect) -> Tensor:
+    """The lse in the base and with the empty rows that the dialect says."""
+    lse = lse / torch.log(torch.tensor(2.0, dtype=lse.dtype)) if dialect.lse_base == "2" else lse
+    return torch.where(lse == float("-inf"), float("inf"), lse) if dialect.lse_empty == "plus_inf" else lse
 
 
 def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -183,6 +183,7 @@ class _Given:
     k: Array  # (b g j d)
     v: Array  # (b g j e)
     do: Array | None  # (b h i e)
+    dlse: Array | None  # (b h i)
     scale: float
     options: dict[str, Any]  # of SCORE_MAPS: (b h i j), or a number
     distances: Array  # (b i j), what slopes are multiplied with
@@ -191,6 +192,7 @@ class _Given:
     kept: Array | None  # (b h i j) bool; None without dropout
     rate: float
     empty_row: str
+    lse: Dialect | None  # how it is returned, where it is
     shapes: dict[str, tuple[int, ...]]  # of the operands as they came
 
 
@@ -213,6 +215,9 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         kept: Array | None = np.zeros(full, bool)
     else:
         kept = np.broadcast_to(np.asarray(keep, bool), full) if keep is not None and rate else None
+    do = None if problem.do is None else _numbers(problem.do)
+    if do is None and problem.dlse is not None:
+        do = np.zeros((*full[:3], problem.e))
     bias = None if problem.bias is None else np.broadcast_to(_numbers(problem.bias), full)
     slopes = problem.alibi_slopes
     operands = {"bias": bias, "alibi_slopes": None if slopes is None else np.broadcast_to(_numbers(slopes)[..., None, None], full)}
@@ -221,7 +226,8 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         q=_finite(problem.q),
         k=_finite(problem.k).reshape(heads),
         v=_finite(problem.v).reshape((*heads[:3], problem.e)),
-        do=None if problem.do is None else _numbers(problem.do),
+        do=do,
+        dlse=None if problem.dlse is None else _numbers(problem.dlse),
         # The float64 number, as every form takes it: another rounding of 1/√d would be another problem.
         scale=float(problem.scale) if problem.scale is not None else problem.d**-0.5 if problem.d else 1.0,
         options={
@@ -235,6 +241,7 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         kept=kept,
         rate=rate,
         empty_row=dialect.empty_row,
+        lse=dialect if problem.lse else None,
         shapes={name: tuple(x.shape) for name, x in problem.inputs().items()},
     )
 
@@ -377,7 +384,8 @@ def _answer(x: _Given) -> dict[str, Array]:
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
         if x.do is not None:
-            dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at])
+            lam = None if x.dlse is None else _natural(x.dlse[at], x.lse)
+            dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at], lam)
             for name, slope in reversed(slopes.items()):
                 if name in operands:
                     weight = WEIGHTS[name](x, at[0])
@@ -388,7 +396,7 @@ def _answer(x: _Given) -> dict[str, Array]:
             # What serves several heads has the sum of their gradients.
             dk[kv] += _product(dz.T, x.q[at]) * _flint().arb(x.scale)
             dv[kv] += _product(w.T, x.do[at])
-    answer = {"o": o, "lse": lse}
+    answer = {"o": o, "lse": lse if x.lse is None else _returned(lse, x.lse)}
     if x.do is not None:
         answer |= {"dq": dq, "dk": dk.reshape(x.shapes["k"]), "dv": dv.reshape(x.shapes["v"])}
         if "bias" in operands:
@@ -401,12 +409,31 @@ def _answer(x: _Given) -> dict[str, Array]:
 # GRADIENTS
 
 
-def _score_gradient(p: Array, factor: Array | None, do: Array, v: Array, visible: Array) -> Array:
-    """dS = P∘(dP − D) with dP = r∘(do vᵀ) and D = Σ P dP, (i j). A row without a key has none."""
+def _natural(dlse: Array, dialect: Dialect | None) -> Array:
+    """The cotangent of the natural lse, (i 1), in balls."""
+    lam = np.array([_flint().arb(x) for x in dlse.tolist()], object)[:, None]
+    return lam / _flint().arb(2).log() if dialect is not None and dialect.lse_base == "2" else lam
+
+
+def _returned(lse: Array, dialect: Dialect) -> Array:
+    """The lse as it is returned: in base 2 or natural, and of a row without a key what the dialect says."""
+    flint, two = _flint(), dialect.lse_base == "2"
+
+    def one(x: Any) -> Any:
+        if x == flint.arb(-np.inf):
+            return flint.arb(np.inf) if dialect.lse_empty == "plus_inf" else x
+        return x / flint.arb(2).log() if two else x
+
+    return _balls([one(x) for x in lse.ravel()], lse.shape)
+
+
+def _score_gradient(p: Array, factor: Array | None, do: Array, v: Array, visible: Array, lam: Array | None = None) -> Array:
+    """dS = P∘(dP − D + λ) with dP = r∘(do vᵀ) and D = Σ P dP, (i j), lam (i 1) λ. A row without a key has none."""
     dp = _product(do, v.T)
     if factor is not None:
         dp = dp * factor
-    ds = p * (dp - _sum(p * dp, 1))
+    centre = _sum(p * dp, 1)
+    ds = p * (dp - (centre if lam is None else centre - lam))
     ds[~visible.any(1)] = _flint().arb(0)
     return ds
 

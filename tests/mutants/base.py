@@ -26,6 +26,7 @@ FAMILIES = (
     "dropout",
     "gradients",
     "layout",
+    "lse",
     "state",
     "decode",
     "dtype",

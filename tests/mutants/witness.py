@@ -84,6 +84,12 @@ SPECIAL = (
     ),
     Case(i=1, j=9, softcap=0.7, bias="bhij", heads="2/2"),
     Case(i=3, j=40, softcap=0.7, values="large"),
+    *(Case(i=i, j=j, heads="2/2", lse="returned") for i, j in ((1, 5), (9, 5), (3, 65), (3, 130))),
+    *(Case(b=3, i=i, j=5, heads="2/2", mask="bhij", holes="empty_row", lse="both") for i in (1, 5, 40)),
+    *(Case(i=i, j=5, heads="2/2", lse="both") for i in (3, 70)),
+    *(Case(i=3, j=4, heads="2/2", bias="bhi", biases=kind, lse="returned") for kind in ("normal", "shift")),
+    Case(i=3, j=5, lse="alone"),
+    Case(dtype="bfloat16", i=3, j=65, lse="returned"),
     *(
         Case(b=3, i=i, j=j, heads=heads, alibi_slopes=form, values="peaked", causal=causal)
         for form in ("h", "bh", "mixed")

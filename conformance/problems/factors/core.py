@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
 
 NOT_DENSE = ("strided", "turned")  # layouts whose last dimension is not dense
-NUMBERS_TEXT = re.compile(r"((q|k|v|bias|do):(zeros|ones|rounded|hot|at\d+)(\+|$))+")
+NUMBERS_TEXT = re.compile(r"((q|k|v|bias|do|dlse):(zeros|ones|rounded|hot|at\d+)(\+|$))+")
 # A backward that raises gives no gradient; the first speaks for all.
 GRADIENT = {"call": "GRAD-1", "dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4", "dalibi_slopes": "ALIBI-11"}
 
