@@ -228,12 +228,26 @@ for n in (16, 32, 64, 128):
 
 def without_start(x: Kernel) -> Wrong:
     """Distances from where the lengths have the query, whatever its start."""
+    return started_at(x, None)
+
+
+def of_first_start(x: Kernel) -> Wrong:
+    """Distances from the start of the first batch item."""
+    starts = x.problem.q_start
+    return started_at(x, starts[0]) if isinstance(starts, tuple) and len(set(starts)) > 1 else None
+
+
+def started_at(x: Kernel, start: int | None) -> Wrong:
+    """Distances from another start than that of the problem."""
     if x.problem.q_start is None or x.dialect.alibi_form != "distance":
         return None
-    own = query_positions(x.problem.replace(q_start=None), x.dialect.causal_alignment)
+    own = query_positions(x.problem.replace(q_start=start), x.dialect.causal_alignment)
     return adding(x, per_head(slopes(x)) * -np.abs(np.arange(x.j) - own[:, None]).astype(float))
 
 
+special(
+    "alibi_of_first_start", "distances of all batch items begin at the start of the first", of_first_start, "alibi_slopes q_start"
+)
 special("alibi_without_start", "distances do not begin at the start", without_start, "alibi_slopes q_start")
 
 # WHERE IT IS IGNORED
