@@ -1,8 +1,8 @@
 """Attention kernels that take every option of a call together, and are right: the suite must pass each of them.
 
-The functions have torch SDPA's parameters and semantics, as those of honest.py; windows, first tokens and starts are those of
-positioned.py, caps those of capped.py (before the bias), slopes those of sloped.py, sinks those of sunk.py; the lse is that of lsed.py,
-and counts the sink.
+The functions have torch SDPA's parameters and semantics, as those of honest.py. Windows, first tokens and starts are those of
+positioned.py, caps those of capped.py (before the bias), slopes those of sloped.py and sinks those of sunk.py; the lse is that of
+lsed.py, and counts the sink.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from honest import BLOCK, Plan, blocks, check, prepare, softmax, wide, widen
-from positioned import Places, Start, places
+from positioned import Places, places
 from torch import Tensor
 from windowed import Window
 
