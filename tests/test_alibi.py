@@ -411,6 +411,7 @@ EACH = (
     "i=1,j=300,alibi_slopes=h,heads=3/shared",
     "i=9,j=3,alibi_slopes=bh,b=3,heads=4/1,window=2:1",
     "i=5,j=140,alibi_slopes=h,scale=0.3",
+    "b=2,i=5,j=9,alibi_slopes=h,q_start=3/0",
 )
 
 

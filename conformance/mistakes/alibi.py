@@ -12,6 +12,7 @@ from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.conformance.problems.factors.alibi import published
 from attnspec.reference.stages.alibi import per_head
+from attnspec.reference.stages.visible import query_positions
 from attnspec.spec import CHOICES
 
 ALIBI = Chapter()
@@ -200,11 +201,19 @@ for step, says in ((1, "one too many"), (-1, "one too few")):
         other_distances(lambda x, far, y, step=step: -np.abs(y + step) if x.dialect.alibi_form == "distance" else far),
         "alibi_slopes",
     )
+
+
+def within_blocks(x: Kernel, far: Array, y: Array, n: int) -> Array:
+    """What slopes meet where a key's place is that in its block of n."""
+    begins = np.arange(x.j) // n * n
+    return -np.abs(y - begins) if x.dialect.alibi_form == "distance" else far - begins
+
+
 for n in (16, 32, 64, 128):
     special(
         f"alibi_within_blocks_of_{n}",
         f"slopes meet the place of the key in its block of {n}",
-        other_distances(lambda x, far, y, n=n: np.where(np.arange(x.j) >= n, far - (np.arange(x.j) // n * n), far)),
+        other_distances(lambda x, far, y, n=n: within_blocks(x, far, y, n)),
         "alibi_slopes",
         of="alibi_within_blocks_of_16",
     )
@@ -215,6 +224,31 @@ for n in (16, 32, 64, 128):
         "alibi_slopes",
         of="alibi_first_16_keys_alone",
     )
+
+
+def without_start(x: Kernel) -> Wrong:
+    """Distances from where the lengths have the query, whatever its start."""
+    return started_at(x, None)
+
+
+def of_first_start(x: Kernel) -> Wrong:
+    """Distances from the start of the first batch item."""
+    starts = x.problem.q_start
+    return started_at(x, starts[0]) if isinstance(starts, tuple) and len(set(starts)) > 1 else None
+
+
+def started_at(x: Kernel, start: int | None) -> Wrong:
+    """Distances from another start than that of the problem."""
+    if x.problem.q_start is None or x.dialect.alibi_form != "distance":
+        return None
+    own = query_positions(x.problem.replace(q_start=start), x.dialect.causal_alignment)
+    return adding(x, per_head(slopes(x)) * -np.abs(np.arange(x.j) - own[:, None]).astype(float))
+
+
+special(
+    "alibi_of_first_start", "distances of all batch items begin at the start of the first", of_first_start, "alibi_slopes q_start"
+)
+special("alibi_without_start", "distances do not begin at the start", without_start, "alibi_slopes q_start")
 
 # WHERE IT IS IGNORED
 
@@ -249,6 +283,14 @@ def backward_without(x: Kernel) -> Wrong:
     return x.of_scores(p * (x.dp - x.delta)) | x.of_values(p)
 
 
+def gradients_without(x: Kernel) -> Wrong:
+    """Those of a problem whose slopes are zero; None where a slope of zero is all that there is."""
+    if not slopes(x).any():
+        return None
+    wrong = x.on(alibi_slopes=np.zeros_like(x.given.slopes))
+    return {name: value for name, value in wrong.items() if name != "o"}
+
+
 def of_slopes(change: Callable[[Kernel, Array], Array]) -> Callable[[Kernel], Wrong]:
     """The gradient of the slopes, changed."""
     return lambda x: {"dalibi_slopes": change(x, x.of_scores(x.ds)["dalibi_slopes"])}
@@ -268,6 +310,7 @@ special(
     "alibi_slopes do",
 )
 special("alibi_not_in_backward", "backward has no slopes", backward_without, "alibi_slopes do")
+special("alibi_gradients_without_slopes", "the gradients are those without slopes", gradients_without, "alibi_slopes do")
 special("dalibi_doubled", "the gradient of the slopes is twice what it should be", of_slopes(lambda x, g: 2 * g), "alibi_slopes do")
 special("dalibi_scaled", "the gradient of the slopes is scaled", of_slopes(lambda x, g: g * x.scale), "alibi_slopes do")
 special("dalibi_averaged", "the gradient of the slopes is divided by the batch", of_slopes(lambda x, g: g / x.b), "alibi_slopes do")
@@ -291,3 +334,9 @@ for n in (16, 32, 64, 128):
         "alibi_slopes do",
         of="dalibi_of_first_16_keys",
     )
+special(
+    "dalibi_lacks_tail_of_16",
+    "the gradient of the slopes lacks the keys behind the last full block of 16",
+    of_part(lambda x: np.arange(x.j) < (x.j - x.j % 16 or x.j)),
+    "alibi_slopes do",
+)
