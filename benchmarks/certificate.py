@@ -128,8 +128,8 @@ def one_bound(exact: Exact) -> tuple[dict[str, Array], dict[str, Array]]:
     skip = {name: tolerance.exempt[name] | exact.undefined[name] for name in exact.undefined}
     if "lse" not in exact.values:
         # A row is open in lse where it is in the output; but one without a key has −∞ under every rule, without an error.
-        skip["lse"] = skip["o"].any(-1) & ~exact.empty
-    bound["lse"] = np.where(exact.empty, np.nan, bound["lse"])
+        skip["lse"] = skip["o"].any(-1) & ~exact.forward.bare
+    bound["lse"] = np.where(exact.forward.bare, np.nan, bound["lse"])
     return bound, skip
 
 

@@ -252,7 +252,7 @@ class Exact:
             stored = stage.dtype_of(self.problem, self.dialect) if name == "lse" else dtype
             bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, stored, share)
             if name == "lse":  # infinite by rule in a row without a key, which is no overflow
-                exempt[name] = np.where(self.empty, self.undefined[name], exempt[name])
+                exempt[name] = np.where(self.forward.bare, self.undefined[name], exempt[name])
         return Tolerance(bound, exempt)
 
     def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:

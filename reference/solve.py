@@ -67,7 +67,7 @@ def _enclosed(exact: Exact, keep: Array | None) -> Exact:
     """The same answer from enclosures that are much narrower than the bound of class A."""
     narrow = exact.tolerance("A")
     good_enough = {name: np.where(narrow.exempt[name], np.nan, bound) for name, bound in narrow.bound.items()}
-    good_enough["lse"] = np.where(exact.empty, np.nan, good_enough["lse"])
+    good_enough["lse"] = np.where(exact.forward.bare, np.nan, good_enough["lse"])
     balls = enclose(exact.problem, exact.dialect, keep, good_enough=good_enough)
     values, rest = {}, {}
     for name, value in exact.values.items():
