@@ -266,13 +266,13 @@ def alibi_behind_is_one_short(call: Sloped) -> Tensor:
     return by_distance(call, -torch.where(call.ahead > 0, call.ahead - 1, call.ahead).abs())
 
 
-@alibi("ALIBI-5")
+@alibi("ALIBI-2")
 def alibi_is_signed_for_long_rows(call: Sloped) -> Tensor:
     """From 33 keys on what is added grows behind the query."""
     return by_distance(call, call.ahead if call.shape[3] > 32 else -call.ahead.abs())
 
 
-@alibi("ALIBI-2")
+@alibi("ALIBI-5")
 def alibi_adds_nothing_behind(call: Sloped) -> Tensor:
     """In float64 nothing is added to keys behind the query."""
     exact = call.query.dtype == torch.float64
