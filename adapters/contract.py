@@ -40,7 +40,8 @@ class Answer:
     """What one call gave: its tensors, or what it raised.
 
     o: what the call returned, which should be a tensor (b h i e). lse: what it returned beside it, (b h i), if that was asked for.
-    gradients: by name (dq, dk, dv, dbias, dalibi_slopes), which should have the shapes of the inputs; None if autograd gave none.
+    gradients: by name (dq, dk, dv, dbias, dalibi_slopes, dsinks), which should have the shapes of the inputs; None if autograd
+    gave none.
     error: what was raised, in the stage "forward" or "backward".
     unsupported: why the implementation was not asked.
     changed: the inputs that the call changed, or around which it wrote in the same memory.

@@ -27,7 +27,7 @@ from numpy import ndarray as Array
 from numpy.random import Generator, default_rng
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from random_problems import CAPS, DIALECTS, SLOPES, WINDOWS, draw, with_lse
+from random_problems import CAPS, DIALECTS, SINKS, SLOPES, WINDOWS, draw, with_lse
 
 from attnspec.adapters import resolve
 from attnspec.conformance.problems.case import Case
@@ -39,7 +39,7 @@ from attnspec.reference.witnesses.autograd import attend
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import CHOICES, Dialect, Problem
 
-OUTPUTS = ("o", "lse", "dq", "dk", "dv", "dbias", "dalibi_slopes")
+OUTPUTS = ("o", "lse", "dq", "dk", "dv", "dbias", "dalibi_slopes", "dsinks")
 FORMS = ("NumPy", "torch")
 LSES = list(product(CHOICES["lse_base"].values, CHOICES["lse_empty"].values))
 REGIMES = list(product(LEVELS["values"], LEVELS["biases"]))
@@ -69,10 +69,10 @@ class Asked:
 
 
 def random_problem(seed: int, number: int) -> Asked:
-    """Small, in any form: shared heads, empty sizes, dropout, every broadcast; every second may have a cap, a window and slopes,
-    and returns its lse, which has a cotangent."""
+    """Small, in any form: shared heads, empty sizes, dropout, every broadcast; every second may have a cap, a window, slopes and
+    sinks, and returns its lse, which has a cotangent."""
     rng = default_rng([31, seed, number])
-    drawn = draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES) if number % 4 == 2 else draw(rng)
+    drawn = draw(rng, caps=CAPS, windows=WINDOWS, slopes=SLOPES, sinks=SINKS) if number % 4 == 2 else draw(rng)
     chosen = ",".join(f"{name}={value}" for name, value in drawn.choices)
     problem, dialect = drawn.problem, DIALECTS[number // 2 % len(DIALECTS)]
     if number % 4 == 2:
@@ -128,8 +128,8 @@ def one_bound(exact: Exact) -> tuple[dict[str, Array], dict[str, Array]]:
     skip = {name: tolerance.exempt[name] | exact.undefined[name] for name in exact.undefined}
     if "lse" not in exact.values:
         # A row is open in lse where it is in the output; but one without a key has −∞ under every rule, without an error.
-        skip["lse"] = skip["o"].any(-1) & ~exact.empty
-    bound["lse"] = np.where(exact.empty, np.nan, bound["lse"])
+        skip["lse"] = skip["o"].any(-1) & ~exact.forward.bare
+    bound["lse"] = np.where(exact.forward.bare, np.nan, bound["lse"])
     return bound, skip
 
 

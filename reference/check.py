@@ -121,14 +121,15 @@ def check_answer(
     dk: torch.Tensor | None = None,
     dv: torch.Tensor | None = None,
     dbias: torch.Tensor | None = None,
+    dsinks: torch.Tensor | None = None,
     dialect: Dialect = CANONICAL,
     accuracy: str | None = None,
 ) -> None:
     """Raise AssertionError if an answer is wrong. It says the clause, what was found, what was expected, and at which index.
 
     o: the output (b h i e). lse: that of a problem that asks for it (b h i).
-    dq, dk, dv, dbias: the gradients for the cotangents of the problem, in the shapes of their inputs; one
-    that is None is not checked. Each must have the dtype and the device of its input, o those of q.
+    dq, dk, dv, dbias, dsinks: the gradients for the cotangents of the problem, in the shapes of their inputs;
+    one that is None is not checked. Each must have the dtype and the device of its input, o those of q.
     dialect: the choices that your kernel follows.
     accuracy: the class that it must hold, of CLASSES (default: A for float64 and float32, C for float16 and bfloat16).
     docs/bounds.md derives the bounds of each class.
@@ -140,7 +141,7 @@ def check_answer(
     class_ = default_class(str(problem.dtype).removeprefix("torch.")) if accuracy is None else accuracy
     if class_ not in CLASSES:
         raise ValueError(f"accuracy {accuracy!r}: choose from {', '.join(CLASSES)}")
-    answers = {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias}
+    answers = {"o": o, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dbias": dbias, "dsinks": dsinks}
     given = {name: x for name, x in answers.items() if x is not None}
     if "o" not in given:
         raise AssertionError("SHAPE-1: o is None, expected a tensor")

@@ -6,12 +6,12 @@ other. Arrays carry one head of keys and values per query head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.reference.stages import maps, softmax, visible
+from attnspec.reference.stages import maps, sink, softmax, visible
 from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
@@ -27,9 +27,13 @@ class Forward:
     empty: Array  # (b h i) bool: no key is visible
     p: Array  # probabilities
     w: Array  # what multiplies the values: p, or p·keep/(1−r)
-    m: Array  # (b h i) the row's largest score; 0 in an empty row
-    lse: Array  # (b h i) log Σ exp s; −∞ in an empty row
+    m: Array  # (b h i) the row's largest score, that of the sink included; 0 in a bare row
+    lse: Array  # (b h i) log Σ exp s, that of the sink included; −∞ in a bare row
     o: Array  # (b h i e)
+    # Of a problem with sinks, (b h i); None without.
+    pi: Array | None = None  # probability of the sink
+    top: Array | None = None  # the largest score of a key; −∞ in an empty row
+    lse_of_keys: Array | None = None  # log Σ exp s of the keys alone; −∞ in an empty row
 
     @property
     def z(self) -> Array:
@@ -40,6 +44,11 @@ class Forward:
     def s(self) -> Array:
         """The scores (b h i j)."""
         return self.scores[-1]
+
+    @property
+    def bare(self) -> Array:
+        """Rows with neither a key nor a sink, to which the rule for empty rows applies. (b h i) bool."""
+        return self.empty if self.pi is None else self.empty & (self.pi == 0)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Backward:
     dq: Array  # (b h i d)
     dk: Array  # (b h j d)
     dv: Array  # (b h j e)
+    dsink: Array | None = None  # (b h i) what each row adds to that of its head's sink; None without sinks
 
     @property
     def dz(self) -> Array:
@@ -75,12 +85,13 @@ def forward(q: Array, k: Array, v: Array, given: Given) -> Forward:
     # MASK
     seen = visible.visible_keys(scores[0].shape, given)
     # SOFTMAX
-    p, m, lse, empty = softmax.softmax(scores[-1], seen)
-    p = softmax.fill_empty_rows(p, empty, given.dialect.empty_row, p.shape[-1])
+    rows = softmax.softmax(scores[-1], seen, sink.logits(given))
+    f = Forward(scores, seen, rows.empty, rows.p, rows.p, rows.m, rows.lse, rows.p, rows.pi, rows.top, rows.lse_of_keys)
+    p = softmax.fill_empty_rows(rows.p, f.bare, given.dialect.empty_row, rows.p.shape[-1])
     # DROPOUT
     w = p * given.factor
     # OUTPUT
-    return Forward(scores, seen, empty, p, w, m, lse, w @ v)
+    return replace(f, p=p, w=w, o=w @ v)
 
 
 # GRADIENTS
@@ -121,7 +132,8 @@ def backward(
     centre = delta if lam is None else delta - lam
     ds = np.where(f.empty[..., None], 0.0, f.p * (dp - centre[..., None]))
     dscores = maps.back_through(ds, f.scores, given)
-    return Backward(dp, delta, dscores, *product_gradients(q, k, dscores[0], given.scale), dv)
+    dsink = None if f.pi is None else sink.gradient(f.pi, centre)
+    return Backward(dp, delta, dscores, *product_gradients(q, k, dscores[0], given.scale), dv, dsink)
 
 
 def product_gradients(q: Array, k: Array, dz: Array, scale: float) -> tuple[Array, Array]:
@@ -131,13 +143,22 @@ def product_gradients(q: Array, k: Array, dz: Array, scale: float) -> tuple[Arra
     return dq, dk
 
 
-def operand_gradients(dscores: tuple[Array, ...], given: Given) -> dict[str, Array]:
-    """The gradients of the score maps' own tensors, such as dbias, in their shapes, from those of the scores after the maps."""
-    return {
+def operand_gradients(dscores: tuple[Array, ...], given: Given, dsink: Array | None = None) -> dict[str, Array]:
+    """The gradients of the options that are tensors, such as dbias, in their shapes.
+
+    dscores: those of the scores after the score maps; dsink (b h i): what each row adds to that of its head's sink.
+    """
+    of_maps = {
         f"d{name}": reduce_to(weighed(of_sum, one, given), tuple(getattr(given.problem, name).shape), OPTIONS[name].axes)
         for one, of_sum in zip(maps.active(given), dscores[1:], strict=True)
         if one.gradient and (name := one.option)
     }
+    return of_maps if dsink is None else of_maps | {"dsinks": of_rows(dsink, "sinks", given)}
+
+
+def of_rows(each: Array, name: str, given: Given) -> Array:
+    """The gradient of an option from what each row (b h i) adds to it, in the option's shape."""
+    return reduce_to(each[..., None], tuple(getattr(given.problem, name).shape), OPTIONS[name].axes)
 
 
 def weighed(of_sum: Array, one: ScoreMap, given: Given) -> Array:

@@ -108,6 +108,11 @@ def reduced(one: ScoreMap, given: Given, a: Arithmetic) -> Reduced:
     return Reduced(like, OPTIONS[one.option].axes, a, one.weight(given) is not None)
 
 
+def of_sinks(given: Given, a: Arithmetic) -> Reduced:
+    """That of the sinks, of which nothing is summed yet. Of each row it is given one element, (b h i 1)."""
+    return Reduced((given.problem.h,), OPTIONS["sinks"].axes, a, weighed=False)
+
+
 def weighed_bound(one: ScoreMap, of_sum: Array, each: Array, given: Given, a: Arithmetic) -> tuple[Array, Array]:
     """How large what each element adds to the gradient of a map's own tensor may be, and its bound, (b h i j), once it is weighed.
 
@@ -145,8 +150,8 @@ def beyond_base_2(bound: Array, lse: Array, a: Arithmetic) -> Array:
 class Exact:
     """The exact answer: float64 arrays in the shapes of the implementation's answer.
 
-    o (b h i e), lse (b h i), the natural one, −∞ in a row without a key; dq, dk, dv and dbias in the shapes of their inputs, or
-    None if the problem asks for none.
+    o (b h i e), lse (b h i), the natural one, −∞ in a row without key and sink; dq, dk, dv, dbias and dsinks in the shapes
+    of their inputs, or None if the problem asks for none.
     values: the same by name; lse only where it is returned, and then in the base and with the empty rows that the dialect says.
     zero: by name, True for elements that must be exactly zero.
     undefined: by name, True for elements of which the clauses promise nothing: a visible operand is not finite, or a row that is
@@ -192,6 +197,11 @@ class Exact:
         """The gradient of the bias, in its shape."""
         return self.values.get("dbias")
 
+    @property
+    def dsinks(self) -> Array | None:
+        """The gradient of the sinks, (h)."""
+        return self.values.get("dsinks")
+
     @cached_property
     def empty(self) -> Array:
         """Rows without a visible key, (b h i) bool."""
@@ -204,7 +214,7 @@ class Exact:
     @property
     def reaches_hidden(self) -> bool:
         """Some row may take from keys that it does not see: it is empty under another rule than zero, or open (EMPTY-1)."""
-        return bool(self.undefined["o"].any() or (self.empty.any() and self.dialect.empty_row != "zero"))
+        return bool(self.undefined["o"].any() or (self.forward.bare.any() and self.dialect.empty_row != "zero"))
 
     @property
     def heads_of_values(self) -> Array:
@@ -242,7 +252,7 @@ class Exact:
             stored = stage.dtype_of(self.problem, self.dialect) if name == "lse" else dtype
             bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, stored, share)
             if name == "lse":  # infinite by rule in a row without a key, which is no overflow
-                exempt[name] = np.where(self.empty, self.undefined[name], exempt[name])
+                exempt[name] = np.where(self.forward.bare, self.undefined[name], exempt[name])
         return Tolerance(bound, exempt)
 
     def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -252,8 +262,10 @@ class Exact:
         """
         problem, grouping, back = self.problem, self.dialect.head_grouping, self._tile.backward
 
+        all_tiles = tuple(bounds.with_sink(self._tile))
+
         def tiles(_: bool) -> tuple[bounds.Tile, ...]:
-            return (self._tile,)
+            return all_tiles
 
         # A row that is NaN by rule has no bound; it is compared as NaN.
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
@@ -281,4 +293,8 @@ class Exact:
                     sums = reduced(one, self._tile.given, a)
                     sums.add(*weighed_bound(one, of_sum, keys.of_maps[one.option], self._tile.given, a), both)
                     bound[output], exempt[output] = sums.limits(self.values[output], of_sum.size)
+            if g.dsink is not None and back.dsink is not None:
+                sums = of_sinks(self._tile.given, a)
+                sums.add(back.dsink[..., None], g.dsink, both)
+                bound["dsinks"], exempt["dsinks"] = sums.limits(self.values["dsinks"], back.dsink.size)
         return bound, exempt

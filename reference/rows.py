@@ -26,16 +26,17 @@ from attnspec.reference.exact import (
     beyond_base_2,
     bound_of_keys,
     limits,
+    of_sinks,
     reduced,
     returned_bound,
     weighed_bound,
 )
 from attnspec.reference.numbers import to_float64
-from attnspec.reference.stages import heads, lse, maps, softmax, visible
+from attnspec.reference.stages import heads, lse, maps, sink, softmax, visible
 from attnspec.reference.stages import scores as products
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
-from attnspec.reference.zeros import weighs
+from attnspec.reference.zeros import reaches_sink, weighs
 from attnspec.spec import OPTIONS, Dialect, Problem
 
 TILE = 65_536  # elements of rows × keys that are held at once
@@ -101,10 +102,12 @@ class SampledRows:
             bias = bias if bias.ndim < 2 or bias.shape[-2] == 1 else bias[..., self.rows, :]
             if not bool((bias < np.inf).all()):
                 raise ValueError("sampled rows need a bias that is a number or −∞; found NaN or +∞")
+        if problem.sinks is not None and not bool((problem.sinks < np.inf).all()):
+            raise ValueError("sampled rows need sinks that are numbers or −∞; found NaN or +∞")
         self.width = max(256, TILE // max(1, self.q[..., 0].size))
         self._forward()
         dlse = problem.dlse
-        self.lam = None if dlse is None else lse.cotangent(to_float64(dlse[:, :, self.rows]), self.empty, dialect)
+        self.lam = None if dlse is None else lse.cotangent(to_float64(dlse[:, :, self.rows]), self.bare, dialect)
 
     # TILES
 
@@ -128,6 +131,7 @@ class SampledRows:
         """The largest score, the sum and the output of each row, in one pass."""
         shape = self.q.shape[:3]
         m, total, o = np.full(shape, -np.inf), np.zeros(shape), np.zeros((*shape, self.problem.e))
+        z = sink.logits(self._given(slice(0, 0)))
         fill = np.zeros((*shape[:2], 1, self.problem.e))
         for keys in self._slices():
             k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
@@ -138,22 +142,30 @@ class SampledRows:
             shrink = np.exp(m - pivot)
             m, total, o = highest, total * shrink + e.sum(-1), o * shrink[..., None] + e @ v
             fill = fill + v.sum(-2, keepdims=True)
-        self.empty = total == 0
-        self.m = np.where(self.empty, 0.0, m)
-        self.total = np.where(self.empty, 1.0, total)
+        self.empty, self.top, bare = total == 0, None if z is None else m, total == 0
+        self.lse_of_keys = None if z is None else np.where(self.empty, -np.inf, m + np.log(np.where(self.empty, 1.0, total)))
+        if z is not None:
+            bare = bare & (z == -np.inf)
+            highest = np.where(bare, 0.0, np.maximum(m, z))
+            shrink, e_sink = np.exp(m - highest), softmax.exponential(z, highest)
+            m, total, o = highest, total * shrink + e_sink, o * shrink[..., None]
+        self.m = np.where(bare, 0.0, m)
+        self.total = np.where(bare, 1.0, total)
+        self.pi = None if z is None else e_sink / self.total
         rule = self.dialect.empty_row
         fills: dict[str, Array | float] = {"zero": 0.0, "uniform": fill / max(self.problem.j, 1), "nan": np.nan}
         filled = fills[rule] if self.problem.j else 0.0
-        self.o = np.where(self.empty[..., None], filled, o / self.total[..., None])
-        self.lse = np.where(self.empty, -np.inf, self.m + np.log(self.total))
+        self.bare = bare
+        self.o = np.where(bare[..., None], filled, o / self.total[..., None])
+        self.lse = np.where(bare, -np.inf, self.m + np.log(self.total))
 
     def _tile(self, keys: slice, gradients: bool) -> bounds.Tile:
         k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
         given = self._given(keys)
         scores, seen = self._scores(k, given)
         p = softmax.exponentials(scores[-1], seen, self.m) / self.total[..., None]
-        p = softmax.fill_empty_rows(p, self.empty, self.dialect.empty_row, self.problem.j)
-        f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o)
+        p = softmax.fill_empty_rows(p, self.bare, self.dialect.empty_row, self.problem.j)
+        f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o, self.pi, self.top, self.lse_of_keys)
         if not gradients or self.do is None:
             return bounds.Tile(self.q, k, v, given, f, self.do)
         back = dense.backward(self.q, k, v, self.do, f, given, self._delta, self.lam)
@@ -171,12 +183,23 @@ class SampledRows:
         tiles = (self._tile(keys, True).backward for keys in self._slices())
         return sum(back.dq for back in tiles if back is not None)  # type: ignore[return-value]
 
+    @cached_property
+    def _dsink(self) -> Array:
+        """What each row adds to the gradient of its head's sink (b h i)."""
+        assert self.pi is not None
+        return sink.gradient(self.pi, self._delta if self.lam is None else self._delta - self.lam)
+
+    @cached_property
+    def dsinks(self) -> Array:
+        """The exact gradient of the sinks (h), to which the other rows add nothing. The problem must have both."""
+        return dense.of_rows(self._dsink, "sinks", self._given(slice(0, 0)))
+
     # ANSWER
 
     def parts(self, class_: str) -> Iterator[Part]:
         """The exact answer and its bounds for a class: o and lse, dk and dv of each tile of keys, then dq.
 
-        Before dq come the gradients of what is the same for all rows and keys, such as slopes.
+        Before dq come the gradients of what is the same for all rows and keys, such as slopes, and after it those of sinks.
         """
         problem, dtype = self.problem, str(self.problem.dtype).removeprefix("torch.")
         a = arithmetic(class_, dtype)
@@ -187,24 +210,29 @@ class SampledRows:
             return Part(output, at, values, *limits(values, bound, zero, exempt, dtype, share))
 
         def tiles(gradients: bool) -> bounds.Tiles:
-            return lambda backwards: (self._tile(keys, gradients) for keys in self._slices(backwards))
+            def some(backwards: bool) -> Iterator[bounds.Tile]:
+                for n, keys in enumerate(self._slices(backwards)):
+                    tile = self._tile(keys, gradients)
+                    yield from (tile,) if n else bounds.with_sink(tile)
+
+            return some
 
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             w = bounds.forward_bound(tiles(False), problem.j, a)
             row, both = may_overflow(tiles(a.u_grad > 0), a)
             both = both | (np.abs(self.o) + w.o > LARGEST[dtype]).any(-1)
-            fills = self.empty & (self.dialect.empty_row != "zero") & (problem.j > 0)
+            fills = self.bare & (self.dialect.empty_row != "zero") & (problem.j > 0)
             none = self.empty & ~fills
             yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
             if not problem.lse:
-                yield part("lse", rows, self.lse, w.lse, self.empty, row)
+                yield part("lse", rows, self.lse, w.lse, self.bare, row)
             else:
-                value, stored = lse.returned(self.lse, self.empty, self.dialect), lse.dtype_of(problem, self.dialect)
+                value, stored = lse.returned(self.lse, self.bare, self.dialect), lse.dtype_of(problem, self.dialect)
                 bound = returned_bound(w.lse, value, problem, self.dialect, a)
                 bound, skip = limits(
                     value, bound, np.zeros(value.shape, bool), row | beyond_base_2(w.lse, self.lse, a), stored, share
                 )
-                skip = np.where(self.empty, self.dialect.lse_empty == "sentinel", skip)
+                skip = np.where(self.bare, self.dialect.lse_empty == "sentinel", skip)
                 yield Part("lse", rows, value, bound, skip)
             if self.do is None:
                 return
@@ -240,3 +268,11 @@ class SampledRows:
                 yield part(f"d{own.one.option}", (), np.asarray(own.value), bound, np.asarray(own.reached) == 0, skip)
             skip = both[..., None] | (g.stored > LARGEST[dtype])
             yield part("dq", rows, self.dq, g.dq, ~scored_rows, skip)
+            given = self._given(slice(0, 0))
+            z = sink.logits(given)
+            if z is not None and g.dsink is not None:
+                reached, sums = reaches_sink(scored_rows[..., 0], z, self.lam), of_sinks(given, a)
+                sums.add(self._dsink[..., None], g.dsink, both)
+                bound, skip = sums.limits(self.dsinks, self._dsink.size)
+                nothing = dense.of_rows(reached.astype(float), "sinks", given) == 0
+                yield part("dsinks", (slice(None),), self.dsinks, bound, nothing, skip)

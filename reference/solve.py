@@ -22,7 +22,7 @@ from attnspec.spec import Dialect, Problem, implements
 
 
 @implements("DTYPE-1", "DTYPE-2", "DTYPE-3", "GRAD-7")
-@np.errstate(invalid="ignore")  # a bias of +∞ or NaN makes NaN of its row, of which nothing is promised
+@np.errstate(invalid="ignore")  # a bias or sink of +∞ or NaN: nothing is promised of its rows
 def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, oracle: str = "float64") -> Exact:
     """The exact answer to a problem in a dialect, as float64 arrays. It has gradients if the problem has a cotangent.
 
@@ -44,20 +44,20 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
     given = Given(problem, dialect, keep)
 
     f = dense.forward(q, k_heads, v_heads, given)
-    live = f.visible | (f.empty[..., None] & (dialect.empty_row == "uniform"))
+    live = f.visible | (f.bare[..., None] & (dialect.empty_row == "uniform"))
     values, back, do, lam = {"o": f.o}, None, None, None
     if problem.lse:
-        values["lse"] = lse.returned(f.lse, f.empty, dialect)
+        values["lse"] = lse.returned(f.lse, f.bare, dialect)
     if problem.differentiated:
         do = np.zeros(f.o.shape) if problem.do is None else to_float64(problem.do)
-        lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.empty, dialect)
+        lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.bare, dialect)
         back = dense.backward(q, k_heads, v_heads, do, f, given, lam=lam)
         values["dq"] = back.dq
         values["dk"] = heads.sum_over_group(back.dk, tuple(problem.k.shape), grouping)
         values["dv"] = heads.sum_over_group(back.dv, tuple(problem.v.shape), grouping)
-        values |= dense.operand_gradients(back.dscores, given)
+        values |= dense.operand_gradients(back.dscores, given, back.dsink)
     zero = must_be_zero(problem, dialect, values, live, f, given, do, lam)
-    undefined = is_undefined(problem, dialect, operands, given.operand("bias"), f, values)
+    undefined = is_undefined(problem, dialect, operands, given, f, values)
     tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back, lam)
     exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
     return exact if oracle == "float64" else _enclosed(exact, keep)
@@ -67,7 +67,7 @@ def _enclosed(exact: Exact, keep: Array | None) -> Exact:
     """The same answer from enclosures that are much narrower than the bound of class A."""
     narrow = exact.tolerance("A")
     good_enough = {name: np.where(narrow.exempt[name], np.nan, bound) for name, bound in narrow.bound.items()}
-    good_enough["lse"] = np.where(exact.empty, np.nan, good_enough["lse"])
+    good_enough["lse"] = np.where(exact.forward.bare, np.nan, good_enough["lse"])
     balls = enclose(exact.problem, exact.dialect, keep, good_enough=good_enough)
     values, rest = {}, {}
     for name, value in exact.values.items():

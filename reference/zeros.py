@@ -7,7 +7,7 @@ from numpy import ndarray as Array
 
 from attnspec.reference import dense
 from attnspec.reference.bounds.accuracy import LARGEST
-from attnspec.reference.stages import heads, maps
+from attnspec.reference.stages import heads, maps, sink
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import OPTIONS, Dialect, Problem, implements
@@ -39,7 +39,7 @@ def must_be_zero(
         return heads.sum_over_group(each, like, grouping) == 0
 
     live = live & kept
-    not_a_number = f.empty & (dialect.empty_row == "nan") & (problem.j > 0)
+    not_a_number = f.bare & (dialect.empty_row == "nan") & (problem.j > 0)
     zero = {"o": np.broadcast_to(~(live.any(-1) | not_a_number)[..., None], f.o.shape)}
     if "lse" in values:
         zero["lse"] = np.zeros(values["lse"].shape, bool)
@@ -57,7 +57,19 @@ def must_be_zero(
         if one.gradient:
             output, reached = f"d{one.option}", weighs(one, scored, given)
             zero[output] = dense.reduce_to(reached.astype(float), values[output].shape, OPTIONS[one.option].axes) == 0
+    z = sink.logits(given)
+    if z is not None:
+        zero["dsinks"] = dense.of_rows(reaches_sink(scored.any(-1), z, lam).astype(float), "sinks", given) == 0
     return zero
+
+
+def reaches_sink(scored: Array, z: Array, lam: Array | None) -> Array:
+    """Rows (b h i) that add to the gradient of a sink: none of a head without one, and none without a key, where Δ is zero.
+
+    scored: rows in which a key's score has a gradient. Of a row without a key the lse is the sink, and has a cotangent.
+    """
+    asked: Array = scored if lam is None else scored | (lam != 0)
+    return asked & (z > -np.inf)
 
 
 def weighs(one: ScoreMap, scored: Array, given: Given) -> Array:
@@ -70,22 +82,25 @@ def weighs(one: ScoreMap, scored: Array, given: Given) -> Array:
 
 
 def is_undefined(
-    problem: Problem, dialect: Dialect, given: list[Array], bias: Array | None, f: dense.Forward, values: dict[str, Array]
+    problem: Problem, dialect: Dialect, operands: list[Array], given: Given, f: dense.Forward, values: dict[str, Array]
 ) -> dict[str, Array]:
     """Where the clauses promise nothing: a visible operand is NaN or infinite, or a NaN row reaches a gradient."""
     undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
-    poisoned = f.empty & (dialect.empty_row == "nan")
+    poisoned = f.bare & (dialect.empty_row == "nan")
+    bias, z = given.operand("bias"), sink.logits(given)
     if bias is not None and dialect.empty_row == "uniform":
         # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open. The lowest number
         # is such a value, where a row has no better key and some are hidden.
         low = -LARGEST[str(problem.dtype).removeprefix("torch.")] / 2
         saturated = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~(bias <= low)).all(-1)
         open_rows = saturated | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
+        if z is not None:  # beside a sink neither the lowest number nor a fill value weighs anything
+            open_rows = open_rows & ~(z > low)
         undefined["o"] |= open_rows[..., None]
         if "lse" in values:
             undefined["lse"] |= open_rows
         poisoned = poisoned | open_rows
-    bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in given)
+    bad_q, bad_k, bad_v = (~np.isfinite(x).all(-1) for x in operands)
     if bad_q.any() or bad_k.any() or bad_v.any():
         bad = heads.per_query_head((bad_k | bad_v)[..., None], problem.h, dialect.head_grouping)[..., 0]
         rows = (f.visible & (bad[:, :, None, :] | bad_q[..., None])).any(-1)
@@ -100,8 +115,14 @@ def is_undefined(
         if "lse" in values:
             undefined["lse"] |= rows
         poisoned = poisoned | rows
+    if z is not None and not (z < np.inf).all():
+        rows = np.broadcast_to(~(z < np.inf), f.empty.shape)
+        undefined["o"] |= rows[..., None]
+        if "lse" in values:
+            undefined["lse"] |= rows
+        poisoned = poisoned | rows
     if "lse" in values and dialect.lse_empty == "sentinel":
-        undefined["lse"] |= f.empty
+        undefined["lse"] |= f.bare
     if "dq" in values and poisoned.any():
         undefined["dq"] |= poisoned[..., None]
         reached = np.broadcast_to(np.asarray(poisoned.any(-1))[..., None, None], (*poisoned.shape[:2], problem.j, 1)).astype(float)

@@ -76,6 +76,16 @@ def _is_a_count(problem: Problem, name: str) -> None:
         raise ValueError(f"{name} is a whole number from 0 on, found {value!r}")
 
 
+def _is_one_a_head(problem: Problem, name: str) -> None:
+    logits = getattr(problem, name)
+    if logits is None:
+        return
+    if not logits.dtype.is_floating_point or logits.element_size() < problem.q.element_size():
+        raise ValueError(f"{name} are floats as wide as q, or wider; found {problem._dtypes('q', name)}")
+    if tuple(logits.shape) != (problem.h,):
+        raise ValueError(f"{name} are one number for each query head, ({problem.h},); found {tuple(logits.shape)}")
+
+
 def _is_a_start(problem: Problem, name: str) -> None:
     start = getattr(problem, name)
     each = start if isinstance(start, tuple) else (start,)
@@ -125,6 +135,8 @@ class Problem:
     alibi_slopes: (h) or (b h), float, as wide as q and as float32; each score moves by its head's slope times the distance of the
     key, or what alibi_form makes of that (chapter ALIBI). Half types are refused: they hold few slopes exactly, and errors grow
     with the distance.
+    sinks: (h) float, as wide as q or wider; one logit for each query head that joins the row sum of its softmax, and has no value
+    (chapter SINK); −∞ where a head has none.
     q_start: the position of the first query on the key axis, for all batch items or for each its own; it takes the place of the
     alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
@@ -180,6 +192,14 @@ class Problem:
         check=_are_slopes,
         axes="bh",
         gradient="alibi_grad",
+    )
+    sinks: Tensor | None = option(
+        None,
+        feature="sinks",
+        says="a sink, one logit a query head in the row sum",
+        check=_is_one_a_head,
+        axes="h",
+        gradient="sinks_grad",
     )
     q_start: int | tuple[int, ...] | None = option(
         None,

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from attnspec.spec.problem import DIFFERENTIABLE, OPTIONS
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
-Output = Literal["o", "dq", "dk", "dv", "dbias", "dalibi_slopes", "lse"]
+Output = Literal["o", "dq", "dk", "dv", "dbias", "dalibi_slopes", "dsinks", "lse"]
 AccuracyClass = Literal["R", "A", "T", "B", "B*", "C", "C*", "D"]
 # What is wrong with an answer. There was none: it raised, there was no memory, its process ended (crash), or it did not come in
 # time. Its form: type, shape,

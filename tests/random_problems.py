@@ -29,6 +29,7 @@ CAPS = (None, 0.2, 1.5, 40.0)
 SLOPES = (None, None, "h", "bh")
 WINDOWS = (None, None, (0, 0), (1, 0), (2, 1), (None, 1), (1, None), (0, None), (9, 9))
 FIRST_TOKENS = (0, 0, 1, 2, 9)
+SINKS = (0.0, 1.3, -0.7, 5.0, -inf)
 STARTS = (None, None, 0, 2, -2, 7, -9, "end", "each", "each")  # "each" is one for each batch item
 FORMS_OF_ALIBI = CHOICES["alibi_form"].values
 
@@ -62,9 +63,13 @@ def draw(
     caps=(None,),
     windows=(None,),
     slopes=(None,),
+    sinks=(),
     starts=(None,),
 ) -> Drawn:
-    """Any problem: sizes from `least` on, every form, every option; of caps, windows, forms of slopes and starts one of these."""
+    """Any problem: sizes from `least` on, every form, every option; of caps, windows, forms of slopes and starts one of these.
+
+    In one of two problems each head has one of these sinks.
+    """
 
     def choose(options):
         return options[int(rng.integers(len(options)))]
@@ -138,7 +143,11 @@ def draw(
         "wider": e > d,
         "empty": empty,
     }
-    return Drawn(problem, torch.from_numpy(rng.random((b, h, i, j)) >= rate), tuple(chosen.items()))
+    keep = torch.from_numpy(rng.random((b, h, i, j)) >= rate)
+    if sinks and rng.random() < 0.5:  # drawn last, so that all else is what it is without
+        problem = problem.replace(sinks=torch.from_numpy(rng.choice(sinks, h)).to(dtype), wrt=(*problem.wrt, "sinks"))
+    chosen["sinks"] = problem.sinks is not None
+    return Drawn(problem, keep, tuple(chosen.items()))
 
 
 def with_lse(problem: Problem, rng: Generator) -> Problem:

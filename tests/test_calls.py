@@ -343,6 +343,6 @@ def test_a_backend_of_another_device_is_refused_in_one_line(name, tmp_path):
 
 
 def test_unknown_parameters_are_counted_apart():
-    signature = Signature.of(lambda q, k, v, rotary, sinks=None, **more: ...)
+    signature = Signature.of(lambda q, k, v, rotary, block_table=None, **more: ...)
     assert signature.unknown_required == ("rotary",)
-    assert signature.unknown_optional == ("sinks", "**more")
+    assert signature.unknown_optional == ("block_table", "**more")

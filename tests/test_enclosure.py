@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from random_problems import CAPS, DIALECTS, SLOPES, WINDOWS, draw, with_lse
+from random_problems import CAPS, DIALECTS, SINKS, SLOPES, WINDOWS, draw, with_lse
 
 from attnspec.reference import arithmetic, dense, solve
 from attnspec.reference.bounds import output as bounds
-from attnspec.reference.stages import alibi, bias, dropout, heads, lse, maps, scores, softcap, softmax, visible
+from attnspec.reference.stages import alibi, bias, dropout, heads, lse, maps, scores, sink, softcap, softmax, visible
 from attnspec.reference.witnesses import enclosure
 from attnspec.reference.witnesses.enclosure import Enclosure, enclose
 from attnspec.spec import Dialect, Problem
@@ -327,14 +327,23 @@ PLANTED = {
     "exp to 14 digits": ("exponentials", "return np.exp(", "return (1 + 2e-14 * (np.arange(s.shape[-1]) % 2)) * np.exp("),
     "probabilities in float32": (
         "softmax",
-        "return e / total[..., None],",
-        "return (e / total[..., None]).astype('f4').astype(float),",
+        "Rows(e / total[..., None],",
+        "Rows((e / total[..., None]).astype('f4').astype(float),",
     ),
     "a maximum far above the row": ("softmax", "where=visible)", "where=visible) + 720"),
-    "not normalised": ("softmax", "return e / total[..., None],", "return e,"),
+    "not normalised": ("softmax", "Rows(e / total[..., None],", "Rows(e,"),
     "lse without the maximum": ("softmax", "m + np.log(total)", "np.log(total)"),
     "lse to base 2": ("softmax", "m + np.log(total)", "m + np.log2(total)"),
     "lse in float32": ("softmax", "m + np.log(total))", "(m + np.log(total)).astype(np.float32))"),
+    # SINK
+    "no sink in the sum": ("softmax", "e.sum(-1) + e_sink", "e.sum(-1)"),
+    "the sink twice in the sum": ("softmax", "e.sum(-1) + e_sink", "e.sum(-1) + 2 * e_sink"),
+    "an empty row is not the sink's": ("softmax", "empty & (sink == -np.inf)", "empty"),
+    "the probability of the sink not normalised": ("softmax", "pi=e_sink / total", "pi=e_sink"),
+    "the sink in float32": ("exponential", "sink - m)", "(sink - m).astype(np.float32))"),
+    "sinks of the heads reversed": ("logits", "sinks[:, None]", "sinks[::-1, None]"),
+    "the gradient of a sink of the wrong sign": ("gradient", "-pi * centre", "pi * centre"),
+    "the gradient of a sink of the last batch item": ("of_rows", "each[..., None]", "each[-1:, ..., None]"),
     # THE LSE THAT IS RETURNED
     "another base": ("unit", '== "2"', '!= "2"'),
     "another lse of an empty row": ("returned", "np.inf if", "-np.inf if"),
@@ -408,7 +417,7 @@ def small() -> list[tuple[certificate.Asked, Enclosure]]:
         if number < PROBLEMS:
             drawn = draw(rng, least=1)
         elif number < PROBLEMS + EXTENDED:
-            drawn = draw(extended, least=1, caps=CAPS, windows=WINDOWS, slopes=SLOPES)
+            drawn = draw(extended, least=1, caps=CAPS, windows=WINDOWS, slopes=SLOPES, sinks=SINKS)
         else:
             drawn = draw(started, least=1, windows=WINDOWS, slopes=SLOPES, starts=(2, -2, *3 * ("each",)))
         problem, dialect = drawn.problem, DIALECTS[number % len(DIALECTS)]
@@ -427,7 +436,7 @@ def outside(small: list[tuple[certificate.Asked, Enclosure]]) -> Iterator[str]:
             yield str(asked)
 
 
-STAGES = (dense, alibi, bias, dropout, heads, lse, maps, scores, softcap, softmax, visible)
+STAGES = (dense, alibi, bias, dropout, heads, lse, maps, scores, sink, softcap, softmax, visible)
 
 
 def home(function: str) -> tuple[Any, str]:

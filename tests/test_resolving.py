@@ -23,6 +23,7 @@ from attnspec.conformance.mistakes.kernel import Kernel
 from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.power import multiple, power
+from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.mistakes.window import WINDOW
@@ -137,7 +138,7 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
             if case.dtype == dtype:
                 times[mistake].append(multiple_)
     # Of an option that these implementations do not offer its own tests say it.
-    own = SOFTCAP.mistakes | WINDOW.mistakes | LSE.mistakes | ALIBI.mistakes | POSITION.mistakes
+    own = SOFTCAP.mistakes | WINDOW.mistakes | LSE.mistakes | ALIBI.mistakes | SINK.mistakes | POSITION.mistakes
     canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in own}
     assert canonical - times.keys() - RARE == NEVER
     short = {}
@@ -198,8 +199,9 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     masked = Problem(x, x.clone(), x.clone(), mask=(torch.arange(601 * 601).reshape(601, 601) % 3 > 0)[None, 1:, 1:])
     applied = set()
     windowed = Problem(x, x.clone(), x.clone(), window=(200, 100), do=x.clone(), wrt=("q",))
+    sunk = Problem(x, x.clone(), x.clone(), sinks=torch.zeros(1), do=x.clone(), wrt=("q", "sinks"))
     sloped = windowed.replace(window=None, alibi_slopes=torch.ones(1), wrt=("alibi_slopes",))
-    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, sloped]):
+    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, sunk, sloped]):
         dialect = Dialect(*(choice.values[n % len(choice.values)] for choice in CHOICES.values()))
         exact = solve(problem, dialect)
         for mistake in MISTAKES.values():

@@ -40,6 +40,19 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "alibi_slopes": ("alibi_slopes", "alibi_slope", "slopes"),
     "q_start": starts.NAMES,
     "first_tokens": ("first_tokens", "sink_token_length", "n_sink", "num_sink_tokens"),
+    "sinks": (
+        "sinks",
+        "s_aux",  # transformers, and vLLM's fork of flash-attention
+        "learnable_sink",  # flash-attention 4
+        "attn_sink",  # FlashMLA
+        "attn_sinks",
+        "attention_sink",
+        "attention_sinks",
+        "sink",
+        "head_sink",  # onnxruntime
+        "sink_token",  # cuDNN
+        "softmax_offset",  # TransformerEngine
+    ),
     "dropout": ("dropout", "dropout_p"),
     "training": ("training", "is_training"),
     "flash": ("flash", "use_flash", "use_flash_attn"),

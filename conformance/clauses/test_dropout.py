@@ -98,6 +98,15 @@ def test_dropout_and_a_bias(subject: Subject, case: Case) -> None:
     )
 
 
+@clause("SINK-3", "DROPOUT-1")
+@once("dropout", "sinks")
+def test_dropout_and_sinks(subject: Subject, case: Case) -> None:
+    """A sink stays in the row sum, whatever is dropped."""
+    problem = readable(subject, case, 0.3)
+    sinks = torch.linspace(-1, 2, problem.h).to(problem.q.device, torch.promote_types(problem.dtype, torch.float32))
+    must_follow_its_mask(subject, problem.replace(sinks=sinks), ("o", *GRADIENTS), "rate 0.3, with sinks")
+
+
 @clause("DROPOUT-2")
 @once("dropout", "backward")
 def test_backward_uses_the_mask_of_forward(subject: Subject, case: Case) -> None:

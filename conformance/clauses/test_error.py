@@ -126,6 +126,9 @@ def misfits(subject: Subject, case: Case) -> Iterator[tuple[str, Problem]]:
         yield "a key padding mask of 6 for 7 keys", misfit(plain, mask=mask)
     if subject.offers("bias"):
         yield "a bias over 4 queries where there are 5", misfit(plain, bias=plain.q.new_zeros((4, 7)))
+    if subject.offers("sinks"):
+        wide = torch.promote_types(plain.dtype, torch.float32)
+        yield "sinks for one head more", misfit(plain, sinks=torch.zeros(plain.h + 1, dtype=wide, device=subject.device))
 
 
 @clause("ERROR-3")

@@ -48,7 +48,7 @@ def test_scores_that_rise_and_fall_by_hundreds(subject: Subject, case: Case) -> 
 
 
 @clause("SOFTMAX-3")
-@on_cases()
+@on_cases(where=lambda case: case.sinks == "none")  # a sink takes a part of each of them
 def test_equal_values_come_back_unchanged(subject: Subject, case: Case) -> None:
     """Every value vector of a batch item is the same."""
     problem = subject.problem(case)

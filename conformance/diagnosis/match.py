@@ -17,14 +17,15 @@ from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.reference.dense import reduce_to
-from attnspec.spec import Problem
+from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.words import RETURNED
 
 BREADTH = 32.0  # an answer with a mistake may be further from it than a right one from right: its scores may be larger
 BREADTH_OF_HALVES = 3.0  # the same for half types, whose bounds are wide already
 BLIND = 60  # a problem that more mistakes explain than this has bounds too wide to tell them apart: then it is by CLOSE
 CLOSE = 3.0  # decimal digits, at the mean of the failing elements, by which they are nearer to a mistake than to right
-AXES = {"o": "bhie", "lse": "bhi", "dq": "bhid", "dk": "bgjd", "dv": "bgje", "dbias": "bhij", "dalibi_slopes": "bh"}
+OF_OPTIONS = {f"d{name}": own.axes for name, own in OPTIONS.items() if own.gradient}
+AXES = {"o": "bhie", "lse": "bhi", "dq": "bhid", "dk": "bgjd", "dv": "bgje", **OF_OPTIONS}
 AXIS = {"b": "batch item", "h": "head", "g": "key/value head", "i": "query", "j": "key", "d": "channel", "e": "channel"}
 
 
@@ -71,7 +72,8 @@ class Seen:
         eps, dp = float(torch.finfo(self.problem.dtype).eps), x.get("do", 0.0) * x["v"] * self.problem.e
         ds = dp * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
         score = x["q"] * x["k"] * max(abs(self.problem.scale or 0.0), max(self.problem.d, 1) ** -0.5)
-        sizes = {"o": x["v"], "lse": score, "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0), "dbias": dp}
+        sizes = {"o": x["v"], "lse": score, "dq": ds * x["k"], "dk": ds * x["q"], "dv": x.get("do", 0.0)}
+        sizes |= dict.fromkeys(OF_OPTIONS, dp)
         sizes["dalibi_slopes"] = dp * max(self.problem.i, self.problem.j)
         return {name: eps * size for name, size in sizes.items()}
 

@@ -125,7 +125,10 @@ def _alike(problem: Problem, other: Problem) -> bool:
 
 
 def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
-    """The queries and the keys so many times each: no row gives another answer, since every key weighs as much as before."""
+    """The queries and the keys so many times each: no row gives another answer, since every key weighs as much as before.
+
+    A sink is as many times as heavy.
+    """
 
     def repeated(x: Tensor, axis: int, size: int, times: int) -> Tensor:
         return torch.cat([x] * times, axis) if x.ndim >= -axis and x.shape[axis] == size else x
@@ -136,8 +139,9 @@ def _repeated(problem: Problem, queries: int, keys: int) -> Problem:
     if bias is not None:
         bias = repeated(repeated(bias, -2, problem.i, queries), -1, problem.j, keys)
     q, k, v = torch.cat([problem.q] * queries, -2), torch.cat([problem.k] * keys, -2), torch.cat([problem.v] * keys, -2)
+    sinks = None if problem.sinks is None else problem.sinks + math.log(keys)
     cotangents = {name: torch.cat([x] * queries, 2) for name, x in problem.cotangents().items()}
-    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, **cotangents)
+    return problem.replace(q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, **cotangents)
 
 
 def _more_items(problem: Problem, times: int) -> Problem:

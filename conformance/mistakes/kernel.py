@@ -12,7 +12,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense, solve, to_float64
-from attnspec.reference.stages import heads, lse, maps, softmax
+from attnspec.reference.stages import heads, lse, maps, sink, softmax
 from attnspec.reference.stages.alibi import distances, per_head
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.scores import default_scale
@@ -20,15 +20,6 @@ from attnspec.reference.stages.visible import query_positions, reach, right_alig
 from attnspec.spec import Dialect, Problem
 
 Wrong = dict[str, Array] | None  # outputs, as far as they may have changed; None where they cannot have
-
-
-def weights(s: Array, pivot: Array | float | None = None) -> Array:
-    """Softmax with another maximum, in the range of float32; 0 where nothing is seen."""
-    m = s.max(-1, keepdims=True) if pivot is None else pivot
-    e = np.exp(s - np.where(np.isfinite(m), m, 0.0))
-    e = np.where(e > 3.4e38, inf, np.where(e < 1e-45, 0.0, e))
-    total = e.sum(-1, keepdims=True)
-    return e / np.where(total == 0, 1.0, total)
 
 
 class Kernel:
@@ -55,9 +46,12 @@ class Kernel:
         self.empty, self.m, self.p = f.empty[..., None], f.m[..., None], f.p
         self.s = np.where(f.visible, f.s, -inf)
         self.e = softmax.exponentials(f.s, f.visible, f.m)
+        z = sink.logits(self.given)
+        self.z = np.full((self.h, 1, 1), -inf) if z is None else z[..., None]
+        self.e_sink: Array | float = 0.0 if z is None else softmax.exponential(self.z, self.m)
         if problem.differentiated:
             self.do = np.zeros(f.o.shape) if problem.do is None else to_float64(problem.do)
-            self.lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.empty, dialect)
+            self.lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.bare, dialect)
             back = dense.backward(self.q, self.heads_k, self.heads_v, self.do, f, self.given, lam=self.lam)
             self.delta, self.ds = back.delta[..., None], back.ds
             self.dp = back.dp if self.lam is None else back.dp + self.lam[..., None]  # what D is subtracted from
@@ -97,11 +91,19 @@ class Kernel:
         """The scores of all keys, of those that mask and causal hide, too."""
         return self.forward.s if self.bias is None else np.where(self.bias == -inf, -inf, self.forward.s)
 
-    def over(self, e: Array, summed: Array) -> Array:
-        """Weights over a row sum, 0 where that is 0; in empty rows what the dialect says."""
-        total = summed.sum(-1, keepdims=True)
+    def weights(self, s: Array, pivot: Array | float | None = None) -> Array:
+        """Softmax of scores with another maximum, in the range of float32; 0 where nothing is seen."""
+        m = np.maximum(s.max(-1, keepdims=True), self.z) if pivot is None else pivot
+        m = np.where(np.isfinite(m), m, 0.0)
+        e, e_sink = (np.where(x > 3.4e38, inf, np.where(x < 1e-45, 0.0, x)) for x in (np.exp(s - m), np.exp(self.z - m)))
+        total = e.sum(-1, keepdims=True) + e_sink
+        return e / np.where(total == 0, 1.0, total)
+
+    def over(self, e: Array, summed: Array, e_sink: Array | float | None = None) -> Array:
+        """Weights over a row sum, with its sink's term, 0 where that is 0; in empty rows what the dialect says."""
+        total = summed.sum(-1, keepdims=True) + (self.e_sink if e_sink is None else e_sink)
         p = np.where(self.empty, 0.0, e / np.where(total == 0, 1.0, total))
-        return softmax.fill_empty_rows(p, self.forward.empty, self.dialect.empty_row, self.j)
+        return softmax.fill_empty_rows(p, self.forward.bare, self.dialect.empty_row, self.j)
 
     def of_scores(self, ds: Array, scale: float | None = None) -> dict[str, Array]:
         """dq, dk and what score maps add, from the gradient of the scores; nothing comes from an empty row. scale: another one."""
@@ -204,7 +206,8 @@ class Kernel:
     def with_bias(self, bias: Array | None, back: Callable[[Array], Any] | None = None) -> Wrong:
         """With another bias, from whose gradient `back` makes its own; None where it is none or the same.
 
-        What is added to all keys that a row sees changes nothing but the bias's gradient, and that only through `back`.
+        What is added to all keys that a row sees changes nothing but the bias's gradient, and that only through `back`; unless the
+        row has a sink.
         """
         if bias is None or np.array_equal(bias, self.bias):
             return None
@@ -214,7 +217,8 @@ class Kernel:
         hidden = np.broadcast_to(self.bias == -inf, self.s.shape)
         seen, more = self.s > -inf, np.broadcast_to(bias, self.s.shape) - np.where(hidden, 0.0, self.bias)
         most, least = (choose(more, -1, initial=start, where=seen) for choose, start in ((np.max, -inf), (np.min, inf)))
-        if (most > least).any() or (self.allowed & hidden & (more > -inf)).any():
+        sunk = (self.z > -inf) & (np.where(seen.any(-1, keepdims=True), most[..., None], 0.0) != 0)  # a sink stays where it is
+        if (most > least).any() or (self.allowed & hidden & (more > -inf)).any() or sunk.any():
             return wrong
         return {"dbias": wrong["dbias"]} if back is not None and "dbias" in wrong and bias.shape[-1] > 1 else None
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.conformance.mistakes.kernel import Kernel, Wrong, weights
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.places import LETTERS, OVER, of_first, of_kv_head, shifted, swapped
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.reference.dense import reduce_to
@@ -78,14 +78,14 @@ def in_blocks(x: Kernel, n: int, rule: Callable[[Array], Array]) -> Array:
 def filled_with(x: Kernel, number: float) -> Wrong:
     """Hidden scores are a number."""
     s = np.where(x.allowed, x.s, number)
-    return x.with_weights(weights(s)) if not x.allowed.all() else None
+    return x.with_weights(x.weights(s)) if not x.allowed.all() else None
 
 
 def filled_less(x: Kernel, number: float) -> Wrong:
     """A number is added to hidden scores, as rounded as in the arithmetic of the dtype."""
     s = x.scores()
     low = s + number if x.problem.dtype == torch.float64 else (s + number).astype(np.float32).astype(float)
-    return x.with_weights(weights(np.where(x.allowed, s, low))) if not x.allowed.all() else None
+    return x.with_weights(x.weights(np.where(x.allowed, s, low))) if not x.allowed.all() else None
 
 
 def lowest_hidden(x: Kernel, zero: bool) -> Wrong:
@@ -109,13 +109,13 @@ def after_softmax(x: Kernel) -> Wrong:
     """Probabilities of all keys that causal and window show, of which those that the mask hides are zeroed."""
     s = x.scores()
     s = np.where(x.placed(), s, -inf)
-    return x.with_weights(np.where(x.allowed, weights(s), 0.0)) if not x.allowed.all() else None
+    return x.with_weights(np.where(x.allowed, x.weights(s), 0.0)) if not x.allowed.all() else None
 
 
 def in_maximum(x: Kernel) -> Wrong:
     """Hidden keys take part in the maximum, below which the visible ones underflow."""
     s = x.scores()
-    return x.with_weights(weights(x.s, s.max(-1, keepdims=True)))
+    return x.with_weights(x.weights(x.s, s.max(-1, keepdims=True)))
 
 
 for letter in LETTERS:

@@ -7,7 +7,7 @@ from math import log
 import numpy as np
 import torch
 
-from attnspec.conformance.mistakes.kernel import Kernel, Wrong, weights
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 
 SCALE = Chapter()
@@ -95,7 +95,7 @@ special(
 
 def base(x: Kernel, factor: float) -> Wrong:
     """The scores times a factor, bias and all."""
-    return x.with_weights(weights(x.s * factor))
+    return x.with_weights(x.weights(x.s * factor))
 
 
 for default, name, says in ((True, "float32_default_scale", "the default scale"), (False, "float32_scale", "the scale")):

@@ -10,7 +10,7 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.conformance.mistakes.gradients import again
-from attnspec.conformance.mistakes.kernel import Kernel, Wrong, weights
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.reference import dense
 from attnspec.reference.stages.softcap import Softcap
@@ -40,7 +40,7 @@ def bent(x: Kernel, bend: Callable[[Array], Array]) -> Array:
 
 def with_scores(x: Kernel, s: Array, hidden: Array | float = -inf) -> Wrong:
     """The output and dv with other scores of the visible keys, and these of the hidden ones; of other gradients nothing is said."""
-    wrong = x.with_weights(weights(np.where(x.s > -inf, s, hidden)))
+    wrong = x.with_weights(x.weights(np.where(x.s > -inf, s, hidden)))
     return {name: wrong[name] for name in ("o", "dv") if name in wrong}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
-from attnspec.conformance.mistakes.kernel import Kernel, Wrong, weights
+from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 
 SOFTMAX = Chapter()
@@ -22,8 +22,8 @@ def other_exp(x: Kernel, pivot: Array) -> Wrong:
     high, low = (709.78, -745.13) if x.problem.dtype == torch.float64 else (88.72, -103.97)
     if not ((s > high) | ((s < low) & (x.e > 0))).any():
         return None
-    e = np.where(s > high, inf, np.where(s < low, 0.0, np.exp(np.minimum(s, high))))
-    return x.with_weights(x.over(e, e))
+    e, e_sink = (np.where(y > high, inf, np.where(y < low, 0.0, np.exp(np.minimum(y, high)))) for y in (s, x.z - pivot))
+    return x.with_weights(x.over(e, e, e_sink))
 
 
 def never_rescaled(x: Kernel, output_alone: bool) -> Wrong:
@@ -47,7 +47,7 @@ enter("rescale_of_output_missing", "an online softmax rescales the row sum but n
 def clamped(x: Kernel, limit: float) -> Wrong:
     """Scores within ±limit."""
     return (
-        x.with_weights(weights(np.where(x.s == -inf, -inf, np.clip(x.s, -limit, limit)))) if (np.abs(x.s) > limit).any() else None
+        x.with_weights(x.weights(np.where(x.s == -inf, -inf, np.clip(x.s, -limit, limit)))) if (np.abs(x.s) > limit).any() else None
     )
 
 
@@ -100,34 +100,36 @@ def overflowing(x: Kernel) -> Wrong:
 special(
     "maximum_from_minus_50000",
     "the running maximum starts at −50000",
-    lambda x: x.with_weights(weights(x.s, np.maximum(x.m, -5e4))),
+    lambda x: x.with_weights(x.weights(x.s, np.maximum(x.m, -5e4))),
     of="maximum_from_zero",
 )
 special(
     "maximum_of_first_block",
     "the maximum is that of the first 16 keys",
-    lambda x: x.with_weights(weights(x.s, first_block(x))) if x.j > 16 else None,
+    lambda x: x.with_weights(x.weights(x.s, first_block(x))) if x.j > 16 else None,
 )
 special(
     "maximum_of_tensor",
     "the maximum of all rows is subtracted from each",
-    lambda x: x.with_weights(weights(x.s, x.s.max(keepdims=True))),
+    lambda x: x.with_weights(x.weights(x.s, x.s.max(keepdims=True))),
 )
 special("scores_clamped", "the scores are kept within ±80", lambda x: clamped(x, 80.0))
 special(
     "scores_capped",
     "the scores are capped softly at 50",
-    lambda x: x.with_weights(weights(np.where(x.s == -inf, -inf, 50 * np.tanh(x.s / 50)))),
+    lambda x: x.with_weights(x.weights(np.where(x.s == -inf, -inf, 50 * np.tanh(x.s / 50)))),
 )
 special("softmax_over_queries", "the softmax runs over the queries", over_queries)
 special(
-    "one_in_row_sum", "exp(0) is added to the row sum", lambda x: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + np.exp(-x.m)))
+    "one_in_row_sum",
+    "exp(0) is added to the row sum",
+    lambda x: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + x.e_sink + np.exp(-x.m))),
 )
 for n in (5, 6, 7, 8, 9, 10, 12):
     special(
         f"row_sum_plus_1e-{n}",
         f"1e-{n} is added to the row sum",
-        lambda x, n=n: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + 10.0**-n)),
+        lambda x, n=n: x.with_weights(x.e / (x.e.sum(-1, keepdims=True) + x.e_sink + 10.0**-n)),
         of="row_sum_plus_1e-6",
     )
 special("row_sum_of_last_block", "the output is divided by the row sum of the last block of keys", sum_of_last_block)

@@ -22,6 +22,7 @@ from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
 from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.scale import SCALE
+from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.softmax import SOFTMAX
 from attnspec.conformance.mistakes.table import Mistake
@@ -44,6 +45,7 @@ CHAPTERS = (
     WINDOW,
     LSE,
     ALIBI,
+    SINK,
     POSITION,
 )
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from attnspec.conformance.problems.factors import alibi, core, first_tokens, lse, options, sizes, softcap, start, window
+from attnspec.conformance.problems.factors import alibi, core, first_tokens, lse, options, sink, sizes, softcap, start, window
 from attnspec.conformance.problems.factors.factor import Factor, factor
 
 LARGEST_CASE = 1 << 34  # elements that one case may ask for; beyond that a machine is more likely to die than to answer
@@ -45,6 +45,7 @@ class Case:
     window: str = factor(window.WINDOW)
     first_tokens: int = factor(first_tokens.FIRST_TOKENS)
     alibi_slopes: str = factor(alibi.ALIBI)
+    sinks: str = factor(sink.SINKS)
     q_start: str = factor(start.START)
     layout: str = factor(core.LAYOUT)
     values: str = factor(core.VALUES)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from attnspec.conformance.problems.factors import LEVELS, alibi, first_tokens, lse, softcap, start, window
+from attnspec.conformance.problems.factors import LEVELS, alibi, first_tokens, lse, sink, softcap, start, window
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,13 @@ FIRST_TOKENS = Extension(
     # Windows that begin soon before the query: beside others first tokens are seen anyway.
     beside=(replace(WINDOW, levels={"window": ("3:", "1:0", "2:1", "0:0")}),),
 )
+SINKS = Extension(
+    "sinks",
+    "sinks",
+    {"sinks": sink.SINKS.levels},
+    ("dtype", "heads", "i", "j", "mask", "bias", "causal", "scale", "values", "wrt"),
+    beside=(SOFTCAP, WINDOW),
+)
 POSITION = Extension(
     "position",
     "q_start",
@@ -77,4 +84,4 @@ ALIBI = Extension(
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "scale", "wrt"),
     beside=(SOFTCAP, WINDOW, POSITION),
 )
-EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, POSITION, ALIBI)
+EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS, POSITION, ALIBI)

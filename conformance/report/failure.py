@@ -30,6 +30,7 @@ NAMES = {
     "dbias": "gradient of the bias",
     "lse": "lse",
     "dalibi_slopes": "gradient of the slopes",
+    "dsinks": "gradient of the sinks",
     "call": "call",
 }
 

@@ -117,7 +117,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
         task.class_,
         exact.oracle,
         tuple(sorted(features(problem))),
-        choices_of(problem, exact.dialect, bool(exact.empty.any())),
+        choices_of(problem, exact.dialect, bool(exact.forward.bare.any())),
         {name: tuple(x.shape) for name, x in problem.inputs().items()},
         {name: value for name in SCALARS if name in ALWAYS or name in problem.given() for value in [getattr(problem, name)]},
         problem.outputs,

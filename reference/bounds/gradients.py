@@ -55,6 +55,7 @@ class RowSums:
     """What the gradients of a row need from all of its keys. (b h i 1)."""
 
     delta: Array  # bound of the error of D
+    amplified: Array | float  # what D may be off by for the keys alone, where a sink is applied to a stored output
     spread: Array  # the largest |dP − D|
     weighed: Array  # Σ P |dP − D|
     noise: Array  # what dS may sum to, by rounding, and amax passes on
@@ -82,6 +83,7 @@ class BackwardBound:
     of_keys: Iterator[KeyBound]
     dq: Array
     stored: Array  # how large what is stored of dq may be
+    dsink: Array | None = None  # of what each row adds to the gradient of a sink, (b h i 1); None without sinks
 
 
 # SOFTMAX
@@ -93,7 +95,7 @@ def probabilities(x: Tile, w: ForwardBound, a: Arithmetic) -> Probabilities:
     f = x.forward
     _, added = raised(x, w.rescales, a)
     again = np.minimum(added * (1 + w.grow) + f.p * w.grow, np.maximum(f.p, 1 - f.p))
-    row = with_common(x, np.abs(np.where(f.empty, 0.0, f.lse)), a) + with_common(x, np.abs(f.m), a)
+    row = with_common(x, x.size_lse, a) + with_common(x, x.size_m, a)
     sums = kappas(w.count[..., 0] + 2 * w.rescales + 4, a.u_acc) + a.rescale * w.rescales
     stored = kappa(4, a.u_acc) * with_common(x, x.abs_s, a) + (kappa(4, a.u_acc) * row + sums)[..., None]
     per_key = np.expm1(np.minimum(stored + (2 * a.exp + 2 * a.u_softmax - np.log1p(-a.u_mma)), 5.0))
@@ -121,6 +123,8 @@ def products(x: Tile, a: Arithmetic) -> Products:
     error += a.eta_acc * x.stretch * (np.abs(x.do).sum(-1, keepdims=True) + x.abs_v.sum(-1)[:, :, None])
     if storage:
         error += storage * dp
+    if x.sunk and a.u_s:  # do times what a sink leaves of the output is stored
+        error += kappa(2, a.u_s) * x.reach
     centred = np.where(seen, np.abs(x.backward.dp - x.backward.delta[..., None]), 0.0)
     weighed = centred if x.lam is None else centred + np.where(seen, x.abs_lam, 0.0)
     return Products(dp, np.where(seen, error, 0.0), centred, weighed)
@@ -142,12 +146,13 @@ class OverKeys:
     own: Array  # Σ P (|dP| + |D|) of wide arithmetic
     spread: Array
     peak: Array
-    last: Tile  # any tile: it holds what is the same in all of them
+    highest: Array  # the largest |r v| of any key, (b h 1 e)
+    last: Tile  # that of the last keys: it holds what is the same in all of them
 
 
 def over_keys(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> OverKeys:
     """One pass over the tiles."""
-    shift = p_dp = p_error = reach = dps = weighed = own = spread = peak = np.zeros(())
+    shift = p_dp = p_error = reach = dps = weighed = own = spread = peak = highest = np.zeros(())
     for x in tiles(False):
         f, back, p, y = x.forward, x.backward, probabilities(x, w, a), products(x, a)
         assert back is not None
@@ -164,7 +169,9 @@ def over_keys(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> OverKeys:
             own = own + (p.upper * y.dp).sum(-1, keepdims=True) + np.abs(back.delta)[..., None] * p.upper.sum(-1, keepdims=True)
         at_most = f.visible & (f.s >= f.m[..., None])
         peak = np.maximum(peak, np.where(at_most, delta, 0.0).max(-1, keepdims=True, initial=0.0))
-    return OverKeys(np.minimum(shift, spread), p_dp, p_error, reach, dps, weighed, own, spread, peak, x)
+        if x.sunk:
+            highest = np.maximum(highest, x.abs_v.max(-2, keepdims=True, initial=0.0) * np.max(x.factor, initial=0.0))
+    return OverKeys(np.minimum(shift, spread), p_dp, p_error, reach, dps, weighed, own, spread, peak, highest, x)
 
 
 def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
@@ -178,7 +185,7 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
     rounded = (a.u_mma + a.u_in + dropout(x, a)) * row.p_dp
     # What is common to a row's P does not cancel in D: the rounding of an lse that o was divided by, or, where D is made of
     # the P of backward, all that the stored lse is off by.
-    lse = (with_common(x, np.abs(np.where(f.empty, 0.0, f.lse)), a) + with_common(x, np.abs(f.m), a))[..., None]
+    lse = (with_common(x, x.size_lse, a) + with_common(x, x.size_m, a))[..., None]
     divided = np.minimum(kappa(2, a.u_acc) * (1 + lse), 100.0)
     common = np.minimum(2 * w.sums + 2 * a.rescale * w.rescales[..., None] - np.log1p(-a.u_mma) + kappa(2, a.u_acc) * lse, 100.0)
     from_output = (  # Σ_c do·o, from the stored output
@@ -197,10 +204,26 @@ def delta_error(row: OverKeys, w: ForwardBound, a: Arithmetic) -> Array:
         + (d + row.shift) * (kappa(2, a.u_acc) + common)
     )
     error = row.shift + rounded + np.maximum(from_output, from_products) + a.eta_acc
+    if x.sunk and a.u_s:  # the output without the sink and what it is multiplied by are stored, and so is what do is
+        error = error + kappa(3, a.u_s) * do_o + a.eta_s * (e + (ado * row.highest).sum(-1, keepdims=True))
     if a.u_softmax:
         row_sum = np.exp(np.where(f.empty, 0.0, f.lse) - f.m)[..., None]
         error = error + kappa(5, a.u_softmax) * (row.p_dp + d) + a.eta_s * (w.count + 2) * (row_sum + 1)
     return error
+
+
+def amplified(row: OverKeys, a: Arithmetic) -> Array | float:
+    """What the keys see of D's error where a sink is applied to a stored output o': there D is Σ do·o' = D / (1 − π). (b h i 1).
+
+    It meets probabilities that are as much larger. The sink meets it times 1 − π.
+    """
+    x, f = row.last, row.last.forward
+    if f.pi is None or not a.u_s:
+        return 0.0
+    assert x.do is not None
+    ado = np.abs(x.do)
+    do_o = quotient((ado * np.abs(f.o)).sum(-1, keepdims=True), 1 - f.pi[..., None])
+    return kappa(3, a.u_s) * np.minimum(do_o, (ado * row.highest).sum(-1, keepdims=True))
 
 
 def with_cotangent_of_lse(row: OverKeys, w: ForwardBound, delta: Array, noise: Array, a: Arithmetic) -> tuple[Array, Array]:
@@ -224,7 +247,7 @@ def row_sums(tiles: Tiles, w: ForwardBound, a: Arithmetic) -> RowSums:
     delta = delta_error(row, w, a)
     if row.last.lam is not None:
         delta, noise = with_cotangent_of_lse(row, w, delta, noise, a)
-    sums = RowSums(delta, row.spread, row.weighed, noise, row.peak)
+    sums = RowSums(delta, amplified(row, a), row.spread, row.weighed, noise, row.peak)
     if not a.u_softmax:
         return sums
     # Class D: the autograd of a softmax from primitives, with a gradient through amax at every key that may be it.
@@ -252,7 +275,7 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
     """dS = P∘(dP − D), (b h i n), but for what softmax from primitives adds. The eager classes use the rounded P."""
     p, y = probabilities(x, w, a), products(x, a)
     error, upper = (p.error_rounded, p.upper_rounded) if a.u_s else (p.error, p.upper)
-    difference = y.error + sums.delta
+    difference = y.error + sums.delta + (0.0 if x.sink else sums.amplified)
     # A split over keys n, merged by lse_n and differentiated: P (dP − D_n) + exp(s − lse_n) share_n (D_n − D). The two
     # probabilities differ by the error of the stored lse_n, which meets D_n − D and not the smaller dP − D. |D_n − D| is
     # at most the largest |dP − D|, and share_n |D_n − D| at most Σ P |dP − D|. (Measured without this term: 3.05 of the
@@ -263,9 +286,10 @@ def score_gradient(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Ar
         apart = apart + upper * x.abs_lam * np.exp(np.minimum(stored_lse(x, a), 5.0))
     split = np.minimum(p.stored + 2 * a.rescale + stored_lse(x, a), 1.0) * apart
     rounding = kappa(3, a.u_acc)
-    # What the autograd of a split multiplies v with, share·do, may underflow; P_n beside it is not small.
+    # What the autograd of a split multiplies v with, share·do, may underflow; P_n beside it is not small. A sink that is applied
+    # to a stored output is such a split.
     values = x.abs_v.sum(-1)[:, :, None] * np.max(x.factor, initial=0.0)
-    lost = a.eta_acc * (1 + values + values.max(-1, keepdims=True, initial=0.0))
+    lost = (a.eta_acc + (a.eta_s if x.sunk else 0.0)) * (1 + values + values.max(-1, keepdims=True, initial=0.0))
     return np.where(
         x.scored,
         (error + rounding * upper) * y.weighed + (1 + rounding) * upper * difference + split + lost,
@@ -361,6 +385,8 @@ def value_error(x: Tile, p: Probabilities, many: KeyTerms, a: Arithmetic) -> Arr
         error, upper = np.where(x.live, x.factor * error + a.eta_s, 0.0), x.factor * upper
     largest = upper.swapaxes(-1, -2) @ ado
     dv = error.swapaxes(-1, -2) @ ado + (many.rounding + 2 * a.u_in) * largest + a.eta_acc * many.count * x.stretch
+    if x.sunk:
+        dv += a.eta_s * many.count * x.stretch
     if a.u_grad:
         dv += kappa(many.writes, a.u_grad) * (largest + dv) + many.writes * a.eta_out
     dv += a.u_out * (np.abs(x.backward.dv) + dv) + a.eta_out
@@ -392,6 +418,24 @@ def operand(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Operand:
     unscaled = ds + np.where(x.scored, error, 0.0)
     error = np.where(x.scored, error + (a.eta_s + a.eta_acc) / max(abs(x.scale), 1e-300), 0.0)  # scale·dS may underflow
     return Operand(error, ds + error, unscaled, of_maps, slope)
+
+
+def sink_gradient_error(x: Tile, w: ForwardBound, sums: RowSums, a: Arithmetic) -> Array:
+    """The bound of what each row adds to the gradient of its head's sink, which is the sink's dS = π (0 − D + λ). (b h i 1)."""
+    assert x.backward is not None
+    error = score_gradient(x, w, sums, a) + through_primitives(x, w, sums, a)
+    error += np.where(may_be_largest(x, w, sums, a), sums.noise, 0.0)
+    if a.u_s:
+        error += 2 * a.u_s * (1 + a.u_s) * (np.abs(x.backward.ds) + error) + a.eta_s
+    # Where the sink is applied after the fact, the derivative of the sigmoid is σ (1 − σ) = (1 − π) π, from a stored σ: what is
+    # rounded there is no multiple of a small π.
+    error += kappa(2, a.u_acc) * (np.abs(x.backward.delta)[..., None] + sums.delta)
+    error = np.where(x.scored, error + a.u_out * (np.abs(x.backward.ds) + error) + a.eta_out, 0.0)
+    if x.lam is None:
+        return error
+    # The lse of a row without a key is the sink: π is one, but for what is stored of the lse, and λ may be divided by ln 2.
+    alone = (kappa(4, a.u_acc) + 2 * a.u_s + a.u_out + 2 * np.minimum(stored_lse(x, a), 1.0)) * x.abs_lam + a.eta_acc + a.eta_out
+    return np.where((x.forward.empty & ~x.forward.bare & (x.lam != 0))[..., None], alone, error)
 
 
 def operand_rounding(a: Arithmetic) -> float:
@@ -466,7 +510,7 @@ def backward_bound(tiles: Tiles, w: ForwardBound, dq: Array, a: Arithmetic, grou
     """The bounds of the gradients per query head. `group` is how many query heads are summed into one dk and dv.
 
     dq (b h i d) is the exact one, and `queries` how many rows the kernel has, of which the tiles may hold some. Bounds of
-    keys come tile by tile, and that of dq is complete after the last.
+    keys come tile by tile, those of sinks with the first, and that of dq is complete after the last.
     """
     result = BackwardBound(iter(()), np.zeros(dq.shape), np.zeros(dq.shape))
     result.of_keys = _of_keys(result, tiles, w, np.abs(dq), a, group, queries)
@@ -481,6 +525,9 @@ def _of_keys(
     for x in tiles(False):
         back = x.backward
         assert back is not None
+        if x.sink:  # its key and its value are zero, and so are their gradients, whatever dS is
+            result.dsink = sink_gradient_error(x, w, sums, a)
+            continue
         many = terms_of_keys(x, a, group, queries)
         dv = value_error(x, probabilities(x, w, a), many, a)
         ds = operand(x, w, sums, a)

@@ -15,7 +15,7 @@ softmax); the rest is derived in the comments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import TypeVar
@@ -25,7 +25,7 @@ from numpy import ndarray as Array
 
 from attnspec.reference.bounds.accuracy import Arithmetic
 from attnspec.reference.dense import Backward, Forward
-from attnspec.reference.stages import maps
+from attnspec.reference.stages import maps, sink
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
 from attnspec.spec import implements
@@ -63,6 +63,7 @@ class Tile:
     do: Array | None = None  # (b h i e)
     backward: Backward | None = None
     lam: Array | None = None  # λ (b h i), the cotangent of the natural lse; None for none
+    sink: bool = False  # its one key is the sink; see with_sink
     _memo: dict[tuple[str, Arithmetic], object] = field(default_factory=dict)
 
     @cached_property
@@ -77,8 +78,26 @@ class Tile:
 
     @cached_property
     def maps(self) -> tuple[ScoreMap, ...]:
-        """The score maps that are active."""
-        return maps.active(self.given)
+        """The score maps that are active; a sink meets none."""
+        return () if self.sink else maps.active(self.given)
+
+    @property
+    def sunk(self) -> bool:
+        """True where the problem has sinks."""
+        return self.forward.pi is not None
+
+    @cached_property
+    def size_m(self) -> Array:
+        """|m|, or that of the largest score of a key where it is larger: kernels shift by either. (b h i)."""
+        f = self.forward
+        return np.abs(f.m) if f.top is None else np.maximum(np.abs(f.m), np.abs(np.where(f.empty, 0.0, f.top)))
+
+    @cached_property
+    def size_lse(self) -> Array:
+        """|lse|, or that of the keys alone where it is larger; 0 in an empty row. (b h i)."""
+        f = self.forward
+        size = np.abs(np.where(f.empty, 0.0, f.lse))
+        return size if f.lse_of_keys is None else np.maximum(size, np.abs(np.where(f.empty, 0.0, f.lse_of_keys)))
 
     @property
     def dropped(self) -> bool:
@@ -94,7 +113,7 @@ class Tile:
     def live(self) -> Array:
         """Which keys contribute to a row's output, (b h i n) bool: the visible ones, and what a rule fills in."""
         f = self.forward
-        return f.visible | (f.empty[..., None] & (f.p > 0)) if f.empty.any() else f.visible
+        return f.visible | (f.bare[..., None] & (f.p > 0)) if f.empty.any() else f.visible
 
     @cached_property
     def abs_q(self) -> Array:
@@ -133,8 +152,13 @@ class Tile:
 
     @cached_property
     def common(self) -> Array | None:
-        """What a kernel may add to all scores of a row (b h 1), at most; None where nothing does."""
-        some = [np.asarray(c)[..., 0] for one in self.maps for c in (one.common(self.given)[0],) if not isinstance(c, float)]
+        """What a kernel may add to all scores of a row, and to its sink, (b h 1), at most; None where nothing does."""
+        some = [
+            np.asarray(c)[..., 0]
+            for one in maps.active(self.given)
+            for c in (one.common(self.given)[0],)
+            if not isinstance(c, float)
+        ]
         return sum(some[1:], some[0]) if some else None
 
     @cached_property
@@ -182,6 +206,29 @@ def once(function: Callable[..., T]) -> Callable[..., T]:
     return remembered
 
 
+def with_sink(x: Tile) -> Iterator[Tile]:
+    """The tile of a row's first keys, behind that of the sink where the problem has one.
+
+    A sink is one more key, with a score of its own and a value of zero. With it the probabilities of a row sum to one, and these
+    take that for granted: E1 and its hull (Σ p (r v − o) = 0, and o lies among the values), Σ p e^(±Δ) as what the row sum is off
+    by, in o, in lse and in the probabilities of backward, the error of D (Σ P (dP − D) = 0) and what amax passes on (Σ dS = 0).
+    The error of D in dq meets Σ P k, whatever P sums to. An empty row has no tile of a sink: nothing that it gives is rounded.
+    """
+    z, f, back = sink.logits(x.given), x.forward, x.backward
+    if z is not None:
+        assert f.pi is not None
+        k, v = (np.zeros((*y.shape[:2], 1, y.shape[3])) for y in (x.k, x.v))
+        score = np.broadcast_to(np.where(z > -np.inf, z, 0.0), f.m.shape)[..., None]
+        seen = (~f.empty & (z > -np.inf))[..., None]
+        p = np.where(seen, f.pi[..., None], 0.0)
+        own = replace(f, scores=(score,), visible=seen, p=p, w=p)
+        if back is not None:
+            assert back.dsink is not None
+            back = replace(back, dp=np.zeros(p.shape), dscores=(back.dsink[..., None],))
+        yield Tile(x.q, k, v, replace(x.given, keep=None), own, x.do, back, x.lam, sink=True)
+    yield x
+
+
 Tiles = Callable[[bool], Iterable[Tile]]  # the tiles of a problem, in the order of their keys or (True) against it
 
 
@@ -226,7 +273,7 @@ def operand_lost(scale: float, a: Arithmetic) -> float:
 
 def product_error(x: Tile, a: Arithmetic) -> tuple[Array, float]:
     """The error of the scaled product, (b h i n), but for what is a multiple of it, and that multiple."""
-    d, f = x.q.shape[-1], x.forward
+    d = x.q.shape[-1]
     tf32 = 2 * a.u_in + a.u_in**2
     # The dot product and its operands as rounded on entry; q·√scale and k·√scale, or q·scale, rounded to storage.
     product = kappa(d, a.u_acc) * (1 + tf32) + tf32 + (kappa(a.prescaled + 1, a.u_s) if a.prescaled else 0.0)
@@ -237,7 +284,7 @@ def product_error(x: Tile, a: Arithmetic) -> tuple[Array, float]:
     # Σ_c (q_c + ε)(k_c + ε') − q_c k_c: each loss meets the other operand, and the other loss.
     lost = operand_lost(x.scale, a) * (1 + product)
     constant = constant + lost * (x.norm_q[..., 0] + d * (a.eta_acc + a.eta_s))
-    fixed = (constant + shift_rounding(a) * with_common(x, np.abs(f.m), a))[..., None]
+    fixed = (constant + shift_rounding(a) * with_common(x, x.size_m, a))[..., None]
     return (abs(x.scale) * product) * x.abs_qk + lost * x.norm_k.swapaxes(-1, -2) + fixed, scaled
 
 
@@ -281,9 +328,20 @@ def mapped_error(x: Tile, some: tuple[ScoreMap, ...], a: Arithmetic) -> MappedEr
     return error
 
 
+def sink_error(x: Tile, a: Arithmetic) -> Array:
+    """That of the score of the sink: z − m is rounded as s − m is, and the eager classes convert z to the dtype of the scores.
+
+    z is neither a product nor scaled. As read it may be flushed.
+    """
+    constant = shift_rounding(a) * with_common(x, x.size_m, a)[..., None] + kappa(2, a.u_softmax) + a.eta_acc + a.eta_s
+    return (shift_rounding(a) + a.u_s) * with_common(x, x.abs_s, a) + constant
+
+
 @once
 def score_error(x: Tile, a: Arithmetic) -> Array:
     """The error of a score, (b h i n): Δ but for exp and for rescales, which multiply what a score has become."""
+    if x.sink:
+        return np.where(x.forward.visible, sink_error(x, a), 0.0)
     return np.where(x.forward.visible, mapped_error(x, x.maps, a).at(with_common(x, x.abs_s, a), shift_rounding(a)), 0.0)
 
 
@@ -302,18 +360,24 @@ def sweep(tiles: Tiles, keys: int, a: Arithmetic) -> tuple[Array, Array]:
     """Per row (b h i): the largest error of a score, and how often an online softmax may rescale.
 
     It rescales only where the maximum may change, at most once a block, and may visit the keys in either direction.
-    Counting blocks instead of soft records made the bound six times wider at 4096 keys.
+    Counting blocks instead of soft records made the bound six times wider at 4096 keys. A sink, which may come first, last or
+    between two blocks, is one record more; n blocks and a sink are rescaled n times at most.
     """
     slack = records = np.zeros(())
+    sinks: Array | int = 0
     for x in tiles(False):
         slack = np.maximum(slack, score_error(x, a).max(-1, initial=0.0))
+        if x.sink:
+            sinks = x.forward.visible[..., 0]
     for backwards in (False, True):
         running = np.full(slack.shape, -np.inf)
         for x in tiles(backwards):
+            if x.sink:
+                continue
             s = np.where(x.forward.visible, x.forward.s, -np.inf)
             more, running = soft_records(s[..., ::-1] if backwards else s, 2 * slack, running)
             records = records + more
-    return slack, np.minimum(records, -(-keys // a.block))
+    return slack, np.minimum(records + sinks, -(-keys // a.block))
 
 
 @once
@@ -444,20 +508,24 @@ def output_error(row: OverKeys, sums: Array, a: Arithmetic) -> tuple[Array, Arra
     o = np.abs(f.o)
     lost = (a.eta_acc + a.eta_mma) * row.reach + a.eta_acc * row.count * (o + x.stretch)
     # A row may be normalised by its sum, or by its lse: exp(s − lse), whose rounding is common to the row and does not cancel.
-    lse, m = with_common(x, np.abs(np.where(f.empty, 0.0, f.lse)), a), with_common(x, np.abs(f.m), a)
+    lse, m = with_common(x, x.size_lse, a), with_common(x, x.size_m, a)
     division = np.minimum(sums + kappa(2, a.u_acc) * (1 + lse + m)[..., None] + 2 * a.u_softmax, 0.5)
     numerator = u_weight * np.maximum(magnitude, spread) + sums * (1 + u_weight) * magnitude + lost
+    if x.sunk and a.u_s:  # the output without the sink, and what it is multiplied by, are stored
+        numerator = numerator + kappa(2, a.u_s) * (o + e1 + magnitude) + a.eta_s * (1 + most)
     return e1 + (numerator + division * (o + e1)) / (1 - division), magnitude
 
 
 def lse_error(row: OverKeys, widest: Array, sums: Array, a: Arithmetic) -> Array:
     """log Σ p e^Δ on one side, −log Σ p e^(−Δ) on the other, the sum of terms that may have been rounded, m + log ℓ. (b h i)."""
-    f = row.last.forward
     with np.errstate(divide="ignore"):
         moved = np.minimum(np.maximum(np.log1p(row.grow), -np.log(row.low)), widest[..., None])
     moved = moved - np.log1p(-sums) - np.log1p(-a.u_mma) + 2 * a.u_softmax
-    lse, m = with_common(row.last, np.abs(np.where(f.empty, 0.0, f.lse)), a), with_common(row.last, np.abs(f.m), a)
-    return moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + lse + 2 * m) + a.eta_acc
+    x = row.last
+    lse, m = with_common(x, x.size_lse, a), with_common(x, x.size_m, a)
+    error = moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + lse + 2 * m) + a.eta_acc
+    # Of an empty row the lse is the sink, which may be converted.
+    return error + np.where(x.forward.empty, a.u_s * x.size_m, 0.0) if x.sunk else error
 
 
 @implements("ACCURACY-1")
@@ -471,7 +539,7 @@ def forward_bound(tiles: Tiles, keys: int, a: Arithmetic) -> ForwardBound:
     unrounded, magnitude = output_error(row, sums, a)
     return ForwardBound(
         np.where(none, 0.0, unrounded + a.u_out * (np.abs(f.o) + unrounded) + a.eta_out),
-        np.where(f.empty, 0.0, lse_error(row, widest, sums, a)),
+        np.where(f.bare, 0.0, lse_error(row, widest, sums, a)),
         np.where(none, 0.0, unrounded),
         magnitude,
         row.low,

@@ -48,6 +48,9 @@ def may_overflow(tiles: Tiles, a: Arithmetic) -> tuple[Array, Array]:
                 keys = np.maximum(keys, np.maximum(between, weights.max((-1, -2), initial=0.0))[..., None])
         if not a.u_s:
             continue
+        if x.sink:  # what rounds to infinity is no number, or no sink
+            row = row | (f.visible & (x.abs_s >= LARGEST[a.dtype] * (1 + a.u_s / 2))).any(-1)
+            continue
         stored = np.maximum(stored, np.where(f.visible, x.abs_qk, 0.0).max(-1, initial=0.0))
         if x.maps:  # what rounds to infinity hides a key that weighs something
             score = with_common(x, x.abs_s, a) + kappa(4, a.u_s) * np.abs(f.z)

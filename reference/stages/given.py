@@ -12,7 +12,7 @@ from numpy import ndarray as Array
 
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.stages import dropout, scores
-from attnspec.spec import Dialect, Problem
+from attnspec.spec import OPTIONS, Dialect, Problem
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,24 @@ class Given:
         return np.arange(*(self.keys or slice(None)).indices(self.problem.j))
 
     def operand(self, name: str) -> Array | None:
-        """A mask or a bias, right-aligned to (b h i j), or key padding (b j): bool, or numbers in float64; None without one."""
+        """A tensor that is an option, in its own shape (OPTIONS has its axes): bool, or numbers in float64; None without one."""
         if name not in self._operands:
-            self._operands[name] = self._read(getattr(self.problem, name))
+            x = getattr(self.problem, name)
+            self._operands[name] = None if x is None else self._read(x, OPTIONS[name].axes)
         return self._operands[name]
 
-    @cached_property
+    @property
     def slopes(self) -> Array | None:
         """The slopes (h) or (b h) in float64; None without them."""
-        slopes = self.problem.alibi_slopes
-        return None if slopes is None else to_float64(slopes)
+        return self.operand("alibi_slopes")
 
-    def _read(self, x: torch.Tensor | None) -> Array | None:
-        if x is None:
-            return None
-        if self.keys is not None and x.ndim and x.shape[-1] != 1:
-            x = x[..., self.keys]
-        padding = x.ndim == 2 and x.dtype == torch.bool
-        if self.rows is not None and x.ndim > 1 and not padding and x.shape[-2] != 1:
-            x = x[..., self.rows, :]
+    def _read(self, x: torch.Tensor, axes: str) -> Array:
+        """Of its dimensions, the last of these axes, those of queries and keys are cut to the rows and keys that are asked for."""
+        axes = "bj" if x.ndim == 2 and x.dtype == torch.bool else axes[len(axes) - x.ndim :]  # key padding
+        for n, letter in enumerate(axes):
+            wanted = {"i": self.rows, "j": self.keys}.get(letter)
+            if wanted is not None and x.shape[n] != 1:
+                x = x[(slice(None),) * n + (wanted,)]
         return x.cpu().numpy() if x.dtype == torch.bool else to_float64(x)
 
     @cached_property

@@ -3,7 +3,9 @@
 *Score map*: changes each score by itself (:mod:`softcap`, :mod:`bias`, :mod:`alibi`; the scale is part of the product in
 :mod:`scores`). It is a :class:`ScoreMap` in the table `SCORE_MAPS` of :mod:`maps`, which fixes the order.
 *Visibility*: says which key a query may see. It is a function in the table `VISIBILITY` of :mod:`visible`.
-*Denominator*: a term of the row sum without a value. Today there is none; it would enter :func:`softmax.softmax`.
+*Denominator*: a term of the row sum without a value (:mod:`sink`). It owes a score for each row, which :func:`softmax.softmax` gets
+beside those of the keys, and what a row adds to its gradient. It moves with nothing but itself, so the bounds take it for one more
+key whose value is zero; what it may be off by stands in :func:`attnspec.reference.bounds.output.sink_error`.
 *Output*: a further tensor that is returned, with its cotangent (:mod:`lse`).
 *Handover*: the same problem in other tensors, without mathematics (:mod:`heads`: one shared 3-D head, groups of heads).
 """

@@ -24,7 +24,7 @@ SCORE_MAPS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 
 
 def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> dict[str, Tensor]:
-    """o, lse and, with a cotangent, dq, dk, dv, dbias and dalibi_slopes, all float64, by visiting each query row by itself."""
+    """o, lse and, with a cotangent, the gradients of all inputs, float64, by visiting each query row by itself."""
     leaves = {name: x.detach().to(torch.float64).clone().requires_grad_() for name, x in problem.inputs().items() if name != "mask"}
     o, lse = _rows(leaves, problem, dialect, keep)
     if problem.lse:
@@ -91,6 +91,7 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
                     keys,
                     scale,
                     dialect,
+                    x["sinks"][head] if "sinks" in x and float(x["sinks"][head].detach()) != float("-inf") else None,
                 )
                 if problem.training and problem.dropout and keep is not None:
                     used = keep[n, head, row][keys] if keys else keep[n, head, row]
@@ -136,14 +137,24 @@ def _within(key: int, place: int, problem: Problem, dialect: Dialect) -> bool:
 
 
 def _row(
-    q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], keys: list[int], scale: float, dialect: Dialect
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: dict[str, Any],
+    keys: list[int],
+    scale: float,
+    dialect: Dialect,
+    sink: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The values that a row sees, their weights, and the log of the sum of exponentials."""
+    """The values that a row sees, their weights, and the log of the sum of exponentials. sink: that of the row's head."""
     if keys:
         s = scale * (k[keys] @ q)
         for name, option in options.items():
             s = SCORE_MAPS[name](s, option[keys] if isinstance(option, Tensor) else option)
-        return v[keys], torch.softmax(s, 0), torch.logsumexp(s, 0)
+        every = s if sink is None else torch.cat([s, sink[None]])
+        return v[keys], torch.softmax(every, 0)[: len(keys)], torch.logsumexp(every, 0)
+    if sink is not None:
+        return v[:0], v.new_zeros(0), sink
     lse = torch.full((), float("-inf"), dtype=torch.float64)
     if dialect.empty_row == "zero" or not len(k):
         return v[:0], v.new_zeros(0), lse

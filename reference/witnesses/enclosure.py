@@ -188,6 +188,7 @@ class _Given:
     options: dict[str, Any]  # of SCORE_MAPS: (b h i j), or a number
     distances: Array  # (b i j), what slopes are multiplied with
     visible: Array  # (b h i j) bool
+    sinks: Array | None  # (h)
     serving: list[int]  # the key/value head of each query head
     kept: Array | None  # (b h i j) bool; None without dropout
     rate: float
@@ -237,6 +238,7 @@ def _read(problem: Problem, dialect: Dialect, keep: Array | None) -> _Given:
         },
         distances=_distances(problem, dialect),
         visible=_visible(problem, dialect, full, bias),
+        sinks=None if problem.sinks is None else _numbers(problem.sinks),
         serving=[n // group if dialect.head_grouping == "blocked" else n % problem.g for n in range(problem.h)],
         kept=kept,
         rate=rate,
@@ -323,8 +325,10 @@ def _scores(
 # SOFTMAX
 
 
-def _softmax(s: Array, visible: Array, empty_row: str) -> tuple[Array, Array]:
+def _softmax(s: Array, visible: Array, empty_row: str, sink: float | None) -> tuple[Array, Array]:
     """Probabilities (i j) and lse (i) of scores and what is visible. Hidden keys have the number zero.
+
+    A sink has a term of the sum, and no probability here.
 
     A row is shifted by a number near its largest score; which one does not matter, for any shift is exact.
     """
@@ -332,6 +336,9 @@ def _softmax(s: Array, visible: Array, empty_row: str) -> tuple[Array, Array]:
     p, lse = _zeros(*s.shape), np.full(len(s), flint.arb(-np.inf), object)
     for row, seen in enumerate(visible):
         keys = np.flatnonzero(seen)
+        if not len(keys) and sink is not None:
+            lse[row] = flint.arb(sink)
+            continue
         if not len(keys):
             if empty_row != "zero":
                 p[row] = flint.arb(1) / max(len(seen), 1) if empty_row == "uniform" else flint.arb("nan")
@@ -340,9 +347,9 @@ def _softmax(s: Array, visible: Array, empty_row: str) -> tuple[Array, Array]:
         if not all(_each("is_finite", score)):  # a bias of NaN or +∞; products of finite numbers are finite
             p[row] = lse[row] = flint.arb("nan")
             continue
-        shift = max(score.tolist()).mid()
+        shift = max([*score.tolist(), *(() if sink is None else (flint.arb(sink),))]).mid()
         weight = np.exp(score - shift)
-        total = weight.sum()
+        total = weight.sum() if sink is None else weight.sum() + (flint.arb(sink) - shift).exp()
         if not (total > 0 and total.is_finite()):
             raise _TooCoarse(f"the sum of the exponentials of a row is {total}")
         p[row, keys] = weight / total
@@ -369,7 +376,9 @@ def _answer(x: _Given) -> dict[str, Array]:
     o, lse = _zeros(*x.q.shape[:3], x.v.shape[3]), _zeros(*x.q.shape[:3])
     dq, dk, dv = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape)
     operands = {name: _zeros(*x.visible.shape) for name in WEIGHTS if name in x.options}
+    dsinks = _zeros(x.q.shape[1])
     for at in np.ndindex(*x.q.shape[:2]):
+        sink = None if x.sinks is None or np.isneginf(x.sinks[at[1]]) else float(x.sinks[at[1]])
         kv = at[0], x.serving[at[1]]
         s, slopes = _scores(
             x.q[at],
@@ -379,13 +388,15 @@ def _answer(x: _Given) -> dict[str, Array]:
             x.distances[at[0]],
             x.visible[at],
         )
-        p, lse[at] = _softmax(s, x.visible[at], x.empty_row)
+        p, lse[at] = _softmax(s, x.visible[at], x.empty_row, sink)
         factor = None if x.kept is None else _dropout_factor(x.kept[at], x.rate)
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
         if x.do is not None:
             lam = None if x.dlse is None else _natural(x.dlse[at], x.lse)
-            dz = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at], lam)
+            dz, centre = _score_gradient(p, factor, x.do[at], x.v[kv], x.visible[at], lam)
+            if sink is not None:
+                dsinks[at[1]] -= _sum(np.exp(_flint().arb(sink) - lse[at]) * centre[:, 0], 0)[0]
             for name, slope in reversed(slopes.items()):
                 if name in operands:
                     weight = WEIGHTS[name](x, at[0])
@@ -403,6 +414,8 @@ def _answer(x: _Given) -> dict[str, Array]:
             answer["dbias"] = _of_repeated(operands["bias"], x.shapes["bias"])
         if "alibi_slopes" in operands:
             answer["dalibi_slopes"] = _of_repeated(operands["alibi_slopes"], (*x.shapes["alibi_slopes"], 1, 1))[..., 0, 0]
+        if x.sinks is not None:
+            answer["dsinks"] = dsinks
     return answer
 
 
@@ -427,15 +440,18 @@ def _returned(lse: Array, dialect: Dialect) -> Array:
     return _balls([one(x) for x in lse.ravel()], lse.shape)
 
 
-def _score_gradient(p: Array, factor: Array | None, do: Array, v: Array, visible: Array, lam: Array | None = None) -> Array:
-    """dS = P∘(dP − D + λ) with dP = r∘(do vᵀ) and D = Σ P dP, (i j), lam (i 1) λ. A row without a key has none."""
+def _score_gradient(
+    p: Array, factor: Array | None, do: Array, v: Array, visible: Array, lam: Array | None = None
+) -> tuple[Array, Array]:
+    """dS = P∘(dP − D + λ) with dP = r∘(do vᵀ) and D = Σ P dP, (i j), λ being lam (i 1); and D − λ (i 1). No dS without a key."""
     dp = _product(do, v.T)
     if factor is not None:
         dp = dp * factor
     centre = _sum(p * dp, 1)
-    ds = p * (dp - (centre if lam is None else centre - lam))
+    centre = centre if lam is None else centre - lam
+    ds = p * (dp - centre)
     ds[~visible.any(1)] = _flint().arb(0)
-    return ds
+    return ds, centre
 
 
 def _of_repeated(ds: Array, shape: tuple[int, ...]) -> Array:

@@ -19,6 +19,7 @@ FAMILIES = (
     "bias",
     "scale",
     "shape",
+    "sinks",
     "heads",
     "softcap",
     "softmax",

@@ -25,6 +25,10 @@ EQUIVALENT: dict[str, str] = {
     "dk or dbias of half inputs summed in bfloat16, 257 to 513 terms": (
         "within class C of float16: its bound grows with the number of terms, the error with its root; float32 inputs show it"
     ),
+    "the output of a sink that joins the row sum and not the maximum": (
+        "e^(z − m) overflows where e^(m − z), which a kernel with the maximum has, underflows: zero either way. The lse is "
+        "infinite, and ∞/∞ in a gradient is NaN: SinksWithoutTheMaximum (SINK-6)"
+    ),
     "scores of half inputs rounded to bfloat16 before the maximum": (
         "within class C of float16 on 17 keys of scores in the thousands; float32 inputs show it (mask_added_in_half)"
     ),

@@ -29,7 +29,7 @@ from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve
-from attnspec.spec import DIFFERENTIABLE, Dialect, Problem
+from attnspec.spec import Dialect, Problem, differentiable
 from mutants.base import Mutant, load
 
 FILE = Path(__file__).with_name("witnesses.json")
@@ -39,15 +39,15 @@ DTYPES = LEVELS["dtype"]
 
 
 @cache
-def _asked(case: Case, dialect: Dialect, gradients: bool) -> tuple[Problem, Exact]:
-    problem = build(case, "cpu", DIFFERENTIABLE if gradients else ())
+def _asked(case: Case, dialect: Dialect, gradients: tuple[str, ...]) -> tuple[Problem, Exact]:
+    problem = build(case, "cpu", gradients)
     return problem, solve(problem, dialect)
 
 
 def wrong(adapter: Adapter, case: Case) -> bool:
     """Whether the answer to a case, as far as it is offered, is outside of the class that its dtype must hold."""
     case = fit(case, adapter)
-    problem, exact = _asked(case, Dialect(**adapter.dialect), "backward" in adapter.offers)
+    problem, exact = _asked(case, Dialect(**adapter.dialect), differentiable(adapter.offers))
     return bool(judge(adapter.run(problem), exact, adapter.accuracy or default_class(case.dtype)).findings)
 
 
@@ -84,6 +84,16 @@ SPECIAL = (
     ),
     Case(i=1, j=9, softcap=0.7, bias="bhij", heads="2/2"),
     Case(i=3, j=40, softcap=0.7, values="large"),
+    *(
+        Case(b=2, i=i, j=j, heads="4/2", sinks=sinks, scale=0.3, **more)
+        for sinks in ("normal", "mixed")
+        for i, j in ((1, 1), (1, 9), (5, 7), (20, 9), (1, 150), (3, 300))
+        for more in ({}, {"mask": "bhj", "holes": "first_block"})
+    ),
+    *(Case(b=2, i=9, j=j, heads="2/2", causal=True, sinks=sinks) for j in (0, 4, 70) for sinks in ("normal", "inf")),
+    Case(b=2, i=3, j=7, heads="2/2", bias="bhi", sinks="normal"),
+    Case(b=2, i=3, j=7, heads="2/2", bias="ij", biases="shift", sinks="above"),
+    Case(b=2, i=5, j=40, heads="2/2", mask="ij", holes="empty_row", sinks="mixed"),
     *(Case(i=i, j=j, heads="2/2", lse="returned") for i, j in ((1, 5), (9, 5), (3, 65), (3, 130))),
     *(Case(b=3, i=i, j=5, heads="2/2", mask="bhij", holes="empty_row", lse="both") for i in (1, 5, 40)),
     *(Case(i=i, j=5, heads="2/2", lse="both") for i in (3, 70)),

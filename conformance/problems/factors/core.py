@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 NOT_DENSE = ("strided", "turned")  # layouts whose last dimension is not dense
 NUMBERS_TEXT = re.compile(r"((q|k|v|bias|do|dlse):(zeros|ones|rounded|hot|at\d+)(\+|$))+")
 # A backward that raises gives no gradient; the first speaks for all.
-GRADIENT = {"call": "GRAD-1", "dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4", "dalibi_slopes": "ALIBI-11"}
+GRADIENT = {"call": "GRAD-1", "dq": "GRAD-1", "dk": "GRAD-2", "dv": "GRAD-3", "dbias": "GRAD-4"}
+GRADIENT |= {"dalibi_slopes": "ALIBI-11", "dsinks": "SINK-12"}
 
 
 def spaced(name: str, plain: str) -> Callable[[Case], str]:
