@@ -274,6 +274,22 @@ def test_no_row_has_anything_in_common_inside_a_cap() -> None:
         assert (tile.common is None) is nothing
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_in_common_beside_a_sink(form: str) -> None:
+    """A sink stays where it is: a column is then another function, also under causal, and outside of the bound."""
+    problem = build(Case(i=9, j=9, heads="2/2", causal=True, alibi_slopes="steep"))
+    beside = problem.replace(sinks=torch.zeros(problem.h))
+    exact, others = solve(beside, Dialect(alibi_form=form)), [solve(beside, Dialect(alibi_form=x)) for x in FORMS if x != form]
+    assert solve(problem, Dialect(alibi_form=form))._tile.common is not None
+    assert exact._tile.common is None
+    assert Alibi().common(exact._tile.given) == (0.0, 0.0)
+    bound = exact.tolerance("A").bound
+    for other in others:
+        same = {form, other.dialect.alibi_form} == {"distance", "signed"}  # which differ behind the query alone
+        for name in ("o", "dq", "dalibi_slopes"):
+            assert same is bool((np.abs(other.values[name] - exact.values[name]) <= bound[name]).all()), name
+
+
 def test_a_wrong_slope_is_outside() -> None:
     """By one in a thousand, in each output, in each dtype that can tell."""
     for dtype, by in (("float64", 1e-9), ("float32", 1e-3), ("float16", 0.1), ("bfloat16", 0.2)):

@@ -56,9 +56,11 @@ class Alibi:
 
         A column is j, or j less the number of keys, or less that of the context: no position is further from another than there are
         keys or queries, and a start. No form is another one where a key behind the query has a distance without a sign, nor inside
-        a cap.
+        a cap. A sink is not moved with the scores, so that beside sinks a row has nothing in common.
         """
         problem, dialect = given.problem, given.dialect
+        if problem.sinks is not None:
+            return 0.0, 0.0
         if problem.softcap is not None and dialect.softcap_order == "after_bias":
             return 0.0, 0.0
         _, right = reach(problem.window, dialect.window_count)
