@@ -336,12 +336,13 @@ def measure(number: int, answers: list[tuple[Implementation, Answer]], exact: Ex
     }
     outside = set(without)
     for output in OUTPUTS:
-        like = shape if output == "o" else tuple(getattr(getattr(problem, INPUT_OF[output]), "shape", ()))
+        forms = {"o": shape, "lse": shape[:3]}
+        like = forms[output] if output in forms else tuple(getattr(getattr(problem, INPUT_OF[output]), "shape", ()))
         given = []
         for implementation, answer in answers:
-            if implementation.name in without or (output != "o" and output not in answer.gradients):
+            tensor = answer.output(output)
+            if implementation.name in without or (tensor is None and output not in answer.gradients):
                 continue
-            tensor = answer.o if output == "o" else answer.gradients[output]
             if form(tensor, output, like, problem, output) is not None:
                 outside.add(implementation.name)
             else:

@@ -57,8 +57,15 @@ def groups(tally: Tally) -> list[tuple[str, str]]:
     return sorted({(c, t) for _, c, t, _ in tally.shares}, key=lambda x: (DTYPES.index(x[1]), CLASSES.index(x[0])))
 
 
+def asked_for(tally: Tally) -> list[str]:
+    """The outputs of the core, and those that somebody gave."""
+    given = {output for _, _, _, output in tally.shares} | {"o", "dq", "dk", "dv", "dbias"}
+    return [output for output in OUTPUTS if output in given]
+
+
 def table(tally: Tally, header: dict[str, Any], command: str, picture: str) -> list[str]:
     """The report, in Markdown."""
+    outputs = asked_for(tally)
     answers, elements = sum(tally.asked.values()), sum(int(x.bins.sum()) + x.exact for x in tally.shares.values())
     rate, names = tally.problems / max(tally.seconds, 1e-9), len({name for name, _ in tally.asked})
     where = f"torch {header['torch']}, CPU, one thread, {rate:.0f} problems per second and worker; seed {header['seed']}"
@@ -80,18 +87,18 @@ def table(tally: Tally, header: dict[str, Any], command: str, picture: str) -> l
         *([f"![error/bound by class and dtype]({picture})", ""] if picture else []),
         "## By class",
         "",
-        *heading("dtype", "class", *OUTPUTS, "exempt elements"),
+        *heading("dtype", "class", *outputs, "exempt elements"),
     ]
     for class_, dtype in groups(tally):
         share = tally.exempt[class_, dtype] / max(1, tally.elements[class_, dtype])
-        cells = (triple(pooled(tally, class_, dtype, output)) for output in OUTPUTS)
+        cells = (triple(pooled(tally, class_, dtype, output)) for output in outputs)
         lines.append(row((dtype, class_, *cells, f"{share:.3%}")))
     lines += ["", "No kernel of the class can promise an element that is exempt, because a legal intermediate may overflow.", ""]
     for dtype in DTYPES:
-        lines += [f"## {dtype}", "", *heading("implementation", "class", "answers", *OUTPUTS)]
+        lines += [f"## {dtype}", "", *heading("implementation", "class", "answers", *outputs)]
         seen = {(name, c) for name, c, t, _ in tally.shares if t == dtype}
         lines += [
-            row((name, c, f"{tally.asked[name, dtype]:,}", *(triple(tally.shares.get((name, c, dtype, o))) for o in OUTPUTS)))
+            row((name, c, f"{tally.asked[name, dtype]:,}", *(triple(tally.shares.get((name, c, dtype, o))) for o in outputs)))
             for name, c in sorted(seen, key=lambda x: (CLASSES.index(x[1]), x[0]))
         ]
         lines.append("")
@@ -130,11 +137,11 @@ def picture(tally: Tally, path: Path) -> None:
     ink = "#808080"
     look = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
     colours = {"float32": "#3b82c4", "float64": "#7a68b3", "bfloat16": "#c9772b", "float16": "#3f9a64"}
-    rows = groups(tally)[::-1]
+    rows, outputs = groups(tally)[::-1], asked_for(tally)
     edges = (LEAST + STEP * np.arange(BINS))[::2]
     with mpl.rc_context(look | {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "corridor"}):
-        figure, panels = plt.subplots(1, len(OUTPUTS), figsize=(13, 1.4 + 0.42 * len(rows)), sharey=True, layout="constrained")
-        for output, axes in zip(OUTPUTS, panels, strict=True):
+        figure, panels = plt.subplots(1, len(outputs), figsize=(13, 1.4 + 0.42 * len(rows)), sharey=True, layout="constrained")
+        for output, axes in zip(outputs, panels, strict=True):
             for y, (class_, dtype) in enumerate(rows):
                 share = pooled(tally, class_, dtype, output)
                 if not share.bins.any():

@@ -414,4 +414,4 @@ def test_every_case_can_be_built() -> None:
         assert problem.shared == (case.g is None)
         assert all(x.isfinite().all() for x in (problem.q, problem.k, problem.v))
         assert problem.to_bytes() == again.to_bytes()
-        assert (problem.do is None) == (problem.wrt == ())
+        assert problem.differentiated == (problem.wrt != ())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_sink
 import torch
 from mutants.base import load
 from random_problems import draw
@@ -199,9 +200,9 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
     masked = Problem(x, x.clone(), x.clone(), mask=(torch.arange(601 * 601).reshape(601, 601) % 3 > 0)[None, 1:, 1:])
     applied = set()
     windowed = Problem(x, x.clone(), x.clone(), window=(200, 100), do=x.clone(), wrt=("q",))
-    sunk = Problem(x, x.clone(), x.clone(), sinks=torch.zeros(1), do=x.clone(), wrt=("q", "sinks"))
+    sunk = [build(Case.parse(token)) for token in test_sink.EACH]
     sloped = windowed.replace(window=None, alibi_slopes=torch.ones(1), wrt=("alibi_slopes",))
-    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, sunk, sloped]):
+    for n, problem in enumerate([*drawn, *cases, twice, long, masked, windowed, *sunk, sloped]):
         dialect = Dialect(*(choice.values[n % len(choice.values)] for choice in CHOICES.values()))
         exact = solve(problem, dialect)
         for mistake in MISTAKES.values():

@@ -80,12 +80,13 @@ def lse_of_keys(x: Kernel) -> Array:
 
 def of_each_row(x: Kernel, each: Array) -> Wrong:
     """The gradient of the sinks from what each row adds to it (b h i 1); None where nobody asks for it."""
-    return {"dsinks": each.sum((0, 2, 3))} if "sinks" in x.problem.wrt and x.problem.do is not None else None
+    return {"dsinks": each.sum((0, 2, 3))} if "sinks" in x.problem.wrt and x.problem.differentiated else None
 
 
 def each(x: Kernel) -> Array:
     """What each row adds to the gradient of its head's sink (b h i 1)."""
-    assert x.forward.pi is not None
+    if x.forward.pi is None or not x.problem.differentiated:  # nobody asks for it
+        return np.zeros(x.empty.shape)
     return sink.gradient(x.forward.pi[..., None], x.delta)
 
 
