@@ -58,8 +58,14 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
         values |= dense.operand_gradients(back.dscores, given, back.dsink)
     zero = must_be_zero(problem, dialect, values, live, f, given, do, lam)
     undefined = is_undefined(problem, dialect, operands, given, f, values)
+    of_keys = None
+    if problem.lse and problem.sinks is not None and dialect.lse_includes_sink == "no":
+        if problem.dlse is not None:
+            raise ValueError("gradients through an lse of the keys alone are not specified beside sinks (LSE-18)")
+        of_keys = solve(problem.replace(sinks=None, do=None, wrt=()), dialect, keep)
+        values["lse"], zero["lse"], undefined["lse"] = of_keys.values["lse"], of_keys.zero["lse"], of_keys.undefined["lse"]
     tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back, lam)
-    exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
+    exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile, of_keys=of_keys)
     return exact if oracle == "float64" else _enclosed(exact, keep)
 
 

@@ -21,12 +21,12 @@ def written(returned: bool) -> str:
 def offered(case: Case, offer: Offer) -> str:
     """The level as far as it is offered.
 
-    Values have no gradient from the lse alone. Beside slopes none is asked for: what they add to a whole row differs with their
-    form, and the output does not show it.
+    Values have no gradient from the lse alone, and beside sinks no cotangent of it is asked for. Beside slopes no lse is: what they
+    add to a whole row differs with their form, and the output does not show it.
     """
     if case.lse == "none" or "lse" not in offer.features or case.alibi_slopes != "none":
         return "none"
-    if case.lse in GRADED and ("lse_grad" not in offer.features or case.wrt == "none"):
+    if case.lse in GRADED and ("lse_grad" not in offer.features or case.wrt == "none" or case.sinks != "none"):
         return "returned"
     return "both" if case.lse == "alone" and case.wrt in ("v", "qv") else case.lse
 
@@ -46,7 +46,7 @@ def lse_clause(case: Case, failing: Failing) -> str:
     if failing.output == "lse" and failing.kind != "raised":
         if failing.kind in ("type", "shape", "dtype", "device", "missing"):
             return "LSE-5"
-        return "LSE-4" if failing.has_empty else "LSE-1"
+        return "LSE-18" if case.sinks != "none" else "LSE-4" if failing.has_empty else "LSE-1"
     if case.lse == "none":
         return ""
     if failing.gradient and case.lse in GRADED:
