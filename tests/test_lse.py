@@ -453,7 +453,8 @@ def test_levels_are_read_as_they_are_written() -> None:
 def test_each_mistake_of_the_lse_can_show(dialect: Dialect) -> None:
     """None of them is another name of the right answer, and each gives what has the form of one."""
     left = set(MISTAKES.mistakes) - {"lse_without_softcap"}
-    for case in array("pairs", resolve(lsed.honest)[0], ("float32",)):
+    beside_sinks = Case(heads="2/2", i=3, j=5, sinks="normal", lse="returned", wrt="none")
+    for case in (*array("pairs", resolve(lsed.honest)[0], ("float32",)), beside_sinks):
         if case.lse == "none":
             continue
         problem = build(case)
