@@ -74,7 +74,8 @@ def worst(got: Array, expected: Array, bound: Array, exempt: Array, rest: Array 
     ranked = np.where(np.isnan(ratio), np.inf, ratio)
     # Among elements that are infinitely far off, the one with the largest error is the clearest.
     place = np.unravel_index(
-        int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.nan_to_num(error, nan=0, posinf=0), ranked))), ranked.shape
+        int(np.argmax(np.where(np.isinf(ranked), 1e300 + np.minimum(np.nan_to_num(error, nan=0, posinf=0), 1e300), ranked))),
+        ranked.shape,
     )
     at = tuple(int(n) for n in place)
     return Worst(at, float(ranked[at]), int(outside.sum()))

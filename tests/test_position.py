@@ -14,7 +14,7 @@ from numpy.random import Generator, default_rng
 from random_problems import STARTS, WINDOWS, draw, share
 
 from attnspec.adapters import Adapter, Unsupported, resolve
-from attnspec.adapters.conventions.starts import Said
+from attnspec.adapters.conventions.wording import Wording
 from attnspec.conformance.diagnosis.order import _more_items
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.position import POSITION as MISTAKES
@@ -240,11 +240,11 @@ def test_one_position_too_many_or_too_few_is_outside(off: int) -> None:
 # PARAMETERS
 
 
-def said(signature: str) -> tuple[Said | None, Any]:
+def said(signature: str) -> tuple[Wording | None, Any]:
     scope: dict[str, Any] = {"Tensor": torch.Tensor, "Sequence": list, "__name__": __name__}
     exec(f"def attend(q, k, v, causal=False, *, {signature}): return q", scope)
     (adapter,) = resolve(scope["attend"])
-    return adapter.signature.start, adapter
+    return adapter.signature.said.get("q_start"), adapter
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,9 @@ def said(signature: str) -> Said | None:
     exec(f"def attend({signature}): ...", scope)
     from attnspec.adapters.conventions.signature import Signature
 
-    return Signature.of(scope["attend"]).window
+    found = Signature.of(scope["attend"]).said.get("window")
+    assert found is None or isinstance(found, Said)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -239,9 +241,9 @@ def test_what_a_parameter_is_given(parameter: str, window: Any, value: Any) -> N
     assert found is not None
     if isinstance(value, str):
         with pytest.raises(Unsupported, match=value):
-            found.value(window, causal=parameter.endswith("= 0"))
+            found.value(shaped(5, 5, window=window, causal=parameter.endswith("= 0")))
     else:
-        assert found.value(window, causal=False) == value
+        assert found.value(shaped(5, 5, window=window)) == value
 
 
 def test_first_tokens_are_a_parameter_or_the_third_number_of_a_window() -> None:

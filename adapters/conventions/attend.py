@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from attnspec.adapters.contract import Adapter, Unsupported, quiet
-from attnspec.adapters.conventions import lses, starts, windows
+from attnspec.adapters.conventions import lses
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
+from attnspec.adapters.conventions.wording import Wording
 from attnspec.adapters.watch.state import current_accelerator, watched
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, SCALARS, Problem
@@ -63,12 +63,8 @@ class AttendAdapter(Adapter):
         self.offers = self._offers()
         if "causal" in self.offers:
             self.dialect = {"causal_alignment": "bottom_right"}
-        window = self._window()
-        if window is not None and window.count:
-            self.dialect = {**self.dialect, "window_count": window.count}
-        lse = self.forward.lse or self.constructor.lse
-        if lse is not None:
-            self.dialect = {**self.dialect, **lse.promises}
+        for wording in self.said.values():
+            self.dialect = {**self.dialect, **wording.dialect}
 
     def _offers(self) -> frozenset[str]:
         free = {field for field, parameter in self.constructor.fields.items() if parameter not in self.kwargs}
@@ -82,24 +78,15 @@ class AttendAdapter(Adapter):
         offers |= gradient_features(offers)
         if self.module:
             offers.add("module")
-        window = self._window()
-        if "window" in offers and window is not None:
-            offers |= window.offers
-        lse = self.forward.lse or self.constructor.lse
-        if "lse" in offers and lse is not None and lse.graded:
-            offers.add("lse_grad")
-        if "q_start" in offers and (start := self._start()) is not None:
-            offers |= start.features
+        for field, wording in self.said.items():
+            if OPTIONS[field].feature in offers:
+                offers |= wording.features
         return frozenset(offers | self.heads)
 
-    def _start(self) -> starts.Said | None:
-        """How it is said where the queries start: in the call, or as one number in the constructor."""
-        made = self.constructor.start
-        return self.forward.start or (made and replace(made, number=True, many=""))
-
-    def _window(self) -> windows.Said | None:
-        """How a window is said: in the call, or in the constructor."""
-        return self.forward.window or self.constructor.window
+    @property
+    def said(self) -> dict[str, Wording]:
+        """How options are said, by field: in the call, or in the constructor."""
+        return {field: wording.constructed for field, wording in self.constructor.said.items()} | self.forward.said
 
     def _observed_heads(self) -> set[str]:
         """A signature does not say whether keys have a head axis. Ask with one and without."""
@@ -142,21 +129,19 @@ class AttendAdapter(Adapter):
         # Only a module knows of itself whether it is training.
         rate = problem.dropout if problem.training or "training" in forward or (self.module and "dropout" not in forward) else 0.0
         stated = {**self.constructor.off, **self.forward.off}
+        said = self.said
+        told = {other for wording in said.values() for other in wording.also}
         for field in SCALARS:
             asked: Any = (rate or None) if field == "dropout" else given.get(field)
-            value = stated.get(field) if asked is None else asked
-            if value is None and (asked is not None or field not in stated):
+            wording = said.get(field)
+            if field in told or (asked is None and constructor.get(field) in self.kwargs):
+                continue  # another parameter says it
+            if wording is not None and (asked is not None or wording.on):
+                value = wording.value(problem)
+            elif asked is not None or field in stated:
+                value = stated[field] if asked is None else asked
+            else:
                 continue
-            if asked is None and constructor.get(field) in self.kwargs:
-                continue
-            if field == "window" and asked is not None and (said := self._window()) is not None:
-                value = said.value(asked, problem.causal, problem.first_tokens)
-            if field == "first_tokens" and (said := self._window()) is not None and said.first:
-                continue  # the window says it
-            if field == "lse" and asked is not None:
-                value = (self.forward.lse or self.constructor.lse or lses.Asked("lse")).request
-            if field == "q_start" and value is not None and (first := self._start()) is not None:
-                value = first.value(value, problem)
             if field in forward:
                 arguments[forward[field]] = value
             elif field in constructor and constructor[field] not in self.kwargs:

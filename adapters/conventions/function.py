@@ -56,22 +56,10 @@ class FunctionAdapter(Adapter):
             offers |= {"bias", "value_width"}
             self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
         offers |= gradient_features(offers)
-        window = self.signature.window
-        if window is not None:
-            offers |= window.offers
-        if window is not None and window.count:
-            self.dialect = {**self.dialect, "window_count": window.count}
-        lse = self.signature.lse
-        if lse is not None:
-            self.dialect = {**self.dialect, **lse.promises}
-            if lse.graded:  # a plain call shows whether it has a gradient
-                offers.add("lse_grad")
+        for said in self.signature.said.values():
+            offers |= said.features
+            self.dialect = {**self.dialect, **said.dialect}
         self.returned = lses.Returned()
-        start = self.signature.start
-        if start is not None:
-            offers |= start.features
-            if start.required:  # a call without a start is given 0
-                self.dialect = {**self.dialect, "causal_alignment": "top_left"}
         self.offers = frozenset(offers)
 
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
@@ -107,18 +95,18 @@ class FunctionAdapter(Adapter):
         if not problem.training and "training" not in fields:
             options["dropout"] = None
         options["enable_gqa"] = True if "enable_gqa" in fields and problem.g != problem.h else None
+        said = self.signature.said
+        told = {other for wording in said.values() for other in wording.also}
         for field, asked in options.items():
-            value = self.signature.off.get(field) if asked is None else asked
-            if value is None and (asked is not None or field not in self.signature.off):
+            wording = said.get(field)
+            if field in told:
+                continue  # by another parameter
+            if wording is not None and (asked is not None or wording.on):
+                value = wording.value(problem)
+            elif asked is not None or field in self.signature.off:
+                value = self.signature.off[field] if asked is None else asked
+            else:
                 continue
-            if field == "window" and asked is not None and self.signature.window is not None:
-                value = self.signature.window.value(asked, problem.causal, problem.first_tokens)
-            if field == "first_tokens" and self.signature.window is not None and self.signature.window.first:
-                continue  # the window says it
-            if field == "lse" and asked is not None and self.signature.lse is not None:
-                value = self.signature.lse.request
-            if field == "q_start" and value is not None and self.signature.start is not None:
-                value = self.signature.start.value(value, problem)
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value

@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from attnspec.adapters.conventions.wording import Wording
+from attnspec.spec import Problem
+
 # Parameters that ask for it, and what their documentation promises of its choices. flash-attention's names (return_attn_probs,
 # return_softmax_lse) come with a natural one, which differs in its empty rows from path to path; flex_attention's and FlashInfer's
 # share a name and no base; torch's varlen_attn and flex_attention take an AuxRequest.
@@ -30,14 +33,14 @@ WITHOUT_GRADIENT = ("return_softmax_lse", "return_attn_probs", "return_residual"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Said(Wording):
     """How one parameter asks for the lse. request: what is passed, True or the object that the annotation names."""
 
     name: str
     request: Any = True
 
     @classmethod
-    def of(cls, parameter: inspect.Parameter, function: Callable[..., Any]) -> Asked:
+    def of(cls, parameter: inspect.Parameter, function: Callable[..., Any] | None = None) -> Said:
         """Read a parameter: its name, and whether it takes an object of its own."""
         noted = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
         if parameter.name != "return_aux" and "AuxRequest" not in noted:
@@ -46,14 +49,18 @@ class Asked:
         return cls(parameter.name, True if kind is None else kind(lse=True))
 
     @property
-    def promises(self) -> Mapping[str, str]:
-        """The choices that its documentation makes."""
-        return NAMES.get(self.name, {})
+    def features(self) -> frozenset[str]:
+        """Whether a gradient may go through it; a plain call shows whether one does."""
+        return frozenset() if self.name in WITHOUT_GRADIENT else frozenset({"lse_grad"})
 
     @property
-    def graded(self) -> bool:
-        """Whether a gradient may go through it; a plain call shows whether one does."""
-        return self.name not in WITHOUT_GRADIENT
+    def dialect(self) -> Mapping[str, str]:
+        """The choices that its documentation makes."""
+        return NAMES[self.name]
+
+    def value(self, problem: Problem) -> Any:
+        """What asks for it."""
+        return self.request
 
 
 class Returned:

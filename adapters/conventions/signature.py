@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from attnspec.adapters.conventions import lses, starts, windows
+from attnspec.adapters.conventions.wording import Wording
 from attnspec.spec import OPTIONS, SCALARS
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -58,6 +59,11 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "flash": ("flash", "use_flash", "use_flash_attn"),
     "enable_gqa": ("enable_gqa",),
 }
+WORDINGS: dict[str, Callable[[inspect.Parameter, Callable[..., Any]], Wording]] = {
+    "window": windows.Said.of,
+    "lse": lses.Said.of,
+    "q_start": starts.Said.of,
+}
 FIELD_OF = {name: field for field, names in PARAMETERS.items() for name in names}
 # What turns an option off, where leaving it out would not.
 OFF = {name: OPTIONS[name].default for name in SCALARS if OPTIONS[name].default is not None}
@@ -76,16 +82,14 @@ class Signature:
     """The parameters of a callable by the field that they carry, and those that carry none.
 
     off: of the fields whose parameter is on where it is left out (`causal=True`, `dropout=0.1`), the value that turns them off.
-    window, start: how it says a window, and where the queries start, if it does. lse: how it is asked for the lse.
+    said: of the fields whose parameters differ from package to package (WORDINGS), how its parameter says them.
     """
 
     fields: dict[str, str]
     unknown_required: tuple[str, ...]
     unknown_optional: tuple[str, ...]
     off: dict[str, Any]
-    window: windows.Said | None = None
-    lse: lses.Asked | None = None
-    start: starts.Said | None = None
+    said: dict[str, Wording]
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Signature:
@@ -93,7 +97,7 @@ class Signature:
         parameters = signature_of(function).parameters.values()
         fields: dict[str, str] = {}
         required, optional, off = [], [], dict[str, Any]()
-        window = lse = start = None
+        said: dict[str, Wording] = {}
         for p in parameters:
             if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 optional.append(str(p))
@@ -103,21 +107,13 @@ class Signature:
                 fields[FIELD_OF[p.name]] = p.name
                 if FIELD_OF[p.name] in OFF and isinstance(p.default, bool | int | float) and p.default:
                     off[FIELD_OF[p.name]] = OFF[FIELD_OF[p.name]]
-                if FIELD_OF[p.name] == "window":
-                    window = windows.Said.of(p)
-                    if window.on:
-                        off["window"] = window.off
-                if FIELD_OF[p.name] == "lse":
-                    lse = lses.Asked.of(p, function)
-                if FIELD_OF[p.name] == "q_start":
-                    start = starts.Said.of(p)
-                    if start.required:
-                        off["q_start"] = 0
+                if FIELD_OF[p.name] in WORDINGS:
+                    said[FIELD_OF[p.name]] = WORDINGS[FIELD_OF[p.name]](p, function)
             elif p.default is p.empty:
                 required.append(p.name)
             else:
                 optional.append(p.name)
-        return cls(fields, tuple(required), tuple(optional), off, window, lse, start)
+        return cls(fields, tuple(required), tuple(optional), off, said)
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:

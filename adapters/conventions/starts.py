@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from attnspec.adapters.contract import Unsupported
+from attnspec.adapters.conventions.wording import Wording
 from attnspec.spec import Problem
 
 # The position of the first query on the key axis: transformers' masks and splash attention call it an offset, gpt-oss start_q. The
@@ -20,21 +22,21 @@ NAMES = (*POSITIONS, *COUNTS)
 
 
 @dataclass(frozen=True)
-class Said:
+class Said(Wording):
     """How one parameter says a start.
 
     number: it takes one number for all batch items. many: how it takes one for each: as a "list", as a "tensor" (b) of int32 on the
     device of the queries, which is what kernels take lengths in, or not, "". Where it takes no number, one for all is b equal ones.
-    required: it can't be left out.
+    on: it can't be left out; a call without a start is given 0.
     """
 
     name: str
     number: bool
     many: str
-    required: bool = False
+    on: bool = False
 
     @classmethod
-    def of(cls, parameter: inspect.Parameter) -> Said:
+    def of(cls, parameter: inspect.Parameter, function: Callable[..., Any] | None = None) -> Said:
         """Read a parameter from its name and its annotation; without one it takes a number."""
         noted = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
         many = "tensor" if "Tensor" in noted else "list" if re.search(r"(?i)list|tuple|sequence", noted) else ""
@@ -43,13 +45,24 @@ class Said:
         return cls(parameter.name, number, many, parameter.default is parameter.empty)
 
     @property
-    def features(self) -> set[str]:
-        """What it has words for beside one number."""
+    def features(self) -> frozenset[str]:
+        """Starts of several items, and those before the first key."""
         found = {"q_start_batch": bool(self.many), "q_start_negative": self.name in POSITIONS}
-        return {feature for feature, said in found.items() if said}
+        return frozenset(feature for feature, said in found.items() if said)
 
-    def value(self, start: int | tuple[int, ...], problem: Problem) -> Any:
-        """What says a start of a problem. Raises Unsupported where nothing does."""
+    @property
+    def dialect(self) -> dict[str, str]:
+        """0 is the start of top-left alignment."""
+        return {"causal_alignment": "top_left"} if self.on else {}
+
+    @property
+    def constructed(self) -> Said:
+        """One number."""
+        return replace(self, number=True, many="")
+
+    def value(self, problem: Problem) -> Any:
+        """What says the start, or 0 where there is none."""
+        start = 0 if problem.q_start is None else problem.q_start
         if self.name in COUNTS and min((start,) if isinstance(start, int) else start, default=0) < 0:
             raise Unsupported(f"{self.name} counts what lies before the queries, which is not less than nothing")
         if isinstance(start, tuple) and not self.many:

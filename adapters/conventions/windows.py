@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from attnspec.adapters.contract import Unsupported
-
-Window = tuple[int | None, int | None]
+from attnspec.adapters.conventions.wording import Wording
+from attnspec.spec import Problem
 
 # Parameters that take two numbers, (left, right), both how far the window reaches: flash-attention, torch's varlen_attn,
 # TransformerEngine, aiter; JAX. Where the default is one number, or the annotation says so, they take one.
@@ -27,7 +28,7 @@ NAMES = (*PAIRS, *SINGLES)
 
 
 @dataclass(frozen=True)
-class Said:
+class Said(Wording):
     """How one parameter says a window.
 
     pair: it takes (left, right); else a number alone, which limits the past: what is behind the query is then for causal to hide,
@@ -44,7 +45,7 @@ class Said:
     first: bool = False
 
     @classmethod
-    def of(cls, parameter: inspect.Parameter) -> Said:
+    def of(cls, parameter: inspect.Parameter, function: Callable[..., Any] | None = None) -> Said:
         """Read a parameter: its name, its default and its annotation."""
         default = None if parameter.default is parameter.empty else parameter.default
         noted = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
@@ -60,9 +61,19 @@ class Said:
         return cls(parameter.name, pair, "inclusive" if pair else SINGLES.get(parameter.name, ""), unlimited, on, first)
 
     @property
-    def offers(self) -> set[str]:
-        """The features beside a window of which it has words."""
-        return {feature for feature, said in (("window_right", self.pair), ("first_tokens", self.first)) if said}
+    def features(self) -> frozenset[str]:
+        """A right side, and first tokens."""
+        return frozenset(feature for feature, said in (("window_right", self.pair), ("first_tokens", self.first)) if said)
+
+    @property
+    def dialect(self) -> dict[str, str]:
+        """What its name counts."""
+        return {"window_count": self.count} if self.count else {}
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """First tokens, where it has a number for them."""
+        return ("first_tokens",) if self.first else ()
 
     @property
     def off(self) -> Any:
@@ -71,17 +82,19 @@ class Said:
             return (-1, -1, 0) if self.first else (-1, -1)
         return None if self.pair else self.unlimited
 
-    def value(self, window: Window, causal: bool, first_tokens: int = 0) -> Any:
-        """What says a window, and where it has a number for them its first tokens. Raises Unsupported where nothing does."""
-        left, right = window
+    def value(self, problem: Problem) -> Any:
+        """What says the window, or that there is none, and where it has a number for them its first tokens."""
+        if problem.window is None:
+            return self.off
+        left, right = problem.window
         if self.pair:
-            if None in window and self.unlimited == "":
+            if None in problem.window and self.unlimited == "":
                 raise Unsupported(f"{self.name} has no words for a window without a limit on one side")
-            sides = tuple(self.unlimited if side is None else side for side in window)
-            return (*sides, first_tokens) if self.first else sides
+            sides = tuple(self.unlimited if side is None else side for side in problem.window)
+            return (*sides, problem.first_tokens) if self.first else sides
         if right is not None:
             raise Unsupported(f"{self.name} takes one number, which does not limit what is behind the query")
-        if not causal and self.name != "window_left":
+        if not problem.causal and self.name != "window_left":
             raise Unsupported(f"{self.name} takes one number: without causal it is not known what it shows behind the query")
         if left == 0 and self.count != "inclusive":
             raise Unsupported(f"{self.name} counts keys, and none of them is no window")

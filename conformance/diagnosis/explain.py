@@ -266,8 +266,9 @@ class Explainer(Recognizer):
         finding = replace(finding, hint=other_choice(diagnosis, self.subject.dialect))
         if finding.class_ and case.biases in ENORMOUS and not self._coarse_in(calmer(case), finding, or_right=False):
             finding = replace(finding, class_="")  # beside enormous biases any small error is coarse arithmetic
-        if finding.class_ and case.softcap is not None and (diagnosed(diagnosis) or not self._coarse(seen, finding)):
-            finding = replace(finding, class_="")  # whatever is wrong with a cap is small where the scores are
+        hardly = case.softcap is not None or case.alibi_slopes != "none"
+        if finding.class_ and hardly and (diagnosed(diagnosis) or not self._coarse(seen, finding)):
+            finding = replace(finding, class_="")  # whatever is wrong with a cap is small where the scores are, and so are slopes
         clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
@@ -400,8 +401,9 @@ class Explainer(Recognizer):
         finding = with_class(replace(finding, hint=other_choice(diagnosis, self.subject.dialect)), answer, exact)
         if finding.hint:
             return choice_clause(finding, self.subject.dialect, self.subject.observed), finding, diagnosis
-        if problem.softcap is not None and (left is not None or diagnosed(diagnosis)):
-            finding = replace(finding, class_="")  # small where the scores are; were it arithmetic, no cap would be left
+        hardly = problem.softcap is not None or problem.alibi_slopes is not None
+        if hardly and (left is not None or diagnosed(diagnosis)):
+            finding = replace(finding, class_="")  # small where the scores are; were it arithmetic, neither would be left
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") for known in self.explained)
         if left is not None:

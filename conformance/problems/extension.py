@@ -68,20 +68,20 @@ SINKS = Extension(
     "sinks",
     {"sinks": sink.SINKS.levels},
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "scale", "values", "wrt"),
-    beside=(SOFTCAP, WINDOW),
+    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE),
 )
 POSITION = Extension(
     "position",
     "q_start",
     {"q_start": start.START.levels},
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "wrt"),
-    beside=(SOFTCAP, WINDOW),
+    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS),
 )
 ALIBI = Extension(
     "alibi",
     "alibi",
     {"alibi_slopes": alibi.ALIBI.levels},
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "scale", "wrt"),
-    beside=(SOFTCAP, WINDOW, POSITION),
+    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS, POSITION),
 )
 EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS, POSITION, ALIBI)

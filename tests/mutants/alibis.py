@@ -158,7 +158,7 @@ ignored(
 )
 ignored(
     "alibi_not_read_without_causal",
-    "ALIBI-2",
+    "ALIBI-5",
     "Without causal and without a mask there are no slopes.",
     lambda call: not call.is_causal and call.attn_mask is None,
 )
@@ -260,13 +260,13 @@ def alibi_counts_within_a_block(call: Sloped) -> Tensor:
     return by_distance(call, -(call.ahead - (keys // 64 * 64)).abs())
 
 
-@alibi("ALIBI-2")
+@alibi("ALIBI-5")
 def alibi_behind_is_one_short(call: Sloped) -> Tensor:
     """Keys behind the query are one position nearer than they are."""
     return by_distance(call, -torch.where(call.ahead > 0, call.ahead - 1, call.ahead).abs())
 
 
-@alibi("ALIBI-5")
+@alibi("ALIBI-2")
 def alibi_is_signed_for_long_rows(call: Sloped) -> Tensor:
     """From 33 keys on what is added grows behind the query."""
     return by_distance(call, call.ahead if call.shape[3] > 32 else -call.ahead.abs())

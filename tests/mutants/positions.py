@@ -98,7 +98,7 @@ def shown(call: Started, keys: Tensor) -> Tensor:
     plain = Call(*[x for name, x in vars(call).items() if name not in ("window_size", "q_start")]).but(is_causal=False)
     plan = prepare(**vars(plain))
     hidden = plan.hidden | ~keys.expand(plan.hidden.shape)
-    return tiled(call.query, call.key, call.value, type(plan)(**{**vars(plan), "hidden": hidden}), (-1, -1))
+    return tiled(call.query, call.key, call.value, type(plan)(**{**vars(plan), "hidden": hidden}), (-1, -1), 0)
 
 
 def moved(call: Started, change: Change, where: bool = True) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from attnspec.conformance.problems.factors import window
 from attnspec.conformance.problems.factors.factor import Changes, Factor, Failing, Offer
 
 if TYPE_CHECKING:
@@ -18,15 +19,24 @@ def written(returned: bool) -> str:
     return "returned" if returned else "none"
 
 
+def sees_behind(case: Case) -> bool:
+    """Whether queries may see keys behind them.
+
+    Where they don't, all forms of ALiBi give one output: a kernel may take another form there, and its lse is then off by what that
+    adds to a whole row, which is no fault of its output (flash-attention takes the column's form under causal alone).
+    """
+    sides = window.meant(case.window)
+    return not case.causal and (sides is None or sides[1] is None or sides[1] > 0)
+
+
 def offered(case: Case, offer: Offer) -> str:
     """The level as far as it is offered.
 
-    Values have no gradient from the lse alone, and beside sinks no cotangent of it is asked for. Beside slopes no lse is: what they
-    add to a whole row differs with their form, and the output does not show it.
+    Values have no gradient from the lse alone.
     """
-    if case.lse == "none" or "lse" not in offer.features or case.alibi_slopes != "none":
+    if case.lse == "none" or "lse" not in offer.features or (case.alibi_slopes != "none" and not sees_behind(case)):
         return "none"
-    if case.lse in GRADED and ("lse_grad" not in offer.features or case.wrt == "none" or case.sinks != "none"):
+    if case.lse in GRADED and ("lse_grad" not in offer.features or case.wrt == "none"):
         return "returned"
     return "both" if case.lse == "alone" and case.wrt in ("v", "qv") else case.lse
 
