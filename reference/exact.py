@@ -168,6 +168,7 @@ class Exact:
     undefined: dict[str, Array]
     _tile: bounds.Tile
     oracle: str = "float64"
+    of_keys: Exact | None = None  # the answer without sinks, where the lse is that of the keys alone
     rest: dict[str, Array] = field(default_factory=dict)
     strict: bool = False  # nothing is exempt for an intermediate that may overflow
     _cache: dict[tuple[str, str], Tolerance] = field(default_factory=dict)
@@ -253,6 +254,9 @@ class Exact:
             bound[name], exempt[name] = limits(value, bound[name], self.zero[name], skip, stored, share)
             if name == "lse":  # infinite by rule in a row without a key, which is no overflow
                 exempt[name] = np.where(self.forward.bare, self.undefined[name], exempt[name])
+        if self.of_keys is not None:
+            alone = self.of_keys._tolerance(class_, dtype)
+            bound["lse"], exempt["lse"] = alone.bound["lse"], alone.exempt["lse"]
         return Tolerance(bound, exempt)
 
     def bounds(self, a: Arithmetic) -> tuple[dict[str, Array], dict[str, Array]]:

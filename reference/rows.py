@@ -226,6 +226,9 @@ class SampledRows:
             yield part("o", rows, self.o, w.o, none[..., None], row[..., None])
             if not problem.lse:
                 yield part("lse", rows, self.lse, w.lse, self.bare, row)
+            elif problem.sinks is not None and self.dialect.lse_includes_sink == "no":
+                keys_alone = SampledRows(problem.replace(sinks=None, do=None, wrt=()), self.dialect, self.rows)
+                yield from (one for one in keys_alone.parts(class_) if one.output == "lse")
             else:
                 value, stored = lse.returned(self.lse, self.bare, self.dialect), lse.dtype_of(problem, self.dialect)
                 bound = returned_bound(w.lse, value, problem, self.dialect, a)

@@ -46,11 +46,13 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
     f = dense.forward(q, k_heads, v_heads, given)
     live = f.visible | (f.bare[..., None] & (dialect.empty_row == "uniform"))
     values, back, do, lam = {"o": f.o}, None, None, None
+    apart = problem.lse and problem.sinks is not None and dialect.lse_includes_sink == "no"
     if problem.lse:
         values["lse"] = lse.returned(f.lse, f.bare, dialect)
     if problem.differentiated:
         do = np.zeros(f.o.shape) if problem.do is None else to_float64(problem.do)
-        lam = None if problem.dlse is None else lse.cotangent(to_float64(problem.dlse), f.bare, dialect)
+        # What reaches the scores from an lse of the keys alone is that of a call without sinks.
+        lam = None if problem.dlse is None or apart else lse.cotangent(to_float64(problem.dlse), f.bare, dialect)
         back = dense.backward(q, k_heads, v_heads, do, f, given, lam=lam)
         values["dq"] = back.dq
         values["dk"] = heads.sum_over_group(back.dk, tuple(problem.k.shape), grouping)
@@ -58,8 +60,18 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
         values |= dense.operand_gradients(back.dscores, given, back.dsink)
     zero = must_be_zero(problem, dialect, values, live, f, given, do, lam)
     undefined = is_undefined(problem, dialect, operands, given, f, values)
+    of_keys = None
+    if apart:
+        of_keys = solve(
+            problem.replace(sinks=None, do=None, wrt=tuple(name for name in problem.wrt if name != "sinks")), dialect, keep
+        )
+        for name, value in of_keys.values.items():
+            if name == "lse":
+                values[name], zero[name], undefined[name] = value, of_keys.zero[name], of_keys.undefined[name]
+            elif name != "o":  # right, and without a bound: LSE-18 does not specify it
+                values[name], undefined[name] = values[name] + value, np.ones(value.shape, bool)
     tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back, lam)
-    exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile)
+    exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile, of_keys=of_keys)
     return exact if oracle == "float64" else _enclosed(exact, keep)
 
 

@@ -84,6 +84,14 @@ CHOICES = {
             of="lse",
         ),
         Choice(
+            "lse_includes_sink",
+            dict.fromkeys(("yes", "no"), "LSE-18"),
+            consistent="LSE-6",
+            needs="sinks",
+            mistake="lse_sink",
+            of="lse",
+        ),
+        Choice(
             "alibi_form",
             {"distance": "ALIBI-2", "signed": "ALIBI-3", "column": "ALIBI-4"},
             consistent="ALIBI-5",
@@ -113,6 +121,7 @@ class Dialect:
     lse_dtype: the dtype of the lse (LSE-5): "wide", float32 and float64 for float64; or "operand", that of q.
     lse_base: the base of the lse: "e" (LSE-2), or "2" (LSE-3).
     lse_empty: the lse of a row without a key (LSE-4): "minus_inf", "plus_inf", or "sentinel", a finite number below −10000.
+    lse_includes_sink: whether the sum of a row beside a sink has its term (LSE-18): "yes", or "no".
 
     Raises ValueError for an unknown value.
     """
@@ -125,6 +134,7 @@ class Dialect:
     lse_dtype: str = "wide"
     lse_base: str = "e"
     lse_empty: str = "minus_inf"
+    lse_includes_sink: str = "yes"
     alibi_form: str = "distance"
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from attnspec.conformance.vectors.write import Task, write_vector
 from attnspec.reference import Part, SampledRows, merge, merge_error, merge_gradients, solve
 from attnspec.reference.witnesses.autograd import attend
 from attnspec.reference.witnesses.enclosure import enclose
-from attnspec.spec import CANONICAL, Dialect, Problem
+from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
 from attnspec.spec.files import Stored, write
 
 DTYPES = LEVELS["dtype"]
@@ -74,6 +74,35 @@ def test_three_forms_agree(case: Case, dialect: Dialect) -> None:
         assert same(other[name].numpy(), value), name
         error = balls.error(name, value)
         assert (error <= tolerance.bound[name] + 1e-300)[~np.isnan(error)].all(), name
+
+
+@pytest.mark.parametrize("included", CHOICES["lse_includes_sink"].values)
+@pytest.mark.parametrize("sinks", ["normal", "mixed", "above", "below", "inf"])
+def test_three_forms_agree_beside_sinks(sinks: str, included: str) -> None:
+    """The sum with the sink, and that of the keys alone, which is the lse of the call without sinks; sampled rows, too."""
+    pytest.importorskip("flint")
+    case = Case(heads="4/2", b=2, i=5, j=4, d=4, causal=True, sinks=sinks, lse="returned", mask="bhij", holes="empty_row")
+    problem = build(case)
+    plain = problem.replace(do=None, wrt=())
+    for dialect in DIALECTS:
+        dialect = dialect.with_choice("lse_includes_sink", included)
+        exact, other, balls = solve(problem, dialect), attend(problem, dialect), enclose(problem, dialect)
+        tolerance = exact.tolerance("A", "float64")
+        for name, value in exact.values.items():
+            assert same(other[name].numpy(), value), name
+            error = balls.error(name, value)
+            assert (error <= tolerance.bound[name] + 1e-300)[~np.isnan(error)].all(), name
+        if included == "no":
+            assert np.array_equal(solve(plain.replace(sinks=None), dialect).values["lse"], exact.values["lse"])
+        for part in SampledRows(plain, dialect, range(5)).parts("A"):
+            if part.output == "lse":
+                assert same(part.values, exact.values["lse"][part.at])
+    graded_too = problem.replace(dlse=torch.from_numpy(default_rng(8).standard_normal((2, 4, 5))).float())
+    dialect = Dialect(lse_includes_sink=included)
+    exact, other = solve(graded_too, dialect), attend(graded_too, dialect)
+    for name, value in exact.values.items():
+        assert same(other[name].numpy(), value), name
+        assert exact.undefined[name].all() == (included == "no" and name in ("dq", "dk", "dv")), name
 
 
 def test_the_lse_by_hand() -> None:
@@ -424,7 +453,8 @@ def test_levels_are_read_as_they_are_written() -> None:
 def test_each_mistake_of_the_lse_can_show(dialect: Dialect) -> None:
     """None of them is another name of the right answer, and each gives what has the form of one."""
     left = set(MISTAKES.mistakes) - {"lse_without_softcap"}
-    for case in array("pairs", resolve(lsed.honest)[0], ("float32",)):
+    beside_sinks = Case(heads="2/2", i=3, j=5, sinks="normal", lse="returned", wrt="none")
+    for case in (*array("pairs", resolve(lsed.honest)[0], ("float32",)), beside_sinks):
         if case.lse == "none":
             continue
         problem = build(case)

@@ -11,6 +11,7 @@ import torch
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors.lse import GRADED
+from attnspec.conformance.problems.factors.sink import SINKS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import cotangent_of_lse
 from attnspec.conformance.subject.subject import Subject
@@ -85,7 +86,7 @@ def test_one_base_for_all_problems(subject: Subject, case: Case) -> None:
 @once("lse")
 def test_one_of_the_conventions_is_followed(subject: Subject, case: Case) -> None:
     """The problems on which base, dtype and empty rows are observed."""
-    for choice in ("lse_base", "lse_dtype"):
+    for choice in ("lse_base", "lse_dtype", "lse_includes_sink"):
         if choice in subject.observed | subject.assumed:
             must_follow_a_choice(subject, choice, case.dtype)
 
@@ -373,6 +374,39 @@ def test_gradients_of_the_parts_add_up_under_causal(subject: Subject, case: Case
         problem = made(subject, case, i=i, j=j, lse="both", wrt="all").replace(causal=True, q_start=start)
         must_be_right(subject, problem, f"{i} queries from position {start} on, {j} keys", GRADIENTS)  # no other test asks it
         _gradients_agree(subject, problem, n)
+
+
+@clause("LSE-18")
+@once("lse", "sinks")
+def test_a_sink_is_part_of_it_or_not(subject: Subject, case: Case) -> None:
+    """Sinks near the scores, above and below them; one query and many, and rows without a key."""
+    for sinks in SINKS.levels[1:]:
+        for i, j in ((1, 5), (3, 33), (33, 17)):
+            problem = made(subject, case, i=i, j=j, sinks=sinks)
+            must_be_right(subject, problem, f"{i} queries, {j} keys, {sinks} sinks", ("lse",))
+        if subject.offers("key_padding"):
+            hidden = torch.zeros(problem.b, problem.j, dtype=torch.bool, device=problem.q.device)
+            must_be_right(subject, problem.replace(mask=hidden), f"no key for any query, {sinks} sinks", ("lse",))
+
+
+@clause("LSE-19")
+@once("lse", "sinks")
+def test_a_sink_belongs_to_one_part(subject: Subject, case: Case) -> None:
+    """The sinks in the first part or in the second, which may have no key."""
+    for i, j, n in ((3, 9, 4), (2, 49, 48), (3, 17, 0)):
+        problem = _whole(subject, case, i, j, sinks="normal")
+        whole = ask(subject, problem)
+        for own in (0, 1):
+            cuts = ((0, n), (n, j))
+            asked_parts = [
+                some_keys(problem, a, b).replace(sinks=problem.sinks if m == own else None) for m, (a, b) in enumerate(cuts)
+            ]
+            try:
+                parts = [ask(subject, part) for part in asked_parts]
+            except NotApplicable:
+                continue
+            what = f"{j} keys in parts of {n} and {j - n}, merged, the sinks in the {('first', 'second')[own]}"
+            must_make(subject, whole, parts, merge(*(part.part for part in parts)), what)
 
 
 def _gradients_agree(subject: Subject, problem: Problem, n: int) -> None:

@@ -50,14 +50,28 @@ def rounded(x: Kernel) -> Wrong:
 
 
 def summed(x: Kernel, keys: slice) -> Wrong:
-    """The sum over some of the keys; None where those are all."""
+    """The sum over some of the keys; None where those are all, or beside sinks."""
     s = x.s[..., keys]
-    if s.shape[-1] == x.j:
+    if s.shape[-1] == x.j or x.problem.sinks is not None:
         return None
     with np.errstate(divide="ignore"):
         m = np.max(s, -1, initial=-inf)
         pivot = np.where(np.isneginf(m), 0.0, m)
         return of_natural(x, pivot + np.log(np.exp(s - pivot[..., None]).sum(-1)))
+
+
+def other_sum(x: Kernel) -> Wrong:
+    """With the sink in the sum where it is not, or without it."""
+    if x.problem.dlse is not None:
+        return None  # no gradients go through the lse of the keys alone
+    return x.with_choice("lse_includes_sink", "no" if x.dialect.lse_includes_sink == "yes" else "yes")
+
+
+def with_sink(x: Kernel, times: int) -> Wrong:
+    """With so many terms of the sink."""
+    alone = x.forward.lse_of_keys
+    with np.errstate(divide="ignore"):
+        return None if alone is None else of_natural(x, np.logaddexp(alone, x.z[..., 0] + np.log(times)))
 
 
 def without_bias(x: Kernel) -> Wrong:
@@ -103,6 +117,8 @@ def first_row(lam: Array) -> Array:
 
 enter("lse_base", "the lse has another base", other_base, "lse")
 special("lse_rounded", "the lse is rounded to the dtype of the queries", rounded, "lse")
+enter("lse_sink", "the lse has the term of the sink where it must not, or lacks it", other_sum, "lse sinks")
+special("lse_sink_twice", "the lse has the term of the sink twice", lambda x: with_sink(x, 2), "lse sinks")
 enter("lse_is_the_maximum", "the lse is the largest score of the row", lambda x: of_natural(x, x.forward.m), "lse")
 enter("lse_cotangent_ignored", "the cotangent of the lse is ignored", lambda x: with_cotangent(x, np.zeros_like), "lse dlse")
 enter("lse_empty_minus_inf", "the lse of a row without a key is −∞", lambda x: of_empty(x, -inf), "lse")

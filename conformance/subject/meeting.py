@@ -196,6 +196,11 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
         own = halves[0] if halves and choice == "lse_dtype" else dtype  # only there the two dtypes differ
         asked = subject.problem(replace(case, dtype=own, i=3, j=4, lse="returned"))
         return [Question(asked, asked.replace(lse=False))] if subject.offers("lse") else []
+    if choice == "lse_includes_sink":
+        if not subject.offers("lse", "sinks"):
+            return []
+        asked = subject.problem(replace(case, i=3, j=4, sinks="normal", lse="returned"))
+        return [Question(asked, asked.replace(lse=False))]
     causal = subject.offers("causal")
     if choice == "window_count":
         window = "2:1" if subject.offers("window_right") else "2:"

@@ -16,6 +16,7 @@ from attnspec.conformance.testing.outcomes import Broken, NotApplicable, answer_
 from attnspec.reference import Exact, Part, merge, merge_error, to_float64
 from attnspec.reference.stages import heads
 from attnspec.reference.stages.lse import unit
+from attnspec.reference.stages.sink import logits
 from attnspec.spec import Problem
 
 
@@ -43,8 +44,8 @@ class Asked:
 
 
 def _rows(exact: Exact, name: str) -> Array:
-    """Rows without a key, whose weight is zero whatever they hold."""
-    return exact.empty[..., None] if name == "o" else exact.empty
+    """Rows with neither a key nor a sink, whose weight is zero whatever they hold."""
+    return exact.forward.bare[..., None] if name == "o" else exact.forward.bare
 
 
 def ask(subject: Subject, problem: Problem) -> Asked:
@@ -57,12 +58,15 @@ def ask(subject: Subject, problem: Problem) -> Asked:
 
 
 def natural(subject: Subject, answer: Answer, exact: Exact) -> Part:
-    """What came, its lse natural, and −∞ where the choice writes something else into rows without a key."""
+    """What came, its lse natural and with the sink, and −∞ where the choice writes something else into rows without a key."""
     o, lse, rule = to_float64(answer.o), to_float64(answer.lse) * unit(subject.dialect), subject.dialect.lse_empty
     if rule == "plus_inf":
         lse = np.where(np.isposinf(lse), -np.inf, lse)
+    alone = subject.dialect.lse_includes_sink == "no"
     if rule == "sentinel":
-        lse = np.where(exact.empty, -np.inf, lse)
+        lse = np.where(exact.empty if alone else exact.forward.bare, -np.inf, lse)
+    if alone and (z := logits(exact._tile.given)) is not None:
+        lse = np.logaddexp(lse, z)
     return Part(o, lse)
 
 

@@ -86,6 +86,7 @@ def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str,
         "lse_base": problem.lse,
         "lse_empty": problem.lse and has_empty,
         "lse_dtype": problem.lse,
+        "lse_includes_sink": problem.lse and problem.sinks is not None,
     }
     return {name: getattr(dialect, name) for name in CHOICES if matter.get(name, True)}
 

@@ -25,7 +25,7 @@ def dtype_of(problem: Problem, dialect: Dialect) -> str:
     return own if own == "float64" or dialect.lse_dtype == "operand" else "float32"
 
 
-@implements("LSE-1", "LSE-2", "LSE-3", "LSE-4", "LSE-5", "LSE-6")
+@implements("LSE-1", "LSE-2", "LSE-3", "LSE-4", "LSE-5", "LSE-6", "LSE-18")
 def returned(lse: Array, empty: Array, dialect: Dialect) -> Array:
     """The lse as it is returned, from the natural one (b h i). Of a row without a key under a sentinel it is −∞, and undefined."""
     with np.errstate(over="ignore"):

@@ -92,6 +92,7 @@ def _rows(x: dict[str, Tensor], problem: Problem, dialect: Dialect, keep: Tensor
                     scale,
                     dialect,
                     x["sinks"][head] if "sinks" in x and float(x["sinks"][head].detach()) != float("-inf") else None,
+                    problem.lse and dialect.lse_includes_sink == "no",
                 )
                 if problem.training and problem.dropout and keep is not None:
                     used = keep[n, head, row][keys] if keys else keep[n, head, row]
@@ -145,16 +146,20 @@ def _row(
     scale: float,
     dialect: Dialect,
     sink: Tensor | None,
+    apart: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The values that a row sees, their weights, and the log of the sum of exponentials. sink: that of the row's head."""
+    """The values that a row sees, their weights, and the log of the sum of exponentials.
+
+    sink: that of the row's head; apart: it is not in that sum.
+    """
     if keys:
         s = scale * (k[keys] @ q)
         for name, option in options.items():
             s = SCORE_MAPS[name](s, option[keys] if isinstance(option, Tensor) else option)
         every = s if sink is None else torch.cat([s, sink[None]])
-        return v[keys], torch.softmax(every, 0)[: len(keys)], torch.logsumexp(every, 0)
+        return v[keys], torch.softmax(every, 0)[: len(keys)], torch.logsumexp(s if apart else every, 0)
     if sink is not None:
-        return v[:0], v.new_zeros(0), sink
+        return v[:0], v.new_zeros(0), torch.full_like(sink, float("-inf")) if apart else sink
     lse = torch.full((), float("-inf"), dtype=torch.float64)
     if dialect.empty_row == "zero" or not len(k):
         return v[:0], v.new_zeros(0), lse

@@ -376,7 +376,8 @@ def _answer(x: _Given) -> dict[str, Array]:
     o, lse = _zeros(*x.q.shape[:3], x.v.shape[3]), _zeros(*x.q.shape[:3])
     dq, dk, dv = _zeros(*x.q.shape), _zeros(*x.k.shape), _zeros(*x.v.shape)
     operands = {name: _zeros(*x.visible.shape) for name in WEIGHTS if name in x.options}
-    dsinks = _zeros(x.q.shape[1])
+    dsinks, returned = _zeros(x.q.shape[1]), _zeros(*x.q.shape[:3])
+    apart = x.sinks is not None and x.lse is not None and x.lse.lse_includes_sink == "no"
     for at in np.ndindex(*x.q.shape[:2]):
         sink = None if x.sinks is None or np.isneginf(x.sinks[at[1]]) else float(x.sinks[at[1]])
         kv = at[0], x.serving[at[1]]
@@ -389,6 +390,7 @@ def _answer(x: _Given) -> dict[str, Array]:
             x.visible[at],
         )
         p, lse[at] = _softmax(s, x.visible[at], x.empty_row, sink)
+        returned[at] = _softmax(s, x.visible[at], x.empty_row, None)[1] if apart else lse[at]
         factor = None if x.kept is None else _dropout_factor(x.kept[at], x.rate)
         w = p if factor is None else p * factor
         o[at] = _product(w, x.v[kv])
@@ -407,7 +409,7 @@ def _answer(x: _Given) -> dict[str, Array]:
             # What serves several heads has the sum of their gradients.
             dk[kv] += _product(dz.T, x.q[at]) * _flint().arb(x.scale)
             dv[kv] += _product(w.T, x.do[at])
-    answer = {"o": o, "lse": lse if x.lse is None else _returned(lse, x.lse)}
+    answer = {"o": o, "lse": lse if x.lse is None else _returned(returned, x.lse)}
     if x.do is not None:
         answer |= {"dq": dq, "dk": dk.reshape(x.shapes["k"]), "dv": dv.reshape(x.shapes["v"])}
         if "bias" in operands:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from honest import prepare
 from lsed import honest
+from sunk import honest as honest_with_sinks
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -422,3 +423,59 @@ def _differs_before_the_first_key(kernel: Callable[..., Any]) -> bool:
 def lse_cotangent_is_dropped_before_the_first_key(call: Asked) -> Both:
     """Where the first query stands before the first key the cotangent of the lse is not read."""
     return through(call, lambda do, dlse, own: (torch.zeros_like(dlse), None))
+
+
+# BESIDE SINKS
+
+
+def with_sinks(attend: Callable[[Asked, Tensor], Tensor], checked: bool = True) -> Callable[..., Any]:
+    """As `with_lse`, with `sinks` (h). The function gives the lse of a call with sinks, from the call and them."""
+
+    def run(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+        sinks: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> Any:
+        call = Asked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_lse)
+        if sinks is None:
+            return call.run(honest)
+        out = honest_with_sinks(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, sinks)
+        return (out, attend(call, sinks)) if return_lse else out
+
+    return run
+
+
+def summed_with_sink(call: Asked, sinks: Tensor, times: float = 1.0) -> Tensor:
+    """The honest lse with so many terms of the sink. (b h i)."""
+    own = call.both()[1].detach()
+    return torch.logaddexp(own, (sinks.to(own.dtype) + log(times))[:, None])
+
+
+def _another_sum(kernel: Callable[..., Any]) -> bool:
+    found = []
+    for i in (1, 3):
+        q, k = (torch.randn(1, 2, n, 4, generator=torch.Generator().manual_seed(3)) for n in (i, 5))
+        z = torch.tensor([0.3, 1.0])
+        plain = kernel(q, k, k, return_lse=True)[1]
+        sunk = kernel(q, k, k, sinks=z, return_lse=True)[1]
+        found.append(torch.allclose(sunk, torch.logaddexp(plain, z[:, None]), atol=1e-5))
+    return not all(found)
+
+
+@mutant("lse", "LSE-18", signed=with_sinks, witness=_another_sum)
+def lse_counts_the_sink_twice(call: Asked, sinks: Tensor) -> Tensor:
+    """Each of two halves of the keys adds the term of the sink, and the lse has it twice."""
+    return summed_with_sink(call, sinks, 2.0)
+
+
+@mutant("lse", "LSE-6", signed=with_sinks, witness=_another_sum)
+def lse_leaves_out_the_sink_for_one_query(call: Asked, sinks: Tensor) -> Tensor:
+    """With one query the lse is that of the keys, and with more it has the term of the sink."""
+    return call.both()[1].detach() if call.shape[2] == 1 else summed_with_sink(call, sinks)

@@ -56,7 +56,7 @@ def lse_clause(case: Case, failing: Failing) -> str:
     if failing.output == "lse" and failing.kind != "raised":
         if failing.kind in ("type", "shape", "dtype", "device", "missing"):
             return "LSE-5"
-        return "LSE-4" if failing.has_empty else "LSE-1"
+        return "LSE-18" if case.sinks != "none" else "LSE-4" if failing.has_empty else "LSE-1"
     if case.lse == "none":
         return ""
     if failing.gradient and case.lse in GRADED:
