@@ -57,6 +57,9 @@ def test_surroundings_change_and_the_problem_does_not(layout: str) -> None:
     other = surrounded(problem, 123.0, True)
     for name in TENSORS:
         x, y = getattr(problem, name), getattr(other, name)
+        if x is None:
+            assert y is None
+            continue
         assert same_bits(x, y)
         assert x.stride() == y.stride()
         memory = torch.empty(0, dtype=y.dtype).set_(y.untyped_storage())

@@ -208,7 +208,8 @@ special(
 def again(x: Kernel, s: Array | None = None, lse: Callable[[Array], Array] | None = None) -> Wrong:
     """Gradients with P = exp(s − lse) of other scores or another lse."""
     s, own = x.s if s is None else s, np.where(x.forward.bare, 0.0, x.forward.lse)[..., None]
-    p = np.where(x.empty, 0.0, np.exp(s - (own if lse is None else lse(own))))
+    with np.errstate(over="ignore"):  # another lse may be far below the scores
+        p = np.where(x.empty, 0.0, np.exp(s - (own if lse is None else lse(own))))
     return x.of_scores(p * (x.dp - x.delta)) | x.of_values(p)
 
 

@@ -60,7 +60,7 @@ def without_maximum(x: Kernel) -> Wrong:
     """π from e^(z − the largest score of a key) over a sum of it, in the range of what the dtype is computed in: ∞/∞ is NaN."""
     high = 709.78 if x.problem.dtype == torch.float64 else 88.72
     top = x.s.max(-1, keepdims=True, initial=-inf)
-    over = (x.z - top > high) & (top > -inf)
+    over = (x.z - np.where(top > -inf, top, 0.0) > high) & (top > -inf)
     return of_each_row(x, np.where(over, np.nan, each(x))) if over.any() else None
 
 
