@@ -98,7 +98,7 @@ def test_dropout_and_a_bias(subject: Subject, case: Case) -> None:
     )
 
 
-@clause("SINK-3", "DROPOUT-1")
+@clause("SINK-3")
 @once("dropout", "sinks")
 def test_dropout_and_sinks(subject: Subject, case: Case) -> None:
     """A sink stays in the row sum, whatever is dropped."""

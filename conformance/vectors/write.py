@@ -31,7 +31,7 @@ from attnspec.conformance.vectors.readme import README, text
 from attnspec.reference import Exact
 from attnspec.reference.check import beyond, together
 from attnspec.reference.stages.lse import dtype_of
-from attnspec.spec import CHOICES, OPTIONS, SCALARS, Dialect, Problem
+from attnspec.spec import CHOICES, OPTIONS, SCALARS, Problem
 from attnspec.spec.files import DTYPES, Stored, write
 from attnspec.spec.words import INPUT_OF
 
@@ -72,8 +72,10 @@ def features(problem: Problem) -> frozenset[str]:
     return needs(problem) | gradients | ({"backward"} if problem.wrt else set())
 
 
-def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str, str]:
+def choices_of(problem: Problem, exact: Exact) -> dict[str, str]:
     """The choices of a dialect on which the answer to a problem may depend."""
+    dialect, has_empty = exact.dialect, bool(exact.forward.bare.any())  # a sink is a term of a row without a key
+    of_keys = dialect.lse_includes_sink == "no" and bool(exact.empty.any())
     slopes = problem.alibi_slopes is not None
     placed = problem.causal or problem.window is not None or (slopes and dialect.alibi_form == "distance")
     matter = {
@@ -84,7 +86,7 @@ def choices_of(problem: Problem, dialect: Dialect, has_empty: bool) -> dict[str,
         "softcap_order": problem.softcap is not None and (problem.bias is not None or slopes),
         "alibi_form": slopes,
         "lse_base": problem.lse,
-        "lse_empty": problem.lse and has_empty,
+        "lse_empty": problem.lse and (has_empty or of_keys),
         "lse_dtype": problem.lse,
         "lse_includes_sink": problem.lse and problem.sinks is not None,
     }
@@ -118,7 +120,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
         task.class_,
         exact.oracle,
         tuple(sorted(features(problem))),
-        choices_of(problem, exact.dialect, bool(exact.forward.bare.any())),
+        choices_of(problem, exact),
         {name: tuple(x.shape) for name, x in problem.inputs().items()},
         {name: value for name in SCALARS if name in ALWAYS or name in problem.given() for value in [getattr(problem, name)]},
         problem.outputs,
