@@ -430,7 +430,8 @@ def _parts_agree(subject: Subject, problem: Problem, cuts: tuple[int, ...]) -> N
         answer = must_be_right(
             subject, part, f"keys {a} to {b - 1} by themselves, queries from position {part.q_start} on", ("o",), own
         )
-        weight = np.where(own.empty | exact.empty, 0.0, np.exp(np.where(own.empty | exact.empty, -np.inf, own.lse - exact.lse)))
+        none = own.empty | exact.empty
+        weight = np.where(none, 0.0, np.exp(np.where(none, 0.0, own.lse) - np.where(none, 0.0, exact.lse)))
         # What float64 leaves of the two lse moves the weight by as much of itself.
         off = np.zeros(exact.lse.shape)
         for x in (own, exact):
