@@ -12,7 +12,7 @@ from attnspec.adapters.contract import Adapter, Unsupported, quiet
 from attnspec.adapters.conventions import lses
 from attnspec.adapters.conventions.function import ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
-from attnspec.adapters.conventions.wording import Wording
+from attnspec.adapters.conventions.wording import Wording, passed
 from attnspec.adapters.watch.state import current_accelerator, watched
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, SCALARS, Problem
@@ -128,20 +128,10 @@ class AttendAdapter(Adapter):
         settings: dict[str, Any] = {}
         # Only a module knows of itself whether it is training.
         rate = problem.dropout if problem.training or "training" in forward or (self.module and "dropout" not in forward) else 0.0
-        stated = {**self.constructor.off, **self.forward.off}
-        said = self.said
-        told = {other for wording in said.values() for other in wording.also}
-        for field in SCALARS:
-            asked: Any = (rate or None) if field == "dropout" else given.get(field)
-            wording = said.get(field)
-            if field in told or (asked is None and constructor.get(field) in self.kwargs):
-                continue  # another parameter says it
-            if wording is not None and (asked is not None or wording.on):
-                value = wording.value(problem)
-            elif asked is not None or field in stated:
-                value = stated[field] if asked is None else asked
-            else:
-                continue
+        asked = {field: (rate or None) if field == "dropout" else given.get(field) for field in SCALARS}
+        # --impl-kwargs says what nobody asks for.
+        asked = {field: value for field, value in asked.items() if value is not None or constructor.get(field) not in self.kwargs}
+        for field, value in passed(asked, self.said, {**self.constructor.off, **self.forward.off}, problem):
             if field in forward:
                 arguments[forward[field]] = value
             elif field in constructor and constructor[field] not in self.kwargs:

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported
 from attnspec.adapters.conventions import lses
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
+from attnspec.adapters.conventions.wording import passed
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.problem import gradient_features
@@ -95,18 +96,7 @@ class FunctionAdapter(Adapter):
         if not problem.training and "training" not in fields:
             options["dropout"] = None
         options["enable_gqa"] = True if "enable_gqa" in fields and problem.g != problem.h else None
-        said = self.signature.said
-        told = {other for wording in said.values() for other in wording.also}
-        for field, asked in options.items():
-            wording = said.get(field)
-            if field in told:
-                continue  # by another parameter
-            if wording is not None and (asked is not None or wording.on):
-                value = wording.value(problem)
-            elif asked is not None or field in self.signature.off:
-                value = self.signature.off[field] if asked is None else asked
-            else:
-                continue
+        for field, value in passed(options, self.signature.said, self.signature.off, problem):
             if field not in fields:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
             arguments[fields[field]] = value

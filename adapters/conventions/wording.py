@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attnspec.spec import Problem
@@ -40,3 +40,22 @@ class Wording:
     def value(self, problem: Problem) -> Any:
         """What is passed for a problem. Raises Unsupported where it has no words for what is asked."""
         raise NotImplementedError
+
+
+def passed(
+    asked: Mapping[str, Any], said: Mapping[str, Wording], off: Mapping[str, Any], problem: Problem
+) -> Iterator[tuple[str, Any]]:
+    """The options that a call passes, by field, and what says each; but for those that another parameter says.
+
+    asked: what a problem asks for, None for nothing. said: how parameters say options. off: what turns off a parameter that is on.
+    """
+    told = {other for wording in said.values() for other in wording.also}
+    for field, value in asked.items():
+        if field in told:
+            continue
+        if field in said and (value is not None or said[field].on):
+            yield field, said[field].value(problem)
+        elif value is not None:
+            yield field, value
+        elif field in off:
+            yield field, off[field]

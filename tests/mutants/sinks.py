@@ -14,7 +14,7 @@ from honest import blocks
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mutants.base import FAMILIES, MUTANTS, Call, Mutant
+from mutants.base import Call, mutant
 from mutants.tools import Steps
 
 SPLIT = 64  # keys that one of several workers has
@@ -154,7 +154,7 @@ class _Sunk(torch.autograd.Function):
         )
 
 
-def with_sinks(attend: Callable[[SunkCall], Tensor]) -> Callable[..., Tensor]:
+def with_sinks(attend: Callable[[SunkCall], Tensor], checked: bool = True) -> Callable[..., Tensor]:
     """A function of a call as one with torch SDPA's parameters and `sinks`."""
 
     def run(
@@ -176,20 +176,7 @@ def with_sinks(attend: Callable[[SunkCall], Tensor]) -> Callable[..., Tensor]:
 def sunk(clause: str, source: str = "", *, witness: Callable[[Any], bool] | None = None) -> Callable[[Any], Any]:
     """Enter a mutant: a class of functions of a ``SunkCall``, a fresh one for each make, or one such function."""
 
-    def enter(faulty: Any) -> Any:
-        name, what = faulty.__name__, (faulty.__doc__ or "").partition("\n")[0]
-        if name in MUTANTS or "sinks" not in FAMILIES or not what:
-            raise ValueError(f"mutant {name}: entered twice or without a description")
-
-        def make() -> Any:
-            made = with_sinks(faulty() if isinstance(faulty, type) else faulty)
-            made.__name__ = made.__qualname__ = name
-            return made
-
-        MUTANTS[name] = Mutant(name, "sinks", clause, source, what, "function", make, witness)
-        return faulty
-
-    return enter
+    return mutant("sinks", clause, source, signed=with_sinks, witness=witness)
 
 
 # WHETHER IT IS THERE

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mutants.base import FAMILIES, MUTANTS, Call, Mutant
+from mutants.base import Call, mutant
 from mutants.tools import Keys, Steps
 
 
@@ -71,7 +71,7 @@ class Honest(Steps):
         return super().dk(self.rounded(ds * self.slope(keys)), keys)
 
 
-def with_softcap(attend: Callable[[CappedCall], Tensor]) -> Callable[..., Tensor]:
+def with_softcap(attend: Callable[[CappedCall], Tensor], checked: bool = True) -> Callable[..., Tensor]:
     """A function of a call as one with torch SDPA's parameters and `softcap`."""
 
     def run(
@@ -93,20 +93,7 @@ def with_softcap(attend: Callable[[CappedCall], Tensor]) -> Callable[..., Tensor
 def capped(clause: str, source: str = "", *, witness: Callable[[Any], bool] | None = None) -> Callable[[Any], Any]:
     """Enter a mutant: a class of functions of a ``CappedCall``, a fresh one for each make, or one such function."""
 
-    def enter(faulty: Any) -> Any:
-        name, what = faulty.__name__, (faulty.__doc__ or "").partition("\n")[0]
-        if name in MUTANTS or "softcap" not in FAMILIES or not what:
-            raise ValueError(f"mutant {name}: entered twice or without a description")
-
-        def make() -> Any:
-            made = with_softcap(faulty() if isinstance(faulty, type) else faulty)
-            made.__name__ = made.__qualname__ = name
-            return made
-
-        MUTANTS[name] = Mutant(name, "softcap", clause, source, what, "function", make, witness)
-        return faulty
-
-    return enter
+    return mutant("softcap", clause, source, signed=with_softcap, witness=witness)
 
 
 # WHETHER IT IS APPLIED
