@@ -18,11 +18,12 @@ from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.conformance import check
 from attnspec.conformance.problems import array as arrays
+from attnspec.conformance.problems import extension
 from attnspec.conformance.problems.array import array, core_rows
 from attnspec.conformance.problems.arrays import make
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.coverage import Space, share_in_words
-from attnspec.conformance.problems.extension import EXTENSIONS, Extension
+from attnspec.conformance.problems.extension import EXTENSIONS, Extension, Rows
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
 from attnspec.conformance.problems.reduce import descend, simpler, stripped
@@ -172,69 +173,88 @@ def test_the_arrays_of_the_core_are_frozen() -> None:
 
 
 STEEP = Extension("steep", "bias", {"biases": ("normal", "steep", "shift")}, ("mask",))
-TEMPERED = Extension("tempered", "scale", {"scale": (None, 2.0, 0.7)}, ("causal", "layout"), beside=(STEEP,))
+TEMPERED = Extension("tempered", "scale", {"scale": (None, 2.0, 0.7)}, ("causal", "layout"))
+STEEPER = Extension("steeper", "bias", {"do": ("dense", "zeros", "one_row")}, ("causal",), needs={"scale": (2.0,)})
+ALONE = {one.feature: Rows(one.name, (one,)) for one in (STEEP, TEMPERED)}
+TOGETHER = Rows("together", (STEEP, TEMPERED, STEEPER))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The arrays of the core, and those of an extension."""
+    """The arrays of the core, and those of extensions."""
     folder = tmp_path_factory.mktemp("arrays")
     shutil.copytree(arrays.ARRAYS / "core", folder / "core")
-    make.make(TEMPERED, folder)
+    for beside in (*ALONE.values(), TOGETHER):
+        make.make(beside, folder)
     return folder
 
 
 @pytest.fixture
-def with_an_extension(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Extension:
-    """One that is made up of factors that a case has."""
+def with_extensions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that are made up of factors that a case has."""
     monkeypatch.setattr(arrays, "ARRAYS", folder)
-    monkeypatch.setattr(arrays, "EXTENSIONS", (TEMPERED,))
-    return TEMPERED
+    monkeypatch.setattr(extension, "EXTENSIONS", TOGETHER.extensions)
+    for name, value in {"ALONE": ALONE, "TOGETHER": TOGETHER}.items():
+        monkeypatch.setattr(extension, name, value)
+        monkeypatch.setattr(arrays, name, value)
 
 
-@pytest.mark.parametrize("adapter", [Grouped(), Padding()], ids=lambda adapter: type(adapter).__name__)
+@pytest.mark.usefixtures("with_extensions")
+@pytest.mark.parametrize("adapter", [Grouped(), Padding(), Everything()], ids=lambda adapter: type(adapter).__name__)
 @pytest.mark.parametrize("name", make.STRENGTH)
-def test_an_extension_is_asked_of_who_offers_it(
-    name: str, adapter: Adapter, with_an_extension: Extension, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the rows of the core, which stay what they were. Who does not offer it is asked what he was asked before."""
+def test_extensions_are_asked_of_who_offers_them(name: str, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the rows of the core, which stay what they were. Who offers none is asked what he was asked before."""
     some = array(name, adapter, DTYPES)
-    monkeypatch.setattr(arrays, "EXTENSIONS", ())
+    monkeypatch.setattr(extension, "EXTENSIONS", ())
     core = array(name, adapter, DTYPES)
+    beside = some[len(core) :]
     assert some[: len(core)] == core
-    assert {case.scale for case in some[len(core) :]} == ({2.0, 0.7} if with_an_extension.feature in adapter.offers else set())
+    scales = {case.scale for case in beside}
+    assert scales == ({2.0, 0.7} if isinstance(adapter, Grouped) else set()) or isinstance(adapter, Everything)
     assert len(some) < 1.25 * len(core)
+    assert all(TOGETHER.there(vars(case)) for case in beside)
 
 
 @pytest.mark.parametrize(("name", "strength"), make.STRENGTH.items())
-def test_an_extension_meets_what_it_names(name: str, strength: int, with_an_extension: Extension) -> None:
-    """Each of its levels stands with every combination of those of the core that it names, and of what it is combined with."""
-    levels = with_an_extension.all_levels
-    rows = arrays.read(arrays.ARRAYS / with_an_extension.name, name, levels)
-    assert ("scale", "biases") in with_an_extension.meetings(2)
-    for factors in with_an_extension.meetings(strength):
-        held = {tuple(level_of(factor, getattr(case, factor)) for factor in factors) for case in rows}
-        assert held >= set(product(*(levels[factor] for factor in factors))), factors
+def test_an_extension_meets_what_it_names(name: str, strength: int, folder: Path) -> None:
+    """Each of its levels stands with every combination of those of the core that it names."""
+    alone = ALONE["scale"]
+    assert holds(arrays.read(folder / alone.name, name, alone.levels), alone, strength) == []
+    rows = arrays.read(folder / alone.name, name, alone.levels)
     assert {case.i for case in rows} >= {1, 3, 17}  # what it does not name takes its levels in turn
+    assert {case.scale for case in rows} == {2.0, 0.7}
 
 
 @pytest.mark.parametrize(("name", "strength"), make.STRENGTH.items())
-@pytest.mark.parametrize("extension", EXTENSIONS, ids=lambda extension: extension.name)
-def test_each_array_that_there_is_meets_what_it_names(extension: Extension, name: str, strength: int) -> None:
+def test_extensions_meet_each_other_and_what_they_need(name: str, strength: int, folder: Path) -> None:
+    rows = arrays.read(folder / "together", name, TOGETHER.levels)
+    assert holds(rows, TOGETHER, strength) == []
+    pairs = {(case.scale, case.biases) for case in rows}
+    assert pairs >= set(product((None, 2.0, 0.7), ("normal", "steep", "shift"))) - {(None, "normal")}
+    assert {case.scale for case in rows if case.do != "dense"} == {2.0}
+
+
+@pytest.mark.parametrize(("name", "strength"), make.STRENGTH.items())
+@pytest.mark.parametrize("beside", [*extension.ALONE.values(), extension.TOGETHER], ids=lambda beside: beside.name)
+def test_each_array_that_there_is_meets_what_it_names(beside: Rows, name: str, strength: int) -> None:
     """All of its combinations that make sense: what is not in them nobody asks."""
-    levels = extension.all_levels
-    rows = arrays.read(arrays.ARRAYS / extension.name, name, levels)
-    space = Space.of(Everything(), DTYPES)
-    for factors in extension.meetings(strength):
+    assert holds(arrays.read(arrays.ARRAYS / beside.name, name, beside.levels), beside, strength) == []
+
+
+def holds(rows: tuple[Case, ...], beside: Rows, strength: int) -> list[dict[str, object]]:
+    """The combinations that make sense and that none of the rows has; each row makes sense itself."""
+    everything = Everything()
+    assert all(fit(case, everything) == case for case in rows)
+    missing: list[dict[str, object]] = []
+    for factors in beside.meetings(strength):
         held = {tuple(level_of(f, getattr(case, f)) if f in LEVELS else getattr(case, f) for f in factors) for case in rows}
-        met = [f for f in factors if f in LEVELS]
-        for levels_of in product(*(levels[factor] for factor in factors)):
-            chosen = dict(zip(factors, levels_of, strict=True))
-            if all(
-                space.pairs[a, b][LEVELS[a].index(chosen[a]), LEVELS[b].index(chosen[b])]
-                for a, b in combinations(sorted(met, key=list(LEVELS).index), 2)
-            ):
-                assert levels_of in held, (factors, levels_of)
+        for levels in set(product(*(beside.levels[factor] for factor in factors))) - held:
+            chosen = dict(zip(factors, levels, strict=True))
+            free = (replace(Case(mask="ij", bias="ij", wrt="all"), window=window) for window in ("none", "3:"))
+            cases = [replace(case, **chosen) for case in free]  # type: ignore[arg-type]
+            if beside.there(chosen) and beside.goes(chosen) and any(fit(case, everything) == case for case in cases):
+                missing.append(chosen)
+    return missing
 
 
 # COVERAGE

@@ -18,6 +18,7 @@ from torch import nn
 from attnspec.adapters import Adapter, ResolveError
 from attnspec.conformance import check
 from attnspec.conformance.plugin.check import Result
+from attnspec.conformance.testing.plan import Plan
 
 QUICK = {"clauses": "CAUSAL-1", "dtypes": "float32"}
 
@@ -106,7 +107,7 @@ def test_an_error_of_ours_is_not_the_implementations(monkeypatch) -> None:
     def test_broken(run, subject, dtype):
         raise ZeroDivisionError("ours")
 
-    test_broken.clauses, test_broken.dangerous, test_broken.since = ("CAUSAL-1",), False, None
+    test_broken.clauses, test_broken.plan, test_broken.since = ("CAUSAL-1",), Plan(), None
     monkeypatch.setattr(test_causal, "test_broken", test_broken, raising=False)
     result = check(honest.tiled, **QUICK)
     assert not result.ok

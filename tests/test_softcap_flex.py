@@ -19,7 +19,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.array import ARRAYS, read
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.extension import SOFTCAP
+from attnspec.conformance.problems.extension import ALONE
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import solve
@@ -84,7 +84,7 @@ def broken(kernel: Flex, cases: list[Case]) -> list[str]:
 
 def small(every: int) -> list[Case]:
     """Rows of the chapter's array, as far as they are offered: each shape is traced anew, which is what takes the time."""
-    rows = read(ARRAYS / "softcap", "pairs", SOFTCAP.all_levels)[::every]
+    rows = read(ARRAYS / "softcap", "pairs", ALONE["softcap"].levels)[::every]
     fitted = (fit(replace(row, dtype="float32", i=min(row.i, 5), j=min(row.j, 9)), Flex()) for row in rows)
     return list(dict.fromkeys(fitted))
 

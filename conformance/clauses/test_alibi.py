@@ -253,10 +253,10 @@ def test_the_gradient_of_slopes(subject: Subject, case: Case) -> None:
 @clause("ALIBI-11")
 @once("alibi", "alibi_grad")
 def test_the_gradient_of_slopes_alone(subject: Subject, case: Case) -> None:
-    """Where nothing else asks for one; in one block and in several, for every sharing of heads."""
+    """Where nothing else asks for one; in one block and in several; and for every sharing of heads."""
     forms = ("h", "bh") if subject.offers("alibi_batch") else ("h",)
-    for heads in heads_offered(subject):
-        for i, j in (*LENGTHS, (19, 65), (3, 129)):
+    for n, heads in enumerate(heads_offered(subject)):
+        for i, j in ((5, 7), (19, 65)) if n else (*LENGTHS, (19, 65), (3, 129)):
             for form in forms:
                 for causal in with_causal(subject):
                     problem = plain(

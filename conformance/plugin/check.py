@@ -28,7 +28,7 @@ from attnspec.conformance.report.table import held, table
 from attnspec.conformance.run.ending import exit_code, incomplete, judged, nothing_judged
 from attnspec.conformance.run.rerun import Call
 from attnspec.conformance.run.run import Run
-from attnspec.conformance.testing.clause import tests_of
+from attnspec.conformance.testing.clause import dtypes_of, tests_of
 from attnspec.conformance.testing.pinned import ask_pinned
 from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.conformance.verdicts.verdict import RANDOM, Verdict
@@ -219,10 +219,10 @@ def _run_tests(run: Run) -> Result:
 def _ask(run: Run) -> list[str]:
     """Ask it all; what failed in the suite itself."""
     errors, tests = [], tests_of(run.clauses, run.spec)
-    run.begin(test.asking(run, subject, dtype) for test in tests for subject in run.subjects for dtype in subject.dtypes)
+    run.begin(test.asking(run, one, dtype) for test in tests for one in run.subjects for dtype in dtypes_of(test, run, one))
     for test in tests:
         for subject in run.subjects:
-            for dtype in subject.dtypes:
+            for dtype in dtypes_of(test, run, subject):
                 try:
                     test(run, subject, dtype)
                 except (pytest.fail.Exception, pytest.skip.Exception):

@@ -100,7 +100,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     run = metafunc.config.stash.get(_RUN, None)
     if run is None:
         raise pytest.UsageError("these are conformance tests: say what to test with --impl=package.module.name")
-    pairs = [(subject, dtype) for subject in run.subjects for dtype in subject.dtypes]
+    from attnspec.conformance.testing.clause import dtypes_of
+
+    pairs = [(subject, dtype) for subject in run.subjects for dtype in dtypes_of(metafunc.function, run, subject)]
     several = len({s.device for s in run.subjects}) > 1
     ids = ["-".join(x for x in (s.adapter.variant, s.device if several else "", dtype) if x) for s, dtype in pairs]
     metafunc.parametrize(("subject", "dtype"), pairs, ids=ids)
@@ -142,7 +144,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         subject, dtype = (item.callspec.params[name] for name in ("subject", "dtype"))
         first, sweeps = dtype == subject.dtypes[0], rank(item) == sweep
         variant = -1 if first and sweeps else run.subjects.index(subject)
-        return item.function.dangerous, not (first or sweeps), variant, rank(item)
+        return item.function.plan.dangerous, not (first or sweeps), variant, rank(item)
 
     items.sort(key=place)
     if run.clauses or run.spec:

@@ -1,7 +1,7 @@
 """The covering arrays: rows that together hold all pairs, or all triples, of levels.
 
-Those of the core are frozen (`arrays/core/versions.lock`), so that nobody's gate moves when an option is added: an extension has
-arrays of its own, which are asked of who offers it.
+Those of the core are frozen (`arrays/core/versions.lock`), so that nobody's gate moves when an option is added: the extensions have
+arrays of their own, each for itself and one for all together (`problems/extension.py`), which are asked of who offers them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, Case
-from attnspec.conformance.problems.extension import EXTENSIONS
+from attnspec.conformance.problems.extension import ALONE, TOGETHER, asked_of
 from attnspec.conformance.problems.factors import LEVELS, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
 
 ARRAYS = Path(__file__).parent / "arrays"
+EACH = 8  # of the rows that an extension has alone, beside those of all together
 
 
 def read(folder: Path, name: str, levels: Mapping[str, tuple[Any, ...]]) -> tuple[Case, ...]:
@@ -46,17 +47,19 @@ def core_rows(name: str) -> tuple[Case, ...]:
 
 
 def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
-    """The cases of a covering array ("pairs" or "triples"), fitted to what is offered: the core's, then each offered extension's.
+    """The cases of a covering array ("pairs" or "triples"), fitted to what is offered: the core's, then the extensions'.
 
     A level that is not offered becomes one that is, so every combination of offered levels that the array holds is still
     there. Each row has its own seed. Of a row of few queries and more keys that asks for gradients stands another one half
     way round the array that does not, which is how such shapes are asked in use, and another way through a kernel.
     """
-    cases = _fitted(core_rows(name), adapter, dtypes)
-    for extension in EXTENSIONS:
-        if extension.feature in adapter.offers:
-            cases += _fitted(read(ARRAYS / extension.name, name, extension.all_levels), adapter, dtypes)
-    return cases
+    cases, beside = _fitted(core_rows(name), adapter, dtypes), asked_of(adapter.offers)
+    if beside is not None:
+        rows = read(ARRAYS / beside.name, name, beside.levels)
+        if beside is TOGETHER:
+            rows += tuple(row for one in ALONE.values() for row in read(ARRAYS / one.name, name, one.levels)[::EACH])
+        cases += [case for case in _fitted(rows, adapter, dtypes) if TOGETHER.there(vars(case))]  # what is left the core asks
+    return list(dict.fromkeys(cases))
 
 
 def _fitted(rows: tuple[Case, ...], adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:

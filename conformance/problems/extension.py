@@ -1,8 +1,9 @@
-"""An option of attention that is no part of the core: its factors, and the array of its own that asks for it."""
+"""An option of attention that is no part of the core: its factors, and the arrays that ask for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -11,28 +12,58 @@ from attnspec.conformance.problems.factors import LEVELS, alibi, first_tokens, l
 
 @dataclass(frozen=True)
 class Extension:
-    """Its arrays lie in `arrays/NAME/`, pairs.csv and triples.csv, and are asked of who offers the feature.
+    """What is asked of who offers the feature.
 
     levels: of each of its factors, the plain one (it is not there) first. pairs_with: factors of the core that its levels meet in
-    pairs. beside: the other extensions that it is combined with.
+    pairs. needs: of factors of other extensions the levels beside which its own say something, where not all do.
     """
 
     name: str
     feature: str
     levels: dict[str, tuple[Any, ...]]
     pairs_with: tuple[str, ...]
-    beside: tuple[Extension, ...] = ()
+    needs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The arrays of one extension alone, or of several together: `arrays/NAME/`, pairs.csv and triples.csv.
+
+    In a row of several, most stand beside each other, so that it holds combinations for each of them.
+    """
+
+    name: str
+    extensions: tuple[Extension, ...]
 
     @property
-    def all_levels(self) -> dict[str, tuple[Any, ...]]:
-        """The levels of a row: those of the core, of what it is combined with, and its own without the plain one."""
-        others = {name: levels for other in self.beside for name, levels in other.levels.items()}
-        return LEVELS | others | {name: levels[1:] for name, levels in self.levels.items()}
+    def own(self) -> dict[str, tuple[Any, ...]]:
+        """The levels of the extensions' factors: of one alone without the plain one."""
+        alone = len(self.extensions) == 1
+        return {name: levels[alone:] for one in self.extensions for name, levels in one.levels.items()}
+
+    @property
+    def levels(self) -> dict[str, tuple[Any, ...]]:
+        """The levels of a row: those of the core, and of the extensions."""
+        return LEVELS | self.own
 
     def meetings(self, strength: int) -> list[tuple[str, ...]]:
-        """The sets of factors of which its array holds all combinations: one of its own, and strength − 1 that it meets."""
-        met = [*self.pairs_with, *(name for other in self.beside for name in other.levels)]
-        return [(own, *some) for own in self.levels for some in combinations(met, strength - 1)]
+        """The sets of factors of which the array holds all combinations: one of an extension, and strength − 1 that it meets."""
+        found: dict[frozenset[str], tuple[str, ...]] = {}
+        for one in self.extensions:
+            met = [*one.pairs_with, *(name for name in self.own if name not in one.levels)]
+            for own in one.levels:
+                for some in combinations(met, strength - 1):
+                    found.setdefault(frozenset((own, *some)), (own, *some))
+        return list(found.values())
+
+    def there(self, levels: Mapping[str, Any]) -> list[Extension]:
+        """The extensions of which these levels hold one that is not the plain one."""
+        return [one for one in self.extensions if any(levels.get(name, some[0]) != some[0] for name, some in one.levels.items())]
+
+    def goes(self, levels: Mapping[str, Any]) -> bool:
+        """Whether each extension that is there has what it needs beside it."""
+        needs = [item for one in self.there(levels) for item in one.needs.items()]
+        return all(levels[name] in some for name, some in needs if name in levels)
 
 
 SOFTCAP = Extension(
@@ -46,14 +77,12 @@ WINDOW = Extension(
     "window",
     {"window": window.WINDOW.levels},
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "wrt"),
-    beside=(SOFTCAP,),
 )
 LSE = Extension(
     "lse",
     "lse",
     {"lse": lse.LSE.levels},
     ("dtype", "heads", "i", "j", "mask", "bias", "biases", "causal", "scale", "values", "wrt"),
-    beside=(SOFTCAP, WINDOW),
 )
 FIRST_TOKENS = Extension(
     "first_tokens",
@@ -61,27 +90,32 @@ FIRST_TOKENS = Extension(
     {"first_tokens": first_tokens.FIRST_TOKENS.levels},
     ("dtype", "i", "j", "mask", "causal", "wrt"),
     # Windows that begin soon before the query: beside others first tokens are seen anyway.
-    beside=(replace(WINDOW, levels={"window": ("3:", "1:0", "2:1", "0:0")}),),
+    needs={"window": ("3:", "1:0", "2:1", "0:0")},
 )
 SINKS = Extension(
     "sinks",
     "sinks",
     {"sinks": sink.SINKS.levels},
     ("dtype", "heads", "i", "j", "mask", "bias", "causal", "scale", "values", "wrt"),
-    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE),
 )
 POSITION = Extension(
     "position",
     "q_start",
     {"q_start": start.START.levels},
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "wrt"),
-    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS),
 )
 ALIBI = Extension(
     "alibi",
     "alibi",
     {"alibi_slopes": alibi.ALIBI.levels},
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "scale", "wrt"),
-    beside=(SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS, POSITION),
 )
 EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS, POSITION, ALIBI)
+ALONE = {one.feature: Rows(one.name, (one,)) for one in EXTENSIONS if not one.needs}
+TOGETHER = Rows("together", EXTENSIONS)
+
+
+def asked_of(features: Collection[str]) -> Rows | None:
+    """The arrays of who offers these features: of the only extension among them, or of all together; None where there is none."""
+    offered = [one.feature for one in EXTENSIONS if one.feature in features]
+    return None if not offered else ALONE[offered[0]] if len(offered) == 1 and offered[0] in ALONE else TOGETHER

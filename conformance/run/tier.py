@@ -12,7 +12,7 @@ class Tier:
     searched: examples that Hypothesis draws. narrowed: rows that are bent to what a comparison wants to see. rows: rows on
     which a relation is asked. generic: problems of generic numbers from which a bias is seen. compiled: the backend for
     torch.compile, or none. slow: whether costs such as rows of a million keys and ball arithmetic for every answer in
-    float64 are borne.
+    float64 are borne. in_turn: whether what an extension asks beside its arrays is asked in one dtype, each test in its own.
     """
 
     array: str
@@ -22,10 +22,11 @@ class Tier:
     generic: int = 0
     compiled: str = ""
     slow: bool = False
+    in_turn: bool = False
 
 
 TIERS = {
-    "smoke": Tier("pairs", searched=0, narrowed=16, rows=3),
+    "smoke": Tier("pairs", searched=0, narrowed=16, rows=3, in_turn=True),
     "standard": Tier("triples", searched=6, narrowed=50, rows=10, generic=200, compiled="eager"),
     "thorough": Tier("triples", searched=120, narrowed=500, rows=80, generic=1000, compiled="inductor", slow=True),
     "soak": Tier("triples", searched=1_000_000, narrowed=500, rows=200, generic=4000, compiled="inductor", slow=True),

@@ -17,7 +17,7 @@ from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.clause import ids_of, tests_of
+from attnspec.conformance.testing.clause import dtypes_of, ids_of, tests_of
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge
 from attnspec.conformance.testing.rows import rows
 from attnspec.conformance.vectors.format import Comparison
@@ -92,9 +92,9 @@ def made(run: Run, subject: Subject) -> Iterator[tuple[Case, Problem, str, Compa
     for test in tests_of(run.clauses, run.spec):
         clauses = [index()[id_] for id_ in ids_of(test, run.spec)]
         ids = tuple(x.id for x in clauses if x.kind == "value" and seen_in_files(x) and not subject.exempt_from(x))
-        if not test.plan.once or test.dangerous or not ids or not subject.offers(*test.plan.offering):
+        if not test.plan.once or test.plan.dangerous or not ids or not subject.offers(*test.plan.offering):
             continue
-        for dtype in subject.dtypes:
+        for dtype in dtypes_of(test, run, subject):
             recorder = Recorder(subject.adapter, dialect=subject.dialect, claim=subject.claim, dtypes=subject.dtypes)
             for case in rows(run, recorder, dtype, test.plan):
                 with contextlib.suppress(Broken, NotOffered, NotApplicable, TooLarge):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
@@ -40,8 +41,7 @@ def clause(*ids: str, since: str | None = None) -> Callable[[Test], Test]:
             return Asking(run, subject, dtype, ids_of(run_it, run.spec), test)
 
         del run_it.__wrapped__  # pytest reads fixtures from the signature
-        run_it.clauses, run_it.asking, run_it.dangerous = ids, asking, test.plan.dangerous  # type: ignore[attr-defined]
-        run_it.since = since  # type: ignore[attr-defined]
+        run_it.clauses, run_it.asking, run_it.since = ids, asking, since  # type: ignore[attr-defined]
         return run_it
 
     return bind
@@ -55,6 +55,16 @@ def ids_of(test: Any, spec: str | None) -> tuple[str, ...]:
     if test.since is not None and newer(test.since, spec):
         return ()
     return tuple(id_ for id_ in test.clauses if not newer(index()[id_].since, spec))
+
+
+def dtypes_of(test: Any, run: Run, subject: Subject) -> tuple[str, ...]:
+    """The dtypes in which a subject is asked a test: all of them, or where the tier says so one.
+
+    One for what an extension asks beside its arrays, each test in the dtype that its name falls on.
+    """
+    if not (run.tier.in_turn and test.plan.beside_an_array and subject.dtypes):
+        return subject.dtypes
+    return (subject.dtypes[crc32(test.__name__.encode()) % len(subject.dtypes)],)
 
 
 def wanted(test: Any, clauses: tuple[str, ...], spec: str | None = None) -> bool:
@@ -77,4 +87,4 @@ def tests_of(clauses: tuple[str, ...], spec: str | None = None) -> list[Any]:  #
     tests = [x for module in modules for x in vars(module).values() if inspect.isfunction(x) and hasattr(x, "clauses")]
     order = {id_: n for n, id_ in enumerate(index())}
     asked = (test for test in tests if wanted(test, clauses, spec))
-    return sorted(asked, key=lambda test: (test.dangerous, min(order[id_] for id_ in test.clauses)))
+    return sorted(asked, key=lambda test: (test.plan.dangerous, min(order[id_] for id_ in test.clauses)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from attnspec.conformance.diagnosis.explain import anything
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.extension import EXTENSIONS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec.words import OUTPUTS
@@ -33,6 +34,11 @@ class Plan:
     form: bool = False  # the clause speaks of the form of the answer, and not of its numbers
     once: bool = False
     dangerous: bool = False
+
+    @property
+    def beside_an_array(self) -> bool:
+        """Whether an extension asks this beside its arrays: it is no comparison, and needs what the extension offers."""
+        return not self.comparison and any(one.feature in self.offering for one in EXTENSIONS)
 
     def narrow(self, case: Case, subject: Subject) -> Case | None:
         """The case with the levels that this test wants, or None where it can't show the clause."""

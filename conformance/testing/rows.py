@@ -22,7 +22,7 @@ def rows(run: Run, subject: Subject, dtype: str, plan: Plan) -> Iterable[Case]:
     """
     if plan.once:  # a test that makes its own problems asks nothing of the array
         return [fit(Case(dtype=dtype, heads="2/2"), subject.adapter)]
-    every = run.rows(subject, dtype)
+    every = _rows(run, subject, dtype, plan)
     if run.case is not None and plan.comparison:
         return every
     fitting, most = plan.cases(every, subject), _most(run, plan)
@@ -45,8 +45,15 @@ def restricted(run: Run, subject: Subject, dtype: str, plan: Plan) -> int:
     unrestricted = islice(plan.cases(every, replace(subject, adapter=free)), _most(run, plan))
     left_out = sum(fit(case, subject.adapter) != case for case in unrestricted)
     # A relation is asked on a few of many rows: that it has none is what counts.
-    none = not any(True for _ in islice(plan.cases(run.rows(subject, dtype), subject), 1))
+    none = not any(True for _ in islice(plan.cases(_rows(run, subject, dtype, plan), subject), 1))
     return left_out if plan.comparison else int(bool(left_out) and none)
+
+
+def _rows(run: Run, subject: Subject, dtype: str, plan: Plan) -> Iterable[Case]:
+    """The rows of a dtype; for what is asked in one only, those of all, as problems of that one."""
+    if not (run.tier.in_turn and plan.beside_an_array):
+        return run.rows(subject, dtype)
+    return list(dict.fromkeys(replace(case, dtype=dtype) for each in subject.dtypes for case in run.rows(subject, each)))
 
 
 def _most(run: Run, plan: Plan) -> int | None:

@@ -1,4 +1,4 @@
-"""Make covering arrays: python conformance/problems/arrays/make.py EXTENSION …, or core for the next version of the core's.
+"""Make covering arrays: python conformance/problems/arrays/make.py EXTENSION … together, or core for the next of the core's.
 
 They are kept as data because making all triples takes longer than testing them; tests/test_arrays.py checks that they cover what
 they claim. The arrays of the core are frozen: whoever makes them anew changes what every gate asks, so they then have a new
@@ -27,9 +27,9 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.array import ARRAYS
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space
-from attnspec.conformance.problems.extension import EXTENSIONS, Extension
+from attnspec.conformance.problems.extension import ALONE, TOGETHER, Rows
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, alike
-from attnspec.conformance.problems.fit import decodes
+from attnspec.conformance.problems.fit import decodes, fit
 from attnspec.spec.words import FEATURES
 
 ROOM = COST // 4  # what a row may cost where its levels leave a choice: what is drawn by the search is rarer than a row
@@ -52,19 +52,22 @@ class Everything(Adapter):
     offers = frozenset(FEATURES)
 
 
+EVERYTHING = Everything()
+
+
 class Covering:
     """Rows of level numbers in which every combination of levels of any `strength` factors occurs that makes sense.
 
-    meetings: the sets of factors whose combinations are wanted, where these are not all.
+    beside: the extensions whose combinations are wanted, where it is not those of all factors.
     """
 
-    def __init__(self, levels: Levels, strength: int, meetings: list[tuple[str, ...]] | None = None) -> None:
+    def __init__(self, levels: Levels, strength: int, beside: Rows | None = None) -> None:
         self.names, self.levels, self.random = list(levels), list(levels.values()), Random(strength)
-        self.sizes = [len(some) for some in self.levels]
+        self.sizes, self.beside = [len(some) for some in self.levels], beside
         self.together = self._together()
         chosen = list(combinations(range(len(self.sizes)), strength))
-        if meetings is not None:
-            chosen = [tuple(sorted(map(self.names.index, some))) for some in meetings]
+        if beside is not None:
+            chosen = [tuple(sorted(map(self.names.index, some))) for some in beside.meetings(strength)]
         shapes = [[self.sizes[n] for n in some] for some in chosen]
         starts = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
         # For each factor, the combinations that it is part of: the other factors, their strides, its own, and where they start.
@@ -84,18 +87,30 @@ class Covering:
             for x, y in combinations(range(strength), 2):
                 shape = [size if k in (x, y) else 1 for k, size in enumerate(shapes[n])]
                 possible &= self.together[some[x]][some[y]].reshape(shape)
+            for place in np.argwhere(possible) if beside is not None else ():
+                possible[tuple(place)] = self._wanted({self.names[x]: self.levels[x][y] for x, y in zip(some, place, strict=True)})
             self.missing[starts[n] : starts[n + 1]] = possible.ravel()
         self.chosen, self.shapes, self.starts = chosen, shapes, starts
 
+    def _wanted(self, chosen: dict[str, Any]) -> bool:
+        """Whether a combination has an extension, and some problem holds it."""
+        assert self.beside is not None
+        free = (replace(Case(mask="ij", bias="ij", wrt="all"), window=window) for window in ("none", "3:"))
+        problems = (replace(case, **chosen) for case in free)
+        return bool(self.beside.there(chosen)) and self.beside.goes(chosen) and any(map(stands, problems))
+
     def _together(self) -> list[list[Array]]:
         """For two factors which of their levels go together, (first, second)."""
-        space = Space.of(Everything(), LEVELS["dtype"])
+        space = Space.of(EVERYTHING, LEVELS["dtype"])
         found = [[np.ones((x, y), bool) for y in self.sizes] for x in self.sizes]
         for a, b in combinations(range(len(self.names)), 2):
             names = self.names[a], self.names[b]
             if all(tuple(self.levels[n]) == LEVELS.get(name) for n, name in zip((a, b), names, strict=True)):
                 found[a][b] = space.pairs[names]
                 found[b][a] = space.pairs[names].T
+            elif self.beside is not None:
+                some = [[self.beside.goes({names[0]: x, names[1]: y}) for y in self.levels[b]] for x in self.levels[a]]
+                found[a][b], found[b][a] = np.array(some), np.array(some).T
         return found
 
     def indices(self, row: Array, factor: int) -> tuple[Array, Array]:
@@ -124,8 +139,10 @@ class Covering:
         """The rows."""
         rows = []
         while self.missing.any():
-            tried = [self._candidate() for _ in range(CANDIDATES)]
+            tried = [row for row in (self._candidate() for _ in range(CANDIDATES)) if row is not None]
             gains = [len(set(self._new(row).tolist())) / (1 + self.dear(row)) for row in tried]
+            if not max(gains, default=0):
+                continue
             rows.append(tried[int(np.argmax(gains))])
             self.missing[self._new(rows[-1])] = False
         return self._spread(rows)
@@ -136,8 +153,12 @@ class Covering:
         held = np.concatenate(found)
         return held[self.missing[held]]
 
-    def _candidate(self) -> Array:
-        """A row that holds one missing combination, and of the others as many as one factor after the other can add."""
+    def _candidate(self) -> Array | None:
+        """A row that holds one missing combination, and of the others as many as one factor after the other can add.
+
+        What some levels together take away from it, such as an lse beside slopes and causal, is taken away. None where nothing
+        of an extension is left then.
+        """
         row = np.full(len(self.sizes), -1)
         at = self.random.choice(np.flatnonzero(self.missing))
         n = int(np.searchsorted(self.starts, at, "right")) - 1
@@ -153,7 +174,11 @@ class Covering:
                 gain = gains[level] - 2 * self.dear(row) - blind(self.case(row))
                 best, most = ([level], gain) if gain > most else ([*best, level], most) if gain == most else (best, most)
             row[factor] = self.random.choice(best)
-        return row
+        fitted = fit(self.case(row), EVERYTHING)
+        levels = [getattr(fitted, name) for name in self.names]
+        if any(level not in some for level, some in zip(levels, self.levels, strict=True)):
+            return None
+        return np.array([some.index(level) for level, some in zip(levels, self.levels, strict=True)])
 
     def _spread(self, rows: list[Array]) -> list[Array]:
         """Give each entry that no combination needs a level with which the row is not blind nor dear, and of those the rarest."""
@@ -173,10 +198,11 @@ class Covering:
             if (count[held(row, n)] < 2).any():
                 continue
 
-            def rank(level: int, row: Array = row, n: int = n) -> tuple[float, bool, int]:
+            def rank(level: int, row: Array = row, n: int = n) -> tuple[bool, float, bool, int]:
                 trial = row.copy()
                 trial[n] = level
-                return self.dear(trial), blind(self.case(trial)), used[n][level] - (level == row[n])
+                case = self.case(trial)
+                return not stands(case), self.dear(trial), blind(case), used[n][level] - (level == row[n])
 
             best = min((int(x) for x in np.flatnonzero(self.possible(row, n))), key=rank)
             if rank(best) < rank(int(row[n])):
@@ -188,9 +214,15 @@ class Covering:
         return rows
 
 
+def stands(case: Case) -> bool:
+    """Whether it says nothing that makes no sense beside the rest, such as holes without a mask."""
+    return fit(case, EVERYTHING) == case
+
+
 def blind(case: Case) -> bool:
     """Whether scores can't show in the answer: no query sees two keys, or all are scaled by zero."""
-    return case.keys == 1 or (case.causal and case.i == 1) or case.scale == 0
+    alone = case.window == "0:0" and not case.first_tokens
+    return case.keys == 1 or alone or (case.causal and case.i == 1) or case.scale == 0
 
 
 def in_turn(cases: list[Case], as_it_is: tuple[str, ...] = ()) -> list[Case]:
@@ -217,11 +249,9 @@ def in_turn(cases: list[Case], as_it_is: tuple[str, ...] = ()) -> list[Case]:
     return cases
 
 
-def rows(
-    levels: Levels, strength: int, as_it_is: tuple[str, ...] = (), meetings: list[tuple[str, ...]] | None = None
-) -> list[Case]:
+def rows(levels: Levels, strength: int, as_it_is: tuple[str, ...] = (), beside: Rows | None = None) -> list[Case]:
     """The cases of a covering array, the values of their levels in turn."""
-    covering = Covering(levels, strength, meetings)
+    covering = Covering(levels, strength, beside)
     return in_turn([covering.case(row) for row in covering.made()], as_it_is)
 
 
@@ -248,12 +278,13 @@ def make_core() -> None:
         file.writelines(f"{version} {what} {hash_}\n" for what, hash_ in digests().items())
 
 
-def make(extension: Extension, into: Path = ARRAYS) -> None:
-    """Write the arrays of an extension."""
+def make(beside: Rows, into: Path = ARRAYS) -> None:
+    """Write the arrays of an extension, or of all together."""
+    own = f"each level of {', '.join(beside.own)}"
     for name, strength in STRENGTH.items():
-        cases = rows(extension.all_levels, strength, meetings=extension.meetings(strength))
-        about = f"each level of {', '.join(extension.levels)} with every combination of {strength - 1} of what it meets; by make.py"
-        write(into / extension.name / f"{name}.csv", extension.all_levels, cases, about)
+        cases = rows(beside.levels, strength, beside=beside)
+        about = f"{own} with every combination of {strength - 1} of what it meets; by make.py"
+        write(into / beside.name / f"{name}.csv", beside.levels, cases, about)
 
 
 def digests() -> dict[str, str]:
@@ -277,7 +308,7 @@ def versions() -> dict[int, dict[str, str]]:
 def main(names: list[str]) -> None:
     """Make the arrays of what is named."""
     makers: dict[str, Callable[[], None]] = {"core": make_core}
-    makers |= {extension.name: partial(make, extension) for extension in EXTENSIONS}
+    makers |= {beside.name: partial(make, beside) for beside in (*ALONE.values(), TOGETHER)}
     if not names or set(names) - makers.keys():
         sys.exit(f"{__doc__}\nThere are {', '.join(makers)}.")
     for name in names:
