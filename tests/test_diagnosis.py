@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from mutants.base import load, with_sdpa_signature
 
 from attnspec.adapters import resolve
 from attnspec.conformance.clauses.test_dropout import readable
+from attnspec.conformance.diagnosis import diagnose as diagnosing
 from attnspec.conformance.diagnosis import folding
 from attnspec.conformance.diagnosis.diagnose import diagnose
 from attnspec.conformance.diagnosis.dropped import dropped
@@ -136,6 +138,18 @@ def test_what_has_no_name_gets_none(dtype: str, like: str) -> None:
     problem = subject.problem(case)
     assert subject.judgement(case).findings
     assert diagnose(subject, problem, None, [case]) is None
+
+
+@pytest.mark.parametrize("read", range(1, 9))
+def test_what_was_not_read_to_its_end_gets_none(read: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded scores have no name; after a few problems they look like a scale that is off, and slow machines called them so."""
+    ticks = itertools.count()
+    monkeypatch.setattr(diagnosing, "spent", lambda: float(next(ticks)))
+    monkeypatch.setattr(diagnosing, "SECONDS", float(read))
+    subject = subject_of(load()["float32_exponential_in_half"].make())
+    case = Case.parse("i=5,j=7")
+    assert subject.judgement(case).findings
+    assert diagnose(subject, subject.problem(case), None, [case]) is None
 
 
 def test_beside_enormous_biases_others_that_are_as_large_are_asked() -> None:

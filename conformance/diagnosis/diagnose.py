@@ -116,15 +116,20 @@ def _diagnose(
 def _weighed(
     seen_at: Callable[[int], Seen | None], evidence: Sequence[Any], among: Iterable[str], others: Sequence[str]
 ) -> tuple[dict[str, list[Fit]], dict[str, float], int]:
-    """The mistakes that explain it all, and how well; how much speaks against each; how many problems were evidence for them."""
+    """The mistakes that explain it all, and how well; how much speaks against each; how many problems were evidence for them.
+
+    None of them explains it where the time is up before all of it is read: what is left may speak against each.
+    """
     started, cases = spent(), any(isinstance(this, Case) for this in evidence)
     alive: dict[str, list[Fit]] | None = None
     against: dict[str, float] = {}
     scope: tuple[str, ...] | None = None
     asked = 0
     for n, this in enumerate(evidence):
-        if (alive is not None and not alive) or spent() - started > SECONDS:
+        if alive is not None and not alive:
             break
+        if spent() - started > SECONDS:
+            return {}, against, asked
         if n > 1 and cases and asked > 2 and not isinstance(this, Case):
             break  # only where it was the test that made the problem do cases say little of it
         seen = seen_at(n)
