@@ -35,10 +35,13 @@ from numpy.random import Generator, default_rng
 
 from attnspec.adapters import Adapter, Answer, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
-from attnspec.conformance.judging.judge import form, judge, together
+from attnspec.conformance.judging.judge import form, independent, judge, together
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors import LEVELS, NOT_DENSE
+from attnspec.conformance.problems.factors.alibi import ALIBI
 from attnspec.conformance.problems.factors.first_tokens import FIRST_TOKENS
+from attnspec.conformance.problems.factors.lse import LSE
+from attnspec.conformance.problems.factors.sink import SINKS
 from attnspec.conformance.problems.factors.start import START
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
@@ -50,8 +53,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import capped  # noqa: E402  tests/ is no package
+import complete  # noqa: E402
+import sloped  # noqa: E402
 from chains import FILLED  # noqa: E402
+from lsed import HONEST as LSED  # noqa: E402
 from positioned import HONEST as POSITIONED  # noqa: E402
+from sunk import HONEST as SUNK  # noqa: E402
 from variants import HONEST, OPEN, TF32  # noqa: E402
 from windowed import HONEST as WINDOWED  # noqa: E402
 
@@ -104,6 +111,8 @@ class Implementation:
             return "its dropout pattern is not known"
         if replace(fit(case, self.adapter), wrt=case.wrt) != case:
             return "not offered"
+        if self.name in ("two pass", "by the lse") and case.bias != "none" and case.biases == "lowest":
+            return "its weights come from an lse, in which nothing is left of a sum beside such a bias"
         # docs/torch.md: torch's flash kernel gives NaN there, and `sdpa` where it chooses that kernel.
         scale_broken = case.causal and case.mask == case.bias == "none" and case.scale is not None and case.scale <= 0
         if self.name in ("sdpa", "sdpa-flash") and scale_broken:
@@ -149,7 +158,44 @@ def with_start() -> list[Implementation]:
     return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in POSITIONED.items()]
 
 
-EXTENSIONS = {"softcap": with_softcap, "window": with_window, "position": with_start}  # whose problems all have that option
+def with_lse() -> list[Implementation]:
+    """Those of lsed.py, in both bases, both numbers for empty rows and both dtypes."""
+    return [
+        Implementation(name, FunctionAdapter(kernel, name, ()), half, dialect=replace(TORCH, **dialect))
+        for name, (kernel, dialect, half) in LSED.items()
+    ]
+
+
+def with_slopes() -> list[Implementation]:
+    """Those of sloped.py, in all three forms."""
+    forms = {"distance": sloped.HONEST, "signed": sloped.SIGNED, "column": sloped.COLUMN}
+    return [
+        Implementation(f"{name}, {form}", FunctionAdapter(kernel, name, ()), half, dialect=replace(TORCH, alibi_form=form))
+        for form, styles in forms.items()
+        for name, (kernel, half) in styles.items()
+    ]
+
+
+def with_sinks() -> list[Implementation]:
+    """Those of sunk.py."""
+    return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in SUNK.items()]
+
+
+def with_all() -> list[Implementation]:
+    """Those of complete.py."""
+    return [Implementation(name, FunctionAdapter(kernel, name, ()), "A") for name, kernel in complete.HONEST.items()]
+
+
+# Whose problems all have that option.
+EXTENSIONS = {
+    "softcap": with_softcap,
+    "window": with_window,
+    "lse": with_lse,
+    "alibi": with_slopes,
+    "sink": with_sinks,
+    "position": with_start,
+    "together": with_all,
+}
 
 
 def implementations(also: Iterable[str] = (), with_open: bool = False, extension: str = "") -> list[Implementation]:
@@ -222,6 +268,9 @@ def draw(seed: int, number: int, adapter: Adapter) -> Question:
         level["wrt"] = "all"
     if "softcap" in adapter.offers:
         level["softcap"] = choose(CAPS)
+    for factor in (LSE, ALIBI, SINKS):
+        if factor.needs in adapter.offers:
+            level[factor.name] = choose(factor.levels[1:])
     question = Question(number, fit(Case(**level, seed=int(rng.integers(1 << 16))), adapter))
     if rng.random() < DROPOUT:
         question = replace(question, dropout=choose((0.1, 0.5, 0.9, 1.0)))
@@ -341,7 +390,8 @@ def measure(number: int, answers: list[tuple[Implementation, Answer]], exact: Ex
         given = []
         for implementation, answer in answers:
             tensor = answer.output(output)
-            if implementation.name in without or (tensor is None and output not in answer.gradients):
+            nothing = tensor is None and (output not in answer.gradients or independent(problem, output))
+            if implementation.name in without or nothing:
                 continue
             if form(tensor, output, like, problem, output) is not None:
                 outside.add(implementation.name)
@@ -380,7 +430,8 @@ def start(also: tuple[str, ...], with_open: bool, extension: str) -> None:
 def work(seed: int, first: int, last: int) -> dict[str, Any]:
     """Problems first … last − 1."""
     tally, began = Tally(), time.perf_counter()
-    fullest = next(x.adapter for x in _among if x.name == "tiled")
+    tiled = (x.adapter for x in _among if x.name == "tiled")
+    fullest = next(tiled, max((x.adapter for x in _among), key=lambda adapter: len(adapter.offers)))
     for number in range(first, last):
         ask(draw(seed, number, fullest), _among, tally)
     tally.seconds = time.perf_counter() - began

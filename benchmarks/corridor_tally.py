@@ -99,9 +99,9 @@ def shares(got: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> np.ndarr
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         error = np.abs(got - expected)
         ratio = np.where(error == 0, 0.0, error / bound)
-    both_nan = np.isnan(got) & np.isnan(expected)
+    same = (np.isnan(got) & np.isnan(expected)) | (got == expected)  # an lse may be infinite
     missing = ~(np.isfinite(got) & np.isfinite(expected)) | np.isnan(ratio)
-    return np.where(both_nan, 0.0, np.where(missing, np.inf, ratio))
+    return np.where(same, 0.0, np.where(missing, np.inf, ratio))
 
 
 def distributions(ratio: np.ndarray, number: int) -> Iterator[Share]:

@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 import capped
+import complete
+import lsed
 import pytest
+import sloped
+import sunk
 from chains import FILLED
 from variants import HONEST, TF32
 
@@ -17,6 +21,14 @@ ROOT = Path(__file__).parent.parent
 NAMES = ["sdpa", "sdpa-math", "sdpa-flash", *HONEST, *FILLED, *TF32]
 PLANTED = """
 from mutants.implementations import tail_of_16_keys_dropped as wrong
+"""
+
+WITHOUT = """complete import honest
+from functools import wraps
+
+@wraps(honest)
+def wrong(*tensors, **options):
+    return honest(*tensors, **(options | {{{!r}: None}}))
 """
 
 
@@ -81,6 +93,27 @@ def test_kernels_with_a_soft_cap_are_asked_with_one(tmp_path: Path) -> None:
     done = corridor("--replay", 3, "--extension", "softcap", f"--also={tmp_path / 'planted.py'}:other_order=C")
     assert done.returncode == 1
     assert {json.loads(line)["implementation"] for line in done.stdout.splitlines() if line.startswith("{")} == {"other_order"}
+
+
+@pytest.mark.parametrize(
+    ("extension", "count", "planted"),
+    [
+        ("lse", len(lsed.HONEST), 'lsed import HONEST\n\nwrong = HONEST["returned in base 2"][0]'),
+        ("alibi", 3 * len(sloped.HONEST), 'sloped import COLUMN\n\nwrong = COLUMN["eager"][0]'),
+        ("sink", len(sunk.HONEST), WITHOUT.format("sinks")),
+        ("together", len(complete.HONEST), WITHOUT.format("softcap")),
+    ],
+    ids=["lse", "alibi", "sink", "together"],
+)
+def test_kernels_of_an_extension_are_asked_with_it(extension: str, count: int, planted: str, tmp_path: Path) -> None:
+    """None is outside, and one that is wrong in it is."""
+    (tmp_path / "planted.py").write_text(f"from {planted}\n")
+    done = corridor("--problems", 16, "--into", tmp_path, "--extension", extension, "--also", f"{tmp_path / 'planted.py'}:wrong=C")
+    assert done.returncode == 1, done.stderr[-2000:]
+    header = json.loads((tmp_path / "chunks.jsonl").read_text().splitlines()[0])
+    assert len(header["implementations"]) == count + 1
+    violations = done.stdout.split("## Outside their bounds")[1].splitlines()
+    assert {line.split("|")[2].strip() for line in violations if line.startswith("|")} == {"implementation", "---", "wrong"}
 
 
 def test_a_slope_is_off_by_no_more_than_slopes_are_apart() -> None:
