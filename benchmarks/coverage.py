@@ -25,6 +25,7 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.plugin import hooks as plugin
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.coverage import Space, share_in_words
+from attnspec.conformance.problems.extension import ALONE, EXTENSIONS
 from attnspec.conformance.problems.factors import LEVELS, alike
 from attnspec.conformance.run.tier import TIERS
 
@@ -68,6 +69,12 @@ class Padding(Adapter):
     offers = frozenset({"mha", "shared_kv", "strided", "key_padding", "causal", "backward"})
 
 
+class Core(Everything):
+    """Offers the whole core, and no extension."""
+
+    offers = Everything.offers - {one.feature for one in EXTENSIONS}
+
+
 def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
     """A Markdown table and an empty line."""
     return [*("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)), ""]
@@ -84,7 +91,7 @@ def by_level() -> list[str]:
 
 def by_adapter() -> list[str]:
     """The arrays, fitted to what is offered."""
-    adapters = {"everything": Everything(), "sdpa-math": resolve("sdpa-math")[0], "an `Attend` module": Padding()}
+    adapters = {"all of the core": Core(), "sdpa-math": resolve("sdpa-math")[0], "an `Attend` module": Padding()}
     rows = []
     for what, adapter in adapters.items():
         for name in ("pairs", "triples"):
@@ -101,6 +108,22 @@ def by_adapter() -> list[str]:
     return table(["offered", "array", "rows", "two levels", "three levels"], rows)
 
 
+def by_extension() -> list[str]:
+    """Rows beside the core's, of who offers one extension alone, or all."""
+
+    class Offering(Core):
+        """The core, and what is given."""
+
+        def __init__(self, features: Iterable[str]) -> None:
+            self.offers = Core.offers.union(features)
+
+    offering = {rows.name: Offering([feature]) for feature, rows in ALONE.items()} | {"all": Everything()}
+    core = [len(array(name, Core(), DTYPES)) for name in ("pairs", "triples")]
+    more = {what: [len(array(name, adapter, DTYPES)) for name in ("pairs", "triples")] for what, adapter in offering.items()}
+    rows = ([what, *(str(n - of_core) for n, of_core in zip(some, core, strict=True))] for what, some in more.items())
+    return table(["extension", "pairs", "triples"], rows)
+
+
 def by_run(impl: str) -> list[str]:
     """What whole runs say."""
     rows = []
@@ -113,7 +136,7 @@ def by_run(impl: str) -> list[str]:
 def by_situation(number: int) -> list[str]:
     """Stated and measured."""
     drawn = searches(number, EXAMPLES, "float32")
-    rows = {name: [Drawn(case) for case in array(name, Everything(), DTYPES)] for name in ("pairs", "triples")}
+    rows = {name: [Drawn(case) for case in array(name, Core(), DTYPES)] for name in ("pairs", "triples")}
     lines = []
     for what, one in SITUATIONS.items():
         found = [[one.holds(x) for x in search] for search in drawn]
@@ -133,7 +156,7 @@ def by_situation(number: int) -> list[str]:
 
 def page(impl: str, number: int) -> str:
     """The document: an implementation whose runs are shown, and how many searches are measured."""
-    rows = {name: str(len(array(name, Everything(), DTYPES))) for name in ("pairs", "triples")}
+    rows = {name: str(len(array(name, Core(), DTYPES))) for name in ("pairs", "triples")}
     lines = [
         "# What the problems contain",
         "",
@@ -151,6 +174,9 @@ def page(impl: str, number: int) -> str:
         "The arrays alone, fitted to what an implementation offers:",
         "",
         *by_adapter(),
+        "Who offers an extension is asked further rows, which are those of all extensions together where he offers more than one:",
+        "",
+        *by_extension(),
         f"Whole runs of {impl}, where each test changes the problems to fit its clause, and a search adds others:",
         "",
         *by_run(impl),
