@@ -420,7 +420,7 @@ def check(adapter: Adapter) -> None:
     for what, given, there in (
         ("offers", set(adapter.offers) - FEATURES.keys(), FEATURES),
         ("restrictions", unknown(adapter.restrictions), RESTRICTIONS),
-        ("dtypes", set(adapter.dtypes or ()) - set(DTYPES), DTYPES),
+        ("dtypes", set(map(str, adapter.dtypes or ())) - set(DTYPES), DTYPES),
     ):
         if given:
             raise ValueError(f"{name}.{what} names unknown {', '.join(sorted(given))}; choose from {', '.join(there)}")

@@ -343,15 +343,16 @@ def test_dtypes_that_are_said_are_those_that_are_promised(fake: Callable[..., Is
 
 def test_an_adapter_in_python_promises_dtypes_in_the_same_way() -> None:
     class Half(Adapter):
-        dtypes: Iterable[str] | None = ("bfloat16",)
+        dtypes: Iterable[Any] | None = ("bfloat16",)
 
         def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
     assert meet(resolve(Half)[0], "cpu", {}, None, None).dtypes == ("bfloat16",)
-    Half.dtypes = ("float8",)
-    with pytest.raises(ResolveError, match=r"Half\.dtypes names unknown float8"):
-        resolve(Half)
+    for dtypes in (("float8",), (torch.float16, torch.bfloat16)):
+        Half.dtypes = dtypes
+        with pytest.raises(ResolveError, match=r"Half\.dtypes names unknown (float8|torch\.bfloat16, torch\.float16); choose"):
+            resolve(Half)
 
 
 # WHAT A PEER GETS

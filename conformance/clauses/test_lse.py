@@ -83,7 +83,7 @@ def test_one_base_for_all_problems(subject: Subject, case: Case) -> None:
 
 
 @clause("LSE-6")
-@once("lse")
+@once("lse", each_dtype=True)
 def test_one_of_the_conventions_is_followed(subject: Subject, case: Case) -> None:
     """The problems on which base, dtype and empty rows are observed."""
     for choice in ("lse_base", "lse_dtype", "lse_includes_sink"):

@@ -129,7 +129,7 @@ def test_starts_at_block_edges(subject: Subject, case: Case) -> None:
 
 
 @clause("POSITION-1")
-@once("q_start")
+@once("q_start", each_dtype=True)
 def test_positions_that_half_types_do_not_hold(subject: Subject, case: Case) -> None:
     """Positions are whole numbers: from 257 on bfloat16 has not each of them, from 2049 on float16."""
     shapes = [

@@ -60,7 +60,7 @@ def test_the_sink_holds_at_every_length(subject: Subject, case: Case) -> None:
 
 
 @clause("SINK-1")
-@once("sinks")
+@once("sinks", each_dtype=True)
 def test_sinks_in_the_dtype_of_the_queries(subject: Subject, case: Case) -> None:
     """As a model has them in a half type, beside those in float32 that all other problems have: refused, or right."""
     problem = plain(case, subject)
@@ -257,7 +257,7 @@ def test_a_sink_far_from_the_scores(subject: Subject, case: Case) -> None:
 
 
 @clause("SINK-6")
-@once("sinks")
+@once("sinks", each_dtype=True)
 def test_a_sink_at_any_distance(subject: Subject, case: Case) -> None:
     """z from −300 to 300 beside scores of ordinary size, and values so large that something is left."""
     high = torch.finfo(getattr(torch, case.dtype)).max

@@ -53,7 +53,7 @@ def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
     there. Each row has its own seed. Of a row of few queries and more keys that asks for gradients stands another one half
     way round the array that does not, which is how such shapes are asked in use, and another way through a kernel.
     """
-    cases, beside = _fitted(core_rows(name), adapter, dtypes), asked_of(adapter.offers)
+    cases, beside = _fitted(core_rows(name), adapter, dtypes), asked_of(frozenset(adapter.offers))
     if beside is not None:
         rows = read(ARRAYS / beside.name, name, beside.levels)
         if beside is TOGETHER:

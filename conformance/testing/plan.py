@@ -23,7 +23,8 @@ class Plan:
 
     offering: features that must be promised. like: levels that every case gets. where: which cases can show the clause.
     outputs: those compared with the reference where the test is a comparison; for a relation, those that must be right
-    before it is asked. dangerous: it asks what some kernels do not survive, and comes last.
+    before it is asked. dangerous: it asks what some kernels do not survive, and comes last. each_dtype: what it asks is another
+    thing in each dtype.
     """
 
     offering: tuple[str, ...] = ()
@@ -34,11 +35,13 @@ class Plan:
     form: bool = False  # the clause speaks of the form of the answer, and not of its numbers
     once: bool = False
     dangerous: bool = False
+    each_dtype: bool = False
 
     @property
-    def beside_an_array(self) -> bool:
-        """Whether an extension asks this beside its arrays: it is no comparison, and needs what the extension offers."""
-        return not self.comparison and any(one.feature in self.offering for one in EXTENSIONS)
+    def one_dtype_will_do(self) -> bool:
+        """Whether a small tier may ask it in one dtype: it is what an extension asks beside its arrays."""
+        beside = not self.comparison and any(one.feature in self.offering for one in EXTENSIONS)
+        return beside and not self.each_dtype
 
     def narrow(self, case: Case, subject: Subject) -> Case | None:
         """The case with the levels that this test wants, or None where it can't show the clause."""
@@ -83,12 +86,13 @@ def on_cases(
     return _plan(Plan(offering, tuple(like.items()), where, right))
 
 
-def once(*offering: str, dangerous: bool = False) -> Callable[[Test], Test]:
+def once(*offering: str, dangerous: bool = False, each_dtype: bool = False) -> Callable[[Test], Test]:
     """The test makes its own problems: it is called once for each dtype, with the simplest case of that dtype.
 
-    dangerous: it asks what some kernels do not survive, such as no heads; all others come first.
+    dangerous: it asks what some kernels do not survive, such as no heads; all others come first. each_dtype: what it asks is
+    another thing in each dtype, so that no tier leaves one out.
     """
-    return _plan(Plan(offering, once=True, dangerous=dangerous))
+    return _plan(Plan(offering, once=True, dangerous=dangerous, each_dtype=each_dtype))
 
 
 def _plan(plan: Plan) -> Callable[[Test], Test]:
