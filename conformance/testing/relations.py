@@ -38,12 +38,17 @@ def garbage(problem: Problem) -> float:
 
 
 def with_hidden(problem: Problem, hidden: np.ndarray, number: float, names: tuple[str, ...] = ("k", "v")) -> Problem:
-    """The problem with every hidden key and value replaced by one number."""
+    """The problem with every hidden key and value replaced by one number.
+
+    Raises NotApplicable where one element of memory is several of a tensor, some of which may be visible.
+    """
     places = torch.from_numpy(hidden).to(problem.q.device)
     return problem.replace(**{name: _filled(getattr(problem, name), places, number) for name in names})
 
 
 def _filled(x: Tensor, places: Tensor, number: float) -> Tensor:
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise NotApplicable
     x = twin(x)
     x[places] = number
     return x
