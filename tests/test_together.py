@@ -10,14 +10,20 @@ import complete
 import pytest
 
 from attnspec.adapters import resolve
+from attnspec.conformance import check
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.extension import EXTENSIONS
 from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.tensors import build
+from attnspec.conformance.run.run import Run
+from attnspec.conformance.run.tier import TIERS
+from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.testing.clause import tests_of
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge
 from attnspec.reference import default_class, solve
-from attnspec.spec import Dialect
+from attnspec.spec import Dialect, index
 
 DTYPES = LEVELS["dtype"]
 # Whether a case has an option, by the feature of its extension.
@@ -99,3 +105,37 @@ def test_a_kernel_that_leaves_one_option_out_is_not(option: str) -> None:
         found = judge(adapter.run(problem), solve(problem, Dialect(**adapter.dialect)), default_class(case.dtype)).findings
         seen += bool(found)
     assert seen >= 5, (option, seen, len(beside))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_relation_holds_of_an_honest_kernel(dtype: str) -> None:
+    """On rows of the larger array, of which smoke asks three: one wrote hidden numbers into memory that visible ones share."""
+    subject = meet(resolve(complete.HONEST["in one"])[0], "cpu", {}, None, (dtype,))
+    run = Run("", [subject], tier=TIERS["standard"])
+    rows, broken, asked_of = array("triples", subject.adapter, subject.dtypes)[::5], [], 0
+    for test in tests_of(()):
+        if test.plan.comparison or test.plan.once or not index()[test.clauses[0]].binding:
+            continue
+        cases = list(test.plan.cases(rows, subject))
+        for case in cases[:: max(1, len(cases) // 10)]:
+            try:
+                test.asking(run, subject, dtype).test(subject, case)
+            except (NotApplicable, NotOffered, TooLarge):
+                continue
+            except Broken as found:
+                broken.append(f"{test.__name__}: {found.finding.message} --case={case.token()}")
+            asked_of += 1
+    assert asked_of > 300
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("clause", "case"),
+    [
+        ("SOFTCAP-6", "b=2,j=2,d=1,mask=padding,softcap=3.1,layout=expanded"),  # one value of all batch items, hidden in one
+        ("WINDOW-10", "i=3,j=9,d=4,window=1:0,lse=alone"),  # no cotangent reaches the values
+    ],
+)
+def test_what_was_a_false_alarm(clause: str, case: str) -> None:
+    outcome = check(complete.HONEST["in one"], clauses=clause, case=case)
+    assert not outcome.failures, str(outcome)
