@@ -23,7 +23,7 @@ from attnspec.conformance.problems.array import array, core_rows
 from attnspec.conformance.problems.arrays import make
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.coverage import Space, share_in_words
-from attnspec.conformance.problems.extension import EXTENSIONS, Extension, Rows
+from attnspec.conformance.problems.extension import EXTENSIONS, Arrays, Extension
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
 from attnspec.conformance.problems.fit import decodes, fit
 from attnspec.conformance.problems.reduce import descend, simpler, stripped
@@ -175,8 +175,8 @@ def test_the_arrays_of_the_core_are_frozen() -> None:
 STEEP = Extension("steep", "bias", {"biases": ("normal", "steep", "shift")}, ("mask",))
 TEMPERED = Extension("tempered", "scale", {"scale": (None, 2.0, 0.7)}, ("causal", "layout"))
 STEEPER = Extension("steeper", "bias", {"do": ("dense", "zeros", "one_row")}, ("causal",), needs={"scale": (2.0,)})
-ALONE = {one.feature: Rows(one.name, (one,)) for one in (STEEP, TEMPERED)}
-TOGETHER = Rows("together", (STEEP, TEMPERED, STEEPER))
+ALONE = {one.feature: Arrays(one.name, (one,)) for one in (STEEP, TEMPERED)}
+TOGETHER = Arrays("together", (STEEP, TEMPERED, STEEPER))
 
 
 @pytest.fixture(scope="module")
@@ -236,12 +236,12 @@ def test_extensions_meet_each_other_and_what_they_need(name: str, strength: int,
 
 @pytest.mark.parametrize(("name", "strength"), make.STRENGTH.items())
 @pytest.mark.parametrize("beside", [*extension.ALONE.values(), extension.TOGETHER], ids=lambda beside: beside.name)
-def test_each_array_that_there_is_meets_what_it_names(beside: Rows, name: str, strength: int) -> None:
+def test_each_array_that_there_is_meets_what_it_names(beside: Arrays, name: str, strength: int) -> None:
     """All of its combinations that make sense: what is not in them nobody asks."""
     assert holds(arrays.read(arrays.ARRAYS / beside.name, name, beside.levels), beside, strength) == []
 
 
-def holds(rows: tuple[Case, ...], beside: Rows, strength: int) -> list[dict[str, object]]:
+def holds(rows: tuple[Case, ...], beside: Arrays, strength: int) -> list[dict[str, object]]:
     """The combinations that make sense and that none of the rows has; each row makes sense itself."""
     everything = Everything()
     assert all(fit(case, everything) == case for case in rows)

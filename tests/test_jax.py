@@ -13,7 +13,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.array import ARRAYS, read
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.extension import ALONE, TOGETHER, Rows
+from attnspec.conformance.problems.extension import ALONE, TOGETHER, Arrays
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import solve
@@ -35,14 +35,14 @@ class Shifted(Jax):
         return (found[0], found[1] + (1 / k.shape[2])) if lse else found
 
 
-def small(of: Rows, kernel: Adapter, every: int) -> list[Case]:
+def small(of: Arrays, kernel: Adapter, every: int) -> list[Case]:
     """Rows of an array, as far as they are offered, in short lengths: each shape is compiled anew."""
     rows = read(ARRAYS / of.name, "pairs", of.levels)[::every]
     fitted = [fit(replace(row, i=min(row.i, 5), j=max(1, min(row.j, 9)), heads="2/1"), kernel) for row in rows]
     return list(dict.fromkeys(case for case in fitted if case.dtype != "float64" and of.there(vars(case))))
 
 
-def broken(kernel: Adapter, of: Rows, every: int) -> list[str]:
+def broken(kernel: Adapter, of: Arrays, every: int) -> list[str]:
     """The cases whose answers are outside of the class that a wide softmax between narrow tensors has."""
     found = []
     cases = small(of, kernel, every)
@@ -55,10 +55,10 @@ def broken(kernel: Adapter, of: Rows, every: int) -> list[str]:
 
 
 @pytest.mark.parametrize("of", [ALONE["window"], ALONE["lse"], TOGETHER], ids=lambda of: of.name)
-def test_it_keeps_the_chapter(of: Rows) -> None:
+def test_it_keeps_the_chapter(of: Arrays) -> None:
     assert broken(Jax(), of, 2 if of is ALONE["lse"] else 4) == []
 
 
 @pytest.mark.parametrize("of", [ALONE["window"], ALONE["lse"], TOGETHER], ids=lambda of: of.name)
-def test_a_shifted_one_does_not(of: Rows) -> None:
+def test_a_shifted_one_does_not(of: Arrays) -> None:
     assert len(broken(Shifted(), of, 2 if of is ALONE["lse"] else 4)) >= 3

@@ -26,7 +26,7 @@ class Extension:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Arrays:
     """The arrays of one extension alone, or of several together: `arrays/NAME/`, pairs.csv and triples.csv.
 
     In a row of several, most stand beside each other, so that it holds combinations for each of them.
@@ -111,11 +111,11 @@ ALIBI = Extension(
     ("dtype", "heads", "b", "i", "j", "mask", "bias", "causal", "scale", "wrt"),
 )
 EXTENSIONS = (SOFTCAP, WINDOW, FIRST_TOKENS, LSE, SINKS, POSITION, ALIBI)
-ALONE = {one.feature: Rows(one.name, (one,)) for one in EXTENSIONS if not one.needs}
-TOGETHER = Rows("together", EXTENSIONS)
+ALONE = {one.feature: Arrays(one.name, (one,)) for one in EXTENSIONS if not one.needs}
+TOGETHER = Arrays("together", EXTENSIONS)
 
 
-def asked_of(features: Collection[str]) -> Rows | None:
+def asked_of(features: Collection[str]) -> Arrays | None:
     """The arrays of who offers these features: of the only extension among them, or of all together; None where there is none."""
     offered = [one.feature for one in EXTENSIONS if one.feature in features]
     return None if not offered else ALONE[offered[0]] if len(offered) == 1 and offered[0] in ALONE else TOGETHER

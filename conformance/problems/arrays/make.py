@@ -27,7 +27,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.array import ARRAYS
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space
-from attnspec.conformance.problems.extension import ALONE, TOGETHER, Rows
+from attnspec.conformance.problems.extension import ALONE, TOGETHER, Arrays
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, alike
 from attnspec.conformance.problems.fit import decodes, fit
 from attnspec.spec.words import FEATURES
@@ -61,7 +61,7 @@ class Covering:
     beside: the extensions whose combinations are wanted, where it is not those of all factors.
     """
 
-    def __init__(self, levels: Levels, strength: int, beside: Rows | None = None) -> None:
+    def __init__(self, levels: Levels, strength: int, beside: Arrays | None = None) -> None:
         self.names, self.levels, self.random = list(levels), list(levels.values()), Random(strength)
         self.sizes, self.beside = [len(some) for some in self.levels], beside
         self.together = self._together()
@@ -249,7 +249,7 @@ def in_turn(cases: list[Case], as_it_is: tuple[str, ...] = ()) -> list[Case]:
     return cases
 
 
-def rows(levels: Levels, strength: int, as_it_is: tuple[str, ...] = (), beside: Rows | None = None) -> list[Case]:
+def rows(levels: Levels, strength: int, as_it_is: tuple[str, ...] = (), beside: Arrays | None = None) -> list[Case]:
     """The cases of a covering array, the values of their levels in turn."""
     covering = Covering(levels, strength, beside)
     return in_turn([covering.case(row) for row in covering.made()], as_it_is)
@@ -278,7 +278,7 @@ def make_core() -> None:
         file.writelines(f"{version} {what} {hash_}\n" for what, hash_ in digests().items())
 
 
-def make(beside: Rows, into: Path = ARRAYS) -> None:
+def make(beside: Arrays, into: Path = ARRAYS) -> None:
     """Write the arrays of an extension, or of all together."""
     own = f"each level of {', '.join(beside.own)}"
     for name, strength in STRENGTH.items():
