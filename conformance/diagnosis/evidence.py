@@ -38,6 +38,8 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
     j, i = case.keys, case.i
     # Long enough for a second block of any size, and for what only long rows show.
     yield fit(replace(case, b=min(case.b, 2), i=i + 130, j=j + 130, d=min(case.d, 16), e=min(case.e, 24)), subject.adapter)
+    if case.q_start != "none":  # a start that is not small
+        yield fit(replace(case, b=min(case.b, 2), j=j + 130, d=min(case.d, 16), e=min(case.e, 24), q_start="half"), subject.adapter)
     for change in (
         {"j": j + 1},
         {"j": j + 5, "i": i + 1, "values": "normal", "scale": None},

@@ -205,6 +205,16 @@ special(
 )
 
 
+def gradients_alone(wrong: Callable[[Kernel], Wrong]) -> Callable[[Kernel], Wrong]:
+    """What a mistake gives beside the output."""
+
+    def other(x: Kernel) -> Wrong:
+        given = wrong(x)
+        return None if given is None else {name: value for name, value in given.items() if name != "o"}
+
+    return other
+
+
 def again(x: Kernel, s: Array | None = None, lse: Callable[[Array], Array] | None = None) -> Wrong:
     """Gradients with P = exp(s − lse) of other scores or another lse."""
     s, own = x.s if s is None else s, np.where(x.forward.bare, 0.0, x.forward.lse)[..., None]

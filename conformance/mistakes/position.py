@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.conformance.mistakes.gradients import again, scores
+from attnspec.conformance.mistakes.gradients import again, gradients_alone, scores
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.reference.stages.visible import query_positions, reach
@@ -193,6 +193,35 @@ special(
     "q_start",
 )
 
+special(
+    "q_start_hides_what_lies_before",
+    "with a start, the keys before the first query are hidden",
+    where(moves, lambda x: x.seeing(placed(x, x.own(), x.own()) & (np.arange(x.j) >= x.own()[..., :1, :]))),
+    "q_start",
+)
+special(
+    "q_start_behind_the_keys_sees_none",
+    "queries that start behind the last key see none",
+    where(moves, lambda x: x.seeing(placed(x, x.own(), x.own()) & (x.own()[..., :1, :] < x.j))),
+    "q_start",
+)
+
+
+def counting_visible_keys(x: Kernel) -> Wrong:
+    """Each start moved by the keys before all others that the mask hides from every query of the item."""
+    hidden = (~x.masked.any((1, 2))).cumprod(-1).sum(-1)
+    if not moves(x) or not hidden.any():
+        return None
+    return x.on(q_start=tuple(int(start + n) for start, n in zip(each(x), hidden, strict=True)))
+
+
+special(
+    "q_start_counts_visible_keys",
+    "the start counts the keys that the mask shows, and leaves out hidden ones before them",
+    counting_visible_keys,
+    "q_start mask",
+)
+
 # BACKWARD
 
 special(
@@ -214,3 +243,21 @@ special(
     where(lambda x: moves(x) and len(set(each(x))) > 1, lambda x: again(x, scores(x, placed(x, x.own()[:1], x.own()[:1])))),
     "do q_start",
 )
+for name, says, wrong, of in (
+    ("without_start", "without the start", where(moves, ignored), "q_start_forgotten_in_backward"),
+    ("one_more", "whose queries start one position later", at(lambda x, start: start + 1), "q_start_one_more_in_backward"),
+    ("one_less", "whose queries start one position earlier", at(lambda x, start: start - 1), "q_start_one_less_in_backward"),
+    (
+        "of_first_item",
+        "in which all batch items have the start of the first",
+        of_item(lambda some: some[0]),
+        "q_start_of_first_item_in_backward",
+    ),
+    (
+        "window_at_the_call",
+        "whose window lies around the places of the queries in the call",
+        where(lambda x: x.problem.window is not None, lambda x: x.seeing(placed(x, x.own(), np.arange(x.i)[:, None]))),
+        "",
+    ),
+):
+    special(f"q_start_gradients_{name}", f"the gradients are those of a call {says}", gradients_alone(wrong), "do q_start", of=of)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.conformance.mistakes.gradients import again, scores
+from attnspec.conformance.mistakes.gradients import again, gradients_alone, scores
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.conformance.mistakes.table import Chapter
 from attnspec.reference.stages.visible import reach
@@ -386,16 +386,6 @@ for name, says, step in (("less", "few", -1), ("more", "many", 1)):
         lambda x, step=step: again(x, scores(x, beside(x) & as_band(x, step))),
         "do window",
     )
-
-
-def gradients_alone(wrong: Callable[[Kernel], Wrong]) -> Callable[[Kernel], Wrong]:
-    """What a mistake gives beside the output."""
-
-    def other(x: Kernel) -> Wrong:
-        given = wrong(x)
-        return None if given is None else {name: value for name, value in given.items() if name != "o"}
-
-    return other
 
 
 for name, says, wrong, of in (
