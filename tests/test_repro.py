@@ -104,6 +104,19 @@ def test_it_asks_for_the_gradient_of_a_bias(name: str, case: Case, tmp_path: Pat
     tells(script(subject, Explained("GRAD-4", case, finding, problem, exact), None), name, tmp_path / "repro.py")
 
 
+def test_it_asks_for_gradients_as_the_suite_did_where_the_output_is_wrong(tmp_path: Path) -> None:
+    """There were no `requires_grad_` in it, and a kernel that is wrong only where one is asked for was right in the script."""
+    load()
+    (adapter,) = resolve("mutants.implementations.SinksIgnoredInTraining")
+    subject = meet(adapter, "cpu", {}, None, None)
+    for wrt, code in (("all", 1), ("none", 0)):
+        problem = subject.problem(Case(i=3, j=5, d=4, sinks="normal", wrt=wrt))
+        finding = Finding("value", "o", "what was found")
+        path = tmp_path / f"{wrt}.py"
+        path.write_text(script(subject, Explained("SINK-1", Case(), finding, problem, subject.solve(problem)), None) or "")
+        assert run(path) == code
+
+
 def test_what_no_script_can_tell_has_none() -> None:
     (adapter,) = resolve("honest.tiled")
     subject, case = meet(adapter, "cpu", {}, None, None), Case()

@@ -214,7 +214,7 @@ def _call(
         leaves["bias"] = floating.pop() + suffix if len(floating) == 1 else None
     wanted = [x for x in leaves.values() if x]
     needs = output not in RETURNED and problem.differentiated and wanted
-    if needs:
+    if problem.differentiated:  # also where the output is wrong: a kernel may take another path for it
         lines += [f"{x}.requires_grad_()" for x in dict.fromkeys(wanted)]
     returned = f"o{suffix}, lse{suffix}" if problem.lse else f"o{suffix}"
     picked = "[:2]" if problem.lse else ""  # what else a convention returns comes behind them
