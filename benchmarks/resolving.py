@@ -18,11 +18,17 @@ import numpy as np
 import torch
 
 from attnspec.adapters import Adapter, resolve
+from attnspec.conformance.mistakes.alibi import ALIBI
+from attnspec.conformance.mistakes.lse import LSE
+from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.power import multiple, power
+from attnspec.conformance.mistakes.sink import SINK
+from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.mistakes.window import WINDOW
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.extension import TOGETHER
 from attnspec.conformance.problems.factors import LEVELS
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import default_class, solve
@@ -33,6 +39,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")  # as columns; rows of an
 HALF = ("float16", "bfloat16")
 FINER = ("B", "A")  # than the default class of the half types
 TORCH = Dialect(causal_alignment="top_left")
+CHAPTERS = (SOFTCAP, WINDOW, LSE, ALIBI, SINK, POSITION)  # of the extensions
 Column = tuple[str, str]  # dtype, class
 
 
@@ -40,12 +47,6 @@ class Padding(Adapter):
     """What the Attend modules offer."""
 
     offers = frozenset({"mha", "shared_kv", "strided", "key_padding", "causal", "backward"})
-
-
-class Windowed(Adapter):
-    """What a kernel of torch's parameters with a window and first tokens offers."""
-
-    offers = resolve("sdpa-math")[0].offers | {"window", "window_right", "first_tokens"}
 
 
 class Everything(Adapter):
@@ -103,29 +104,29 @@ def measure(cases: Iterable[Case], dialect: Dialect, finer: bool = True) -> Meas
     return seen
 
 
-def measure_windows(cases: Iterable[Case]) -> Measured:
-    """The mistakes of WINDOW on all cases, in the default class, for a kernel that counts as `inclusive` does."""
-    seen = Measured()
+def measure_extensions(cases: Iterable[Case]) -> Measured:
+    """The mistakes of the extensions on all cases, in the default class."""
+    seen, mistakes = Measured(), {name: one for chapter in CHAPTERS for name, one in chapter.mistakes.items() if not one.special}
     for case in cases:
         problem = build(case)
         exact, class_ = solve(problem, TORCH), default_class(case.dtype)
         seen.problems += 1
-        for name, one in WINDOW.mistakes.items():
-            wrong = None if one.special else one.wrong(problem, TORCH, exact)
+        for name, one in mistakes.items():
+            wrong = one.wrong(problem, TORCH, exact)
             if wrong is not None and wrong.keys() & set(problem.outputs):
                 seen.multiples[name][case.dtype, class_].append(multiple(wrong, exact, class_))
     return seen
 
 
-def windows(every: int) -> list[str]:
-    """The section on windows, of the smaller array."""
-    cases = [case for case in array("pairs", Windowed(), LEVELS["dtype"]) if case.window != "none"]
-    seen = measure_windows(cases[::every])
+def extensions(every: int) -> list[str]:
+    """The section on what is no part of the core, of the smaller array."""
+    cases = [case for case in array("pairs", Everything(), LEVELS["dtype"]) if TOGETHER.there(vars(case))]
+    seen = measure_extensions(cases[::every])
     return [
-        "## Windows",
+        "## Beside the core",
         "",
-        f"The {seen.problems} problems with a window that `pairs` has for a kernel which offers windows and first tokens,",
-        "in the default class.",
+        f"The {seen.problems} problems that `pairs` has beside those of the core for a kernel which offers all options:",
+        "windows and first tokens, soft caps, slopes, sinks, starts and the lse, most of them together. In the default class.",
         "",
         *by_mistake(seen, [(dtype, default_class(dtype)) for dtype in DTYPES]),
     ]
@@ -183,7 +184,7 @@ def report(name: str, every: int) -> list[str]:
         *by_mistake(main, [(dtype, default_class(dtype)) for dtype in DTYPES]),
         "⁽¹⁾ A coarse mistake: nearly any problem shows it.",
         "",
-        *windows(every),
+        *extensions(every),
         "## In the half types, for kernels that claim a stricter class",
         "",
         *by_mistake(main, [(dtype, class_) for dtype in HALF for class_ in classes(dtype)]),
