@@ -135,6 +135,7 @@ def returned_bound(natural: Array, value: Array, problem: Problem, dialect: Dial
     """
     unit, dtype = stage.unit(dialect), stage.dtype_of(problem, dialect)
     size = np.where(np.isfinite(value), np.abs(value), 0.0)
+    natural = natural + bounds.eager_lse(problem.j, dialect, a)
     converted = natural / unit + (bounds.kappa(3, a.u_acc) * size if unit != 1 else 0.0)
     return np.where(np.isfinite(value), converted + UNIT[dtype] * (size + converted) + UNDERFLOW[dtype], 0.0)
 

@@ -122,6 +122,12 @@ def test_a_slope_is_off_by_no_more_than_slopes_are_apart() -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+def test_an_lse_that_eager_code_takes_in_a_half_type_is_inside() -> None:
+    """torch.logsumexp rounds s − m, e^, the sum and its log, where scores are as exact as beside a scale of zero."""
+    done = corridor("--seed", 0, "--replay", 2578, "--extension", "lse")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("number", [6507, 10787])
 def test_at_a_scale_of_zero_what_overflows_before_it_is_no_fault(number: int) -> None:
     """dk is 0 · (dSᵀ q), which float16 may hold as 0 · ∞: two honest chains were outside, in one head and in the sum of a group."""

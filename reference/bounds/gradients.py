@@ -17,6 +17,7 @@ from attnspec.reference.bounds.output import (
     Tile,
     Tiles,
     dropout,
+    eager_lse,
     kappa,
     kappas,
     mapped_error,
@@ -267,7 +268,8 @@ def stored_lse(x: Tile, a: Arithmetic) -> Array | float:
     """What an lse that is stored in a half type, by choice, is off by, (b h i 1): eager code reads it in backward."""
     if x.lam is None or not a.u_s or x.given.dialect.lse_dtype != "operand":
         return 0.0
-    return a.u_s * np.abs(np.where(x.forward.empty, 0.0, x.forward.lse))[..., None]
+    stored = a.u_s * np.abs(np.where(x.forward.empty, 0.0, x.forward.lse))[..., None]
+    return stored + eager_lse(x.given.problem.j, x.given.dialect, a)
 
 
 @once

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
+from math import log
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from attnspec.reference.dense import Backward, Forward
 from attnspec.reference.stages import maps, sink
 from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
-from attnspec.spec import implements
+from attnspec.spec import Dialect, implements
 
 CHUNK = 30_000  # elements of the (b h i j e) intermediate that are held at once
 NEGLIGIBLE = 1e-3  # a Δ up to which a row is not limited by the hull of its values
@@ -526,6 +527,16 @@ def lse_error(row: OverKeys, widest: Array, sums: Array, a: Arithmetic) -> Array
     error = moved[..., 0] + (kappa(4, a.u_acc) + a.u_softmax) * (1 + lse + 2 * m) + a.eta_acc
     # Of an empty row the lse is the sink, which may be converted.
     return error + np.where(x.forward.empty, a.u_s * x.size_m, 0.0) if x.sunk else error
+
+
+def eager_lse(keys: int, dialect: Dialect, a: Arithmetic) -> float:
+    """What the lse of stored scores adds where the choice is their dtype and eager code takes it there (torch.logsumexp).
+
+    s − m, its exponential, their sum and its log are rounded. Σ P|s − m| + log ℓ is the entropy of a row, at most log of its terms.
+    """
+    if dialect.lse_dtype != "operand" or not a.u_s:
+        return 0.0
+    return kappa(2, a.u_s) + a.u_s * (1 + 4 * a.u_s) * log(keys + 1) + keys * a.eta_s
 
 
 @implements("ACCURACY-1")
