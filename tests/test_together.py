@@ -20,7 +20,7 @@ from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.run.tier import TIERS
 from attnspec.conformance.subject.meeting import meet
-from attnspec.conformance.testing.clause import tests_of
+from attnspec.conformance.testing import clause as clauses
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge
 from attnspec.reference import default_class, solve
 from attnspec.spec import Dialect, index
@@ -113,7 +113,7 @@ def test_every_relation_holds_of_an_honest_kernel(dtype: str) -> None:
     subject = meet(resolve(complete.HONEST["in one"])[0], "cpu", {}, None, (dtype,))
     run = Run("", [subject], tier=TIERS["standard"])
     rows, broken, asked_of = array("triples", subject.adapter, subject.dtypes)[::5], [], 0
-    for test in tests_of(()):
+    for test in clauses.tests_of(()):
         if test.plan.comparison or test.plan.once or not index()[test.clauses[0]].binding:
             continue
         cases = list(test.plan.cases(rows, subject))
