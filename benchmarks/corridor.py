@@ -19,9 +19,10 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -148,53 +149,34 @@ def of_core() -> list[Implementation]:
     return found
 
 
-def with_window() -> list[Implementation]:
-    """Those of windowed.py."""
-    return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in WINDOWED.items()]
-
-
-def with_start() -> list[Implementation]:
-    """Those of positioned.py."""
-    return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in POSITIONED.items()]
+def styled(styles: Mapping[str, tuple[Any, str]], dialect: Dialect = TORCH, suffix: str = "") -> list[Implementation]:
+    """Kernels by name, each with the class of its arithmetic in half types, that follow a dialect."""
+    return [
+        Implementation(name + suffix, FunctionAdapter(kernel, name + suffix, ()), half, dialect=dialect)
+        for name, (kernel, half) in styles.items()
+    ]
 
 
 def with_lse() -> list[Implementation]:
     """Those of lsed.py, in both bases, both numbers for empty rows and both dtypes."""
-    return [
-        Implementation(name, FunctionAdapter(kernel, name, ()), half, dialect=replace(TORCH, **dialect))
-        for name, (kernel, dialect, half) in LSED.items()
-    ]
+    return [one for name, (kernel, said, half) in LSED.items() for one in styled({name: (kernel, half)}, replace(TORCH, **said))]
 
 
 def with_slopes() -> list[Implementation]:
     """Those of sloped.py, in all three forms."""
     forms = {"distance": sloped.HONEST, "signed": sloped.SIGNED, "column": sloped.COLUMN}
-    return [
-        Implementation(f"{name}, {form}", FunctionAdapter(kernel, name, ()), half, dialect=replace(TORCH, alibi_form=form))
-        for form, styles in forms.items()
-        for name, (kernel, half) in styles.items()
-    ]
-
-
-def with_sinks() -> list[Implementation]:
-    """Those of sunk.py."""
-    return [Implementation(name, FunctionAdapter(kernel, name, ()), half) for name, (kernel, half) in SUNK.items()]
-
-
-def with_all() -> list[Implementation]:
-    """Those of complete.py."""
-    return [Implementation(name, FunctionAdapter(kernel, name, ()), "A") for name, kernel in complete.HONEST.items()]
+    return [one for form, styles in forms.items() for one in styled(styles, replace(TORCH, alibi_form=form), f", {form}")]
 
 
 # Whose problems all have that option.
-EXTENSIONS = {
+EXTENSIONS: dict[str, Callable[[], list[Implementation]]] = {
     "softcap": with_softcap,
-    "window": with_window,
+    "window": partial(styled, WINDOWED),
     "lse": with_lse,
     "alibi": with_slopes,
-    "sink": with_sinks,
-    "position": with_start,
-    "together": with_all,
+    "sink": partial(styled, SUNK),
+    "position": partial(styled, POSITIONED),
+    "together": partial(styled, {name: (kernel, "A") for name, kernel in complete.HONEST.items()}),
 }
 
 

@@ -53,6 +53,11 @@ def twin(x: Tensor) -> Tensor:
     return memory_of(x).clone().as_strided(x.shape, x.stride(), x.storage_offset()) if x.numel() else x.clone()
 
 
+def expanded(x: Tensor) -> bool:
+    """Whether one element of memory is several of a tensor."""
+    return any(stride == 0 < size - 1 for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
 def memory_of(x: Tensor) -> Tensor:
     """A 1-D view of a tensor's storage, from its start to the last element of the tensor."""
     if x.numel() == 0:

@@ -12,6 +12,7 @@ from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec import Problem
+from attnspec.spec.memory import expanded
 
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
 ENORMOUS = ("lowest", "shift")  # biases, beside which a mistake and rounding are hard to tell apart
@@ -65,7 +66,7 @@ def shuffled(problem: Problem, seed: int) -> Problem:
     order, seen = torch.Generator().manual_seed(seed), {}  # type: tuple[torch.Generator, dict[int, object]]
     other = {name: copy.deepcopy(x, seen) for name, x in problem.inputs().items()}  # what is one tensor stays one
     for x in other.values():
-        if not any(stride == 0 < size - 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        if not expanded(x):
             x.copy_(x.flatten()[torch.randperm(x.numel(), generator=order).to(x.device)].view(x.shape))
             if x.is_floating_point():
                 x *= torch.tensor((1.0, -1.0, 0.5, -0.5)).to(x)[torch.randint(4, x.shape, generator=order).to(x.device)]

@@ -18,6 +18,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.tensors import GIVEN_BY_CASE, MADE_BY_FACTOR
 from attnspec.spec import OPTIONS, SCALARS, Problem, differentiable
+from attnspec.spec.memory import expanded
 
 TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
@@ -266,7 +267,7 @@ def _biases(bias: Tensor) -> str:
 
 def _layout(problem: Problem) -> str:
     tensors = [x for x in (problem.q, problem.k, problem.v) if x.numel()]
-    if any(stride == 0 < size - 1 for x in tensors for size, stride in zip(x.shape, x.stride(), strict=True)):
+    if any(map(expanded, tensors)):
         return "expanded"
     if any(x.shape[-1] > 1 and x.stride(-1) != 1 for x in tensors):
         return "turned" if any(x.ndim > 1 and x.stride(-2) == 1 for x in tensors) else "strided"

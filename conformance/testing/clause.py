@@ -62,7 +62,7 @@ def dtypes_of(test: Any, run: Run, subject: Subject) -> tuple[str, ...]:
 
     One for what an extension asks beside its arrays, each test in the dtype that its name falls on.
     """
-    if not (run.tier.in_turn and test.plan.one_dtype_will_do and subject.dtypes):
+    if not (test.plan.in_one_dtype(run.tier) and subject.dtypes):
         return subject.dtypes
     return (subject.dtypes[crc32(test.__name__.encode()) % len(subject.dtypes)],)
 

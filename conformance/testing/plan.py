@@ -10,6 +10,7 @@ from attnspec.conformance.diagnosis.explain import anything
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.extension import EXTENSIONS
 from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.run.tier import Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec.words import OUTPUTS
 
@@ -37,11 +38,10 @@ class Plan:
     dangerous: bool = False
     each_dtype: bool = False
 
-    @property
-    def one_dtype_will_do(self) -> bool:
-        """Whether a small tier may ask it in one dtype: it is what an extension asks beside its arrays."""
+    def in_one_dtype(self, tier: Tier) -> bool:
+        """Whether a tier asks it in one dtype: a small one does what an extension asks beside its arrays."""
         beside = not self.comparison and any(one.feature in self.offering for one in EXTENSIONS)
-        return beside and not self.each_dtype
+        return tier.in_turn and beside and not self.each_dtype
 
     def narrow(self, case: Case, subject: Subject) -> Case | None:
         """The case with the levels that this test wants, or None where it can't show the clause."""

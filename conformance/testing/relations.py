@@ -14,6 +14,7 @@ from attnspec.conformance.testing.outcomes import NotApplicable
 from attnspec.reference import Exact
 from attnspec.reference.stages import heads
 from attnspec.spec import Problem, twin
+from attnspec.spec.memory import expanded
 
 
 def hidden_keys(exact: Exact) -> np.ndarray:
@@ -47,7 +48,7 @@ def with_hidden(problem: Problem, hidden: np.ndarray, number: float, names: tupl
 
 
 def _filled(x: Tensor, places: Tensor, number: float) -> Tensor:
-    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+    if expanded(x):
         raise NotApplicable
     x = twin(x)
     x[places] = number

@@ -51,7 +51,7 @@ def restricted(run: Run, subject: Subject, dtype: str, plan: Plan) -> int:
 
 def _rows(run: Run, subject: Subject, dtype: str, plan: Plan) -> Iterable[Case]:
     """The rows of a dtype; for what is asked in one only, those of all, as problems of that one."""
-    if not (run.tier.in_turn and plan.one_dtype_will_do):
+    if not plan.in_one_dtype(run.tier):
         return run.rows(subject, dtype)
     return list(dict.fromkeys(replace(case, dtype=dtype) for each in subject.dtypes for case in run.rows(subject, each)))
 
