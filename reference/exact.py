@@ -9,10 +9,11 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.reference import dense
-from attnspec.reference.bounds import gradients as gradient_bounds
-from attnspec.reference.bounds import output as bounds
-from attnspec.reference.bounds.accuracy import LARGEST, TERMS, UNDERFLOW, UNIT, Arithmetic, arithmetic, without
+from attnspec.reference.bounds.accuracy import LARGEST, TERMS, UNDERFLOW, UNIT, Arithmetic, arithmetic, kappa, kappas, without
+from attnspec.reference.bounds.gradients import backward_bound
+from attnspec.reference.bounds.output import eager_lse, forward_bound
 from attnspec.reference.bounds.overflow import LOG2_E, may_overflow
+from attnspec.reference.bounds.tile import Tile, with_sink
 from attnspec.reference.stages import heads
 from attnspec.reference.stages import lse as stage
 from attnspec.reference.stages.given import Given
@@ -95,9 +96,9 @@ class Reduced:
         """Bound and exemption of the gradient, whose value this is; `terms` elements are summed in all, zeros too."""
         a, total, repeated = self.a, np.asarray(self.bound), terms // max(1, int(np.prod(self.like)))
         if self.weighed:  # slopes are no narrower than float32, and so is what their gradient is summed in
-            total = total + bounds.kappas(np.asarray(self.count), a.u_acc) * self.size + a.u_out * (np.abs(value) + total)
+            total = total + kappas(np.asarray(self.count), a.u_acc) * self.size + a.u_out * (np.abs(value) + total)
         elif repeated > 1:
-            roundings = bounds.kappa(repeated, a.u_acc) + bounds.kappa(repeated // a.block + 1, a.u_grad)
+            roundings = kappa(repeated, a.u_acc) + kappa(repeated // a.block + 1, a.u_grad)
             total = total + roundings * self.size + a.u_out * (np.abs(value) + total)
         return total, np.asarray(self.touched)
 
@@ -125,7 +126,7 @@ def weighed_bound(one: ScoreMap, of_sum: Array, each: Array, given: Given, a: Ar
     terms, each = np.abs(of_sum) * size, each * size
     # The product is rounded; the eager classes store it, its factors, and the sum over a batch that comes before it.
     lost = np.where(each > 0, a.eta_acc + a.eta_s * (1 + size), 0.0)
-    return terms, each + (bounds.kappa(2, a.u_acc) + (bounds.kappa(4, a.u_s) if a.u_s else 0.0)) * (terms + each) + lost
+    return terms, each + (kappa(2, a.u_acc) + (kappa(4, a.u_s) if a.u_s else 0.0)) * (terms + each) + lost
 
 
 def returned_bound(natural: Array, value: Array, problem: Problem, dialect: Dialect, a: Arithmetic) -> Array:
@@ -135,8 +136,8 @@ def returned_bound(natural: Array, value: Array, problem: Problem, dialect: Dial
     """
     unit, dtype = stage.unit(dialect), stage.dtype_of(problem, dialect)
     size = np.where(np.isfinite(value), np.abs(value), 0.0)
-    natural = natural + bounds.eager_lse(problem.j, dialect, a)
-    converted = natural / unit + (bounds.kappa(3, a.u_acc) * size if unit != 1 else 0.0)
+    natural = natural + eager_lse(problem.j, dialect, a)
+    converted = natural / unit + (kappa(3, a.u_acc) * size if unit != 1 else 0.0)
     return np.where(np.isfinite(value), converted + UNIT[dtype] * (size + converted) + UNDERFLOW[dtype], 0.0)
 
 
@@ -167,7 +168,7 @@ class Exact:
     values: dict[str, Array]
     zero: dict[str, Array]
     undefined: dict[str, Array]
-    _tile: bounds.Tile
+    _tile: Tile
     oracle: str = "float64"
     of_keys: Exact | None = None  # the answer without sinks, where the lse is that of the keys alone
     rest: dict[str, Array] = field(default_factory=dict)
@@ -267,14 +268,14 @@ class Exact:
         """
         problem, grouping, back = self.problem, self.dialect.head_grouping, self._tile.backward
 
-        all_tiles = tuple(bounds.with_sink(self._tile))
+        all_tiles = tuple(with_sink(self._tile))
 
-        def tiles(_: bool) -> tuple[bounds.Tile, ...]:
+        def tiles(_: bool) -> tuple[Tile, ...]:
             return all_tiles
 
         # A row that is NaN by rule has no bound; it is compared as NaN.
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            w = bounds.forward_bound(tiles, problem.j, a)
+            w = forward_bound(tiles, problem.j, a)
             row, both = may_overflow(tiles, a)
             # D = Σ do·o of a stored output that is infinite: with dropout it may be, and 0 · ∞ reaches rows without a cotangent.
             both = both | (np.abs(self.values["o"]) + w.o > LARGEST[a.dtype]).any(-1)
@@ -284,7 +285,7 @@ class Exact:
                 exempt["lse"] = row | beyond_base_2(w.lse, self.lse, a)
             if back is None:
                 return bound, exempt
-            g = gradient_bounds.backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)
+            g = backward_bound(tiles, w, back.dq, a, problem.h // max(problem.g, 1), problem.i)
             (keys,) = g.of_keys
             touched = both.any(-1)
             bound["dq"] = g.dq

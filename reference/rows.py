@@ -16,10 +16,11 @@ import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense
-from attnspec.reference.bounds import gradients as gradient_bounds
-from attnspec.reference.bounds import output as bounds
 from attnspec.reference.bounds.accuracy import LARGEST, arithmetic
+from attnspec.reference.bounds.gradients import backward_bound
+from attnspec.reference.bounds.output import forward_bound
 from attnspec.reference.bounds.overflow import may_overflow
+from attnspec.reference.bounds.tile import Tile, Tiles, with_sink
 from attnspec.reference.exact import (
     REFERENCE_SHARE,
     Reduced,
@@ -159,7 +160,7 @@ class SampledRows:
         self.o = np.where(bare[..., None], filled, o / self.total[..., None])
         self.lse = np.where(bare, -np.inf, self.m + np.log(self.total))
 
-    def _tile(self, keys: slice, gradients: bool) -> bounds.Tile:
+    def _tile(self, keys: slice, gradients: bool) -> Tile:
         k, v = self._per_query_head(self.problem.k, keys), self._per_query_head(self.problem.v, keys)
         given = self._given(keys)
         scores, seen = self._scores(k, given)
@@ -167,9 +168,9 @@ class SampledRows:
         p = softmax.fill_empty_rows(p, self.bare, self.dialect.empty_row, self.problem.j)
         f = dense.Forward(scores, seen, self.empty, p, p, self.m, self.lse, self.o, self.pi, self.top, self.lse_of_keys)
         if not gradients or self.do is None:
-            return bounds.Tile(self.q, k, v, given, f, self.do)
+            return Tile(self.q, k, v, given, f, self.do)
         back = dense.backward(self.q, k, v, self.do, f, given, self._delta, self.lam)
-        return bounds.Tile(self.q, k, v, given, f, self.do, back, self.lam)
+        return Tile(self.q, k, v, given, f, self.do, back, self.lam)
 
     @cached_property
     def _delta(self) -> Array:
@@ -209,16 +210,16 @@ class SampledRows:
         def part(output: str, at: tuple[Any, ...], values: Array, bound: Array, zero: Array, exempt: Array) -> Part:
             return Part(output, at, values, *limits(values, bound, zero, exempt, dtype, share))
 
-        def tiles(gradients: bool) -> bounds.Tiles:
-            def some(backwards: bool) -> Iterator[bounds.Tile]:
+        def tiles(gradients: bool) -> Tiles:
+            def some(backwards: bool) -> Iterator[Tile]:
                 for n, keys in enumerate(self._slices(backwards)):
                     tile = self._tile(keys, gradients)
-                    yield from (tile,) if n else bounds.with_sink(tile)
+                    yield from (tile,) if n else with_sink(tile)
 
             return some
 
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            w = bounds.forward_bound(tiles(False), problem.j, a)
+            w = forward_bound(tiles(False), problem.j, a)
             row, both = may_overflow(tiles(a.u_grad > 0), a)
             both = both | (np.abs(self.o) + w.o > LARGEST[dtype]).any(-1)
             fills = self.bare & (self.dialect.empty_row != "zero") & (problem.j > 0)
@@ -242,7 +243,7 @@ class SampledRows:
             asked = (self.do != 0).any(-1)[..., None]
             scoring = asked if self.lam is None else asked | (self.lam != 0)[..., None]
             group, grouping = problem.h // max(problem.g, 1), self.dialect.head_grouping
-            g = gradient_bounds.backward_bound(tiles(True), w, self.dq, a, group, problem.i)
+            g = backward_bound(tiles(True), w, self.dq, a, group, problem.i)
             scored_rows = np.zeros((*self.empty.shape, 1), bool)
             of_maps = [_Summed(one, reduced(one, x, a)) for x in (self._given(slice(0, 1)),) for one in summed(x)]
             for keys, each in zip(self._slices(), g.of_keys, strict=True):

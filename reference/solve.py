@@ -11,7 +11,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.reference import dense
-from attnspec.reference.bounds import output as bounds
+from attnspec.reference.bounds.tile import Tile
 from attnspec.reference.exact import Exact
 from attnspec.reference.numbers import to_float64
 from attnspec.reference.stages import heads, lse
@@ -70,7 +70,7 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
                 values[name], zero[name], undefined[name] = value, of_keys.zero[name], of_keys.undefined[name]
             elif name != "o":  # right, and without a bound: LSE-18 does not specify it
                 values[name], undefined[name] = values[name] + value, np.ones(value.shape, bool)
-    tile = bounds.Tile(q, k_heads, v_heads, given, f, do, back, lam)
+    tile = Tile(q, k_heads, v_heads, given, f, do, back, lam)
     exact = Exact(problem, dialect, f, f.lse, values, zero, undefined, tile, of_keys=of_keys)
     return exact if oracle == "float64" else _enclosed(exact, keep)
 

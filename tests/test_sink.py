@@ -26,7 +26,6 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import SampledRows, default_class, solve
-from attnspec.reference.bounds import output as output_bounds
 from attnspec.reference.witnesses import autograd
 from attnspec.reference.witnesses.enclosure import enclose
 from attnspec.spec import CANONICAL, Dialect, Problem
@@ -218,11 +217,11 @@ def test_each_part_of_the_bound_is_needed(monkeypatch: pytest.MonkeyPatch) -> No
     eager = {"column, eager": sunk.HONEST["column, eager"]}
     after = {"after the fact": sunk.HONEST["after the fact"], "after storage": sunk.HONEST["after storage"]}
     for name, nothing, kernels, dtype in (
-        ("sink_error", lambda x, a: np.zeros(x.abs_s.shape), eager, "bfloat16"),
-        ("with_sink", lambda x: iter((x,)), after, "float32"),
+        ("bounds.output.sink_error", lambda x, a: np.zeros(x.abs_s.shape), eager, "bfloat16"),
+        ("exact.with_sink", lambda x: iter((x,)), after, "float32"),
     ):
         with monkeypatch.context() as changed:
-            changed.setattr(output_bounds, name, nothing)
+            changed.setattr(f"attnspec.reference.{name}", nothing)
             try:
                 accused = outside(kernels, dtype, 72, 4)[1]
             except KeyError:  # a bound of the sinks' gradient that is not there

@@ -18,6 +18,7 @@ from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, solve
 from attnspec.reference.bounds import gradients as gradient_bounds
 from attnspec.reference.bounds import output as output_bounds
+from attnspec.reference.bounds import score_gradient
 from attnspec.reference.bounds.accuracy import arithmetic
 from attnspec.reference.stages import maps, softcap
 from attnspec.reference.witnesses.enclosure import enclose
@@ -174,7 +175,7 @@ def test_the_error_of_delta_meets_the_slopes() -> None:
     assert abs((p * key).sum()) < 0.01 * abs((p * slope * key).sum())
     a, tiles = arithmetic("B", "bfloat16"), lambda _: (exact._tile,)
     w = output_bounds.forward_bound(tiles, problem.j, a)
-    delta = gradient_bounds.row_sums(tiles, w, a).delta.item()
+    delta = score_gradient.row_sums(tiles, w, a).delta.item()
     bound = gradient_bounds.backward_bound(tiles, w, exact.values["dq"], a, 1, 1)
     list(bound.of_keys)
     assert bound.dq.item() > delta * abs((p * slope * key).sum())

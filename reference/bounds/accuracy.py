@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
+from numpy import ndarray as Array
+
 from attnspec.spec import implements
 from attnspec.spec.words import CLASSES
 
@@ -25,6 +28,18 @@ LARGEST = {
 EXP_ULPS = 42  # a vectorised exp of 20 ulp, and the rounding of its argument's reduction, in units of u
 TANH_ULPS = 4  # of tanh as libraries have it, in units of u
 TANH_APPROX = 2.0**-11  # of the tanh of a GPU in one instruction
+
+
+def kappa(n: float, u: float) -> float:
+    """n roundings of unit u in any order: nu/(1 − nu) (Higham 2002, lemma 3.1), and a larger value where that ends."""
+    x = n * u
+    return x / (1 - x) if x < 0.5 else 2 * x
+
+
+def kappas(n: Array, u: float) -> Array:
+    """κ for many n, at most a half: no sum of terms of one sign loses more than that and is still one."""
+    x = np.minimum(n * u, 1 / 3)
+    return x / (1 - x)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.reference.bounds.accuracy import LARGEST, Arithmetic
-from attnspec.reference.bounds.output import Tiles, kappa, with_common
+from attnspec.reference.bounds.accuracy import LARGEST, Arithmetic, kappa
+from attnspec.reference.bounds.tile import Tiles, with_common
 
 LOG2_E = 1.4426950408889634
 
