@@ -25,9 +25,11 @@ from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.coverage import Space, share_in_words
 from attnspec.conformance.problems.extension import EXTENSIONS, Arrays, Extension
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
-from attnspec.conformance.problems.fit import decodes, fit
+from attnspec.conformance.problems.fit import SQUARE, decodes, fit
 from attnspec.conformance.problems.reduce import descend, simpler, stripped
 from attnspec.conformance.problems.tensors import build
+from attnspec.conformance.subject.subject import Subject
+from attnspec.conformance.testing import clause as clauses
 from attnspec.spec import Problem
 
 DTYPES = LEVELS["dtype"]
@@ -416,6 +418,27 @@ def test_a_reduction_asks_for_nothing_that_costs_more() -> None:
 
 
 # TENSORS
+
+
+class Square(Everything):
+    """As many queries as keys, of one tensor or not."""
+
+    restrictions = ("equal_lengths",)
+
+
+@pytest.mark.parametrize("adapter", [Everything(), Square(), Grouped()], ids=lambda adapter: type(adapter).__name__)
+def test_no_test_makes_a_problem_large(adapter: Adapter) -> None:
+    """As many keys as queries: of 4096 queries, the scores of 24 heads alone were 3 GB."""
+    subject, grown = Subject(adapter), 0
+    long = [row for row in array("triples", adapter, DTYPES) if max(row.i, row.keys) >= 256]
+    for row in core_rows("triples") if adapter.widths is None else ():
+        assert fit(row, adapter).cost <= max(SQUARE, row.cost)
+    for test in clauses.tests_of(()):
+        for row in long if test.plan.like else ():
+            case = test.plan.narrow(row, subject)
+            assert case is None or case.cost <= max(SQUARE, row.cost), (test.__name__, row.token())
+            grown += case is not None and replace(row, **dict(test.plan.like)).cost > max(SQUARE, row.cost)
+    assert grown >= 20 or adapter.restrictions or adapter.widths  # where nobody asks for it, nothing is shown
 
 
 def test_every_case_can_be_built() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, PLAIN, Case
+from attnspec.conformance.problems.factors import COST
 from attnspec.conformance.problems.factors.factor import Offer
 
+SQUARE = 5 * COST  # of as many queries as keys, so that four heads of 1025 fit, and one of 2049: a gigabyte
 RULED = [(name, factor.fitted) for name, factor in FACTORS.items() if factor.ruled]
 
 
@@ -17,10 +20,39 @@ def decodes(case: Case) -> bool:
     return case.i <= 8 and case.keys > case.i
 
 
+def grows(trial: Case, case: Case, most: int = COST) -> bool:
+    """Whether a case costs more than the one that it was made of, and more than `most`.
+
+    j = 0 means as many keys as queries, however many these are.
+    """
+    return trial.cost > max(most, case.cost)
+
+
+def affordable(case: Case, widths: Iterable[int] | None, most: int = COST) -> Case:
+    """The same case with widths, then lengths, halved until it costs no more than `most`. Offered widths stay."""
+    while case.cost > most:
+        if case.d > 16 and widths is None:
+            case = replace(case, d=case.d // 2, e=case.e // 2)
+        elif case.e > 16:
+            case = replace(case, e=case.e // 2)
+        elif not case.j:
+            case = replace(case, i=case.i // 2)
+        else:  # the shorter one, as long as there is something left of it: long rows matter
+            queries = (case.i <= case.j) == (min(case.i, case.j) > 3)
+            case = replace(case, i=case.i // 2) if queries else replace(case, j=case.j // 2)
+    return case
+
+
+def thinner(trial: Case, case: Case, adapter: Adapter) -> Case:
+    """What was made of a case, with one batch item and smaller where it costs more than the case and than a large square."""
+    grown = grows(trial, case, SQUARE)
+    return affordable(replace(trial, b=1), adapter.widths, SQUARE) if grown else trial
+
+
 def fit(case: Case, adapter: Adapter) -> Case:
     """The nearest case that uses nothing but what is offered, and nothing that a restriction leaves out."""
     if adapter.restrictions:
-        case = _restricted(case, set(adapter.restrictions))
+        case = thinner(_restricted(case, set(adapter.restrictions)), case, adapter)
     offer = Offer(frozenset(adapter.offers), adapter.widths)
     fitted = object.__new__(Case)  # a copy that is still in the making: what a rule reads of it is fitted already
     levels = vars(fitted)

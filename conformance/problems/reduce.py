@@ -10,8 +10,7 @@ from typing import Any
 from attnspec.adapters import Adapter
 from attnspec.adapters.watch.spent import spent
 from attnspec.conformance.problems.case import FACTORS, Case
-from attnspec.conformance.problems.factors import COST
-from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.fit import fit, grows
 
 TURNS = sorted((factor for factor in FACTORS.values() if factor.turn is not None), key=lambda factor: factor.turn or 0)
 
@@ -48,11 +47,6 @@ def without(case: Case, needs: frozenset[str]) -> Iterator[Case]:
         yield replace(case, **{name: plain})
     if len(changes) > 1:
         yield replace(case, **changes)
-
-
-def grows(trial: Case, case: Case) -> bool:
-    """Whether a simpler case costs more than a case, and more than a problem may: j = 0 means as many keys as queries."""
-    return trial.cost > max(COST, case.cost)
 
 
 def stripped(case: Case, adapter: Adapter, fails: Callable[[Case], bool]) -> Case:

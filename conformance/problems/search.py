@@ -18,8 +18,8 @@ from attnspec.adapters import Adapter
 from attnspec.adapters.watch.spent import spent
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.drawn import Asked, Fails, Stop
-from attnspec.conformance.problems.factors import COST, LEVELS, OPEN_SIZES, alike
-from attnspec.conformance.problems.fit import decodes, fit
+from attnspec.conformance.problems.factors import LEVELS, OPEN_SIZES, alike
+from attnspec.conformance.problems.fit import affordable, decodes, fit
 from attnspec.conformance.problems.reduce import REDUCTIONS
 
 SHORT = (1, 1, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33)
@@ -57,7 +57,7 @@ def cases(adapter: Adapter, dtype: str) -> st.SearchStrategy[Case]:
     def asked(case: Case) -> Case:
         # Every other problem of few queries and more keys asks for no gradients, as such problems do in use.
         case = replace(case, wrt="none") if decodes(case) and case.seed % 2 else case
-        return _affordable(fit(case, adapter), adapter.widths)
+        return affordable(fit(case, adapter), adapter.widths)
 
     return drawn.map(asked)
 
@@ -66,21 +66,6 @@ def _values(factor: str) -> tuple[Any, ...]:
     """The values of a factor, as many for each level, so that a level is no likelier for standing for more."""
     most = max(len(alike(factor, level)) for level in LEVELS[factor])
     return tuple(alike(factor, level)[n % len(alike(factor, level))] for level in LEVELS[factor] for n in range(most))
-
-
-def _affordable(case: Case, widths: Iterable[int] | None) -> Case:
-    """The same case with widths, then lengths, halved until it costs no more than a problem may. Offered widths stay."""
-    while case.cost > COST:
-        if case.d > 16 and widths is None:
-            case = replace(case, d=case.d // 2, e=case.e // 2)
-        elif case.e > 16:
-            case = replace(case, e=case.e // 2)
-        elif not case.j:
-            case = replace(case, i=case.i // 2)
-        else:  # the shorter one, as long as there is something left of it: long rows matter
-            queries = (case.i <= case.j) == (min(case.i, case.j) > 3)
-            case = replace(case, i=case.i // 2) if queries else replace(case, j=case.j // 2)
-    return case
 
 
 # THE SEARCH

@@ -9,7 +9,7 @@ from typing import Any
 from attnspec.conformance.diagnosis.explain import anything
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.extension import EXTENSIONS
-from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.fit import fit, thinner
 from attnspec.conformance.run.tier import Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec.words import OUTPUTS
@@ -44,9 +44,13 @@ class Plan:
         return tier.in_turn and beside and not self.each_dtype
 
     def narrow(self, case: Case, subject: Subject) -> Case | None:
-        """The case with the levels that this test wants, or None where it can't show the clause."""
+        """The case with the levels that this test wants, or None where it can't show the clause.
+
+        A square of many queries, which may cost a thousand times as much as the case, is made smaller.
+        """
         wanted = dict(self.like)
-        case = fit(replace(case, **wanted) if wanted else case, subject.adapter)
+        trial = fit(replace(case, **wanted) if wanted else case, subject.adapter)
+        case = fit(thinner(trial, case, subject.adapter), subject.adapter)
         kept = all(getattr(case, name) == value for name, value in wanted.items())
         if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
             return None
