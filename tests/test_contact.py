@@ -140,3 +140,17 @@ def test_a_parameter_is_guessed_where_only_one_is_like_the_word():
     text = str(raised.value)
     assert "value=v, in_proj_bias=..., bias_k=..., attention_scaling=scale, attn_mask=mask)" in text
     assert "bias=bias" not in text
+
+
+def test_what_is_wrong_only_at_first_is_no_matter_of_reading():
+    """Its second answer is right, and not for the reading in which it is asked: the clauses have to say what is wrong."""
+    seen = set()
+
+    def kernel(q, k, v):
+        first = (q.shape, k.shape) not in seen
+        seen.add((q.shape, k.shape))
+        return textbook(q, k, v) + first
+
+    subject = meet(resolve(kernel)[0].on("cpu"), "cpu", {}, None, ("float32",))
+    assert len(seen) >= 2
+    assert subject.offers("mha")
