@@ -417,11 +417,8 @@ def test_a_reduction_asks_for_nothing_that_costs_more() -> None:
     assert max(trial.cost for trial in asked) <= max(case.cost, COST)
 
 
-# TENSORS
-
-
 class Square(Everything):
-    """As many queries as keys, of one tensor or not."""
+    """Takes as many keys as queries only."""
 
     restrictions = ("equal_lengths",)
 
@@ -439,6 +436,9 @@ def test_no_test_makes_a_problem_large(adapter: Adapter) -> None:
             assert case is None or case.cost <= max(SQUARE, row.cost), (test.__name__, row.token())
             grown += case is not None and replace(row, **dict(test.plan.like)).cost > max(SQUARE, row.cost)
     assert grown >= 20 or adapter.restrictions or adapter.widths  # where nobody asks for it, nothing is shown
+
+
+# TENSORS
 
 
 def test_every_case_can_be_built() -> None:

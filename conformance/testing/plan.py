@@ -49,8 +49,7 @@ class Plan:
         A square of many queries, which may cost a thousand times as much as the case, is made smaller.
         """
         wanted = dict(self.like)
-        trial = fit(replace(case, **wanted) if wanted else case, subject.adapter)
-        case = fit(thinner(trial, case, subject.adapter), subject.adapter)
+        case = fit(thinner(replace(case, **wanted), case, subject.adapter) if wanted else case, subject.adapter)
         kept = all(getattr(case, name) == value for name, value in wanted.items())
         if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
             return None

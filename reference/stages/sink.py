@@ -1,7 +1,7 @@
 """The sink: one logit a query head that stands in the row sum of the softmax and has no value.
 
 It is one more key, which every query of its head sees, whose score is z and whose value is zero. What the bounds say of a row's
-keys holds with it (:func:`attnspec.reference.bounds.output.with_sink`). π = exp(z − lse) is its probability.
+keys holds with it (:func:`attnspec.reference.bounds.tile.with_sink`). π = exp(z − lse) is its probability.
 """
 
 from __future__ import annotations
