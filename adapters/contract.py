@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from attnspec.adapters.conventions.layout import AS_IT_IS, Reading
 from attnspec.adapters.reading import handlers, interrupted, pair, plain, raised_in, readable, text, words
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
 from attnspec.adapters.watch.compiled import given_up
 from attnspec.adapters.watch.state import RANDOM, no_second_run, watched
 from attnspec.adapters.watch.trace import Trace, operators, wholly
-from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within, direction, made, surrounded
+from attnspec.adapters.within import COMPILED, PLAINLY, SECOND, Call, Within, direction, made, surrounded
 from attnspec.spec import CHOICES, OPTIONS, Problem
 from attnspec.spec.place import Place
 from attnspec.spec.words import CLASSES, DTYPES, FEATURES
@@ -112,6 +113,12 @@ class Adapter:
     devices: Iterable[str] | None = None
     source: tuple[str, ...] = ()
     torch_convention: bool = False  # mask and causal exclude each other, as torch documents it of its own, and are merged
+    # Of what a convention calls: how its calls are read, who says so ("" for nobody, plain calls show it), and what to try.
+    reading: Reading = AS_IT_IS
+    read_by: str = ""
+    given: Mapping[str, Any] = {}  # what of the reading the command line says
+    arrays: Iterable[str] = ()
+    masks: Iterable[str] = ("shows",)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -222,12 +229,6 @@ class Adapter:
         self.kept = None
         return answer
 
-    def stub(self, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
-        """An adapter to begin with, for what the convention does not cover."""
-        from attnspec.adapters.stub import stub
-
-        return stub(self.kernel, self.name, reading, restrictions)
-
     def holds(self, place: Place) -> bool:
         """Whether something holds the memory of a place in which nothing lies for the suite any more."""
         return place.taken
@@ -235,7 +236,7 @@ class Adapter:
     def _ask(self, problem: Problem, within: Within) -> Answer:
         if within.surroundings == SECOND:
             return self._second(problem)
-        if within == PLAINLY or (within.checked and within.reading == AS_IT_IS and not within.surroundings.startswith(COMPILED)):
+        if within == PLAINLY or (within.checked and not within.surroundings.startswith(COMPILED)):
             return self.run(problem)
         with quiet(), torch.no_grad() if within.surroundings.startswith(COMPILED) else contextlib.nullcontext():
             return self._run(problem, {}, within)

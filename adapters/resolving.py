@@ -13,7 +13,7 @@ from typing import Any
 
 from attnspec.adapters.contract import Adapter, check, quiet
 from attnspec.adapters.conventions.attend import variants
-from attnspec.adapters.conventions.function import FunctionAdapter
+from attnspec.adapters.conventions.function import adapted
 from attnspec.adapters.conventions.signature import ResolveError, UnknownSignature
 from attnspec.adapters.find import import_line, load, short
 from attnspec.adapters.reading import words
@@ -96,7 +96,7 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
             for attending in adapters:
                 _construct(attending.instance, name, attending.kwargs)
         else:
-            adapters = [FunctionAdapter(found, name, source)]  # type: ignore[list-item]
+            adapters = [adapted(found, name, source)]
     except UnknownSignature as error:
         raise ResolveError(ten_lines(found, name, str(error))) from None
     for adapter in adapters:

@@ -9,7 +9,6 @@ from typing import Any
 from torch.nn import Module
 
 from attnspec.adapters.conventions.signature import FIELD_OF, UnknownSignature, signature_of
-from attnspec.adapters.within import AS_IT_IS, Reading
 from attnspec.spec import OPTIONS
 from attnspec.spec.words import FEATURES
 
@@ -34,31 +33,25 @@ LIKE = {"causal": "causal", "mask": "mask", "bias": "bias", "scal": "scale", "dr
 LIKE |= {name: name for name in OPTIONS if name not in LIKE.values() and name != "lse"}  # which is a second tensor to be picked
 
 
-def stub(found: Any, name: str, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
-    """An adapter for what no convention covers, made from its own parameters; what nobody can guess is left as `...`.
-
-    restrictions: those that were found.
-    """
+def stub(found: Any, name: str) -> str:
+    """An adapter for what no convention covers, made from its own parameters; what nobody can guess is left as `...`."""
     file, _, inside = name.rpartition(":" if ".py:" in name else ".")
     module = Path(file).stem if file.endswith(".py") else file or getattr(found, "__module__", "mypackage")
     made = f"attend = {inside}({_required(found)})" if inspect.isclass(found) else f"attend = {inside}"
     imported = inside.split(".")[0] + (f"; {made}" if made != "attend = attend" else "")
     beside = f", beside {Path(file).name}" if file.endswith(".py") else ""
-    turn, pick = ".transpose(1, 2)" if reading.transposed else "", "[0]" if reading.first else ""
-    there = ".numpy()" if reading.arrays else ""
     arguments, options = [], []
     for parameter, field in _fields(found).items():
         if field == "...":
             arguments.append(f"{parameter}=...")
         elif field in ("q", "k", "v"):
-            arguments.append(f"{parameter}={field}{turn}{there}")
+            arguments.append(f"{parameter}={field}")
         else:
-            tensor = there and OPTIONS[field].tensor
-            arguments.append(f"{parameter}=None if {field} is None else {field}{there}" if tensor else f"{parameter}={field}")
+            arguments.append(f"{parameter}={field}")
             options.append(field)
     offers = [
         "mha",
-        *(() if there else ("backward",)),
+        "backward",
         *(("key_padding",) if "mask" in options else ()),
         *(OPTIONS[option].feature for option in options if OPTIONS[option].feature),
     ]
@@ -66,21 +59,17 @@ def stub(found: Any, name: str, reading: Reading = AS_IT_IS, restrictions: tuple
     fill = (
         "\n            # replace each ...: no convention knows this parameter" if any(x.endswith("=...") for x in arguments) else ""
     )
-    answer = f"attend({', '.join(arguments)}){pick}"
-    answer = f"torch.from_numpy(np.array({answer}))" if there else answer
-    imports = "\n    import numpy as np, torch" if there else ""
-    limits = f"\n        restrictions = {set(restrictions)}" if restrictions else ""
     return f"""Write an adapter, say attn_adapter.py{beside}, and run pytest --impl=attn_adapter.py:Attention
 
-    from attnspec.adapters import Adapter{imports}
+    from attnspec.adapters import Adapter
     from {module} import {imported}
 
     class Attention(Adapter):
-        offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}{limits}
+        offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}
 
         def attend(self, q, k, v{", *" if options else ""}{keywords}):{fill}
             # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); the suite passes only options that are offered
-            return {answer}{turn}
+            return attend({", ".join(arguments)})
 """
 
 

@@ -7,10 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 COMPILED = "compiled "  # and the backend
@@ -27,29 +25,17 @@ class Call:
     source: tuple[str, ...]
 
 
-class Reading(NamedTuple):
-    """How a call is to be read: it takes and returns (b i h d), the output is the first of a tuple, its arrays are not torch's."""
-
-    transposed: bool = False
-    first: bool = False
-    arrays: bool = False
-
-
-AS_IT_IS = Reading()
-
-
 class Within(NamedTuple):
     """What surrounds a call.
 
     surroundings: one of SURROUNDINGS, COMPILED with a backend of torch.compile, or SECOND: the derivative of ⟨dq, r⟩ with respect
-    to q in the place of the gradients, r as :func:`direction` has it. seed: of torch's random state before the call. reading: how
-    the call is read. checked: False where the problem may be none, for its sizes contradict each other; only the output is asked
-    for then. kept: the answer is kept, to be read again after the next call; see :meth:`attnspec.adapters.Adapter.again`.
+    to q in the place of the gradients, r as :func:`direction` has it. seed: of torch's random state before the call. checked: False
+    where the problem may be none, for its sizes contradict each other; only the output is asked for then. kept: the answer is
+    kept, to be read again after the next call; see :meth:`attnspec.adapters.Adapter.again`.
     """
 
     surroundings: str = ""
     seed: int | None = None
-    reading: Reading = AS_IT_IS
     checked: bool = True
     kept: bool = False
 
@@ -128,28 +114,11 @@ SURROUNDINGS: dict[str, Surroundings] = {
 
 
 def made(call: Call, within: Within) -> Call:
-    """The call as it is read, or compiled."""
+    """The call, compiled where it is to be."""
     if within.surroundings.startswith(COMPILED):
         torch.compiler.reset()  # what was compiled too often runs as it is, and would say nothing
         return replace(call, function=torch.compile(call.function, backend=within.surroundings.removeprefix(COMPILED)))
-    if within.reading == AS_IT_IS:
-        return call
-    arguments = {name: _turned(x, within.reading) for name, x in call.arguments.items()}
-    return replace(call, function=partial(_read, call.function, within.reading), arguments=arguments)
-
-
-def _read(called: Callable[..., Any], how: Reading, /, **arguments: Any) -> Any:
-    if how.arrays:
-        arguments = {name: x.numpy() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
-    o = called(**arguments)
-    o = o[0] if how.first and isinstance(o, tuple | list) and o else o
-    if how.arrays and not isinstance(o, torch.Tensor) and hasattr(o, "__array__"):
-        o = torch.from_numpy(np.array(o))
-    return _turned(o, how)
-
-
-def _turned(x: Any, how: Reading) -> Any:
-    return x.transpose(1, 2) if how.transposed and isinstance(x, torch.Tensor) and x.ndim == 4 else x
+    return call
 
 
 def direction(q: torch.Tensor) -> torch.Tensor:

@@ -57,3 +57,9 @@ FEATURES: dict[str, str] = {
     **{own.gradient: f"the gradient of the {name.replace('_', ' ')}" for name, own in OPTIONS.items() if own.gradient},
     "module": "a module with train() and eval()",
 }
+# What a mask says, where a function takes one.
+MASKS = {
+    "shows": "a mask is True where a query may attend",
+    "hides": "a mask is True where a query may not attend",
+    "adds": "a mask is added to the scores, 0 or −∞",
+}

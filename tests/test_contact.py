@@ -1,4 +1,4 @@
-"""At first contact: another layout, a tuple, and the adapter that the message shows, which runs as it stands."""
+"""At first contact: another layout, a tuple, arrays of another framework, and what a mask says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from calling import problem, textbook
 from honest import eager
 
 from attnspec.adapters import ResolveError, resolve
+from attnspec.adapters.conventions.layout import Reading
 from attnspec.conformance.subject.meeting import meet
+from attnspec.spec.words import MASKS
 
 KERNEL = """
 import torch
@@ -23,6 +25,12 @@ def pair(q, k, v, causal=False):
     return kernel(q, k, v, causal), None
 def both(q, k, v, causal=False):
     return turned(q, k, v, causal), None
+def flat(q, k, v, causal=False):
+    return kernel(q, k, v, causal).transpose(1, 2).flatten(2)
+def rows(q, k, v, causal=False):
+    return None, turned(q, k, v, causal).flatten(2).flatten(0, 1)
+def first_axis(q, k, v, causal=False):
+    return kernel(*(x.permute(1, 2, 0, 3) for x in (q, k, v)), causal).transpose(1, 2)
 def self_alone(q, k, v, causal=True):
     if q.shape != k.shape:
         raise ValueError("queries and keys have one length")
@@ -30,34 +38,35 @@ def self_alone(q, k, v, causal=True):
 """
 
 
+def met(name: str, *dtypes: str):
+    (adapter,) = resolve(name)
+    return meet(adapter.on("cpu"), "cpu", {}, None, dtypes or ("float32",))
+
+
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "reading"),
     [
-        ("turned", ["its tensors are (b i h d)"]),
-        ("pair", ["a tuple whose first element is the output"]),
-        ("both", ["its tensors are (b i h d)", "a tuple whose first element is the output"]),
-        (
-            "self_alone",
-            ["its tensors are (b i h d)", "a tuple whose first element is the output", "restrictions = {'equal_lengths'}"],
-        ),
+        ("kernel", Reading()),
+        ("turned", Reading("b i h d")),
+        ("pair", Reading(returns=("o", "other"))),
+        ("both", Reading("b i h d", returns=("o", "other"))),
+        ("flat", Reading(output="b i (h d)")),
+        ("rows", Reading("b i h d", "(b i) (h d)", ("other", "o"))),
+        ("first_axis", Reading("i b h d", "b i h d")),
+        ("self_alone", Reading("b i h d", returns=("o", "other"))),
     ],
 )
-def test_another_layout_and_a_tuple_are_said_with_an_adapter_that_runs(name, words, tmp_path, monkeypatch):
+def test_order_of_axes_and_what_is_returned_are_seen_in_plain_calls(name, reading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "contact_kernel.py").write_text(KERNEL)
-    (adapter,) = resolve(f"contact_kernel.py:{name}")
-    with pytest.raises(ResolveError) as raised:
-        meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
-    text = str(raised.value)
-    assert all(word in text for word in words)
-    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
-    (tmp_path / f"adapter_{name}.py").write_text("\n".join(lines))
-    (fitting,) = resolve(f"adapter_{name}.py:Attention")
-    assert set(fitting.offers) == {"mha", "backward", "causal"}
+    subject = met(f"contact_kernel.py:{name}")
+    assert (subject.adapter.reading, subject.read_from) == (reading, "observed in plain calls")
+    assert set(subject.adapter.offers) == {"mha", "strided", "backward", "causal"}
     asked = problem()
-    asked = asked.replace(k=asked.k[:, :, :4], v=asked.v[:, :, :4])
-    torch.testing.assert_close(fitting.run(asked).o, textbook(asked.q, asked.k, asked.v))
-    meet(fitting.on("cpu"), "cpu", {}, None, ("float32",))
+    asked = asked.replace(k=asked.k[:, :, :4], v=asked.v[:, :, :4], wrt=("q", "k", "v"), do=torch.randn(asked.shape_of("o")))
+    answer = subject.adapter.run(asked)
+    torch.testing.assert_close(answer.o, textbook(asked.q, asked.k, asked.v))
+    assert answer.gradients["dq"].shape == asked.q.shape
 
 
 ARRAYS = """
@@ -75,16 +84,34 @@ def test_arrays_of_another_framework_are_carried_there_and_back(tmp_path, monkey
     """jax's attention took tensors without gradients, answered in its own arrays, and got no word of either."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "contact_arrays.py").write_text(ARRAYS)
-    (adapter,) = resolve("contact_arrays.py:attend")
-    with pytest.raises(ResolveError, match=r"\(b i h d\).* and it returns an array of another framework") as raised:
-        meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
-    lines = [line[4:] for line in str(raised.value).splitlines() if line.startswith("    ") or not line]
-    (tmp_path / "adapter_arrays.py").write_text("\n".join(lines))
-    (fitting,) = resolve("adapter_arrays.py:Attention")
-    assert set(fitting.offers) == {"mha", "key_padding", "mask"}
-    asked = problem()
-    torch.testing.assert_close(fitting.run(asked).o, textbook(asked.q, asked.k, asked.v))
-    assert meet(fitting.on("cpu"), "cpu", {}, None, ("float32",)).dtypes == ("float32",)
+    subject = met("contact_arrays.py:attend")
+    assert subject.adapter.reading == Reading("b i h d", arrays="numpy")
+    assert "backward" not in subject.adapter.offers
+    asked = problem().replace(wrt=(), do=None)
+    torch.testing.assert_close(subject.adapter.run(asked).o, textbook(asked.q, asked.k, asked.v))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_what_a_mask_says_is_seen_where_nobody_promises_it(mask):
+    def attend(q, k, v, mask=None):
+        shown = None if mask is None else {"shows": mask, "hides": ~mask if mask.dtype == torch.bool else mask, "adds": mask}[said]
+        if mask is not None and (mask.dtype == torch.bool) == (said == "adds"):
+            raise TypeError("a mask of another dtype")
+        return eager(q, k, v, shown)
+
+    said = mask
+    subject = meet(resolve(attend)[0].on("cpu"), "cpu", {}, None, ("float32",))
+    assert (subject.adapter.reading.mask, subject.masks_from) == (mask, "observed in plain calls")
+
+
+def test_a_promise_that_plain_calls_break_is_no_convention():
+    """With torch's parameters the order of axes is promised; who means another one says so."""
+
+    def attend(query, key, value, attn_mask=None, is_causal=False):
+        return eager(*(x.transpose(1, 2) for x in (query, key, value)), attn_mask, is_causal=is_causal).transpose(1, 2)
+
+    with pytest.raises(ResolveError, match=r'torch SDPA promises that .*Add --layout="b i h d" to test it so'):
+        meet(resolve(attend)[0].on("cpu"), "cpu", {}, None, ("float32",))
 
 
 def test_what_is_wrong_in_every_layout_is_asked_as_it_stands():

@@ -10,7 +10,7 @@ import torch
 
 from attnspec.adapters.contract import Adapter, Unsupported, quiet
 from attnspec.adapters.conventions import lses
-from attnspec.adapters.conventions.function import ready
+from attnspec.adapters.conventions.function import read, ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.conventions.wording import Wording, passed
 from attnspec.adapters.watch.state import current_accelerator, watched
@@ -142,8 +142,8 @@ class AttendAdapter(Adapter):
         if self.module:
             instance, mode = ready(instance, problem)
         kwargs = ", ".join(f"{key}={value!r}" for key, value in {**self.kwargs, **settings}.items())
-        called = lses.picked(instance, self.returned, problem.q) if problem.lse else instance
-        return Call(called, arguments, (*self.source, f"attend = attend({kwargs}){mode}"))
+        call = Call(instance, arguments, (*self.source, f"attend = attend({kwargs}){mode}"))
+        return read(call, self.reading, tuple(forward[x] for x in "qkv"), self.returned, problem)
 
     def fresh(self) -> AttendAdapter:
         """The same settings, other instances."""

@@ -1,51 +1,52 @@
-"""Calling conventions as data: which parameter of a signature carries which field of a problem."""
+"""A function of tensors, called by its convention: parameters say what it takes, and its family what they do not."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported
-from attnspec.adapters.conventions import lses
+from attnspec.adapters.arrays import loaded
+from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported, options_of
+from attnspec.adapters.conventions import layout, lses
+from attnspec.adapters.conventions.convention import Convention, convention_of
+from attnspec.adapters.conventions.layout import AXES, Reading
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.conventions.wording import passed
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.problem import gradient_features
-
-
-def is_torch_convention(signature: Signature) -> bool:
-    """True for torch's scaled_dot_product_attention and its likes: one mask parameter for bool and float, is_causal."""
-    return signature.fields.get("mask") == "attn_mask" and signature.fields.get("causal") == "is_causal"
+from attnspec.spec.words import MASKS
 
 
 class FunctionAdapter(Adapter):
-    """A function of tensors (b h i d). What is offered follows from its parameters.
+    """A function of tensors. What is offered follows from its parameters, and from what its family is known to take.
 
     With torch SDPA's parameters it promises torch's semantics: `attn_mask` is bool or float, the causal alignment is
     top-left, a row without a key is zero, and `attn_mask` and `is_causal` are exclusive, so that causal is merged into
     the mask where both are asked for, as torch's documentation tells its users to.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, source: tuple[str, ...]) -> None:
-        self.function, self.name, self.source = function, name, source
-        self.signature = Signature.of(function)
+    def __init__(
+        self, function: Callable[..., Any], name: str, source: tuple[str, ...], convention: Convention | None = None
+    ) -> None:
+        convention = convention or family_of(function, name)
+        self.function, self.name, self.source, self.convention = function, name, source, convention
+        self.signature = Signature.of(function, convention.names)
         fields = self.signature.fields
         missing = [field for field in "qkv" if field not in fields]
-        if missing or self.signature.unknown_required:
+        required = [name for name in self.signature.unknown_required if name not in convention.fixed]
+        if missing or required:
             raise UnknownSignature(
                 (f"no parameter for {', '.join(missing)}" if missing else "")
-                + (" and " if missing and self.signature.unknown_required else "")
-                + (
-                    f"required parameters that no convention knows: {', '.join(self.signature.unknown_required)}"
-                    if self.signature.unknown_required
-                    else ""
-                )
+                + (" and " if missing and required else "")
+                + (f"required parameters that no convention knows: {', '.join(required)}" if required else "")
             )
-        self.torch_convention = is_torch_convention(self.signature)
+        self.torch_convention = convention.merges
         offers = set(DEFAULT_OFFERS) | {own.feature for name, own in OPTIONS.items() if own.feature and name in fields}
         if "mask" in fields:
             offers |= {"key_padding", "rank3"}
@@ -53,15 +54,15 @@ class FunctionAdapter(Adapter):
             offers.add("alibi_batch")
         if "enable_gqa" in fields:
             offers |= {"gqa", "mqa"}
-        if self.torch_convention:
-            offers |= {"bias", "value_width"}
-            self.dialect = {"causal_alignment": "top_left", "empty_row": "zero", "head_grouping": "blocked"}
+        offers |= convention.offers
+        self.dialect = dict(convention.dialect)
         offers |= gradient_features(offers)
         for said in self.signature.said.values():
             offers |= said.features
-            self.dialect = {**self.dialect, **said.dialect}
+            self.dialect = {**said.dialect, **self.dialect}
         self.returned = lses.Returned()
-        self.offers = frozenset(offers)
+        self.offers = frozenset(offers - convention.without)
+        promise(self, convention)
 
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
         """Mask, bias and causal: with torch's parameters causal goes into a mask beside it, and the mask into a bias."""
@@ -88,6 +89,8 @@ class FunctionAdapter(Adapter):
         fields = self.signature.fields
         arguments: dict[str, Any] = {fields["q"]: problem.q, fields["k"]: problem.k, fields["v"]: problem.v}
         mask, bias, causal = self.merged(problem)
+        if mask is not None:
+            mask = said_as(mask, self.reading.mask, problem.dtype)
         if self.torch_convention and bias is not None:
             mask, bias = bias, None
         options: dict[str, Any] = dict.fromkeys(OPTIONS) | problem.given()  # None where an option is not asked for
@@ -105,7 +108,81 @@ class FunctionAdapter(Adapter):
         if isinstance(self.function, torch.nn.Module):
             called, mode = ready(self.function, problem)
             source = (*source, f"attend{mode}")
-        return Call(lses.picked(called, self.returned, problem.q) if problem.lse else called, arguments, source)
+        arguments |= self.convention.fixed
+        return read(Call(called, arguments, source), self.reading, tuple(fields[x] for x in "qkv"), self.returned, problem)
+
+
+class FamilyAdapter(Adapter):
+    """A function whose family has an attend(function, q, k, v, *, …) of its own, which says how it is called."""
+
+    def __init__(self, function: Callable[..., Any], name: str, source: tuple[str, ...], convention: Convention) -> None:
+        self.function, self.name, self.convention = function, name, convention
+        assert convention.attend is not None
+        self.own = convention.attend
+        self.source = (*source, "function = attend", "", "", *inspect.getsource(self.own).splitlines(), "")
+        takes = options_of(self.attend) or frozenset()
+        offers = DEFAULT_OFFERS.union(convention.offers, *(OPTIONS[name].features for name in takes))
+        self.offers, self.dialect = offers - convention.without, dict(convention.dialect)
+        self.returned = lses.Returned()
+        promise(self, convention)
+
+    @property
+    def attend(self) -> Callable[..., Any]:  # type: ignore[override]
+        """What the family's own function makes of this one."""
+        from attnspec.adapters.arrays import bridged
+
+        return partial(self.own, bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function)
+
+    def call(self, problem: Problem) -> Call:
+        """The call by which the family puts a problem. Raises Unsupported where it has no words for it."""
+        plain = super().call(problem)
+        bridge = (*layout.source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
+        source = (*self.source, *bridge, "", "def attend(**given):", f"    return {self.own.__name__}(function, **given)")
+        called = lses.picked(plain.function, self.returned, problem.q) if problem.lse else plain.function
+        return Call(called, plain.arguments, source)
+
+
+def promise(adapter: Adapter, convention: Convention) -> None:
+    """Take over what the documentation of a family says, and how its calls are to be read; or how they may be."""
+    adapter.restrictions, adapter.accuracy = convention.restrictions, convention.accuracy
+    adapter.dtypes, adapter.widths, adapter.devices = convention.dtypes, convention.widths, convention.devices
+    if convention.reading is not None:
+        adapter.reading, adapter.read_by = convention.reading, convention.name
+    elif convention.attend is None:
+        adapter.arrays, adapter.masks = loaded(), tuple(MASKS)
+
+
+def read(call: Call, reading: Reading, tensors: tuple[str, ...], returned: lses.Returned, problem: Problem) -> Call:
+    """A call of tensors as the suite has them, of one of a function's own."""
+    function, source = call.function, call.source
+    if (reading.layout, reading.output, reading.returns, reading.arrays) != (AXES, "", (), ""):
+        function = layout.read(function, reading, tensors, problem.lse)
+        source = (*source, *layout.source(reading, tensors, problem.lse))
+    return Call(lses.picked(function, returned, problem.q) if problem.lse else function, call.arguments, source)
+
+
+def said_as(mask: Tensor, how: str, dtype: torch.dtype) -> Tensor:
+    """A mask that is True where a query may attend, as a function takes it."""
+    if how == "hides":
+        return torch.logical_not(mask)
+    if how == "adds":
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(torch.logical_not(mask), float("-inf"))
+    return mask
+
+
+def adapted(function: Callable[..., Any], name: str, source: tuple[str, ...]) -> Adapter:
+    """The adapter of a function, by its family. Raises UnknownSignature."""
+    convention = family_of(function, name)
+    kind = FunctionAdapter if convention.attend is None else FamilyAdapter
+    return kind(function, name, source, convention)
+
+
+def family_of(function: Callable[..., Any], name: str) -> Convention:
+    """The convention of a function that was asked for under a name."""
+    try:
+        return convention_of(function, name, Signature.of(function).parameters)
+    except UnknownSignature:
+        return convention_of(function, name, frozenset())
 
 
 def ready(module: torch.nn.Module, problem: Problem) -> tuple[torch.nn.Module, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,10 +92,20 @@ class Signature:
     off: dict[str, Any]
     said: dict[str, Wording]
 
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The names of all, but for those that take any name."""
+        optional = (name for name in self.unknown_optional if not name.startswith("*"))
+        return frozenset({*self.fields.values(), *self.unknown_required, *optional})
+
     @classmethod
-    def of(cls, function: Callable[..., Any]) -> Signature:
-        """Read a signature. Raises UnknownSignature where Python can't show one."""
+    def of(cls, function: Callable[..., Any], names: Mapping[str, str] = MappingProxyType({})) -> Signature:
+        """Read a signature. Raises UnknownSignature where Python can't show one.
+
+        names: parameters that carry a field in this family alone, before those that carry it anywhere.
+        """
         parameters = signature_of(function).parameters.values()
+        field_of = {**FIELD_OF, **names}
         fields: dict[str, str] = {}
         required, optional, off = [], [], dict[str, Any]()
         said: dict[str, Wording] = {}
@@ -103,12 +114,13 @@ class Signature:
                 optional.append(str(p))
             elif p.kind is p.POSITIONAL_ONLY and p.default is p.empty:
                 raise UnknownSignature(f"its parameter {p.name} is positional-only, but conventions pass arguments by name")
-            elif p.name in FIELD_OF and FIELD_OF[p.name] not in fields and p.kind is not p.POSITIONAL_ONLY:
-                fields[FIELD_OF[p.name]] = p.name
-                if FIELD_OF[p.name] in OFF and isinstance(p.default, bool | int | float) and p.default:
-                    off[FIELD_OF[p.name]] = OFF[FIELD_OF[p.name]]
-                if FIELD_OF[p.name] in WORDINGS:
-                    said[FIELD_OF[p.name]] = WORDINGS[FIELD_OF[p.name]](p, function)
+            elif field_of.get(p.name, "") not in ("", *fields) and p.kind is not p.POSITIONAL_ONLY:
+                field = field_of[p.name]
+                fields[field] = p.name
+                if field in OFF and isinstance(p.default, bool | int | float) and p.default:
+                    off[field] = OFF[field]
+                if field in WORDINGS:
+                    said[field] = WORDINGS[field](p, function)
             elif p.default is p.empty:
                 required.append(p.name)
             else:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters.contract import Adapter, Answer, Unsupported
+from attnspec.adapters.conventions.layout import Reading
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.reading import Elsewhere
 from attnspec.adapters.remote.process import COMMAND, Ended, Misspoken, Process, worker
@@ -25,7 +26,7 @@ from attnspec.adapters.remote.tensors import Receiver, Sender, returned
 from attnspec.adapters.remote.told import implementations, of_outputs, of_run
 from attnspec.adapters.restrictions import forbidden, undeclared
 from attnspec.adapters.watch.trace import Trace
-from attnspec.adapters.within import AS_IT_IS, COMPILED, PLAINLY, SECOND, Call, Reading, Within
+from attnspec.adapters.within import COMPILED, PLAINLY, SECOND, Call, Within
 from attnspec.spec import Problem
 from attnspec.spec.place import Place
 from attnspec.spec.words import RETURNED
@@ -247,6 +248,8 @@ class Isolated(Adapter):
         self.devices = everywhere if told.get("devices") is None else tuple(told["devices"])
         self.accuracy, self.deterministic = told.get("accuracy"), bool(told.get("deterministic"))
         self.flash, self.torch_convention = bool(told.get("flash")), bool(told.get("torch_convention"))
+        self.reading, self.read_by = Reading.of(told.get("reading", {})), str(told.get("read_by", ""))
+        self.arrays, self.masks = tuple(told.get("arrays", ())), tuple(told.get("masks", ("shows",)))
         self._kernel, self._presents = told.get("kernel"), bool(told.get("presents"))
 
     @property
@@ -433,10 +436,6 @@ class Isolated(Adapter):
         }
         return Call(_elsewhere, arguments, tuple(reply["source"]))
 
-    def stub(self, reading: Reading = AS_IT_IS, restrictions: tuple[str, ...] = ()) -> str:
-        """An adapter to begin with."""
-        return str((self._told("stub", {"reading": list(reading), "restrictions": list(restrictions)}) or {}).get("text", ""))
-
 
 class _Says:
     """A value of the other process, of which only its repr is known here."""
@@ -454,7 +453,7 @@ def _elsewhere(**arguments: Any) -> Any:
 
 def _as_promised(within: Within) -> bool:
     """Whether a call is one of those of which an implementation promises something: as it is written, and nothing around it."""
-    return within.checked and within.reading == AS_IT_IS and not within.surroundings.startswith((COMPILED, SECOND))
+    return within.checked and not within.surroundings.startswith((COMPILED, SECOND))
 
 
 def _ended(ended: Ended) -> Answer:

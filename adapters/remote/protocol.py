@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from attnspec.adapters.contract import Adapter
-from attnspec.adapters.within import AS_IT_IS, Reading, Within
+from attnspec.adapters.conventions.layout import Reading
+from attnspec.adapters.within import Within
 from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.problem import TENSORS, options_from
 
 VERSION = 1
 # What a peer may do beside answering, by name; what it does not, it is not asked.
-ABILITIES = ("memory", "on", "fresh", "again", "holds", "trace", "wholly", "presented", "script", "stub", "surroundings")
+ABILITIES = ("memory", "on", "fresh", "again", "holds", "trace", "wholly", "presented", "script", "surroundings")
 
 
 def tensors_of(problem: Problem) -> dict[str, Tensor]:
@@ -44,13 +45,12 @@ def problem_of(request: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pro
 
 def said(within: Within) -> dict[str, Any]:
     """What surrounds a call, without what is as ever."""
-    return {name: list(x) if name == "reading" else x for name, x in within._asdict().items() if x != Within._field_defaults[name]}
+    return {name: x for name, x in within._asdict().items() if x != Within._field_defaults[name]}
 
 
 def within_of(request: Mapping[str, Any]) -> Within:
     """What surrounds the call of a request."""
-    given = dict(request.get("within", {}))
-    return Within(**given | {"reading": Reading(*given["reading"]) if "reading" in given else AS_IT_IS})
+    return Within(**request.get("within", {}))
 
 
 def settings(adapter: Adapter) -> dict[str, Any]:
@@ -60,7 +60,14 @@ def settings(adapter: Adapter) -> dict[str, Any]:
         "restrictions": sorted(adapter.restrictions),
         "widths": None if adapter.widths is None else list(adapter.widths),
         "dialect": dict(adapter.dialect),
+        **({} if adapter.kernel is None else {"reading": adapter.reading.plain()}),
     }
+
+
+def settle(adapter: Adapter, told: Mapping[str, Any]) -> None:
+    """Settle the same about an adapter here."""
+    for name, value in told.items():
+        setattr(adapter, name, Reading.of(value) if name == "reading" else tuple(value) if isinstance(value, list) else value)
 
 
 def declared(number: int, adapter: Adapter) -> dict[str, Any]:
@@ -74,6 +81,9 @@ def declared(number: int, adapter: Adapter) -> dict[str, Any]:
         "torch_convention": bool(adapter.torch_convention),
         "disturbed": dict(adapter.disturbed),
         "kernel": None if adapter.kernel is None else str(getattr(adapter.kernel, "__module__", "")),
+        "read_by": adapter.read_by,
+        "arrays": list(adapter.arrays),
+        "masks": list(adapter.masks),
         "presents": type(adapter).presented is not Adapter.presented,
         "does": [x for x in ABILITIES if x != "fresh" or type(adapter).fresh is not Adapter.fresh],
         **settings(adapter),

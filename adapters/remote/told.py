@@ -70,6 +70,10 @@ def _mapping(x: Any) -> bool:
     return isinstance(x, dict) and all(isinstance(one, str) for one in x.values())
 
 
+def _object(x: Any) -> bool:
+    return isinstance(x, dict)
+
+
 def _flag(x: Any) -> bool:
     return isinstance(x, bool)
 
@@ -94,6 +98,10 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "torch_convention": ("true or false", _flag),
     "presents": ("true or false", _flag),
     "kernel": ("a text", _text),
+    "reading": ("an object", _object),
+    "read_by": ("a text", _text),
+    "arrays": ("a list of texts", _texts),
+    "masks": ("a list of texts", _texts),
 }
 NULLABLE = ("dtypes", "widths", "devices", "accuracy", "kernel")
 

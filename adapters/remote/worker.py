@@ -18,10 +18,9 @@ from torch import Tensor
 from attnspec.adapters import Adapter, ResolveError, Unsupported, reading, resolve
 from attnspec.adapters.reading import no_memory, text, words
 from attnspec.adapters.remote.keeper import keep
-from attnspec.adapters.remote.protocol import VERSION, declared, problem_of, within_of
+from attnspec.adapters.remote.protocol import VERSION, declared, problem_of, settle, within_of
 from attnspec.adapters.remote.tensors import Receiver, Sender, written
 from attnspec.adapters.watch.state import SETUP, no_second_run, watched
-from attnspec.adapters.within import Reading
 from attnspec.spec import Problem
 
 
@@ -80,10 +79,6 @@ class Worker:
     def _added(self, adapter: Adapter) -> dict[str, Any]:
         self.adapters.append(adapter)
         return {"implementations": [declared(len(self.adapters) - 1, adapter)]}
-
-    def op_stub(self, request: dict[str, Any]) -> dict[str, Any]:
-        """An adapter to begin with."""
-        return {"text": self._adapter(request).stub(Reading(*request["reading"]), tuple(request["restrictions"]))}
 
     # ASKING
 
@@ -156,8 +151,7 @@ class Worker:
 
     def _adapter(self, request: dict[str, Any]) -> Adapter:
         adapter = self.adapters[request["implementation"]]
-        for name, value in request.get("settings", {}).items():
-            setattr(adapter, name, value if not isinstance(value, list) else tuple(value))
+        settle(adapter, request.get("settings", {}))
         return adapter
 
     def _problem(self, request: dict[str, Any]) -> Problem:

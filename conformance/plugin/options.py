@@ -19,7 +19,7 @@ from attnspec.adapters.remote.process import COMMAND, Process, worker
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec.problem import gradient_features
-from attnspec.spec.words import CLASSES
+from attnspec.spec.words import CLASSES, MASKS
 
 
 def _seed(given: str) -> int | str:
@@ -35,6 +35,9 @@ def _seed(given: str) -> int | str:
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--impl", {"help": "what to test: a dotted path, file.py:name, or a shipped name such as sdpa-math"}),
     ("--impl-kwargs", {"default": "", "help": "constructor arguments: heads=8,dim=64 or a JSON object"}),
+    ("--layout", {"help": "the order of its axes, where plain calls do not show it: 'b i h d', or 'b h i d -> b i (h d)'"}),
+    ("--returns", {"help": "what it returns, each by its name: o,lse or weights,o"}),
+    ("--mask", {"choices": tuple(MASKS), "help": "what its mask says: True shows, True hides, or it adds 0 and −∞"}),
     ("--impl-device", {"action": "append", "help": "cpu, cuda, … (default: cpu and whatever accelerator torch reports)"}),
     ("--impl-dtypes", {"help": "float32,bfloat16,… that are promised (default: those that a plain call accepts)"}),
     (
@@ -250,6 +253,7 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     draft = Draft(new_file(option("--write-known-issues")) if option("--write-known-issues") else None)
     for adapter in adapters:
         adapter.offers = frozenset(adapter.offers) - without
+        _read_as(option, adapter)
     subjects = _subjects(option, adapters, dialect, dtypes or ((case.dtype,) if case else None), record)
     for subject in subjects:
         subject.same_side = partial(_on_each_side, (known.same_side(subject), inherited.same_side(subject)))
@@ -345,6 +349,34 @@ def _subjects(
     return subjects
 
 
+def _read_as(option: Callable[[str], Any], adapter: Any) -> None:
+    """Set how the calls of an implementation are read, where the command line says so. Raises ResolveError."""
+    from attnspec.adapters import ResolveError
+    from attnspec.adapters.conventions.layout import LAYOUTS, OUTPUTS
+
+    given: dict[str, Any] = {}
+    if option("--layout"):
+        layout, _, output = (" ".join(x.split()) for x in option("--layout").partition("->"))
+        if layout not in LAYOUTS or (output and output not in OUTPUTS):
+            raise ResolveError(
+                f"--layout={option('--layout')!r} is no order of axes that can be read: write one of {', '.join(LAYOUTS)}, "
+                f"and where the output has another, -> and one of {', '.join(OUTPUTS)}"
+            )
+        given |= {"layout": layout, "output": "" if output == layout else output}
+    if option("--returns"):
+        given["returns"] = tuple(x.strip() for x in option("--returns").split(","))
+        if given["returns"].count("o") != 1:
+            raise ResolveError(f"--returns={option('--returns')}: the output is called o there: o,lse or weights,o")
+    if option("--mask"):
+        given["mask"], adapter.masks = option("--mask"), (option("--mask"),)
+    if given and adapter.kernel is None:
+        raise ResolveError(
+            f"{adapter.name} is an adapter, which says itself how it is called; leave out --layout, --returns and --mask"
+        )
+    if given:
+        adapter.given, adapter.read_by = given, ""
+
+
 def _few_shapes(option: Callable[[str], Any], subjects: list[Any], record: Any) -> frozenset[int]:
     """The ids of the subjects that keep to a few shapes: all, or those that are slow on new ones."""
     from attnspec.conformance.run.shapes import slow_on_new
@@ -362,7 +394,19 @@ def _few_shapes(option: Callable[[str], Any], subjects: list[Any], record: Any) 
 def _command(option: Callable[[str], Any]) -> str:
     """What asks one case of this implementation again, without the case."""
     words = ["pytest"]
-    named = ("--impl", "--impl-kwargs", "--impl-device", "--memory-limit", "--without", "--dialect", "--accuracy", "--spec")
+    named = (
+        "--impl",
+        "--impl-kwargs",
+        "--layout",
+        "--returns",
+        "--mask",
+        "--impl-device",
+        "--memory-limit",
+        "--without",
+        "--dialect",
+        "--accuracy",
+        "--spec",
+    )
     for name in named:
         value = option(name)
         for item in value if isinstance(value, list) else [value] if value else []:

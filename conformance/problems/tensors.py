@@ -13,6 +13,7 @@ from einops import rearrange
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
+from attnspec.adapters.conventions.layout import AS_IT_IS, AXES, Reading
 from attnspec.conformance.problems.case import OPTIONS, Case
 from attnspec.conformance.problems.factors.lse import GRADED
 from attnspec.conformance.problems.factors.start import meant
@@ -27,10 +28,11 @@ MADE_BY_FACTOR = tuple(name for name, own in OPTIONS.items() if own.makes is not
 STREAMS = ("q", "k", "v", "mask", "bias", "do", *MADE_BY_FACTOR)
 
 
-def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFERENTIABLE) -> Problem:
+def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFERENTIABLE, reading: Reading = AS_IT_IS) -> Problem:
     """The problem that a case describes, asking for none but these gradients.
 
-    Every tensor has its own stream of numbers, so that a smaller case is calm.
+    Every tensor has its own stream of numbers, so that a smaller case is calm. reading: what is contiguous is so in its order of
+    axes, as those who call such an implementation have it.
     """
     rng = {name: default_rng([case.seed, n]) for n, name in enumerate(STREAMS)}
     dtype = getattr(torch, case.dtype)
@@ -38,7 +40,7 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     q, k, v = (simple(x, made.get(name, "")) for name, x in zip("qkv", values(case, rng), strict=True))
     # What stands in the problem is rounded once, here; the layout copies bits.
     to = {"dtype": dtype, "device": device}
-    q_, k_, v_ = lay_out([torch.from_numpy(x).to(**to) for x in (q, k, v)], case.layout, case.g is None)
+    q_, k_, v_ = lay_out([torch.from_numpy(x).to(**to) for x in (q, k, v)], case.layout, case.g is None, reading.layout)
     shown = holes(case, rng["mask"]) if case.mask != "none" else None
     mask = None if shown is None else torch.from_numpy(shown).to(device)
     bias = (
@@ -58,6 +60,7 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
     if present and case.wrt != "none":
         if case.lse != "alone":
             do = cotangent(case, rng["do"], made.get("do", "")).to(device)
+            do = in_order(do, reading.layout) if do.is_contiguous() else do
         if case.lse in GRADED:
             dlse = cotangent_of_lse(case, rng["do"].spawn(1)[0], made.get("dlse", "")).to(device)
         wrt = asked(case.wrt, present)
@@ -278,12 +281,14 @@ def cotangent_of_lse(case: Case, rng: Generator, made: str = "") -> Tensor:
 # LAYOUT
 
 
-def lay_out(qkv: list[Tensor], layout: str, shared: bool) -> list[Tensor]:
-    """The same values in other memory. `expanded` makes values of one batch item or head serve all."""
+def lay_out(qkv: list[Tensor], layout: str, shared: bool, order: str = AXES) -> list[Tensor]:
+    """The same values in other memory. `expanded` makes values of one batch item or head serve all. order: of contiguous axes."""
     q, k, v = qkv
     match layout:
-        case "bihd":  # the usual projection output (b i h d), seen as (b h i d)
-            return [x if x.ndim == 3 else stored(x, "b h i d -> b i h d") for x in qkv]
+        case "bihd":  # the usual projection output (b i h d), seen as (b h i d); another where that is the order of the axes
+            return [in_order(x, "b i h d" if order != "b i h d" else "i b h d") for x in qkv]
+        case "contiguous":
+            return [in_order(x, order) for x in qkv]
         case "fused":
             if q.shape == k.shape == v.shape:
                 together = torch.stack([rearrange(x, "b h i d -> b i h d") for x in qkv], dim=2)
@@ -299,6 +304,11 @@ def lay_out(qkv: list[Tensor], layout: str, shared: bool) -> list[Tensor]:
             axis = 0 if shared or k.shape[1] == 1 else 1
             return [q, *(x.narrow(axis, 0, 1).expand(x.shape) for x in (k, v))]
     return qkv
+
+
+def in_order(x: Tensor, order: str) -> Tensor:
+    """The same values in memory that has the axes in this order; one shared head as it is."""
+    return x if x.ndim == 3 or order == AXES else stored(x, f"{AXES} -> {order}")
 
 
 def stored(x: Tensor, pattern: str) -> Tensor:

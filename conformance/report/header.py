@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from attnspec.adapters import RESTRICTIONS
+from attnspec.adapters.conventions.layout import AXES
 from attnspec.adapters.restrictions import NO_BACKWARD
 from attnspec.conformance import __version__
 from attnspec.conformance.report.environment import device_data, device_name, versions
@@ -20,7 +22,7 @@ from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec import SPEC_VERSION, index
-from attnspec.spec.words import FEATURES
+from attnspec.spec.words import FEATURES, MASKS
 
 
 def header(run: Run) -> list[str]:
@@ -40,6 +42,8 @@ def header(run: Run) -> list[str]:
         )
         if subject.backend is not None and str(subject.backend):
             lines.append(f"    backend seen in a plain {subject.dtypes[0]} call: {subject.backend}")
+        if subject.read_from:
+            lines.append(f"    {'; '.join(called_as(subject))}")
         offered = [name for name in FEATURES if subject.offers(name)]
         absent = [name for name in FEATURES if not subject.offers(name)]
         lines.append(f"    offers {', '.join(offered)}" + (f"; not {', '.join(absent)}" if absent else ""))
@@ -77,6 +81,14 @@ def header(run: Run) -> list[str]:
     if run.inherited.accepted:
         lines.append("  inherited failures of torch are noted and do not decide (--inherited=note)")
     return [visible(line) for line in lines]
+
+
+def called_as(subject: Subject) -> list[str]:
+    """How its calls are read, and who says so."""
+    reading = subject.adapter.reading
+    how = ", ".join(replace(reading, mask="shows").words) or f"q, k, v and the output are ({AXES})"
+    masks = subject.masks_from or (subject.read_from if reading.mask != "shows" else "")
+    return [f"{how} ({subject.read_from})", *([f"{MASKS[reading.mask]} ({masks})"] if masks else [])]
 
 
 def restrictions(subject: Subject) -> dict[str, tuple[str, str]]:
@@ -142,6 +154,7 @@ def header_data(run: Run) -> dict[str, Any]:
                 "offers": sorted(s.adapter.offers),
                 "restrictions": {name: source for name, (_, source) in restrictions(s).items()},
                 **({"isolated": True} if s.adapter.isolated else {}),
+                **({"called_as": called_as(s)} if s.read_from else {}),
                 "widths": sorted(s.adapter.widths) if s.adapter.widths is not None else None,
                 "class": {d: s.required_class(d) for d in s.dtypes},
                 "dialect": {name: {"value": getattr(s.dialect, name), "source": source} for name, source in s.sources.items()},

@@ -15,7 +15,7 @@ from attnspec.conformance.judging.coarser import COARSER
 from attnspec.conformance.judging.judge import compare, form
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
-from attnspec.conformance.subject.contact import look
+from attnspec.conformance.subject.contact import look, look_at_masks
 from attnspec.conformance.subject.refusals import find
 from attnspec.conformance.subject.subject import ASSUMED, OBSERVED, Subject
 from attnspec.reference import Exact, solve, to_float64
@@ -38,6 +38,8 @@ def meet(adapter: Adapter, device: str, options: Mapping[str, str], claim: str |
     _settle_dtypes(subject, dtypes or (None if adapter.dtypes is None else tuple(adapter.dtypes)))
     if adapter.widths is None:
         _settle_widths(subject)
+    if subject.dtypes:
+        look_at_masks(subject)
     _settle_strides(subject)
     _settle_lse_grad(subject)
     for name, choice in CHOICES.items():

@@ -51,6 +51,8 @@ class Subject:
     refused_widths: dict[int, str] = field(default_factory=dict)
     refused_strides: str = ""
     refused_lse_grad: str = ""
+    read_from: str = ""  # who says how its calls are read; "" for an adapter, which says it itself
+    masks_from: str = ""  # who says what its masks say, where that was looked for
     found: dict[str, str] = field(default_factory=dict)  # restriction that nobody declared → what showed it
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class that no right answer left; none: no entry
     long: dict[str, LongRows] = field(default_factory=dict)  # dtype → right outputs of long rows, where class C is asked for
@@ -101,14 +103,24 @@ class Subject:
     def afresh(self) -> Subject:
         """The same subject, of which nothing was asked yet: what was settled when it was met stays."""
         settled = ("adapter", "device", "dialect", "sources", "claim", "dtypes", "width", "generic", "siblings", "compiled", "slow")
-        refused = ("refused_dtypes", "refused_widths", "refused_strides", "refused_lse_grad", "same_side", "backend", "called")
+        refused = (
+            "refused_dtypes",
+            "refused_widths",
+            "refused_strides",
+            "refused_lse_grad",
+            "read_from",
+            "masks_from",
+            "same_side",
+            "backend",
+            "called",
+        )
         return Subject(**{name: getattr(self, name) for name in (*settled, *refused)})
 
     # ASKING
 
     def problem(self, case: Case) -> Problem:
         """The tensors of a case, on the device."""
-        problem = build(case, self.device, differentiable(self.adapter.offers))
+        problem = build(case, self.device, differentiable(self.adapter.offers), self.adapter.reading)
         return restricted(problem, self.adapter.restrictions) if self.adapter.restrictions else problem
 
     def run(self, problem: Problem, within: Within = PLAINLY) -> Answer:

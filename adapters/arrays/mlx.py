@@ -1,0 +1,37 @@
+"""MLX: gradients by mx.vjp."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import torch
+
+
+def there(x):
+    """A tensor as an array, bit by bit."""
+    x = x.detach().cpu().contiguous()
+    if x.dtype == torch.bfloat16:
+        return mx.array(x.view(torch.uint16).numpy()).view(mx.bfloat16)
+    return mx.array(x.numpy())
+
+
+def here(x):
+    """An array as a tensor, bit by bit."""
+    if x.dtype == mx.bfloat16:
+        return torch.from_numpy(np.array(x.view(mx.uint16))).view(torch.bfloat16)
+    return torch.from_numpy(np.array(x))
+
+
+def own(x):
+    """Whether something is an array of MLX."""
+    return isinstance(x, mx.array)
+
+
+def vjp(function, arrays):
+    """What a function returns, and what gives the gradients of its inputs."""
+    out = function(*arrays)
+
+    def back(cotangents):
+        return mx.vjp(lambda *given: list(function(*given)), arrays, list(cotangents))[1]
+
+    return out, back

@@ -1,0 +1,30 @@
+"""NumPy: no gradients, and no bfloat16 but that of ml_dtypes, where that is installed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+vjp = None
+
+
+def there(x):
+    """A tensor as an array in its own memory; bfloat16 by its bits."""
+    if x.dtype != torch.bfloat16:
+        return x.detach().cpu().numpy()
+    import ml_dtypes
+
+    return x.detach().cpu().contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+
+
+def here(x):
+    """An array as a tensor."""
+    x = np.asarray(x)
+    if x.dtype.name == "bfloat16":
+        return torch.from_numpy(np.ascontiguousarray(x).view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(x))
+
+
+def own(x):
+    """Whether something is an array, or can be read as one."""
+    return hasattr(x, "__array__") and not isinstance(x, torch.Tensor) and getattr(x, "shape", None) is not None

@@ -1,0 +1,1 @@
+"""One file a family: its conventions, as data."""
