@@ -9,11 +9,12 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from attnspec.adapters.contract import Adapter, check, quiet
 from attnspec.adapters.conventions.attend import variants
-from attnspec.adapters.conventions.function import adapted
+from attnspec.adapters.conventions.function import FamilyAdapter, adapted, family_of
 from attnspec.adapters.conventions.signature import ResolveError, UnknownSignature
 from attnspec.adapters.find import import_line, load, short
 from attnspec.adapters.reading import words
@@ -91,7 +92,11 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
     if isinstance(found, Adapter):
         return [_named(found, name, (*source, "attend = attend.attend"))]
     try:
-        if inspect.isclass(found):
+        if inspect.isclass(found) and (family := family_of(found, name)).attend is not None:
+            made = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+            with_options = (*source, f"from functools import partial; attend = partial(attend, {made})") if kwargs else source
+            adapters = [FamilyAdapter(partial(found, **kwargs) if kwargs else found, name, with_options, family)]
+        elif inspect.isclass(found):
             adapters = variants(found, name, source, kwargs)
             for attending in adapters:
                 _construct(attending.instance, name, attending.kwargs)

@@ -179,10 +179,11 @@ def adapted(function: Callable[..., Any], name: str, source: tuple[str, ...]) ->
 
 def family_of(function: Callable[..., Any], name: str) -> Convention:
     """The convention of a function that was asked for under a name."""
-    try:
-        return convention_of(function, name, Signature.of(function).parameters)
+    try:  # the parameters of a class are those of its constructor, which show no family
+        parameters = frozenset() if inspect.isclass(function) else Signature.of(function).parameters
     except UnknownSignature:
-        return convention_of(function, name, frozenset())
+        parameters = frozenset()
+    return convention_of(function, name, parameters)
 
 
 def ready(module: torch.nn.Module, problem: Problem) -> tuple[torch.nn.Module, str]:
