@@ -91,15 +91,16 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
         raise ResolveError(f"--impl-kwargs are constructor arguments, but {name} is not a class")
     if isinstance(found, Adapter):
         return [_named(found, name, (*source, "attend = attend.attend"))]
+    adapters: list[Adapter] = []
     try:
         if inspect.isclass(found) and (family := family_of(found, name)).attend is not None:
             made = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
             with_options = (*source, f"from functools import partial; attend = partial(attend, {made})") if kwargs else source
             adapters = [FamilyAdapter(partial(found, **kwargs) if kwargs else found, name, with_options, family)]
         elif inspect.isclass(found):
-            adapters = variants(found, name, source, kwargs)
-            for attending in adapters:
+            for attending in variants(found, name, source, kwargs):
                 _construct(attending.instance, name, attending.kwargs)
+                adapters.append(attending)
         else:
             adapters = [adapted(found, name, source)]
     except UnknownSignature as error:

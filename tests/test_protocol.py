@@ -19,7 +19,7 @@ from attnspec.adapters.remote.isolated import Isolated, Limits, isolated
 from attnspec.adapters.remote.process import Process
 from attnspec.adapters.remote.protocol import ABILITIES
 from attnspec.adapters.remote.told import FIELDS
-from attnspec.adapters.within import AS_IT_IS, Within
+from attnspec.adapters.within import Within
 from attnspec.conformance import check
 from attnspec.conformance.subject.meeting import meet
 from attnspec.spec import Problem
@@ -122,7 +122,6 @@ def test_all_that_is_said_to_and_by_the_peer_in_python_is_in_the_schema(traffic:
     adapter.wholly(plain())
     adapter.presented(problem.replace(causal=True))
     adapter.script(problem)
-    adapter.stub(AS_IT_IS, ())
     adapter.fresh()
     adapter.peer.close()
     must_be_valid(traffic)
@@ -136,7 +135,6 @@ def test_all_that_is_said_to_and_by_the_peer_in_python_is_in_the_schema(traffic:
         "holds",
         "trace",
         "script",
-        "stub",
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnspec.adapters.arrays import loaded
+from attnspec.adapters.arrays import bridged, loaded, source_of
 from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported, options_of
 from attnspec.adapters.conventions import layout, lses
 from attnspec.adapters.conventions.convention import Convention, convention_of
@@ -127,16 +127,14 @@ class FamilyAdapter(Adapter):
         promise(self, convention)
 
     @property
-    def attend(self) -> Callable[..., Any]:  # type: ignore[override]
+    def attend(self) -> Callable[..., Any]:
         """What the family's own function makes of this one."""
-        from attnspec.adapters.arrays import bridged
-
         return partial(self.own, bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function)
 
     def call(self, problem: Problem) -> Call:
         """The call by which the family puts a problem. Raises Unsupported where it has no words for it."""
         plain = super().call(problem)
-        bridge = (*layout.source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
+        bridge = (*source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
         source = (*self.source, *bridge, "", "def attend(**given):", f"    return {self.own.__name__}(function, **given)")
         called = lses.picked(plain.function, self.returned, problem.q) if problem.lse else plain.function
         return Call(called, plain.arguments, source)

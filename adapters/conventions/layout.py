@@ -59,7 +59,8 @@ class Reading:
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Reading:
         """From plain data."""
-        return cls(**{name: tuple(x) if name == "returns" else x for name, x in plain.items()})
+        given: dict[str, Any] = {name: tuple(x) if name == "returns" else x for name, x in plain.items()}
+        return cls(**given)
 
 
 AS_IT_IS = Reading()
@@ -77,22 +78,25 @@ def read(called: Callable[..., Any], how: Reading, tensors: tuple[str, ...], lse
 def source(how: Reading, tensors: tuple[str, ...], lse: bool) -> tuple[str, ...]:
     """Lines of Python that make of the function that is called `attend` one that :func:`read` gives."""
     lines = [*source_of(how.arrays), "attend = bridged(attend)"] if how.arrays else []
+    text = inspect.getsource(attend_so).splitlines()
     made = f"partial(attend_so, attend, {how.layout!r}, {how.output or how.layout!r}, {how.returns!r}, {tensors!r}, {lse})"
-    return (*lines, "from functools import partial", "", *inspect.getsource(attend_so).splitlines(), "", f"attend = {made}")
+    return (*lines, "from functools import partial", "from typing import Any", "", "", *text, "", f"attend = {made}")
 
 
-def attend_so(function, layout, output, returns, tensors, lse, /, **arguments):  # type: ignore[no-untyped-def]
+def attend_so(
+    function: Any, layout: str, output: str, returns: tuple[str, ...], tensors: tuple[str, ...], lse: bool, /, **arguments: Any
+) -> Any:
     """One call. It stands in the scripts of failures, too: it needs nothing of its module."""
     from einops import rearrange
 
-    def turned(x):  # type: ignore[no-untyped-def]
+    def turned(x: Any) -> Any:
         """In the order of the function; what is dense stays dense, as who calls it has it."""
         if x.ndim != 4 or layout == "b h i d":
             return x
         there = rearrange(x, f"b h i d -> {layout}")
         return there.contiguous() if x.is_contiguous() else there
 
-    def turned_back(x):  # type: ignore[no-untyped-def]
+    def turned_back(x: Any) -> Any:
         """In the order of the suite; as it came where it has other axes."""
         if output == "b h i d" or getattr(x, "ndim", 0) != len(output.replace("(b i)", "n").replace("(h d)", "m").split()):
             return x
