@@ -14,7 +14,55 @@ from attnspec.conformance.verdicts.lines import VerdictError
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; see :func:`attnspec.conformance.verdicts.cli.main` for its exit codes."""
-    return cli.main(words, beside=_vectors)
+    return cli.main(words, beside=_beside)
+
+
+def _beside(commands: Any) -> None:
+    _vectors(commands)
+    _campaign(commands)
+
+
+def _campaign(commands: Any) -> None:
+    """The options of `attnspec campaign`."""
+    campaign = commands.add_parser(
+        "campaign",
+        help="judge many implementations, each in an environment of its own",
+        description="Exit code 0: each has its result, whatever that says. 2: one could not be asked, or the file can't be read.",
+    )
+    campaign.add_argument("file", type=Path, help="a TOML file: title, options, constraints, [[implementation]]")
+    campaign.add_argument("--into", type=Path, help="the folder of the results (default: the file's name, beside it)")
+    campaign.add_argument(
+        "-o", "--page", type=Path, help="write the table to this .html, its .md beside it, and pages in its folder"
+    )
+    campaign.add_argument("--scheduler", default="", help="tcp://HOST:PORT of a Dask scheduler (default: workers on this machine)")
+    campaign.add_argument("--workers", type=int, default=1, help="on this machine (default 1)")
+    campaign.add_argument("--again", action="store_true", help="ask those that have a result, too")
+    campaign.add_argument("--only", default="", help="these alone, by name: a,b")
+    campaign.set_defaults(do=_campaigned, foreign=False)
+
+
+def _campaigned(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+    from importlib.util import find_spec
+
+    from attnspec.conformance.campaign import fleet, overview
+    from attnspec.conformance.campaign.file import read
+    from attnspec.conformance.verdicts.page import check_target
+
+    if find_spec("distributed") is None:
+        raise VerdictError("a campaign needs distributed, not installed here: pip install attnspec[fleet]")
+    if options.page is not None:
+        check_target(options.page)
+    campaign, into = read(options.file), options.into or options.file.with_suffix("")
+    only = {x for x in options.only.split(",") if x}
+    if strange := only - {one.name for one in campaign.entries}:
+        raise VerdictError(f"--only: {', '.join(sorted(strange))} is not in {options.file}")
+    asked = replace(campaign, entries=tuple(one for one in campaign.entries if not only or one.name in only))
+    fleet.go(asked, into, scheduler=options.scheduler, workers=options.workers, again=options.again)
+    results = [fleet.stored(into, one.name) for one in campaign.entries]
+    if options.page is not None:
+        overview.write(campaign, results, into, options.page)
+    return 2 if any(fleet.stored(into, one.name).get("trouble") for one in asked.entries) else 0
 
 
 def _vectors(commands: Any) -> None:

@@ -18,7 +18,7 @@ FLOORS = (
     ("known",),
     ("diagnosis",),
     ("mistakes", "subject", "vectors"),
-    ("judging", "problems"),
+    ("campaign", "judging", "problems"),
     ("reference", "adapters", "verdicts"),
     ("spec",),
 )

@@ -1,0 +1,69 @@
+"""One run of a campaign, on whatever worker has it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from attnspec.conformance.campaign.environment import environment
+
+GRACE = 60.0  # seconds in which a run that is interrupted writes what it has
+TAIL = 60  # lines of what it printed
+
+
+def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
+    """Judge one implementation, and return what came of it as plain data.
+
+    home: where environments are kept on this machine. verdicts and page: the texts of its files, "" where there are none. exit: of
+    the run; None where it was interrupted, for it took longer than it may. printed: the last lines.
+    """
+    began = time.monotonic()
+    result: dict[str, Any] = {"name": task["name"], "exit": None, "verdicts": "", "page": "", "printed": [], "trouble": ""}
+    kept = Path(home or Path(tempfile.gettempdir()) / "attnspec-environments")
+    try:
+        python = environment(task["requires"], task["dependencies"], task["constraints"], kept)
+    except (OSError, subprocess.SubprocessError) as error:
+        return result | {"trouble": str(error), "seconds": time.monotonic() - began}
+    with tempfile.TemporaryDirectory(prefix="attnspec-campaign-") as folder:
+        files = {"verdicts": Path(folder, "verdicts.jsonl"), "page": Path(folder, "page.html")}
+        command = [str(python), "-m", "pytest", f"--impl={task['impl']}", *task["options"], "-q", "-p", "no:cacheprovider"]
+        command += [f"--verdicts={files['verdicts']}", f"--verdict-report={files['page']}"]
+        set_up, asked = time.monotonic() - began, time.monotonic()
+        with Path(folder, "printed.txt").open("w+", encoding="utf-8", errors="replace") as printed:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "CI": "true", **task["environment"]},
+                start_new_session=True,
+            )
+            try:
+                result["exit"] = process.wait(task["seconds"])
+            except subprocess.TimeoutExpired:
+                result["trouble"] = f"it took longer than {task['seconds']:g} s and was interrupted"
+            finally:
+                _end(process)
+            printed.seek(0)
+            result["printed"] = printed.read().splitlines()[-TAIL:]
+        result |= {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.exists()}
+    return result | {"environment_seconds": set_up, "seconds": time.monotonic() - asked}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a run and all that it started; it may write what it has."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
