@@ -149,6 +149,14 @@ class Adapter:
         """
         raise Unsupported(f"{type(self).__name__} defines no attend()")
 
+    def gradients(self, problem: Problem, answer: Answer) -> Mapping[str, Tensor | None]:
+        """The gradients of the inputs in `problem.wrt`, by name (dq, dk, dv, dbias, …), where they do not come from autograd.
+
+        Write it for a backward of your own, in whatever framework: a function of the inputs, of `answer`, which is what `attend`
+        gave, and of the cotangents `problem.do` (b h i e) and `problem.dlse` (b h i). Each gradient has the shape of its input.
+        """
+        raise NotImplementedError  # never asked: autograd is, unless a class has its own
+
     def call(self, problem: Problem) -> Call:
         """The call that puts this problem. Raises Unsupported if the calling convention can't express it."""
         options = problem.given()
@@ -197,6 +205,8 @@ class Adapter:
 
     def script(self, problem: Problem, within: Within = PLAINLY) -> Call:
         """The call for a script: the lines that define `attend`, and the arguments. Raises Unsupported."""
+        if problem.wrt and type(self).gradients is not Adapter.gradients:
+            raise Unsupported("a script asks autograd for gradients, and this adapter has its own")
         with surrounded(within, self, problem.q.device):
             return self.call(problem)
 
@@ -317,6 +327,8 @@ class Adapter:
             return Answer(error=error)
         if not isinstance(o, Tensor) or o.layout != torch.strided or not problem.differentiated or not problem.wrt:
             return Answer(o, lse=lse)
+        if type(self).gradients is not Adapter.gradients:
+            return self._by_itself(problem, Answer(o.detach(), lse=_detached(lse)), installed)
         pairs = [(o, problem.do)] if problem.do is not None else []
         if problem.dlse is not None and problem.wrt != ("v",):  # on values no lse depends
             pairs.append((lse, problem.dlse))
@@ -336,6 +348,18 @@ class Adapter:
             return Answer(o.detach(), error=error, stage="backward", lse=_detached(lse))
         found = {f"d{name}": plain(grad) for name, grad in zip(problem.wrt, grads, strict=True)}
         return Answer(o.detach(), found, lse=_detached(lse))
+
+    def _by_itself(self, problem: Problem, answer: Answer, installed: frozenset[Any]) -> Answer:
+        """The answer with the gradients that this adapter computes by itself."""
+        try:
+            found = dict(self.gradients(problem, answer))
+        except Unsupported as error:
+            return replace(answer, unsupported=text(error))
+        except BaseException as error:
+            if interrupted(error, installed):
+                raise
+            return replace(answer, error=error, stage="backward")
+        return replace(answer, gradients={f"d{name}": plain(found.get(f"d{name}")) for name in problem.wrt})
 
 
 def _detached(x: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 from attnspec.adapters import Adapter, Unsupported, resolve, same_bits
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.conventions.signature import Signature
+from attnspec.conformance import check
 from attnspec.spec import Problem
 
 # WHAT IS PASSED ON
@@ -346,3 +347,23 @@ def test_unknown_parameters_are_counted_apart():
     signature = Signature.of(lambda q, k, v, rotary, block_table=None, **more: ...)
     assert signature.unknown_required == ("rotary",)
     assert signature.unknown_optional == ("block_table", "**more")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_backward_that_is_no_autograd_is_judged_as_one(wrong):
+    class ByHand(Adapter):
+        offers = {"mha", "backward"}
+
+        def attend(self, q, k, v):
+            return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1).detach() @ v.detach()
+
+        def gradients(self, problem, answer):
+            q, k, v, do = (x.detach() for x in (problem.q, problem.k, problem.v, problem.do))
+            scale = q.shape[-1] ** -0.5
+            p = torch.softmax(q @ k.mT * scale, -1)
+            ds = p * (do @ v.mT - (do * answer.o).sum(-1, keepdim=True) * (not wrong))
+            return {"dq": ds @ k * scale, "dk": ds.mT @ q * scale, "dv": p.mT @ do}
+
+    result = check(ByHand(), clauses="SHAPE-1,GRAD-1,GRAD-2,GRAD-3", dtypes="float32", tier="smoke", search=False)
+    assert {failure.clause for failure in result.failures} == ({"GRAD-1", "GRAD-2"} if wrong else set())
+    assert result.exit == int(wrong)

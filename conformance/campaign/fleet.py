@@ -63,9 +63,7 @@ def _asked(
             cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, resources=needed or None)
             client = open_.enter_context(Client(open_.enter_context(cluster)))
         futures = {
-            client.submit(
-                run, tasks[one.name], key=f"{one.name}", pure=False, retries=RETRIES, resources=dict(one.resources)
-            ): one
+            client.submit(run, tasks[one.name], key=f"{one.name}", pure=False, retries=RETRIES, resources=dict(one.resources)): one
             for one in todo
         }
         for future in as_completed(list(futures)):
