@@ -119,11 +119,12 @@ def test_an_environment_sees_its_own_packages_before_ours(tmp_path: Path) -> Non
         '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
         '[project]\nname = "einops"\nversion = "99"\n[tool.setuptools]\npackages = ["einops"]\n'
     )
-    python = environment([str(package)], False, "", tmp_path / "home")
+    found = environment([str(package)], False, "", tmp_path / "home")
+    assert (found.packages / "einops" / "__init__.py").exists()
     code = "import einops, attnspec.spec, torch; print(einops.own)"
-    done = subprocess.run([str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([str(found.python), "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr
-    assert environment([str(package)], False, "", tmp_path / "home") == python
+    assert environment([str(package)], False, "", tmp_path / "home") == found
     with pytest.raises(OSError, match="could not make the environment"):
         environment([str(tmp_path / "nothing")], False, "", tmp_path / "home")
     assert [path.name for path in (tmp_path / "home").iterdir() if path.is_dir() and not (path / READY).exists()] == []

@@ -11,14 +11,22 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 
 READY = "attnspec-ready"
 
 
-def environment(requires: Sequence[str], dependencies: bool, constraints: str, home: Path) -> Path:
-    """The Python of an environment that has these packages, made where it is not there yet.
+class Environment(NamedTuple):
+    """Its Python, and the folder in which its own packages are."""
+
+    python: Path
+    packages: Path
+
+
+def environment(requires: Sequence[str], dependencies: bool, constraints: str, home: Path) -> Environment:
+    """An environment that has these packages, made where it is not there yet.
 
     uv makes it where that is installed, else venv and pip. attnspec, torch and all that is not required come from the Python that
     runs this, so that an environment costs what its own packages cost. Raises OSError, with the last lines of the installer, where
@@ -30,18 +38,18 @@ def environment(requires: Sequence[str], dependencies: bool, constraints: str, h
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / READY).exists():
-            return python
+            return Environment(python, Path((folder / READY).read_text(encoding="utf-8")))
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            _make(folder, python, requires, dependencies, constraints)
+            packages = _make(folder, python, requires, dependencies, constraints)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        (folder / READY).write_text("\n".join(requires), encoding="utf-8")
-    return python
+        (folder / READY).write_text(str(packages), encoding="utf-8")
+    return Environment(python, packages)
 
 
-def _make(folder: Path, python: Path, requires: Sequence[str], dependencies: bool, constraints: str) -> None:
+def _make(folder: Path, python: Path, requires: Sequence[str], dependencies: bool, constraints: str) -> Path:
     uv = shutil.which("uv")
     _call([uv, "venv", "--quiet", "--python", sys.executable, str(folder)] if uv else [sys.executable, "-m", "venv", str(folder)])
     limits = folder / "constraints.txt"
@@ -58,6 +66,7 @@ def _make(folder: Path, python: Path, requires: Sequence[str], dependencies: boo
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True
     ).stdout.strip()
     Path(own, "zz_attnspec_base.pth").write_text(lines, encoding="utf-8")
+    return Path(own)
 
 
 def _call(command: Sequence[str]) -> None:

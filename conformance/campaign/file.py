@@ -20,7 +20,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Entry:
     """One implementation.
 
-    name: of its row and its files. impl: as --impl takes it. of: the package that it comes from, for the table. requires: what is
+    name: of its row and its files. impl: as --impl takes it; {packages} in it stands for the folder
+    of the packages of its environment. of: the package that it comes from, for the table. requires: what is
     installed into its environment, as pip takes it. dependencies: whether what these need is installed, too; else they use what is
     there. options: of its run, behind those of the campaign. environment: variables of its run, set before Python starts. seconds:
     after which its run is interrupted. resources: what a worker must have, {"gpu": 1}. remark: a sentence for the table.

@@ -15,6 +15,7 @@ from typing import Any
 from attnspec.conformance.campaign.environment import environment
 
 GRACE = 60.0  # seconds in which a run that is interrupted writes what it has
+PACKAGES = "{packages}"  # in impl: the folder of the environment's own packages, for a file in one that is not imported whole
 TAIL = 60  # lines of what it printed
 
 
@@ -28,12 +29,21 @@ def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {"name": task["name"], "exit": None, "verdicts": "", "page": "", "printed": [], "trouble": ""}
     kept = Path(home or Path(tempfile.gettempdir()) / "attnspec-environments")
     try:
-        python = environment(task["requires"], task["dependencies"], task["constraints"], kept)
+        python, packages = environment(task["requires"], task["dependencies"], task["constraints"], kept)
     except (OSError, subprocess.SubprocessError) as error:
         return result | {"trouble": str(error), "seconds": time.monotonic() - began}
     with tempfile.TemporaryDirectory(prefix="attnspec-campaign-") as folder:
         files = {"verdicts": Path(folder, "verdicts.jsonl"), "page": Path(folder, "page.html")}
-        command = [str(python), "-m", "pytest", f"--impl={task['impl']}", *task["options"], "-q", "-p", "no:cacheprovider"]
+        command = [
+            str(python),
+            "-m",
+            "pytest",
+            f"--impl={task['impl'].replace(PACKAGES, str(packages))}",
+            *task["options"],
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
         command += [f"--verdicts={files['verdicts']}", f"--verdict-report={files['page']}"]
         set_up, asked = time.monotonic() - began, time.monotonic()
         with Path(folder, "printed.txt").open("w+", encoding="utf-8", errors="replace") as printed:
