@@ -458,9 +458,27 @@ def _refuses_everything(subject: Any) -> str:
 
     reasons = "; ".join(sorted(set(subject.refused_dtypes.values())))
     came = f"What came of it: {reasons}\n" if subject.adapter.endings else f"It raised {reasons}. "
+    called, then = "", "Check its attend(q, k, v, ...)."
+    if subject.adapter.kernel is not None:
+        called = _called_with(subject)
+        then = "Other orders of axes were tried, too. Write --layout or --impl-dtypes, or an adapter that calls it as it needs."
     return (
         f"{f'{subject.adapter.name} {subject.adapter.variant}'.strip()} answers no plain call on {subject.device}: "
         f"q, k, v of shape (1, 2, 4, d) and no option, with d = {', '.join(map(str, widths(subject)))}, in "
-        f"{', '.join(subject.refused_dtypes)}. {came}"
-        "Check that it takes (b h i d) tensors, or write an adapter with attend(q, k, v, ...) that calls it as it needs."
+        f"{', '.join(subject.refused_dtypes)}. {called}{came}{then}"
     )
+
+
+def _called_with(subject: Any) -> str:
+    """The call that a convention makes of a plain problem, in words."""
+    from attnspec.adapters import Unsupported
+    from attnspec.conformance.problems.case import Case
+
+    plain = subject.problem(Case(dtype=next(iter(subject.refused_dtypes)), heads="2/2", d=subject.width, i=4, wrt="none"))
+    try:
+        arguments = subject.adapter.script(plain).arguments
+    except Unsupported:
+        return ""
+    own = {id(x): name for name, x in plain.inputs().items()}
+    said = ", ".join(f"{name}={own.get(id(x)) or repr(x)}" for name, x in arguments.items())
+    return f"It was called with {said}, and these are {' and '.join(subject.adapter.reading.words) or '(b h i d)'}. "
