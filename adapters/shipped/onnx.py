@@ -50,15 +50,16 @@ def onnx_session(runtime, operator, inputs, outputs, attributes):  # type: ignor
     return partial(onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"]).run, None)
 
 
-def onnx_node(runtime, operator, order, outputs, flat, /, **given):  # type: ignore[no-untyped-def]
+def onnx_node(runtime, operator, order, outputs, flat, fixed, /, **given):  # type: ignore[no-untyped-def]
     """One call of a node: arrays are its inputs, all else its attributes.
 
     order: its inputs, queries, keys and values first, (b h i d). flat: its attributes for the heads of queries, and of keys and
-    values, where it takes them as (b i h*d).
+    values, where it takes them as (b i h*d). fixed: attributes of every call.
     """
     from onnx import helper
 
     q, k, v = (given[name] for name in order[:3])
+    given |= fixed
     if flat:
         given |= dict(zip(flat, (q.shape[1], k.shape[1]), strict=False))
         for name, x in zip(order[:3], (q, k, v), strict=True):
@@ -187,9 +188,11 @@ MHA = Convention(
     offers=frozenset({"value_width"}),
     without=frozenset({"mask"}),
     restrictions=frozenset({"padding_only"}),
+    dialect={"causal_alignment": "top_left"},  # its source hides what is behind a query's own place from the first key on
     attend=onnxruntime_mha,
 )
-# Without a cache it has as many keys as queries.
+# Without a cache it has as many keys as queries. Its sinks have the dtype of the queries, and those of float16 hold few numbers: it
+# is tested in float16 where that is asked for.
 GQA = Convention(
     name="com.microsoft GroupQueryAttention",
     of="onnxruntime 1.32, the operator's schema",
@@ -197,6 +200,7 @@ GQA = Convention(
     offers=frozenset({"gqa", "mqa"}),
     without=frozenset({"mask", "key_padding", "window_right"}),
     restrictions=frozenset({"equal_lengths", "always_causal"}),
+    dtypes=("float32",),
     widths=(8, 16, 24, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256),  # multiples of 8
     attend=onnxruntime_gqa,
 )
@@ -206,12 +210,12 @@ FORWARD = frozenset({"backward", "bias_grad", "sinks_grad"})  # a model has no g
 
 @dataclass(frozen=True)
 class Node:
-    """One operator in one runtime. flat: its attributes for heads, where it takes (b i h*d). variants: each by what names it."""
+    """One operator in one runtime. flat: its attributes for heads, where it takes (b i h*d)."""
 
     runtime: str
     operator: tuple[str, str]
     order: tuple[str, ...]
-    variants: Mapping[str, Convention]
+    convention: Convention
     outputs: tuple[str, ...] = ("Y",)
     flat: tuple[str, ...] = ()
     opset: int = 21
@@ -219,24 +223,24 @@ class Node:
 
 OWN = {
     "onnx-reference": Node(
-        "onnx", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), {"": ATTENTION}, opset=25
+        "onnx", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), ATTENTION, opset=25
     ),
     # The newest opset for which onnxruntime has a kernel: that of a newer one is the graph that defines it, of other operators.
     "onnxruntime": Node(
-        "onnxruntime", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), {"": ATTENTION}, opset=24
+        "onnxruntime", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), ATTENTION, opset=24
     ),
     "onnxruntime-mha": Node(
         "onnxruntime",
         ("MultiHeadAttention", "com.microsoft"),
         (*QUERIES, "bias", "key_padding_mask", "attention_bias"),
-        {"": MHA},
+        MHA,
         flat=("num_heads",),
     ),
     "onnxruntime-gqa": Node(
         "onnxruntime",
         ("GroupQueryAttention", "com.microsoft"),
         (*QUERIES, *CACHE, "seqlens_k", "total_sequence_length", "cos", "sin", "places", "attention_bias", "head_sink"),
-        {"causal=1": GQA, "causal=0": BIDIRECTIONAL},
+        GQA,
         ("output", "present_key", "present_value"),
         ("num_heads", "kv_num_heads"),
     ),
@@ -248,24 +252,20 @@ def nodes(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
 
     kwargs: `opset` and, for ONNX's Attention, `rank`, 3 for (b i h*d); all others are attributes of the node in every call.
     """
-    own, packages = OWN[name], ("onnx",) if name == "onnx-reference" else ("onnx", "onnxruntime")
+    own, packages, fixed = OWN[name], ("onnx",) if name == "onnx-reference" else ("onnx", "onnxruntime"), dict(kwargs)
     needed(name, packages)
-    opset, rank, fixed = kwargs.get("opset", own.opset), kwargs.get("rank", 4), dict(kwargs)
-    fixed.pop("opset", None)
-    fixed.pop("rank", None)
+    opset, rank = fixed.pop("opset", own.opset), fixed.pop("rank", 4)
+    convention = BIDIRECTIONAL if own.convention is GQA and fixed.get("causal") == 0 else own.convention
+    without = convention.without | FORWARD
+    if not own.operator[1]:
+        without |= (WINDOW if opset < 25 else frozenset()) | (START if opset < 24 else frozenset())
     flat = own.flat or (("q_num_heads", "kv_num_heads") if rank == 3 else ())
-    settings = (own.runtime, (*own.operator, opset), own.order, own.outputs, flat)
-    made = f"attend = partial(onnx_node, {', '.join(map(repr, settings))}{''.join(f', {x}={y!r}' for x, y in fixed.items())})"
+    settings = (own.runtime, (*own.operator, opset), own.order, own.outputs, flat, fixed)
+    made = f"attend = partial(onnx_node, {', '.join(map(repr, settings))})"
     source = ("from functools import lru_cache, partial", "", "", *text(onnx_session), "", *text(onnx_node), "", "", made)
-    found = []
-    for variant, convention in own.variants.items():
-        without = convention.without | FORWARD
-        if not own.operator[1]:
-            without |= (WINDOW if opset < 25 else frozenset()) | (START if opset < 24 else frozenset())
-        adapter = FamilyAdapter(partial(onnx_node, *settings, **fixed), name, source, replace(convention, without=without))
-        adapter.variant, adapter.version = variant, ", ".join(f"{x} {metadata.version(x)}" for x in reversed(packages))
-        found.append(adapter)
-    return list(found)
+    adapter = FamilyAdapter(partial(onnx_node, *settings), name, source, replace(convention, without=without))
+    adapter.version = ", ".join(f"{package} {metadata.version(package)}" for package in reversed(packages))
+    return [adapter]
 
 
 def text(function: Callable[..., Any]) -> list[str]:

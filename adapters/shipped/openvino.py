@@ -45,15 +45,16 @@ def openvino_node(opset, precision, /, query, key, value, attention_mask=None, s
     inputs = tuple((kinds[x.dtype.name], x.ndim) for x in given)
     wanted = kinds[query.dtype.name].replace("f64", "f32") if precision is None else precision
     model = openvino_model(opset, wanted, inputs, attention_mask is not None, scale, causal)
+    # A tensor does not keep the array whose memory it shares.
+    dense = [np.ascontiguousarray(x) for x in given]
+    raw = [x.view(np.uint16) if x.dtype.name == "bfloat16" else x for x in dense]
     request = model.create_infer_request()
-    for n, x in enumerate(given):
-        dense = np.ascontiguousarray(x)
-        raw = dense.view(np.uint16) if x.dtype.name == "bfloat16" else dense
-        request.set_input_tensor(n, openvino.Tensor(raw, openvino.Shape(x.shape), getattr(openvino.Type, inputs[n][0])))
+    for n, x in enumerate(raw):
+        request.set_input_tensor(n, openvino.Tensor(x, openvino.Shape(x.shape), getattr(openvino.Type, inputs[n][0])))
     request.infer()
     output = request.get_output_tensor(0)
-    shape, bits = tuple(output.shape), output.data
-    return bits.view(np.uint16).reshape(shape).view(query.dtype) if query.dtype.name == "bfloat16" else bits.copy()
+    bits = output.data.copy()
+    return bits.view(np.uint16).reshape(tuple(output.shape)).view(query.dtype) if query.dtype.name == "bfloat16" else bits
 
 
 def openvino_attention(function, q, k, v, *, mask=None, bias=None, causal=False, scale=None):  # type: ignore[no-untyped-def]
