@@ -105,7 +105,7 @@ def onnx_attention(function, q, k, v, *, mask=None, bias=None, causal=False, sca
             raise Unsupported("its cache ends with the last query")
         given["nonpad_kv_seqlen"] = known
     left, right = (-1 if side is None else side for side in window or (None, None))
-    options = {"left_window_size": (left, -1), "right_window_size": (right, -1), "is_causal": (int(causal), 0)}
+    options: dict[str, Any] = {"left_window_size": (left, -1), "right_window_size": (right, -1), "is_causal": (int(causal), 0)}
     options |= {"scale": (scale, None), "softcap": (softcap, None)}
     return function(**given, **{name: x for name, (x, default) in options.items() if x != default})
 
@@ -126,7 +126,7 @@ def onnxruntime_mha(function, q, k, v, *, mask=None, bias=None, causal=False, sc
         given["key_padding_mask"] = rows.to(torch.int32)
     if bias is not None:
         given["attention_bias"] = bias[(None,) * (4 - bias.ndim)].expand(-1, -1, q.shape[2], k.shape[2])
-    options = {"unidirectional": (int(causal), 0), "scale": (scale, None)}
+    options: dict[str, Any] = {"unidirectional": (int(causal), 0), "scale": (scale, None)}
     return function(**given, **{name: x for name, (x, default) in options.items() if x != default})
 
 
@@ -154,9 +154,12 @@ def onnxruntime_gqa(  # type: ignore[no-untyped-def]
     left, right = window or (None, None)
     if right or (window is not None and not causal):
         raise Unsupported("its window ends with the query")
-    if left == 0:
-        raise Unsupported("its window counts keys, and none of them is no window")
-    options = {"causal": (int(causal), 1), "local_window_size": (left, None), "scale": (scale, None), "softcap": (softcap, None)}
+    options: dict[str, Any] = {
+        "causal": (int(causal), 1),
+        "local_window_size": (left, None),
+        "scale": (scale, None),
+        "softcap": (softcap, None),
+    }
     return function(**given, **{name: x for name, (x, default) in options.items() if x != default})
 
 
@@ -186,8 +189,7 @@ MHA = Convention(
     of="onnxruntime 1.32, the operator's schema",
     reading=Reading(arrays="numpy"),
     offers=frozenset({"value_width"}),
-    without=frozenset({"mask"}),
-    restrictions=frozenset({"padding_only"}),
+    without=frozenset({"mask"}),  # of those that are not key padding it takes some
     dialect={"causal_alignment": "top_left"},  # its source hides what is behind a query's own place from the first key on
     attend=onnxruntime_mha,
 )
