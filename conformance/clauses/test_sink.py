@@ -186,17 +186,20 @@ def test_a_sink_counts_once_where_blocks_are_hidden(subject: Subject, case: Case
     for j in EDGES:
         for i in (1, 3):
             problem = plain(case, subject, 2.0, i=i, j=j)
-            key = torch.arange(j, device=subject.device)
+            keys = problem.j  # as many as queries, where no others are taken
+            key = torch.arange(keys, device=subject.device)
             for what, shown in (
-                ("the first half of the keys", key >= j // 2),
-                ("all keys but the last", key == j - 1),
-                ("the last half of the keys", key < j // 2),
-                ("all keys but one", key == j // 2),
+                ("the first half of the keys", key >= keys // 2),
+                ("all keys but the last", key == keys - 1),
+                ("the last half of the keys", key < keys // 2),
+                ("all keys but one", key == keys // 2),
             ):
                 if subject.offers("key_padding"):
-                    must_be_right(subject, problem.replace(mask=shown.expand(problem.b, j)), f"with {what} hidden, beside a sink")
+                    must_be_right(
+                        subject, problem.replace(mask=shown.expand(problem.b, keys)), f"with {what} hidden, beside a sink"
+                    )
                 elif subject.offers("bias"):
-                    bias = torch.zeros_like(problem.q[0, 0, :1, :1]).expand(1, j).masked_fill(~shown, -inf)
+                    bias = torch.zeros_like(problem.q[0, 0, :1, :1]).expand(1, keys).masked_fill(~shown, -inf)
                     must_be_right(subject, problem.replace(bias=bias), f"with {what} hidden, beside a sink")
 
 

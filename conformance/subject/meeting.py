@@ -184,14 +184,16 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
     if choice == "head_grouping":
         if not subject.offers("gqa"):
             return []
-        asked = subject.problem(replace(case, heads="4/2", i=3, j=4))
+        asked = subject.problem(fit(replace(case, heads="4/2", i=3, j=4), subject.adapter))
         return [Question(asked, asked.replace(k=asked.k[:, :1].repeat(1, 2, 1, 1), v=asked.v[:, :1].repeat(1, 2, 1, 1)))]
     if choice == "softcap_order":
         if not subject.offers("softcap"):
             return []
         shown: list[dict[str, Any]] = [{"bias": "ij", "biases": "steep"}] if subject.offers("bias") else []
         shown += [{"alibi_slopes": "steep"}] if subject.offers("alibi") else []
-        capped = [subject.problem(replace(case, i=3, j=4, values="peaked", softcap=3.1, **one)) for one in shown]
+        capped = [
+            subject.problem(fit(replace(case, i=3, j=4, values="peaked", softcap=3.1, **one), subject.adapter)) for one in shown
+        ]
         return [Question(asked, asked.replace(bias=None, alibi_slopes=None)) for asked in capped]
     if choice in ("lse_base", "lse_dtype"):
         halves = [name for name in ("bfloat16", "float16") if name in subject.dtypes]
@@ -220,16 +222,16 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
     if choice == "causal_alignment":
         asked = subject.problem(replace(case, i=2, j=5, causal=True, values="peaked"))
         return [Question(asked, asked.replace(causal=False))] if causal else []
-    found, plain = [], subject.problem(replace(case, b=2, i=3, j=4))
+    found, plain = [], subject.problem(fit(replace(case, b=2, i=3, j=4), subject.adapter))
     if subject.offers("key_padding"):
-        mask = torch.ones(2, 4, dtype=torch.bool, device=subject.device)
+        mask = torch.ones(2, plain.j, dtype=torch.bool, device=subject.device)
         every, mask[1] = plain.replace(mask=mask.clone()), False
         found.append(Question(plain.replace(mask=mask), every))
     if causal and subject.dialect.causal_alignment == "bottom_right":
         asked = subject.problem(replace(case, i=5, j=2, causal=True))
         found.append(Question(asked, asked.replace(causal=False)))
     if subject.offers("bias"):
-        hidden = torch.full((3, 4), float("-inf"), dtype=plain.dtype, device=subject.device)
+        hidden = torch.full((3, plain.j), float("-inf"), dtype=plain.dtype, device=subject.device)
         found.append(Question(plain.replace(bias=hidden), plain.replace(bias=torch.zeros_like(hidden))))
     if choice == "lse_empty":
         return [Question(asked.problem.replace(lse=True), asked.plain) for asked in found] if subject.offers("lse") else []

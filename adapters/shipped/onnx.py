@@ -1,0 +1,283 @@
+"""ONNX's Attention in ONNX's own evaluator and in onnxruntime, and the attention operators that onnxruntime has of its own.
+
+Each call is a model of one node, that is built for the dtypes, the ranks and the attributes of a call, and kept for the next one
+like it; its lengths are free. What stands in the scripts of failures, too, needs nothing of its module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from attnspec.adapters.contract import Adapter
+from attnspec.adapters.conventions.convention import Convention
+from attnspec.adapters.conventions.function import FamilyAdapter
+from attnspec.adapters.conventions.layout import Reading
+from attnspec.adapters.conventions.signature import ResolveError
+
+# THE MODEL, WHICH TAKES AND RETURNS ARRAYS
+
+
+@lru_cache(maxsize=64)
+def onnx_session(runtime, operator, inputs, outputs, attributes):  # type: ignore[no-untyped-def]
+    """A function of arrays by name, that runs one node. operator: its name, its domain, and the opset.
+
+    inputs: the name, the number of the dtype, and the rank of each, in the order of the operator; no name where one is left out.
+    """
+    from onnx import helper
+
+    name, domain, opset = operator
+    node = helper.make_node(name, [x for x, *_ in inputs], list(outputs), domain=domain, **dict(attributes))
+    given = [helper.make_tensor_value_info(x, dtype, [None] * rank) for x, dtype, rank in inputs if x]
+    returned = helper.make_tensor_value_info(outputs[0], inputs[0][1], None)
+    opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    model = helper.make_model(helper.make_graph([node], "attention", given, [returned]), opset_imports=opsets, ir_version=11)
+    if runtime == "onnx":
+        from onnx.reference import ReferenceEvaluator
+
+        return partial(ReferenceEvaluator(model).run, None)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it raises says the same
+    return partial(onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"]).run, None)
+
+
+def onnx_node(runtime, operator, order, outputs, flat, fixed, /, **given):  # type: ignore[no-untyped-def]
+    """One call of a node: arrays are its inputs, all else its attributes.
+
+    order: its inputs, queries, keys and values first, (b h i d). flat: its attributes for the heads of queries, and of keys and
+    values, where it takes them as (b i h*d). fixed: attributes of every call.
+    """
+    from onnx import helper
+
+    q, k, v = (given[name] for name in order[:3])
+    given |= fixed
+    if flat:
+        given |= dict(zip(flat, (q.shape[1], k.shape[1]), strict=False))
+        for name, x in zip(order[:3], (q, k, v), strict=True):
+            b, h, n, d = x.shape
+            given[name] = np.moveaxis(x, 1, 2).reshape(b, n, h * d)
+    arrays = {name: x for name, x in given.items() if isinstance(x, np.ndarray)}
+    last = max(n for n, name in enumerate(order) if name in arrays)
+    inputs = tuple(
+        (name, helper.np_dtype_to_tensor_dtype(arrays[name].dtype), arrays[name].ndim) if name in arrays else ("", 0, 0)
+        for name in order[: last + 1]
+    )
+    attributes = tuple(sorted((name, x) for name, x in given.items() if name not in arrays))
+    output = onnx_session(runtime, operator, inputs, outputs, attributes)(arrays)[0]
+    return np.moveaxis(output.reshape(*q.shape[:1], q.shape[2], q.shape[1], v.shape[3]), 2, 1) if flat else output
+
+
+# THE SAME CALL IN AN OPERATOR'S WORDS
+
+
+def onnx_attention(function, q, k, v, *, mask=None, bias=None, causal=False, scale=None, softcap=None, window=None, q_start=None):  # type: ignore[no-untyped-def]
+    """ONNX Attention. A position of the first query is that of one behind a cache: the number of keys up to the last query.
+
+    Key padding has no form of its own: a bool of two dimensions is (i j). A mask whose last axis is shorter than the keys hides
+    the rest, so that it is given in full.
+    """
+    import torch
+
+    from attnspec.adapters import Unsupported
+
+    if k.ndim == 3:
+        raise Unsupported("keys of three dimensions are (b j g*d), and no head that is shared")
+    given = {"Q": q, "K": k, "V": v}
+    shown = bias if mask is None else mask
+    if mask is not None and mask.ndim == 2:
+        shown = mask[:, None, None].expand(-1, -1, q.shape[2], -1)
+    if shown is not None:
+        given["attn_mask"] = shown.expand(*shown.shape[:-1], k.shape[2])
+    if q_start is not None and (causal or window is not None):
+        start = torch.tensor(q_start, dtype=torch.int64).expand(len(q))
+        known = start + q.shape[2]
+        seen = causal or (window is not None and window[1] == 0)
+        if not seen or bool(((known < 0) | (known > k.shape[2])).any()):
+            raise Unsupported("its cache ends with the last query")
+        given["nonpad_kv_seqlen"] = known
+    left, right = (-1 if side is None else side for side in window or (None, None))
+    options: dict[str, Any] = {"left_window_size": (left, -1), "right_window_size": (right, -1), "is_causal": (int(causal), 0)}
+    options |= {"scale": (scale, None), "softcap": (softcap, None)}
+    return function(**given, **{name: x for name, (x, default) in options.items() if x != default})
+
+
+def onnxruntime_mha(function, q, k, v, *, mask=None, bias=None, causal=False, scale=None):  # type: ignore[no-untyped-def]
+    """com.microsoft MultiHeadAttention. Masks are of whole numbers, (b j) or (b i j); a bias has all queries and all keys."""
+    import torch
+
+    from attnspec.adapters import Unsupported
+
+    if k.ndim == 3 or k.shape[1] != q.shape[1]:
+        raise Unsupported("it has as many heads of keys as of queries")
+    given = {"query": q, "key": k, "value": v}
+    if mask is not None:
+        if mask.ndim > 2 and mask.shape[-3] > 1:
+            raise Unsupported("its mask is the same in all heads")
+        rows = mask if mask.ndim == 2 else mask.squeeze(-3).expand(len(q), q.shape[2], k.shape[2])
+        given["key_padding_mask"] = rows.to(torch.int32)
+    if bias is not None:
+        given["attention_bias"] = bias[(None,) * (4 - bias.ndim)].expand(-1, -1, q.shape[2], k.shape[2])
+    options: dict[str, Any] = {"unidirectional": (int(causal), 0), "scale": (scale, None)}
+    return function(**given, **{name: x for name, (x, default) in options.items() if x != default})
+
+
+def onnxruntime_gqa(  # type: ignore[no-untyped-def]
+    function, q, k, v, *, mask=None, bias=None, causal=False, scale=None, softcap=None, window=None, sinks=None
+):
+    """com.microsoft GroupQueryAttention. A mask is a number of keys for each batch item, which are the first."""
+    import torch
+
+    from attnspec.adapters import Unsupported
+
+    if k.ndim == 3:
+        raise Unsupported("keys of three dimensions are (b j g*d), and no head that is shared")
+    lengths = torch.full((len(q),), k.shape[2], dtype=torch.int32)
+    if mask is not None:
+        lengths = mask.sum(-1).to(torch.int32)
+        if mask.ndim != 2 or len(mask) != len(q) or not torch.equal(mask, torch.arange(k.shape[2]) < lengths[:, None]):
+            raise Unsupported("its only mask is a number of keys for each batch item")
+    total = torch.tensor(k.shape[2], dtype=torch.int32)
+    given = {"query": q, "key": k, "value": v, "seqlens_k": lengths - 1, "total_sequence_length": total}
+    if bias is not None:
+        given["attention_bias"] = bias[(None,) * (4 - bias.ndim)].expand(-1, -1, q.shape[2], k.shape[2])
+    if sinks is not None:
+        given["head_sink"] = sinks
+    left, right = window or (None, None)
+    if right or (window is not None and not causal):
+        raise Unsupported("its window ends with the query")
+    options: dict[str, Any] = {
+        "causal": (int(causal), 1),
+        "local_window_size": (left, None),
+        "scale": (scale, None),
+        "softcap": (softcap, None),
+    }
+    return function(**given, **{name: x for name, (x, default) in options.items() if x != default})
+
+
+# WHAT IS KNOWN OF EACH
+
+QUERIES = ("query", "key", "value")
+CACHE = ("past_key", "past_value")
+WINDOW, START = frozenset({"window", "window_right"}), frozenset({"q_start", "q_start_batch", "q_start_negative"})
+# The operator's text says all of this but how heads are grouped, which the function that defines it says.
+ATTENTION = Convention(
+    name="ONNX Attention",
+    of="onnx 1.23, the operator's text in opsets 23, 24 and 25",
+    reading=Reading(arrays="numpy"),
+    offers=frozenset({"gqa", "mqa", "value_width"}),
+    restrictions=frozenset({"mask_or_bias"}),
+    dialect={
+        "causal_alignment": "top_left",
+        "empty_row": "zero",
+        "head_grouping": "blocked",
+        "softcap_order": "before_bias",
+        "window_count": "inclusive",
+    },
+    attend=onnx_attention,
+)
+MHA = Convention(
+    name="com.microsoft MultiHeadAttention",
+    of="onnxruntime 1.32, the operator's schema",
+    reading=Reading(arrays="numpy"),
+    offers=frozenset({"value_width"}),
+    without=frozenset({"mask"}),  # of those that are not key padding it takes some
+    dialect={"causal_alignment": "top_left"},  # its source hides what is behind a query's own place from the first key on
+    attend=onnxruntime_mha,
+)
+# Without a cache it has as many keys as queries. Its sinks have the dtype of the queries, and those of float16 hold few numbers: it
+# is tested in float16 where that is asked for.
+GQA = Convention(
+    name="com.microsoft GroupQueryAttention",
+    of="onnxruntime 1.32, the operator's schema",
+    reading=Reading(arrays="numpy"),
+    offers=frozenset({"gqa", "mqa"}),
+    without=frozenset({"mask", "key_padding", "window_right"}),
+    restrictions=frozenset({"equal_lengths", "always_causal"}),
+    dtypes=("float32",),
+    widths=(8, 16, 24, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256),  # multiples of 8
+    attend=onnxruntime_gqa,
+)
+BIDIRECTIONAL = replace(GQA, without=GQA.without | {"causal", "window"}, restrictions=frozenset({"equal_lengths"}))
+FORWARD = frozenset({"backward", "bias_grad", "sinks_grad"})  # a model has no gradients
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator in one runtime. flat: its attributes for heads, where it takes (b i h*d)."""
+
+    runtime: str
+    operator: tuple[str, str]
+    order: tuple[str, ...]
+    convention: Convention
+    outputs: tuple[str, ...] = ("Y",)
+    flat: tuple[str, ...] = ()
+    opset: int = 21
+
+
+OWN = {
+    "onnx-reference": Node(
+        "onnx", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), ATTENTION, opset=25
+    ),
+    # The newest opset for which onnxruntime has a kernel: that of a newer one is the graph that defines it, of other operators.
+    "onnxruntime": Node(
+        "onnxruntime", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), ATTENTION, opset=24
+    ),
+    "onnxruntime-mha": Node(
+        "onnxruntime",
+        ("MultiHeadAttention", "com.microsoft"),
+        (*QUERIES, "bias", "key_padding_mask", "attention_bias"),
+        MHA,
+        flat=("num_heads",),
+    ),
+    "onnxruntime-gqa": Node(
+        "onnxruntime",
+        ("GroupQueryAttention", "com.microsoft"),
+        (*QUERIES, *CACHE, "seqlens_k", "total_sequence_length", "cos", "sin", "places", "attention_bias", "head_sink"),
+        GQA,
+        ("output", "present_key", "present_value"),
+        ("num_heads", "kv_num_heads"),
+    ),
+}
+
+
+def nodes(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
+    """The shipped adapters of ONNX and onnxruntime. Raises ResolveError where a package is missing.
+
+    kwargs: `opset` and, for ONNX's Attention, `rank`, 3 for (b i h*d); all others are attributes of the node in every call.
+    """
+    own, packages, fixed = OWN[name], ("onnx",) if name == "onnx-reference" else ("onnx", "onnxruntime"), dict(kwargs)
+    needed(name, packages)
+    opset, rank = fixed.pop("opset", own.opset), fixed.pop("rank", 4)
+    convention = BIDIRECTIONAL if own.convention is GQA and fixed.get("causal") == 0 else own.convention
+    without = convention.without | FORWARD
+    if not own.operator[1]:
+        without |= (WINDOW if opset < 25 else frozenset()) | (START if opset < 24 else frozenset())
+    flat = own.flat or (("q_num_heads", "kv_num_heads") if rank == 3 else ())
+    settings = (own.runtime, (*own.operator, opset), own.order, own.outputs, flat, fixed)
+    made = f"attend = partial(onnx_node, {', '.join(map(repr, settings))})"
+    source = ("from functools import lru_cache, partial", "", "", *text(onnx_session), "", *text(onnx_node), "", "", made)
+    adapter = FamilyAdapter(partial(onnx_node, *settings), name, source, replace(convention, without=without))
+    adapter.version = ", ".join(f"{package} {metadata.version(package)}" for package in reversed(packages))
+    return [adapter]
+
+
+def text(function: Callable[..., Any]) -> list[str]:
+    """The lines of a function, for a script."""
+    return inspect.getsource(function).splitlines()
+
+
+def needed(name: str, packages: tuple[str, ...]) -> None:
+    """Raise ResolveError where a package is missing."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        some = " and ".join(missing)
+        raise ResolveError(f"--impl={name} needs {some}: pip install {' '.join(missing)}")
