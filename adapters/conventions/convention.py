@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
+from types import CodeType
 from typing import Any
 
 from attnspec.adapters.conventions.layout import Reading
@@ -19,7 +20,7 @@ FAMILIES = (
     "lucidrains",
     "fla",
     "jax",
-)  # modules of the folder families; of two that know a signature the first is meant
+)  # modules of the folder families
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,19 @@ def conventions() -> tuple[Convention, ...]:
 def convention_of(function: Any, named: str, parameters: frozenset[str]) -> Convention:
     """The convention of a function: that of its import path, else that of its parameters, else any.
 
-    named: the path by which it was asked for; it may be imported from elsewhere.
+    Of several that its parameters show it is the one that is shown by most. named: the path by which it was asked for; it may be
+    imported from elsewhere.
     """
     path = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
     for one in conventions():
         if one.at(path) or one.at(named):
             return one
     code = getattr(inspect.unwrap(function), "__code__", None)
-    used = frozenset(code.co_names) if code is not None else frozenset[str]()
-    return next((one for one in conventions() if one.shows(parameters, used)), ANY)
+    used = frozenset[str]() if code is None else names_in(code)
+    shown = [one for one in conventions() if one.shows(parameters, used)]
+    return max(shown, key=lambda one: len(one.shown_by) + len(one.reads), default=ANY)
+
+
+def names_in(code: CodeType) -> frozenset[str]:
+    """The names of globals and attributes that code uses, and what is defined in it."""
+    return frozenset(code.co_names).union(*(names_in(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
