@@ -106,8 +106,8 @@ def flex(
 
     (b, h, i, _), j = q.shape, k.shape[2]
     left, right = window or (None, None)
-    starts = 0 if q_start is None else q_start
-    start = torch.tensor([starts] * b if isinstance(starts, int) else starts, device=q.device)
+    each = isinstance(q_start, tuple)
+    start = torch.tensor(q_start, device=q.device) if each else q_start or 0
     whole = None if bias is None else bias.expand(b, h, i, j)
     slopes = None if alibi_slopes is None else alibi_slopes.expand(b, h)
     shown = None if mask is None else (mask[:, None, None] if mask.ndim == 2 else mask).expand(b, h, i, j)
@@ -118,11 +118,11 @@ def flex(
         if whole is not None:
             score = score + whole[item, head, row, column]
         if slopes is not None:
-            score = score - slopes[item, head] * (column - row - start[item]).abs()
+            score = score - slopes[item, head] * (column - row - (start[item] if each else start)).abs()
         return score
 
     def mask_mod(item, head, row, column):
-        ahead = column - row - start[item]
+        ahead = column - row - (start[item] if each else start)
         seen = ahead == ahead
         if left is not None:
             seen = (ahead >= -left) | (column < first_tokens)
@@ -134,7 +134,8 @@ def flex(
 
     given = {"score_mod": score_mod} if softcap is not None or whole is not None or slopes is not None else {}
     if causal or window is not None or shown is not None:
-        given["block_mask"] = words.create_block_mask(mask_mod, b, h if shown is not None else None, i, j, device=q.device)
+        sizes = (None if shown is None and not each else b, None if shown is None else h, i, j)
+        given["block_mask"] = words.create_block_mask(mask_mod, *sizes, device=q.device)
     if lse:
         given |= {"return_aux": words.AuxRequest(lse=True)} if hasattr(words, "AuxRequest") else {"return_lse": True}
     found = function(q, k, v, scale=scale, enable_gqa=h != k.shape[1], **given)
