@@ -14,7 +14,7 @@ from typing import Any
 
 from attnspec.adapters.contract import Adapter, check, quiet
 from attnspec.adapters.conventions.attend import variants
-from attnspec.adapters.conventions.function import FamilyAdapter, adapted, family_of
+from attnspec.adapters.conventions.function import adapted, family_of
 from attnspec.adapters.conventions.signature import ResolveError, UnknownSignature
 from attnspec.adapters.find import import_line, load, short
 from attnspec.adapters.reading import words
@@ -96,13 +96,13 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
         if inspect.isclass(found) and (family := family_of(found, name)).attend is not None:
             made = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
             with_options = (*source, f"from functools import partial; attend = partial(attend, {made})") if kwargs else source
-            adapters = [FamilyAdapter(partial(found, **kwargs) if kwargs else found, name, with_options, family)]
+            adapters = adapted(partial(found, **kwargs) if kwargs else found, name, with_options, family, kwargs)
         elif inspect.isclass(found):
             for attending in variants(found, name, source, kwargs):
                 _construct(attending.instance, name, attending.kwargs)
                 adapters.append(attending)
         else:
-            adapters = [adapted(found, name, source)]
+            adapters = adapted(found, name, source, family_of(found, name))
     except UnknownSignature as error:
         raise ResolveError(ten_lines(found, name, str(error))) from None
     for adapter in adapters:

@@ -123,12 +123,12 @@ def test_what_is_wrong_in_every_layout_is_asked_as_it_stands():
 
 
 def test_the_adapter_has_the_parameters_of_the_function():
-    def attend(module, query, key, value, attention_mask, scaling, other=3, **more): ...
+    def attend(layer, query, key, value, attention_mask, scaling, other=3, **more): ...
 
     with pytest.raises(ResolveError) as raised:
         resolve(attend)
     text = str(raised.value)
-    assert "module=..., query=q, key=k, value=v, attention_mask=mask, scaling=scale)" in text
+    assert "layer=..., query=q, key=k, value=v, attention_mask=mask, scaling=scale)" in text
     assert 'offers = {"mha", "backward", "key_padding", "mask", "scale"}' in text
     assert "replace each ..." in text
 

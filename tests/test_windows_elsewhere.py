@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy import ndarray as Array
 
-from attnspec.adapters import Adapter
+from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.tensors import build
@@ -201,41 +201,21 @@ def test_where_the_rule_of_flash_attention_2_differs() -> None:
 # WHAT TORCH AND JAX COMPUTE
 
 
-class Flex(Adapter):
-    """torch's flex_attention with a mask_mod, as its documentation writes a window; eager, bottom right."""
-
-    offers = frozenset({"mha", "gqa", "mqa", "causal", "scale", "window", "window_right"})
-    dialect = {"causal_alignment": "bottom_right", "empty_row": "zero", "head_grouping": "blocked", "window_count": "inclusive"}
-
-    def attend(self, q, k, v, *, causal=False, scale=None, window=None):
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        offset = k.shape[2] - q.shape[2]
-        left, right = window or (None, None)
-
-        def mask_mod(b, h, q_idx, kv_idx):
-            ahead = kv_idx - q_idx - offset
-            seen = ahead == ahead
-            if left is not None:
-                seen = seen & (ahead >= -left)
-            if right is not None:
-                seen = seen & (ahead <= right)
-            return seen & (ahead <= 0) if causal else seen
-
-        block_mask = create_block_mask(mask_mod, None, None, q.shape[2], k.shape[2], device="cpu")
-        return flex_attention(q, k, v, block_mask=block_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+def flex() -> Adapter:
+    """torch's flex_attention as its family calls it: with a mask_mod, as its documentation writes a window; eager, top left."""
+    return resolve("torch.nn.attention.flex_attention.flex_attention")[0]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_torchs_flex_attention_is_right() -> None:
     """Judged as any implementation: all that it gives in float32, rows without a key included."""
-    adapter, empty = Flex(), 0
+    adapter, empty = flex(), 0
     windows = ((None, None), (2, 0), (1, 3), (0, 0), (40, 9), (3, None), (None, 1), (None, 0))
     for n, (i, j, (left, right), causal) in enumerate(product((1, 5, 130), (5, 33), windows, (False, True))):
         sides = ":".join("" if side is None else str(side) for side in (left, right))
         heads = ("2/2", "4/2")[n // 2 % 2]
         problem = build(Case(dtype="float32", heads=heads, i=i, j=j, d=16, window=sides, causal=causal, wrt="none", seed=n))
-        exact = solve(problem, Dialect(**Flex.dialect))
+        exact = solve(problem, TOP_LEFT)
         empty += int(exact.empty.any())
         verdict = judge(adapter.run(problem), exact, "A")
         assert not verdict.findings, (i, j, sides, causal, verdict.findings[0])
@@ -245,9 +225,9 @@ def test_torchs_flex_attention_is_right() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_flex_attention_with_another_window_is_not() -> None:
     problem = build(Case(dtype="float32", i=9, j=12, d=16, window="2:1", values="peaked", wrt="none"))
-    answer = Flex().run(problem)
+    answer = flex().run(problem)
     for other in ((3, 1), (1, 1), (2, 2), (2, 0)):
-        assert judge(answer, solve(problem.replace(window=other), BOTTOM_RIGHT), "A").findings
+        assert judge(answer, solve(problem.replace(window=other), TOP_LEFT), "A").findings
 
 
 def test_jax_agrees() -> None:

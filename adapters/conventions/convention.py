@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
+from types import CodeType
 from typing import Any
 
 from attnspec.adapters.conventions.layout import Reading
 
-FAMILIES = ("torch", "jax")  # modules of the folder families; of two that know a signature the first is meant
+FAMILIES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "lucidrains",
+    "fla",
+    "jax",
+)  # modules of the folder families
 
 
 @dataclass(frozen=True)
@@ -19,9 +28,11 @@ class Convention:
     """How the functions of one family are called.
 
     name: of the family, for the header. of: the package, and the version that was read. paths: import paths of its functions, as
-    fnmatch reads them. shown_by: parameters that no other family has together, for a function at another path.
+    fnmatch reads them. shown_by: parameters that no other family has together, for a function elsewhere. reads: names that
+    its code uses, where parameters alone don't tell it from its neighbours.
     reading: order of axes, returned tensors, arrays and polarity of masks, as documented; None where plain calls show it.
     names: parameters beside those that every convention knows, and what each carries. fixed: parameters that are always passed.
+    variants: ways to call it that must agree, each by its label, and what of this convention differs in it.
     offers: what it takes beside what its parameters show. without: what its parameters show, and it does not take.
     restrictions, dialect, dtypes, widths, devices, accuracy: what its documentation says, as for an adapter.
     merges: its mask is a bias too, and excludes causal, so that the mask and causal are merged where both are asked for.
@@ -34,9 +45,11 @@ class Convention:
     of: str
     paths: tuple[str, ...] = ()
     shown_by: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
     reading: Reading | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     offers: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()
     restrictions: frozenset[str] = frozenset()
@@ -49,13 +62,22 @@ class Convention:
     attend: Callable[..., Any] | None = None
     untested: str = ""
 
-    def knows(self, path: str, parameters: frozenset[str]) -> bool:
-        """Whether a function at this import path, with these parameters, is of the family."""
-        return self.at(path) or (bool(self.shown_by) and self.shown_by <= parameters)
+    def shows(self, parameters: frozenset[str], used: frozenset[str]) -> bool:
+        """Whether a function with these parameters, whose code uses these names, is of the family."""
+        return bool(self.shown_by) and self.shown_by <= parameters and self.reads <= used
 
     def at(self, path: str) -> bool:
         """Whether an import path is one of the family's."""
         return any(fnmatchcase(path, known) for known in self.paths)
+
+    def each(self, given: Mapping[str, Any]) -> dict[str, Convention]:
+        """Its variants by their labels, but for those that differ from what is given; itself, without a label, where it has none.
+
+        given: what of the parameters that they fix is settled already.
+        """
+        found = {label: replace(self, **change, variants={}) for label, change in self.variants.items()}
+        fit = {label: one for label, one in found.items() if all(given.get(name, x) == x for name, x in one.fixed.items())}
+        return fit or {"": self}
 
 
 ANY = Convention("q, k, v and options by name", "")
@@ -71,10 +93,19 @@ def conventions() -> tuple[Convention, ...]:
 def convention_of(function: Any, named: str, parameters: frozenset[str]) -> Convention:
     """The convention of a function: that of its import path, else that of its parameters, else any.
 
-    named: the path by which it was asked for; it may be imported from elsewhere.
+    Of several that its parameters show it is the one that is shown by most. named: the path by which it was asked for; it may be
+    imported from elsewhere.
     """
     path = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
     for one in conventions():
         if one.at(path) or one.at(named):
             return one
-    return next((one for one in conventions() if one.knows(path, parameters)), ANY)
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    used = frozenset[str]() if code is None else names_in(code)
+    shown = [one for one in conventions() if one.shows(parameters, used)]
+    return max(shown, key=lambda one: len(one.shown_by) + len(one.reads), default=ANY)
+
+
+def names_in(code: CodeType) -> frozenset[str]:
+    """The names of globals and attributes that code uses, and what is defined in it."""
+    return frozenset(code.co_names).union(*(names_in(inner) for inner in code.co_consts if isinstance(inner, CodeType)))

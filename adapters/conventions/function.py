@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -129,13 +130,18 @@ class FamilyAdapter(Adapter):
     @property
     def attend(self) -> Callable[..., Any]:
         """What the family's own function makes of this one."""
-        return partial(self.own, bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function)
+        function = bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function
+        return partial(self.own, function, **self.convention.fixed)
 
     def call(self, problem: Problem) -> Call:
         """The call by which the family puts a problem. Raises Unsupported where it has no words for it."""
+        for name in problem.given():  # its neighbours take what its own function does not
+            if (feature := OPTIONS[name].feature) and not {feature, *OPTIONS[name].forms} - self.convention.without:
+                raise Unsupported(f"{self.convention.name} has no words for {name}")
         plain = super().call(problem)
         bridge = (*source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
-        source = (*self.source, *bridge, "", "def attend(**given):", f"    return {self.own.__name__}(function, **given)")
+        said = "".join(f", {name}={value!r}" for name, value in self.convention.fixed.items())
+        source = (*self.source, *bridge, "", "def attend(**given):", f"    return {self.own.__name__}(function, **given{said})")
         called = lses.picked(plain.function, self.returned, problem.q) if problem.lse else plain.function
         return Call(called, plain.arguments, source)
 
@@ -168,11 +174,23 @@ def said_as(mask: Tensor, how: str, dtype: torch.dtype) -> Tensor:
     return mask
 
 
-def adapted(function: Callable[..., Any], name: str, source: tuple[str, ...]) -> Adapter:
-    """The adapter of a function, by its family. Raises UnknownSignature."""
-    convention = family_of(function, name)
-    kind = FunctionAdapter if convention.attend is None else FamilyAdapter
-    return kind(function, name, source, convention)
+def adapted(
+    function: Callable[..., Any],
+    name: str,
+    source: tuple[str, ...],
+    family: Convention,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Adapter]:
+    """The adapters of a function, one for each variant of its family's call. Raises UnknownSignature.
+
+    given: arguments that are settled already.
+    """
+    adapters: list[Adapter] = []
+    for label, convention in family.each(given).items():
+        kind = FunctionAdapter if convention.attend is None else FamilyAdapter
+        adapters.append(kind(function, name, source, convention))
+        adapters[-1].variant = label
+    return adapters
 
 
 def family_of(function: Callable[..., Any], name: str) -> Convention:

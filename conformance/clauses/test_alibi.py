@@ -134,7 +134,7 @@ def test_weights_of_equal_keys(subject: Subject, case: Case) -> None:
             for form in ("h", "steep", "mixed"):
                 problem = plain(case, subject, i=i, j=j, causal=causal, alibi_slopes=form, d=max(case.d, 8), wrt="none")
                 v = torch.zeros_like(problem.v)
-                v[..., torch.arange(j), torch.arange(j) % problem.e] = 1
+                v[..., torch.arange(problem.j), torch.arange(problem.j) % problem.e] = 1
                 asked = problem.replace(q=torch.zeros_like(problem.q), v=v)
                 must_be_right(subject, asked, f"{i}{' causal' if causal else ''} queries of zeros, {j} keys and slopes")
 

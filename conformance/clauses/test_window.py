@@ -271,10 +271,10 @@ def test_how_many_keys_a_window_holds(subject: Subject, case: Case) -> None:
             except NotApplicable:
                 continue
             v = torch.zeros_like(plain.v)
-            keys = torch.arange(plain.j)  # of which there are as many as queries, where no others are taken
+            keys = torch.arange(plain.j)  # as many as queries, where a restriction says so
             v[..., keys, keys % plain.e] = 1
             counted = plain.replace(q=torch.zeros_like(plain.q), v=v)
-            must_be_right(subject, counted, f"{i} queries of zeros, {plain.j} keys and a window of {plain.window}", ("o",))
+            must_be_right(subject, counted, f"{plain.i} queries of zeros, {plain.j} keys and a window of {plain.window}", ("o",))
 
 
 @clause("WINDOW-1", "WINDOW-6")

@@ -110,6 +110,7 @@ def _diagnose(
     if not cost:
         return None
     best = (names_to_print(cost) or tuple(cost))[0]
+    best = best if best in alive else next(name for name in cost if MISTAKES[name].of == best)  # that is what its like is called
     return Diagnosis(cost, place(best, seen_at(0)), asked, not any(one.spared for one in alive[best]))
 
 
