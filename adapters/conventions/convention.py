@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
@@ -11,7 +11,8 @@ from typing import Any
 
 from attnspec.adapters.conventions.layout import Reading
 
-FAMILIES = ("torch", "jax")  # modules of the folder families; of two that know a signature the first is meant
+# Modules of the folder families; of two that know a signature the first is meant.
+FAMILIES = ("torch", "jax", "varlen", "flash", "xformers", "flashinfer", "transformer_engine", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Convention:
     offers: what it takes beside what its parameters show. without: what its parameters show, and it does not take.
     restrictions, dialect, dtypes, widths, devices, accuracy: what its documentation says, as for an adapter.
     merges: its mask is a bias too, and excludes causal, so that the mask and causal are merged where both are asked for.
-    attend: for what parameters can't say, family(function, q, k, v, *, …) as an adapter's attend has it. Scripts of failures hold its
-    text: it imports what it needs inside, and has a name of its own.
+    attend: for what parameters can't say, family(function, q, k, v, *, …) as an adapter's attend has it. Scripts of failures hold
+    its text: it imports what it needs inside, and has a name of its own.
     untested: why its package does not run on a CPU, where it doesn't; functions with its signature are then what tests have asked.
     """
 
@@ -56,6 +57,10 @@ class Convention:
     def at(self, path: str) -> bool:
         """Whether an import path is one of the family's."""
         return any(fnmatchcase(path, known) for known in self.paths)
+
+    def elsewhere(self, *parameters: str) -> Convention:
+        """The same for functions at other paths, which have these parameters: of dtypes and devices they promise nothing."""
+        return replace(self, paths=(), shown_by=frozenset(parameters), dtypes=None, devices=None, untested="")
 
 
 ANY = Convention("q, k, v and options by name", "")
