@@ -283,7 +283,7 @@ def _efficient(query, key, value, attn_bias, p, scale):  # type: ignore[no-untyp
         assert attn_bias.stride(-1) == 1
         assert all(n % 4 == 0 for n in attn_bias.stride()[:-1])
         attn_bias = attn_bias.flatten(1, 2) if grouped else attn_bias
-        assert attn_bias.shape == shape
+    assert attn_bias is None or attn_bias.shape == shape
     o, lse = attention(q, k, v, scale=scale, added=attn_bias, dropout=p)
     o = o.transpose(1, 2)
     return (o.unflatten(2, query.shape[2:4]), lse.unflatten(1, query.shape[2:4])) if grouped else (o, lse)

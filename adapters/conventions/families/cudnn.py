@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import AS_IT_IS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def sdpa_graph(  # type: ignore[no-untyped-def]
-    function: Any, q: Tensor, k: Tensor, v: Tensor, *, bias=None, causal=False, scale=None, window=None, lse=False
+    function, q, k, v, *, bias=None, causal=False, scale=None, window=None, lse=False
 ):
     """A graph of one node, sdpa, built for these tensors, and one of sdpa_backward where a gradient is asked for.
 
@@ -57,7 +53,7 @@ def sdpa_graph(  # type: ignore[no-untyped-def]
         def forward(ctx, q, k, v, added):  # type: ignore[no-untyped-def]
             tensors = {"q": q, "k": k, "v": v} | ({} if added is None else {"bias": added})
             o, stats = q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(*q.shape[:3], 1, dtype=torch.float32)
-            run("sdpa", tensors, [(o, half), (stats, single)], generate_stats=True, **node)
+            run("sdpa", tensors, [(o, half), (stats, single)], generate_stats=True, **node)  # type: ignore[no-untyped-call]
             ctx.save_for_backward(q, k, v, o, stats, added)
             ctx.mark_non_differentiable(stats)
             return o, stats
@@ -68,14 +64,14 @@ def sdpa_graph(  # type: ignore[no-untyped-def]
             tensors = {"q": q, "k": k, "v": v, "o": o, "dO": do.contiguous(), "stats": stats}
             tensors |= {} if added is None else {"bias": added}
             gradients = [torch.empty_like(x) for x in (q, k, v)]
-            return *run("sdpa_backward", tensors, [(x, half) for x in gradients], **node), None
+            return *run("sdpa_backward", tensors, [(x, half) for x in gradients], **node), None  # type: ignore[no-untyped-call]
 
-    o, stats = Graph.apply(q, k, v, added)
+    o, stats = Graph.apply(q, k, v, added)  # type: ignore[no-untyped-call]
     return (o, stats.squeeze(-1)) if lse else o
 
 
 def sdpa_of_tensors(  # type: ignore[no-untyped-def]
-    function: Any, q: Tensor, k: Tensor, v: Tensor, *, causal=False, scale=None, window=None, sinks=None, lse=False
+    function, q, k, v, *, causal=False, scale=None, window=None, sinks=None, lse=False
 ):
     """A band of keys, aligned bottom-right. Gradients need the lse, so that it is asked for where one is."""
     graded = any(x.requires_grad for x in (q, k, v))

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import AS_IT_IS, Reading
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 HALVES, NO_CPU = ("float16", "bfloat16"), "its kernels run on GPUs only"
 
 
 def qkv_in_one(  # type: ignore[no-untyped-def]
-    function: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    function,
+    q,
+    k,
+    v,
     *,
     causal=False,
     scale=None,
@@ -40,10 +36,10 @@ def qkv_in_one(  # type: ignore[no-untyped-def]
 
 
 def kv_in_one(  # type: ignore[no-untyped-def]
-    function: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    function,
+    q,
+    k,
+    v,
     *,
     causal=False,
     scale=None,

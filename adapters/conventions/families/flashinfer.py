@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import AS_IT_IS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def each_sequence(  # type: ignore[no-untyped-def]
-    function: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    function,
+    q,
+    k,
+    v,
     *,
     mask=None,
     causal=False,
@@ -52,7 +48,7 @@ def each_sequence(  # type: ignore[no-untyped-def]
 
 
 def each_query(  # type: ignore[no-untyped-def]
-    function: Any, q: Tensor, k: Tensor, v: Tensor, *, scale=None, softcap=None, lse=False
+    function, q, k, v, *, scale=None, softcap=None, lse=False
 ):
     """Each query of each batch item is a call of its own: it sees all keys, as the newest does when a model writes."""
     import torch

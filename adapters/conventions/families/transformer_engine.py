@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import AS_IT_IS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def dot_product_attention(  # type: ignore[no-untyped-def]
-    function: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    function,
+    q,
+    k,
+    v,
     *,
     mask=None,
     bias=None,
@@ -39,7 +34,7 @@ def dot_product_attention(  # type: ignore[no-untyped-def]
     made = {"num_gqa_groups": g, "attention_dropout": dropout, "qkv_format": "bshd", "attn_mask_type": kind, "softmax_scale": scale}
     made |= {"attention_type": "self" if i == j else "cross", "softmax_type": "vanilla" if sinks is None else "learnable"}
     module = function(h, d if v.shape[3] == d else (d, v.shape[3]), **made).train(training)
-    options = {}
+    options: dict[str, object] = {}
     if mask is not None:
         shown = mask[:, None, None, :] if mask.ndim == 2 else mask[(None,) * (4 - mask.ndim)]
         options["attention_mask"] = torch.logical_not(shown)

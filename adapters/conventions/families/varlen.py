@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.families.flash import FLASH_2
 from attnspec.adapters.conventions.layout import AS_IT_IS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def one_behind_the_other(  # type: ignore[no-untyped-def]
-    function: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    function,
+    q,
+    k,
+    v,
     *,
     causal=False,
     scale=None,
@@ -43,7 +39,7 @@ def one_behind_the_other(  # type: ignore[no-untyped-def]
 
 
 def vllm_sequences(  # type: ignore[no-untyped-def]
-    function: Any, q: Tensor, k: Tensor, v: Tensor, *, causal=False, scale=None, window=None, softcap=None, sinks=None, lse=False
+    function, q, k, v, *, causal=False, scale=None, window=None, softcap=None, sinks=None, lse=False
 ):
     """The same in vLLM's words: a window is a list or None, and return_softmax_lse asks for (o, lse)."""
     import torch

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import AS_IT_IS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def with_attn_bias(  # type: ignore[no-untyped-def]
-    function: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    function,
+    q,
+    k,
+    v,
     *,
     mask=None,
     bias=None,
@@ -27,32 +23,36 @@ def with_attn_bias(  # type: ignore[no-untyped-def]
     window=None,
     lse=False,
 ):
-    """Causal has a bias of its own, a window another, and a tensor beside causal a third, which is aligned top-left.
+    """Causal has a bias of its own, and so has a window. A mask is a tensor of 0 and -inf, with a bias or causal merged into it.
 
-    A mask is a tensor of 0 and -inf. The rows of a tensor lie in those of one with a multiple of eight columns, as its hint says.
-    Fewer key heads make tensors of five dimensions (b i g h d).
+    There is a causal bias with a tensor, but it is aligned top-left: it is used where there are as many keys as queries. The rows
+    of a tensor lie in those of one with a multiple of eight columns, as a hint of its errors says. Fewer key heads make tensors of
+    five dimensions (b i g h d).
     """
     import torch
     from xformers.ops.fmha import attn_bias as biases
 
     (b, h, i), (g, j) = q.shape[:3], k.shape[1:3]
+    left, right = (None, None) if window is None else window
+    right = 0 if causal else right
     tensor, attn_bias = bias, None
     if mask is not None:
         shown = mask[:, None, None, :] if mask.ndim == 2 else mask
         tensor = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias
         tensor = torch.where(shown, tensor, float("-inf"))
-    if tensor is not None and (window is not None or (causal and i != j)):
-        from attnspec.adapters import Unsupported
-
-        raise Unsupported("no attn_bias is a tensor and a window, or a tensor beside causal masking aligned bottom-right")
+    alone = causal and left is None and i == j
     if tensor is not None:
-        tensor = attn_bias = torch.nn.functional.pad(tensor.expand(b, h, i, j), (0, -j % 8))[..., :j]
-    if tensor is not None and causal:
-        attn_bias = biases.LowerTriangularMaskWithTensorBias(tensor)
-    elif causal and window is not None and window[0] is not None:
-        attn_bias = biases.LowerTriangularFromBottomRightMask().make_local_attention(window[0] + 1)
+        if (left, right) != (None, None) and not alone:
+            place = torch.arange(j, device=q.device) - torch.arange(j - i, j, device=q.device)[:, None]
+            hidden = place < -(i + j if left is None else left)
+            tensor = tensor.masked_fill(hidden if right is None else hidden | (place > right), float("-inf"))
+        attn_bias = torch.nn.functional.pad(tensor.expand(b, h, i, j), (0, -j % 8))[..., :j]
+        attn_bias = attn_bias if g == h else attn_bias.unflatten(1, (g, -1))
+        attn_bias = biases.LowerTriangularMaskWithTensorBias(attn_bias) if alone else attn_bias
+    elif causal and left is not None:
+        attn_bias = biases.LowerTriangularFromBottomRightMask().make_local_attention(left + 1)
     elif causal:
-        attn_bias = biases.LowerTriangularMask() if i == j else biases.LowerTriangularFromBottomRightMask()
+        attn_bias = biases.LowerTriangularMask() if alone else biases.LowerTriangularFromBottomRightMask()
     elif window is not None:
         left, right = (i + j if side is None else side for side in window)  # beyond all keys: no limit
         attn_bias = biases.LocalAttentionFromBottomRightMask(window_left=left, window_right=right)
@@ -60,8 +60,6 @@ def with_attn_bias(  # type: ignore[no-untyped-def]
     if g != h:
         query, *others = (x.unflatten(2, (g, -1)) for x in tensors)
         tensors = [query, *(x.expand(-1, -1, -1, h // g, -1) for x in others)]
-        if isinstance(attn_bias, torch.Tensor):
-            attn_bias = attn_bias.unflatten(1, (g, -1))
     options = {"attn_bias": attn_bias, "scale": scale, **({"p": dropout} if training else {})}
     returned = function(*tensors, **options)
     o = returned[0] if isinstance(returned, tuple) else returned
@@ -89,6 +87,7 @@ PARTIAL = replace(
     name="xformers, partial",
     of="xformers 0.0.35, xformers.ops.memory_efficient_attention_partial",
     paths=("xformers.ops.memory_efficient_attention_partial", "xformers.ops.fmha.memory_efficient_attention_partial"),
+    offers=frozenset({"value_width", "gqa", "mqa"}),
     without=frozenset({"backward", "bias_grad", "lse_grad", "dropout"}),
     dialect={**EFFICIENT.dialect, "lse_base": "e"},
 )
