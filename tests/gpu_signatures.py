@@ -437,7 +437,9 @@ class pygraph:  # noqa: N801
         q, k, v = (given[name].requires_grad_("dO" in given) for name in "qkv")
         left, right = (self.options.get(f"diagonal_band_{side}_bound") for side in ("left", "right"))
         assert left is None or left >= 1
-        seen = shown(q.shape[2], k.shape[2], False, (None if left is None else left - 1, right))
+        assert "diagonal_alignment" not in self.options or (left, right) != (None, None)
+        ends = (None if left is None else left - 1, right)
+        seen = shown(k.shape[2] + q.shape[2], k.shape[2] + q.shape[2], False, ends)[: q.shape[2], : k.shape[2]]  # top-left
         seen[:, 0] &= not self.first_key_is_hidden
         bias = self.options.get("bias")
         with torch.enable_grad():

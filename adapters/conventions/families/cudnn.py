@@ -13,8 +13,9 @@ def sdpa_graph(  # type: ignore[no-untyped-def]
 ):
     """A graph of one node, sdpa, built for these tensors, and one of sdpa_backward where a gradient is asked for.
 
-    Without a scale the node has none, so that it is always said. Causal masking is a band of keys that ends at the diagonal; the
-    left end of a band is a number of keys, which counts the query's own.
+    Without a scale the node has none, so that it is always said. Causal masking is a band of keys that ends at the diagonal, which
+    is top-left: it refuses a bottom-right one beside a bias, and where there are more queries than keys. The left end of a band is
+    a number of keys, which counts the query's own.
     """
     import cudnn
     import torch
@@ -26,7 +27,7 @@ def sdpa_graph(  # type: ignore[no-untyped-def]
     if window is not None and window[0] is not None:
         band["diagonal_band_left_bound"] = window[0] + 1
     if band:
-        band["diagonal_alignment"] = cudnn.diagonal_alignment.BOTTOM_RIGHT
+        band["diagonal_alignment"] = cudnn.diagonal_alignment.TOP_LEFT
     node = {"attn_scale": max(q.shape[3], 1) ** -0.5 if scale is None else scale, **band}
     whole = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     added = None if whole is None else whole.expand(*whole.shape[:2], q.shape[2], k.shape[2]).contiguous()
@@ -91,7 +92,7 @@ GRAPH = Convention(
     offers=frozenset({"gqa", "mqa", "value_width"}),
     without=frozenset({"bias_grad", "lse_grad"}),
     dialect={
-        "causal_alignment": "bottom_right",
+        "causal_alignment": "top_left",
         "head_grouping": "blocked",
         "window_count": "inclusive",
         "lse_base": "e",
@@ -109,7 +110,7 @@ TENSORS = replace(
     of="nvidia-cudnn-frontend 1.32, cudnn.sdpa_torch",
     paths=("cudnn.sdpa_torch", "cudnn.sdpa.fwd.torch_op.sdpa"),
     without=frozenset({"sinks_grad", "lse_grad"}),
-    dialect={name: x for name, x in GRAPH.dialect.items() if name != "window_count"},
+    dialect={"causal_alignment": "bottom_right", "head_grouping": "blocked", "lse_base": "e", "lse_dtype": "wide"},
     attend=sdpa_of_tensors,
 )
 CONVENTIONS = (GRAPH, TENSORS, TENSORS.elsewhere("causal_bottom_right", "window_left", "window_right", "sinks"))
