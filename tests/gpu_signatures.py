@@ -50,8 +50,9 @@ def attention(
     column = torch.full((*s.shape[:3], 1), -INF, dtype=wide) if sinks is None else sinks.to(wide).view(1, -1, 1, 1)
     whole = torch.cat([s, column.expand(*s.shape[:3], 1)], -1)
     empty = (whole == -INF).all(-1, keepdim=True)
-    lse = torch.logsumexp(whole.masked_fill(empty, 0.0), -1, keepdim=True)
-    p = torch.exp(s - lse).masked_fill(empty, 0.0)
+    whole = whole.masked_fill(empty, 0.0)
+    lse = torch.logsumexp(whole, -1, keepdim=True)
+    p = torch.softmax(whole, -1)[..., :-1].masked_fill(empty, 0.0)
     return (torch.dropout(p, dropout, True) @ value).to(q.dtype), lse.masked_fill(empty, -INF).squeeze(-1)
 
 
@@ -162,6 +163,8 @@ def aiter_flash_attn_func(
     deterministic=True, return_lse=False, return_attn_probs=False, how_v3_bf16_cvt=1, cu_seqlens_q=None, cu_seqlens_kv=None,
     sink_ptr=None, num_splits=0,
 ):  # fmt: skip
+    if bias is not None:
+        raise ValueError("a bias is (i j), and not taken here")
     options = {"scale": softmax_scale, "sinks": sink_ptr, "first": window_size[2], "dropout": dropout_p}
     o, lse = dense(q, k, v, causal, window_size, alibi_slopes, **options)
     return (o, lse.detach()) if return_lse else o

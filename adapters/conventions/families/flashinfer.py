@@ -24,10 +24,10 @@ def each_sequence(  # type: ignore[no-untyped-def]
     """Each batch item is a call of its own. A mask is (i j), so that where heads differ in theirs each head is one, too."""
     import torch
 
-    b, h, i = q.shape[:3]
+    (b, h, i), j = q.shape[:3], k.shape[2]
     masks = [[None]] * b
     if mask is not None:
-        masks = (mask[:, None, None, :] if mask.ndim == 2 else mask.expand(b, *mask.shape[-3:])).expand(b, -1, i, -1)
+        masks = (mask[:, None, None, :] if mask.ndim == 2 else mask.expand(b, *mask.shape[-3:])).expand(b, -1, i, j)
     if window is not None and window[1] is not None and not causal:
         from attnspec.adapters import Unsupported
 
@@ -43,6 +43,9 @@ def each_sequence(  # type: ignore[no-untyped-def]
             tensors = [x.transpose(0, 1) for x in (queries[one], keys[shared], values[shared])]
             returned = function(*tensors, custom_mask=custom_mask, **options)
             found.append(returned if lse else (returned,))
+    if not found:  # a batch of nothing is no call
+        nothing = q.new_empty(b, h, i, v.shape[3])
+        return (nothing, q.new_empty(b, h, i, dtype=torch.float32)) if lse else nothing
     outputs = [torch.cat([x.transpose(0, 1) for x in each]).unflatten(0, (b, h)) for each in zip(*found, strict=True)]
     return tuple(outputs) if lse else outputs[0]
 
@@ -59,7 +62,10 @@ def each_query(  # type: ignore[no-untyped-def]
         for query in queries.unbind(1):
             returned = function(query, keys.transpose(0, 1), values.transpose(0, 1), **options)
             found.append(returned if lse else (returned,))
-    outputs = [torch.stack(each).unflatten(0, (len(q), -1)).transpose(1, 2) for each in zip(*found, strict=True)]
+    if not found:  # a batch of nothing is no call
+        nothing = q.new_empty(*q.shape[:3], v.shape[3])
+        return (nothing, q.new_empty(q.shape[:3], dtype=torch.float32)) if lse else nothing
+    outputs = [torch.stack(each).unflatten(0, (len(q), q.shape[2])).transpose(1, 2) for each in zip(*found, strict=True)]
     return tuple(outputs) if lse else outputs[0]
 
 

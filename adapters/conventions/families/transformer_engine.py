@@ -43,12 +43,16 @@ def dot_product_attention(  # type: ignore[no-untyped-def]
     if bias is not None:
         whole = bias[(None,) * (4 - bias.ndim)]
         options |= {"core_attention_bias_type": "post_scale_bias", "core_attention_bias": whole.expand(*whole.shape[:2], i, j)}
+    if alibi_slopes is not None and bias is not None:
+        from attnspec.adapters import Unsupported
+
+        raise Unsupported("core_attention_bias_type names one of a bias and ALiBi")
     if alibi_slopes is not None:
         options |= {"core_attention_bias_type": "alibi", "alibi_slopes": alibi_slopes}
     tensors = tuple(x.transpose(1, 2).contiguous() if x.is_contiguous() else x.transpose(1, 2) for x in (q, k, v))
     parameters = {} if sinks is None else {"softmax_offset": sinks}
     o = torch.func.functional_call(module, parameters, tensors, options)
-    return o.unflatten(2, (h, -1)).transpose(1, 2)
+    return o.unflatten(2, (h, v.shape[3])).transpose(1, 2)
 
 
 # What its documentation writes of slopes favours keys behind the query, and its source does not: that is observed.

@@ -47,7 +47,7 @@ def with_attn_bias(  # type: ignore[no-untyped-def]
             hidden = place < -(i + j if left is None else left)
             tensor = tensor.masked_fill(hidden if right is None else hidden | (place > right), float("-inf"))
         attn_bias = torch.nn.functional.pad(tensor.expand(b, h, i, j), (0, -j % 8))[..., :j]
-        attn_bias = attn_bias if g == h else attn_bias.unflatten(1, (g, -1))
+        attn_bias = attn_bias if g == h else attn_bias.unflatten(1, (g, h // g))
         attn_bias = biases.LowerTriangularMaskWithTensorBias(attn_bias) if alone else attn_bias
     elif causal and left is not None:
         attn_bias = biases.LowerTriangularFromBottomRightMask().make_local_attention(left + 1)
@@ -58,7 +58,7 @@ def with_attn_bias(  # type: ignore[no-untyped-def]
         attn_bias = biases.LocalAttentionFromBottomRightMask(window_left=left, window_right=right)
     tensors = [x.transpose(1, 2) for x in (q, k, v)]
     if g != h:
-        query, *others = (x.unflatten(2, (g, -1)) for x in tensors)
+        query, *others = (x.unflatten(2, (g, x.shape[2] // g)) for x in tensors)
         tensors = [query, *(x.expand(-1, -1, -1, h // g, -1) for x in others)]
     options = {"attn_bias": attn_bias, "scale": scale, **({"p": dropout} if training else {})}
     returned = function(*tensors, **options)
