@@ -7,7 +7,7 @@ from types import ModuleType
 
 import gpu_signatures as gpu
 import pytest
-from judging import ended
+from judging import ended, judge
 
 from attnspec.adapters import resolve
 from attnspec.adapters.conventions.convention import convention_of, conventions
@@ -277,3 +277,10 @@ def test_a_script_of_a_failure_holds_how_the_family_is_called(name, clause, case
         path.write_text(text.replace(f"import wrong_{name}", f"import {function}"))
         done = ended(path)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stdout + done.stderr
+
+
+def test_problems_that_tests_make_have_one_length_where_no_other_is_taken(tmp_path, monkeypatch):
+    """One-hot values were made for as many keys as were asked for, and not as there are."""
+    monkeypatch.chdir(tmp_path)
+    outcome = judge(f"{gpu.__file__}:flash_attn_qkvpacked_func", "--impl-dtypes=float32", "--clauses=WINDOW-1,ALIBI-6")
+    assert outcome.exit == 0, outcome.screen

@@ -114,7 +114,7 @@ def test_how_many_keys_a_position_shows(subject: Subject, case: Case) -> None:
     ):
         plain = asked(subject, case, i, j, start)
         v = torch.zeros_like(plain.v)
-        v[..., torch.arange(j), torch.arange(j) % plain.e] = 1
+        v[..., torch.arange(plain.j), torch.arange(plain.j) % plain.e] = 1
         counted = plain.replace(q=torch.zeros_like(plain.q), v=v)
         must_be_right(subject, counted, f"queries of zeros: {said(counted)}", ("o",))
 

@@ -271,9 +271,9 @@ def test_how_many_keys_a_window_holds(subject: Subject, case: Case) -> None:
             except NotApplicable:
                 continue
             v = torch.zeros_like(plain.v)
-            v[..., torch.arange(j), torch.arange(j) % plain.e] = 1
+            v[..., torch.arange(plain.j), torch.arange(plain.j) % plain.e] = 1
             counted = plain.replace(q=torch.zeros_like(plain.q), v=v)
-            must_be_right(subject, counted, f"{i} queries of zeros, {j} keys and a window of {plain.window}", ("o",))
+            must_be_right(subject, counted, f"{plain.i} queries of zeros, {plain.j} keys and a window of {plain.window}", ("o",))
 
 
 @clause("WINDOW-1", "WINDOW-6")
