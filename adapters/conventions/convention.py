@@ -13,14 +13,20 @@ from typing import Any
 
 from attnspec.adapters.conventions.layout import Reading
 
-FAMILIES = (
+FAMILIES = (  # modules of the folder families
     "torch",
+    "varlen",
+    "flash",
+    "xformers",
+    "flashinfer",
+    "transformer_engine",
+    "cudnn",
     "transformers",
     "diffusers",
     "lucidrains",
     "fla",
     "jax",
-)  # modules of the folder families
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class Convention:
         found = {label: replace(self, **change, variants={}) for label, change in self.variants.items()}
         fit = {label: one for label, one in found.items() if all(given.get(name, x) == x for name, x in one.fixed.items())}
         return fit or {"": self}
+
+    def elsewhere(self, *parameters: str) -> Convention:
+        """The same for functions at other paths, which have these parameters: of dtypes and devices they promise nothing."""
+        return replace(self, paths=(), shown_by=frozenset(parameters), dtypes=None, devices=None, untested="")
 
 
 ANY = Convention("q, k, v and options by name", "")

@@ -136,7 +136,8 @@ def test_weights_of_equal_keys(subject: Subject, case: Case) -> None:
                 v = torch.zeros_like(problem.v)
                 v[..., torch.arange(problem.j), torch.arange(problem.j) % problem.e] = 1
                 asked = problem.replace(q=torch.zeros_like(problem.q), v=v)
-                must_be_right(subject, asked, f"{i}{' causal' if causal else ''} queries of zeros, {j} keys and slopes")
+                what = f"{problem.i}{' causal' if causal else ''} queries of zeros, {problem.j} keys and slopes"
+                must_be_right(subject, asked, what)
 
 
 @clause("ALIBI-7")
@@ -459,8 +460,8 @@ def test_a_table_of_distances_is_a_bias(subject: Subject, case: Case) -> None:
     for i, j in ((5, 7), (7, 7), (9, 4), (17, 33)):
         problem = plain(case, subject, i=i, j=j)
         slopes = problem.replace(alibi_slopes=slopes_of(problem, [2.0 ** (-1 - n) for n in range(problem.h)]), do=None, wrt=())
-        offset = j - i if subject.dialect.causal_alignment == "bottom_right" else 0
-        ahead = torch.arange(j) - torch.arange(i)[:, None] - offset
+        offset = problem.j - problem.i if subject.dialect.causal_alignment == "bottom_right" else 0
+        ahead = torch.arange(problem.j) - torch.arange(problem.i)[:, None] - offset
         if subject.dialect.alibi_form != "column":
             steps = torch.arange(int(ahead.min()), int(ahead.max()) + 1)
             far = -steps.abs() if subject.dialect.alibi_form == "distance" else steps
