@@ -11,7 +11,8 @@ from typing import Any
 
 from attnspec.adapters.conventions.layout import Reading
 
-FAMILIES = ("torch", "jax")  # modules of the folder families; of two that know a signature the first is meant
+# Modules of the folder families; of two that know a signature the first is meant.
+FAMILIES = ("tinygrad", "torch", "jax", "flax", "keras", "mlx")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Convention:
     """How the functions of one family are called.
 
     name: of the family, for the header. of: the package, and the version that was read. paths: import paths of its functions, as
-    fnmatch reads them. shown_by: parameters that no other family has together, for a function at another path.
+    fnmatch reads them. shown_by: parameters that no other family has together, for a function at another path. when: of several
+    conventions for one path whether it is this one, asked once the function is imported.
     reading: order of axes, returned tensors, arrays and polarity of masks, as documented; None where plain calls show it.
     names: parameters beside those that every convention knows, and what each carries. fixed: parameters that are always passed.
     offers: what it takes beside what its parameters show. without: what its parameters show, and it does not take.
@@ -34,6 +36,7 @@ class Convention:
     of: str
     paths: tuple[str, ...] = ()
     shown_by: frozenset[str] = frozenset()
+    when: Callable[[], bool] | None = None
     reading: Reading | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -51,11 +54,16 @@ class Convention:
 
     def knows(self, path: str, parameters: frozenset[str]) -> bool:
         """Whether a function at this import path, with these parameters, is of the family."""
-        return self.at(path) or (bool(self.shown_by) and self.shown_by <= parameters)
+        return self.at(path) or (bool(self.shown_by) and self.shown_by <= parameters and self.holds)
 
     def at(self, path: str) -> bool:
         """Whether an import path is one of the family's."""
-        return any(fnmatchcase(path, known) for known in self.paths)
+        return any(fnmatchcase(path, known) for known in self.paths) and self.holds
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is this one of several."""
+        return self.when is None or self.when()
 
 
 ANY = Convention("q, k, v and options by name", "")
