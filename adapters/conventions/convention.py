@@ -27,8 +27,8 @@ class Convention:
     offers: what it takes beside what its parameters show. without: what its parameters show, and it does not take.
     restrictions, dialect, dtypes, widths, devices, accuracy: what its documentation says, as for an adapter.
     merges: its mask is a bias too, and excludes causal, so that the mask and causal are merged where both are asked for.
-    attend: for what parameters can't say, family(function, q, k, v, *, …) as an adapter's attend has it. Scripts of failures hold its
-    text: it imports what it needs inside, and has a name of its own.
+    attend: for what parameters can't say, family(function, q, k, v, *, …) as an adapter's attend has it. Scripts of failures hold
+    its text: it imports what it needs inside, and has a name of its own.
     untested: why its package does not run on a CPU, where it doesn't; functions with its signature are then what tests have asked.
     """
 

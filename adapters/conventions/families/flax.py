@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import Reading
 
 
 def flax_attention(  # type: ignore[no-untyped-def]
     function, q, k, v, *, mask=None, bias=None, causal=False, dropout=0.0, training=False
-) -> Any:
+):
     """In the order (b i h d). What is dropped follows a key, which torch's seed draws here; each head and item has its own."""
     options = {"deterministic": not training}
     if mask is not None:

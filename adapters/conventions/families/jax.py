@@ -6,8 +6,8 @@ from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import Reading
 
 # Values are as wide as keys: it checks that. A row without a key is the mean of the values, for it hides with a very low finite
-# number; the lse of such a row is that number, in the dtype of the keys. Its softmax is in float32 for float64, too, so that this is
-# not promised; without JAX_ENABLE_X64 there is none. Masks of three dimensions are read, and not promised.
+# number; the lse of such a row is that number, in the dtype of the keys. Its softmax is in float32 for float64, too: that is not
+# promised; without JAX_ENABLE_X64 there is none. Masks of three dimensions are read, and not promised.
 DOT_PRODUCT = Convention(
     name="JAX",
     of="jax 0.10.2, jax.nn.dot_product_attention",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import Reading
 
 
-def mlx_attention(function, q, k, v, *, mask=None, bias=None, causal=False, scale=None, sinks=None) -> Any:  # type: ignore[no-untyped-def]
+def mlx_attention(function, q, k, v, *, mask=None, bias=None, causal=False, scale=None, sinks=None):  # type: ignore[no-untyped-def]
     """Its mask is bool, or added to the scores, or the word "causal"; one of them. The scale can't be left out."""
     said = mask[:, None, None] if mask is not None and mask.ndim == 2 else mask if bias is None else bias
     options = {"sinks": sinks} if sinks is not None else {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.layout import Reading
 
 
 def tinygrad_attention(  # type: ignore[no-untyped-def]
     function, q, k, v, *, mask=None, bias=None, causal=False, dropout=0.0, training=False
-) -> Any:
+):
     """Its attn_mask is bool, or added to the scores, and excludes is_causal. It drops where its TRAINING is on."""
     from tinygrad import Context
 
