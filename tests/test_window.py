@@ -229,7 +229,7 @@ def said(signature: str) -> Said | None:
         ("window_size=None", (2, None), (2, -1)),  # vLLM's fork, TransformerEngine
         ("window=None", (2, None), (2, None)),
         ("local_window_size=None", (3, 1), (3, 1)),  # JAX
-        ("local_window_size=None", (3, None), "no words for a window without a limit"),
+        ("local_window_size=None", (3, None), (3, 5)),  # a number that reaches over all
         ("window_left=-1", (3, None), 3),  # FlashInfer
         ("window_left=-1", (3, 0), "does not limit what is behind"),
         ("sliding_window=None", (3, None), "without causal it is not known"),

@@ -44,4 +44,5 @@ def source_of(name: str) -> list[str]:
 
     text = inspect.getsource(bridge) + "\n\n" + inspect.getsource(framework(name))
     lines = [line for line in text.splitlines() if not line.startswith("from __future__")]
-    return [*lines, "", "", "def bridged(function):", "    return partial(called, function, sys.modules[__name__])", ""]
+    made = ("def bridged(function):", "    return partial(called, function, sys.modules[__name__])")
+    return ["import sys", "from functools import partial", "", *lines, "", "", *made, ""]

@@ -12,7 +12,7 @@ def there(x):
     x = x.detach().cpu().contiguous()
     if x.dtype == torch.bfloat16:
         return mx.array(x.view(torch.uint16).numpy()).view(mx.bfloat16)
-    return mx.array(x.numpy())
+    return mx.array(x.numpy(), dtype=mx.float64 if x.dtype == torch.float64 else None)  # it makes float32 of float64, if not told
 
 
 def here(x):

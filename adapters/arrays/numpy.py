@@ -18,11 +18,11 @@ def there(x):
 
 
 def here(x):
-    """An array as a tensor."""
+    """An array as a tensor, in its own memory where torch can have that: who returns an input is seen."""
     x = np.asarray(x)
-    if x.dtype.name == "bfloat16":
-        return torch.from_numpy(np.ascontiguousarray(x).view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(np.array(x))
+    if not x.flags.writeable or any(step < 0 for step in x.strides):
+        x = x.copy()
+    return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16) if x.dtype.name == "bfloat16" else torch.from_numpy(x)
 
 
 def own(x):

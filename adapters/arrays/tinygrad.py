@@ -1,4 +1,4 @@
-"""tinygrad: gradients by its own autograd, asked for with the output times the cotangent."""
+"""tinygrad: gradients by its own autograd."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ def there(x):
     """A tensor as one of tinygrad, bit by bit."""
     x = x.detach().cpu().contiguous()
     if x.dtype == torch.bfloat16:
-        return Tensor(x.view(torch.uint16).numpy()).bitcast(dtypes.bfloat16).contiguous().realize()
-    return Tensor(x.numpy().copy())
+        bits = x.reshape(-1).view(torch.uint16).numpy().copy()
+        return Tensor(bits).bitcast(dtypes.bfloat16).reshape(tuple(x.shape)).contiguous().realize()
+    return Tensor(x.numpy().reshape(-1).copy()).reshape(tuple(x.shape))  # of an array without axes it would make a constant
 
 
 def here(x):
@@ -32,7 +33,7 @@ def vjp(function, arrays):
     out = function(*arrays)
 
     def back(cotangents):
-        total = sum((o.float() * do.float()).sum() for o, do in zip(out, cotangents, strict=True))
-        return total.gradient(*arrays, materialize_grads=True)
+        each = [o.gradient(*arrays, gradient=do) for o, do in zip(out, cotangents, strict=True)]
+        return [sum(found[1:], found[0]) for found in zip(*each, strict=True)]
 
     return out, back

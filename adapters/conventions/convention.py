@@ -14,6 +14,7 @@ from typing import Any
 from attnspec.adapters.conventions.layout import Reading
 
 FAMILIES = (  # modules of the folder families
+    "tinygrad",
     "torch",
     "varlen",
     "flash",
@@ -26,6 +27,9 @@ FAMILIES = (  # modules of the folder families
     "lucidrains",
     "fla",
     "jax",
+    "flax",
+    "keras",
+    "mlx",
 )
 
 
@@ -34,8 +38,9 @@ class Convention:
     """How the functions of one family are called.
 
     name: of the family, for the header. of: the package, and the version that was read. paths: import paths of its functions, as
-    fnmatch reads them. shown_by: parameters that no other family has together, for a function elsewhere. reads: names that
-    its code uses, where parameters alone don't tell it from its neighbours.
+    fnmatch reads them. when: of several conventions for one path whether it is this one, asked once the function is imported.
+    shown_by: parameters that no other family has together, for a function elsewhere. reads: names that its code uses, where
+    parameters alone don't tell it from its neighbours.
     reading: order of axes, returned tensors, arrays and polarity of masks, as documented; None where plain calls show it.
     names: parameters beside those that every convention knows, and what each carries. fixed: parameters that are always passed.
     variants: ways to call it that must agree, each by its label, and what of this convention differs in it.
@@ -52,6 +57,7 @@ class Convention:
     paths: tuple[str, ...] = ()
     shown_by: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
+    when: Callable[[], bool] | None = None
     reading: Reading | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -70,11 +76,16 @@ class Convention:
 
     def shows(self, parameters: frozenset[str], used: frozenset[str]) -> bool:
         """Whether a function with these parameters, whose code uses these names, is of the family."""
-        return bool(self.shown_by) and self.shown_by <= parameters and self.reads <= used
+        return bool(self.shown_by) and self.shown_by <= parameters and self.reads <= used and self.holds
 
     def at(self, path: str) -> bool:
         """Whether an import path is one of the family's."""
-        return any(fnmatchcase(path, known) for known in self.paths)
+        return any(fnmatchcase(path, known) for known in self.paths) and self.holds
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is this one of several."""
+        return self.when is None or self.when()
 
     def each(self, given: Mapping[str, Any]) -> dict[str, Convention]:
         """Its variants by their labels, but for those that differ from what is given; itself, without a label, where it has none.

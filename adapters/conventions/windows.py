@@ -33,7 +33,8 @@ class Said(Wording):
 
     pair: it takes (left, right); else a number alone, which limits the past: what is behind the query is then for causal to hide,
     or, under `window_left`, not limited. count: of attnspec.spec.CHOICES["window_count"], or "" where it is not known.
-    unlimited: what says that a side has no limit; "" where nothing does. on: there is a window, or an error, where it is left out.
+    unlimited: what says that a side has no limit; "" where nothing does but a number that reaches over all queries and keys.
+    on: there is a window, or an error, where it is left out.
     first: its third number says how many first tokens stay visible, as aiter has it.
     """
 
@@ -88,9 +89,8 @@ class Said(Wording):
             return self.off
         left, right = problem.window
         if self.pair:
-            if None in problem.window and self.unlimited == "":
-                raise Unsupported(f"{self.name} has no words for a window without a limit on one side")
-            sides = tuple(self.unlimited if side is None else side for side in problem.window)
+            unlimited = max(problem.i, problem.j) if self.unlimited == "" else self.unlimited
+            sides = tuple(unlimited if side is None else side for side in problem.window)
             return (*sides, problem.first_tokens) if self.first else sides
         if right is not None:
             raise Unsupported(f"{self.name} takes one number, which does not limit what is behind the query")
