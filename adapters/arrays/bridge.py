@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -9,29 +11,29 @@ class Bridge(torch.autograd.Function):
     """One call, and its gradients by the framework's own."""
 
     @staticmethod
-    def forward(ctx, framework, call, *inputs):
+    def forward(ctx: Any, framework: Any, call: Any, *inputs: Any) -> Any:
         """Of a function of arrays, at these tensors."""
         out, ctx.back = framework.vjp(call, [framework.there(x.detach()) for x in inputs])
-        ctx.framework, ctx.given = framework, [(x.dtype, x.device) for x in inputs]
-        return tuple(framework.here(x) for x in out)
+        ctx.framework, ctx.devices = framework, [x.device for x in inputs]
+        return tuple(framework.here(x).to(inputs[0].device) for x in out)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *cotangents):
+    def backward(ctx: Any, *cotangents: Any) -> Any:
         """Of all that the call returned."""
         found = ctx.back([ctx.framework.there(x) for x in cotangents])
         gradients = (None if x is None else ctx.framework.here(x) for x in found)
-        return None, None, *(x if x is None else x.to(device) for x, (_, device) in zip(gradients, ctx.given, strict=True))
+        return None, None, *(x if x is None else x.to(device) for x, device in zip(gradients, ctx.devices, strict=True))
 
 
-def called(function, framework, /, *args, **arguments):
+def called(function: Any, framework: Any, /, *args: Any, **arguments: Any) -> Any:
     """The function, whose tensors are the framework's arrays; what it returns of them as tensors."""
     given = [*args, *arguments.values()]
     tensors = [n for n, x in enumerate(given) if isinstance(x, torch.Tensor)]
     graded = [n for n in tensors if given[n].requires_grad]
-    shapes = []
+    shapes: list[Any] = []
 
-    def call(*arrays):
+    def call(*arrays: Any) -> Any:
         """Of those that need a gradient; the others are as they are. It returns its arrays in one list."""
         found = {n: framework.there(given[n]) for n in tensors if n not in graded} | dict(zip(graded, arrays, strict=True))
         values = [found.get(n, x) for n, x in enumerate(given)]
@@ -42,9 +44,9 @@ def called(function, framework, /, *args, **arguments):
         return [x for x in members if framework.own(x)]
 
     if graded and torch.is_grad_enabled() and framework.vjp is not None:
-        out = iter(Bridge.apply(framework, call, *(given[n] for n in graded)))
+        out = iter(Bridge.apply(framework, call, *(given[n] for n in graded)))  # type: ignore[no-untyped-call]
     else:
-        out = iter([framework.here(x) for x in call(*(framework.there(given[n].detach()) for n in graded))])
+        out = iter([framework.here(x).to(given[tensors[0]].device) for x in call(*(framework.there(given[n]) for n in graded))])
     several, own, members = shapes
     found = [next(out) if arrays else x for arrays, x in zip(own, members, strict=True)]
     return tuple(found) if several else found[0]

@@ -69,7 +69,7 @@ def _asked(
         for future in as_completed(list(futures)):
             one = futures[future]
             error = future.exception()
-            lost = {"name": one.name, "exit": None, "verdicts": "", "page": "", "printed": [], "seconds": 0.0}
+            lost: dict[str, Any] = {"name": one.name, "exit": None, "verdicts": "", "page": "", "printed": [], "seconds": 0.0}
             yield future.result() if error is None else lost | {"trouble": f"its worker was lost: {type(error).__name__}: {error}"}
 
 
