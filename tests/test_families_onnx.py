@@ -121,7 +121,8 @@ def test_it_is_right_and_what_is_wrong_is_seen(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "dtype"), HALVES)
 def test_half_types_go_there_and_back_by_their_bits(name: str, dtype: str) -> None:
-    subject = met(name, dtype)
+    # With free lengths OpenVINO 2026.4 answers bfloat16 out of memory that nobody wrote, on processors that multiply in it.
+    subject = met(name, dtype, **({"static": True} if name == "openvino" else {}))
     assert [token for token in ASKED[name][:6] if findings(subject, f"{token},dtype={dtype}")] == []
 
 
@@ -235,5 +236,5 @@ def test_a_missing_package_is_named(name: str) -> None:
 
 def test_an_option_that_is_none_is_refused() -> None:
     there("openvino")
-    with pytest.raises(ResolveError, match="has no option heads; --impl-kwargs takes opset and precision"):
+    with pytest.raises(ResolveError, match="has no option heads; --impl-kwargs takes opset, precision, static"):
         resolve("openvino", {"heads": 2})

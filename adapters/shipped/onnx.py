@@ -184,6 +184,7 @@ ATTENTION = Convention(
     },
     attend=onnx_attention,
 )
+REFERENCE = replace(ATTENTION, accuracy="D")  # its softmax is of primitives in the dtype of the call
 MHA = Convention(
     name="com.microsoft MultiHeadAttention",
     of="onnxruntime 1.32, the operator's schema",
@@ -225,7 +226,7 @@ class Node:
 
 OWN = {
     "onnx-reference": Node(
-        "onnx", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), ATTENTION, opset=25
+        "onnx", ("Attention", ""), ("Q", "K", "V", "attn_mask", *CACHE, "nonpad_kv_seqlen"), REFERENCE, opset=25
     ),
     # The newest opset for which onnxruntime has a kernel: that of a newer one is the graph that defines it, of other operators.
     "onnxruntime": Node(

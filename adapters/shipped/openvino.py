@@ -1,7 +1,8 @@
 """OpenVINO's ScaledDotProductAttention, compiled for the CPU.
 
 Each call is a model of one node, that is compiled for the dtypes, the ranks and the options of a call, and kept for the next one
-like it; its lengths are free. What stands in the scripts of failures, too, needs nothing of its module.
+like it; its lengths are free, or with `static` those of the call. What stands in the scripts of failures, too, needs nothing of
+its module.
 """
 
 from __future__ import annotations
@@ -20,29 +21,32 @@ from attnspec.adapters.conventions.layout import Reading
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.shipped.onnx import FORWARD, needed, text
 
-OPTIONS = ("opset", "precision")
+OPTIONS = ("opset", "precision", "static")
 
 
 @lru_cache(maxsize=64)
 def openvino_model(opset, precision, inputs, masked, scale, causal):  # type: ignore[no-untyped-def]
-    """A compiled node, for inputs of these types and ranks. precision: of inference, "" for what OpenVINO takes by itself."""
+    """A compiled node, for inputs of these types and shapes, −1 where a length is free.
+
+    precision: of inference, "" for what OpenVINO takes by itself.
+    """
     import openvino
 
     operators = getattr(openvino, f"opset{opset}")
-    taken = [operators.parameter(openvino.PartialShape([-1] * rank), getattr(openvino.Type, kind)) for kind, rank in inputs]
+    taken = [operators.parameter(openvino.PartialShape(list(shape)), getattr(openvino.Type, kind)) for kind, shape in inputs]
     number = None if scale is None else operators.constant(scale, getattr(openvino.Type, inputs[0][0]))
     node = operators.scaled_dot_product_attention(*taken[:3], taken[3] if masked else None, number, causal)
     hints = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     return openvino.compile_model(openvino.Model([node], taken), "CPU", hints)
 
 
-def openvino_node(opset, precision, /, query, key, value, attention_mask=None, scale=None, causal=False):  # type: ignore[no-untyped-def]
+def openvino_node(opset, precision, static, /, query, key, value, attention_mask=None, scale=None, causal=False):  # type: ignore[no-untyped-def]
     """One call of the node. bfloat16 goes there and back by its bits. Inference has the dtype of the call, where none is given."""
     import openvino
 
     kinds = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "boolean"}
     given = [query, key, value] if attention_mask is None else [query, key, value, attention_mask]
-    inputs = tuple((kinds[x.dtype.name], x.ndim) for x in given)
+    inputs = tuple((kinds[x.dtype.name], x.shape if static else (-1,) * x.ndim) for x in given)
     wanted = kinds[query.dtype.name].replace("f64", "f32") if precision is None else precision
     model = openvino_model(opset, wanted, inputs, attention_mask is not None, scale, causal)
     # A tensor does not keep the array whose memory it shares.
@@ -87,12 +91,12 @@ SDPA = Convention(
 def compiled(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     """The shipped adapter `openvino`. Raises ResolveError where the package is missing.
 
-    kwargs: `opset`, and `precision`, the hint for that of inference; "" for none.
+    kwargs: `opset`; `precision`, the hint for that of inference, "" for none; `static`, True for a model of each call's lengths.
     """
     needed(name, ("openvino",))
     if unknown := sorted(kwargs.keys() - set(OPTIONS)):
-        raise ResolveError(f"{name} has no option {', '.join(unknown)}; --impl-kwargs takes {' and '.join(OPTIONS)}")
-    settings = (kwargs.get("opset", 13), kwargs.get("precision"))
+        raise ResolveError(f"{name} has no option {', '.join(unknown)}; --impl-kwargs takes {', '.join(OPTIONS)}")
+    settings = (kwargs.get("opset", 13), kwargs.get("precision"), bool(kwargs.get("static")))
     made = f"attend = partial(openvino_node, {', '.join(map(repr, settings))})"
     source = ("from functools import lru_cache, partial", "", "", *text(openvino_model), "", *text(openvino_node), "", "", made)
     adapter = FamilyAdapter(partial(openvino_node, *settings), name, source, SDPA)
