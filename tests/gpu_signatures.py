@@ -183,7 +183,9 @@ def wrong_aiter_flash_attn_func(
 
 def sequences(q, k, v, starts_q, starts_k, causal, window, alibi_slopes, **options):  # type: ignore[no-untyped-def]
     """Each sequence for itself; outputs ((b i) h d), and lses (h (b i))."""
-    found = []
+    assert len(k) == len(v)
+    nothing = q[None, :0, :, :1].expand(-1, -1, -1, v.shape[2]) + k[:0].sum() + v[:0].sum()
+    found = [(nothing, q.new_empty(1, q.shape[1], 0, dtype=torch.float32))]
     for n, (a, b, c, d) in enumerate(zip(starts_q[:-1], starts_q[1:], starts_k[:-1], starts_k[1:], strict=True)):
         own = alibi_slopes[n] if alibi_slopes is not None and alibi_slopes.ndim == 2 else alibi_slopes
         found.append(dense(q[None, a:b], k[None, c:d], v[None, c:d], causal, window, own, **options))
@@ -279,14 +281,14 @@ def _efficient(query, key, value, attn_bias, p, scale):  # type: ignore[no-untyp
         if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
             raise NotImplementedError("grouped heads have no gradients")
     q, k, v = ((x.flatten(2, 3) if grouped else x).transpose(1, 2) for x in (query, key, value))
-    shape = (len(q), q.shape[1], q.shape[2], k.shape[2])
+    shape = (len(q), *query.shape[2:-1], q.shape[2], k.shape[2])
     if attn_bias is not None and not isinstance(attn_bias, Tensor):
         attn_bias = attn_bias.materialize(shape, torch.float32)
     elif isinstance(attn_bias, Tensor):
         assert attn_bias.stride(-1) == 1
         assert all(n % 4 == 0 for n in attn_bias.stride()[:-1])
-        attn_bias = attn_bias.flatten(1, 2) if grouped else attn_bias
     assert attn_bias is None or attn_bias.shape == shape
+    attn_bias = attn_bias.flatten(1, 2) if grouped and attn_bias is not None else attn_bias
     o, lse = attention(q, k, v, scale=scale, added=attn_bias, dropout=p)
     o = o.transpose(1, 2)
     return (o.unflatten(2, query.shape[2:4]), lse.unflatten(1, query.shape[2:4])) if grouped else (o, lse)

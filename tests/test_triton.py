@@ -56,12 +56,11 @@ def test_a_kernel_is_right_in_the_interpreter_and_six_wrong_ones_are_not():
     assert {name: name in found[name] for name in CASES} == dict.fromkeys(CASES, True)
 
 
-@pytest.mark.parametrize(("name", "code"), [("attend", 0), ("base", 1)])
-def test_the_command_judges_it_in_a_process_of_its_own(name, code, tmp_path):
+def test_the_command_judges_it_in_a_process_of_its_own(tmp_path):
     """That process has the environment of the command, so that the interpreter is asked for before triton is imported."""
     command = [
-        sys.executable, "-m", "pytest", f"--impl={HERE / 'triton_attention.py'}:{name}", "--tier=smoke", "--impl-dtypes=float32",
+        sys.executable, "-m", "pytest", f"--impl={HERE / 'triton_attention.py'}:attend", "--tier=smoke", "--impl-dtypes=float32",
         "--clauses=CAUSAL-2", "--without=backward", "--budget=60", "-p", "no:cacheprovider",
     ]  # fmt: skip
     done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,11 +1,10 @@
-"""A forward kernel in Triton, flash-style, with strides, causal masking aligned bottom-right and groups of heads; and six wrong ones.
+"""A forward kernel in Triton, flash-style, with strides, causal masking aligned bottom-right, groups of heads; and six wrong ones.
 
 It runs on a GPU, or, where TRITON_INTERPRET=1 is set before anything imports triton (torch does), in Triton's interpreter.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 

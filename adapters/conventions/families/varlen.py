@@ -26,16 +26,15 @@ def one_behind_the_other(  # type: ignore[no-untyped-def]
 ):
     """All batch items in one tensor ((b i) h d), each of the same length. The lse comes as (h (b i))."""
     import torch
-    from einops import rearrange
 
     starts = [torch.arange(len(x) + 1, dtype=torch.int32, device=x.device) * x.shape[2] for x in (q, k)]
     options = {"cu_seqlens_q": starts[0], "cu_seqlens_k": starts[1], "max_seqlen_q": q.shape[2], "max_seqlen_k": k.shape[2]}
     options |= {"dropout_p": dropout if training else 0.0, "softmax_scale": scale, "causal": causal, "return_attn_probs": lse}
     options["window_size"] = (-1, -1) if window is None else tuple(-1 if side is None else side for side in window)
     options |= {"softcap": 0.0 if softcap is None else softcap, "alibi_slopes": alibi_slopes}
-    returned = function(*(rearrange(x, "b h i d -> (b i) h d") for x in (q, k, v)), **options)
-    o = rearrange(returned[0] if lse else returned, "(b i) h d -> b h i d", b=len(q))
-    return (o, rearrange(returned[1], "h (b i) -> b h i", b=len(q))) if lse else o
+    returned = function(*(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)), **options)
+    o = (returned[0] if lse else returned).unflatten(0, (len(q), q.shape[2])).transpose(1, 2)
+    return (o, returned[1].unflatten(1, (len(q), q.shape[2])).transpose(0, 1)) if lse else o
 
 
 def vllm_sequences(  # type: ignore[no-untyped-def]
@@ -43,7 +42,6 @@ def vllm_sequences(  # type: ignore[no-untyped-def]
 ):
     """The same in vLLM's words: a window is a list or None, and return_softmax_lse asks for (o, lse)."""
     import torch
-    from einops import rearrange
 
     starts = [torch.arange(len(x) + 1, dtype=torch.int32, device=x.device) * x.shape[2] for x in (q, k)]
     options = {"cu_seqlens_q": starts[0], "cu_seqlens_k": starts[1], "max_seqlen_q": q.shape[2], "max_seqlen_k": k.shape[2]}
@@ -51,9 +49,9 @@ def vllm_sequences(  # type: ignore[no-untyped-def]
     options["window_size"] = None if window is None else [-1 if side is None else side for side in window]
     if sinks is not None:  # of flash-attention 3 alone
         options["s_aux"] = sinks
-    returned = function(*(rearrange(x, "b h i d -> (b i) h d") for x in (q, k, v)), **options)
-    o = rearrange(returned[0] if lse else returned, "(b i) h d -> b h i d", b=len(q))
-    return (o, rearrange(returned[1], "h (b i) -> b h i", b=len(q))) if lse else o
+    returned = function(*(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)), **options)
+    o = (returned[0] if lse else returned).unflatten(0, (len(q), q.shape[2])).transpose(1, 2)
+    return (o, returned[1].unflatten(1, (len(q), q.shape[2])).transpose(0, 1)) if lse else o
 
 
 VARLEN = replace(

@@ -46,8 +46,8 @@ def with_attn_bias(  # type: ignore[no-untyped-def]
             place = torch.arange(j, device=q.device) - torch.arange(j - i, j, device=q.device)[:, None]
             hidden = place < -(i + j if left is None else left)
             tensor = tensor.masked_fill(hidden if right is None else hidden | (place > right), float("-inf"))
-        attn_bias = torch.nn.functional.pad(tensor.expand(b, h, i, j), (0, -j % 8))[..., :j]
-        attn_bias = attn_bias if g == h else attn_bias.unflatten(1, (g, h // g))
+        whole = tensor.expand(b, h, i, j) if g == h else tensor.expand(b, h, i, j).unflatten(1, (g, h // g))
+        attn_bias = torch.nn.functional.pad(whole.contiguous(), (0, -j % 8))[..., :j]
         attn_bias = biases.LowerTriangularMaskWithTensorBias(attn_bias) if alone else attn_bias
     elif causal and left is not None:
         attn_bias = biases.LowerTriangularFromBottomRightMask().make_local_attention(left + 1)
