@@ -10,7 +10,7 @@ def flax_attention(  # type: ignore[no-untyped-def]
     function, q, k, v, *, mask=None, bias=None, causal=False, dropout=0.0, training=False
 ):
     """In the order (b i h d). What is dropped follows a key, which torch's seed draws here; each head and item has its own."""
-    options = {"deterministic": not training}
+    options: dict[str, object] = {"deterministic": not training}
     if mask is not None:
         options["mask"] = mask[:, None, None] if mask.ndim == 2 else mask
     if bias is not None:

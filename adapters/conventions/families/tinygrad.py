@@ -10,7 +10,7 @@ def tinygrad_attention(  # type: ignore[no-untyped-def]
     function, q, k, v, *, mask=None, bias=None, causal=False, dropout=0.0, training=False
 ):
     """Its attn_mask is bool, or added to the scores, and excludes is_causal. It drops where its TRAINING is on."""
-    from tinygrad import Context
+    from tinygrad.helpers import Context
 
     options = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     if mask is not None or bias is not None:
