@@ -9,7 +9,10 @@ from honest import eager
 
 from attnspec.adapters import ResolveError, resolve
 from attnspec.adapters.conventions.layout import Reading
+from attnspec.adapters.remote.isolated import isolated
+from attnspec.conformance.subject.contact import ENDINGS, look
 from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.subject.subject import Subject
 from attnspec.spec.words import MASKS
 
 KERNEL = """
@@ -181,3 +184,13 @@ def test_what_is_wrong_only_at_first_is_no_matter_of_reading():
     subject = meet(resolve(kernel)[0].on("cpu"), "cpu", {}, None, ("float32",))
     assert len(seen) >= 2
     assert subject.offers("mha")
+
+
+def test_calls_that_end_the_process_are_not_read_in_every_way(tmp_path):
+    (tmp_path / "ends.py").write_text("import os\ndef attend(q, k, v):\n    os._exit(3)\n")
+    (adapter,) = isolated(f"{tmp_path}/ends.py:attend")
+    subject = Subject(adapter)
+    look(subject)
+    adapter.close()
+    assert sum(adapter.endings.values()) == ENDINGS
+    assert subject.read_from == "assumed canonical: plain calls are right in no reading"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import product
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain, product
 from math import prod
-from typing import Any
 
 from torch import Tensor
 
-from attnspec.adapters import ResolveError
+from attnspec.adapters import Answer, ResolveError
 from attnspec.adapters.arrays import WITHOUT_GRADIENTS
 from attnspec.adapters.conventions.layout import AXES, LAYOUTS, OUTPUTS, Reading
 from attnspec.adapters.reading import kind_of
@@ -24,8 +24,64 @@ from attnspec.spec.problem import gradient_features
 from attnspec.spec.words import FEATURES, MASKS
 
 PROMISED = "promised by"
+ENDINGS = 3  # plain calls that end the process, after which no other is tried
 DTYPES, WIDTHS = ("float32", "bfloat16", "float64"), (64, 128)  # that are tried, until a call is answered
 LENGTHS = (((5, 7), (4, 4)), ((4, 4), (6, 6)))  # the second where only as many keys as queries are taken
+
+
+class Gone(Exception):
+    """Plain calls ended the process of the implementation too often."""
+
+
+@dataclass
+class Looking:
+    """Plain calls, read in one way after the other."""
+
+    subject: Subject
+    answered: bool = False  # whether any call was
+    ends: int = 0
+
+    def ask(self, problem: Problem, reading: Reading) -> Answer:
+        """The answer, so read. Raises Gone."""
+        self.subject.adapter.reading = reading
+        answer = self.subject.run(problem)
+        self.answered = self.answered or answer.refusal is None
+        self.ends += bool(answer.ended)
+        if self.ends == ENDINGS:
+            raise Gone
+        return answer
+
+    def right(self, problem: Problem, reading: Reading) -> bool:
+        """Whether an answer is right, so read."""
+        exact = solve(problem, self.subject.dialect)
+        return not judge(self.ask(problem, reading), exact, self.subject.required_class(str(problem.dtype)[6:])).findings
+
+    def found(self, problems: list[Problem], first: Iterable[Reading]) -> Reading | None:
+        """The first reading in which these problems are all right: one of these, or one that answers show."""
+        each = chain(first, self._shown(problems[0]))
+        return next((reading for reading in each if all(self.right(problem, reading) for problem in problems)), None)
+
+    def _shown(self, problem: Problem) -> Iterator[Reading]:
+        """Those in which an answer to a problem has the shape of an output, in each order of axes and each framework's arrays."""
+        known, given = self.subject.adapter.reading, self.subject.adapter.given
+        for arrays in dict.fromkeys((known.arrays, "", *self.subject.adapter.arrays)):
+            for layout in LAYOUTS:
+                if layout != given.get("layout", layout):
+                    continue
+                asked = Reading(layout, arrays=arrays, mask=known.mask)
+                answer = self.ask(problem, asked)
+                if answer.o is None:
+                    continue
+                places = () if isinstance(answer.o, Tensor) else (("o", "other"), ("other", "o"), ("other", "other", "o"))
+                if not isinstance(answer.o, Tensor) and not kind_of(answer.o).startswith(("a tuple of", "a list")):
+                    continue
+                for returns in places or ((),):
+                    so = replace(asked, returns=returns)
+                    o = self.ask(problem, so).o if returns else answer.o
+                    for output in _outputs(o, problem, layout) if isinstance(o, Tensor) else ():
+                        found = replace(so, output=output)
+                        if all(getattr(found, name) == x for name, x in given.items()):
+                            yield found
 
 
 def look(subject: Subject) -> None:
@@ -39,25 +95,24 @@ def look(subject: Subject) -> None:
         return
     promised = adapter.reading = replace(adapter.reading, **adapter.given)
     subject.read_from = f"{PROMISED} {adapter.read_by}" if adapter.read_by else f"{ASSUMED}: plain calls are right in no reading"
-    for dtype, width in product(adapter.dtypes or DTYPES, (subject.width, *WIDTHS)):
-        plain, heard = Case(b=2, heads="3/3", d=width, wrt="none", dtype=dtype), False
-        for lengths in LENGTHS:
-            asked = [subject.problem(fit(replace(plain, i=i, j=j, seed=n), subject.adapter)) for n, (i, j) in enumerate(lengths)]
-            heard = heard or not all(_asked(subject, asked[0], Reading(x)).refusal for x in (promised.layout, *LAYOUTS))
-            found = next((r for r in (promised, *_readings(subject, asked[0])) if all(_right(subject, x, r) for x in asked)), None)
+    looking = Looking(subject)
+    with suppress(Gone):
+        for dtype, width, lengths in product(adapter.dtypes or DTYPES, (subject.width, *WIDTHS), LENGTHS):
+            if looking.answered and lengths == LENGTHS[0]:
+                break
+            plain = Case(b=2, heads="3/3", d=width, wrt="none", dtype=dtype)
+            asked = [subject.problem(fit(replace(plain, i=i, j=j, seed=n), adapter)) for n, (i, j) in enumerate(lengths)]
+            found = looking.found(asked, [promised])
             if found is not None:
-                subject.width = width
                 # What is right as it is now was not so a moment ago: its answers vary, and how they are read is not why.
-                varies = found != promised and all(_right(subject, x, promised) for x in asked)
-                adapter.reading = promised if varies or adapter.read_by else found
+                varies = found != promised and all(looking.right(problem, promised) for problem in asked)
+                adapter.reading, subject.width = promised if varies or adapter.read_by else found, width
                 if adapter.reading != found and not varies:
                     raise ResolveError(_otherwise(subject, found))
                 subject.read_from = subject.read_from if adapter.read_by else f"{OBSERVED} in plain calls"
                 if adapter.reading.arrays in WITHOUT_GRADIENTS:
                     adapter.offers = frozenset(adapter.offers) - {"backward", *gradient_features(FEATURES)}
                 return
-        if heard:
-            break
     adapter.reading = promised
 
 
@@ -79,38 +134,16 @@ def look_at_masks(subject: Subject) -> None:
     adapter = subject.adapter
     if len(tuple(adapter.masks)) == 1 or not subject.offers("key_padding"):
         return
-    given = adapter.reading
-    for lengths in LENGTHS:
-        plain = Case(b=2, heads="3/3", d=subject.width, wrt="none", mask="padding", dtype=subject.dtypes[0])
-        asked = [subject.problem(fit(replace(plain, i=i, j=j, seed=n), adapter)) for n, (i, j) in enumerate(lengths)]
-        for reading in (replace(given, mask=mask) for mask in MASKS if mask in adapter.masks):
-            if all(_right(subject, problem, reading) for problem in asked):
-                adapter.reading, subject.masks_from = reading, f"{OBSERVED} in plain calls"
-                return
+    given, looking = adapter.reading, Looking(subject)
+    with suppress(Gone):
+        for lengths in LENGTHS:
+            plain = Case(b=2, heads="3/3", d=subject.width, wrt="none", mask="padding", dtype=subject.dtypes[0])
+            asked = [subject.problem(fit(replace(plain, i=i, j=j, seed=n), adapter)) for n, (i, j) in enumerate(lengths)]
+            for reading in (replace(given, mask=mask) for mask in MASKS if mask in adapter.masks):
+                if all(looking.right(problem, reading) for problem in asked):
+                    adapter.reading, subject.masks_from = reading, f"{OBSERVED} in plain calls"
+                    return
     adapter.reading, subject.masks_from = given, f"{ASSUMED}: calls with a mask are right in no reading"
-
-
-def _readings(subject: Subject, problem: Problem) -> Iterator[Reading]:
-    """Those in which an answer to a problem has the shape of an output, in each order of axes and each framework's arrays."""
-    known, given = subject.adapter.reading, subject.adapter.given
-    for arrays in dict.fromkeys((known.arrays, "", *subject.adapter.arrays)):
-        for layout in LAYOUTS:
-            if layout != given.get("layout", layout):
-                continue
-            asked = Reading(layout, arrays=arrays, mask=known.mask)
-            answer = _asked(subject, problem, asked)
-            if answer.o is None:
-                continue
-            places = () if isinstance(answer.o, Tensor) else (("o", "other"), ("other", "o"), ("other", "other", "o"))
-            if not isinstance(answer.o, Tensor) and not kind_of(answer.o).startswith(("a tuple of", "a list")):
-                continue
-            for returns in places or ((),):
-                so = replace(asked, returns=returns)
-                o = _asked(subject, problem, so).o if returns else answer.o
-                for output in _outputs(o, problem, layout) if isinstance(o, Tensor) else ():
-                    found = replace(so, output=output)
-                    if all(getattr(found, name) == x for name, x in given.items()):
-                        yield found
 
 
 def _outputs(o: Tensor, problem: Problem, layout: str) -> Iterator[str]:
@@ -131,13 +164,3 @@ def _outputs(o: Tensor, problem: Problem, layout: str) -> Iterator[str]:
 
 def _length(part: str, sizes: dict[str, int]) -> int:
     return prod(sizes[letter] for letter in part.split("*"))
-
-
-def _asked(subject: Subject, problem: Problem, reading: Reading) -> Any:
-    subject.adapter.reading = reading
-    return subject.run(problem)
-
-
-def _right(subject: Subject, problem: Problem, reading: Reading) -> bool:
-    answer = _asked(subject, problem, reading)
-    return not judge(answer, solve(problem, subject.dialect), subject.required_class(str(problem.dtype)[6:])).findings

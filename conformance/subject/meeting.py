@@ -15,7 +15,7 @@ from attnspec.conformance.judging.coarser import COARSER
 from attnspec.conformance.judging.judge import compare, form
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
-from attnspec.conformance.subject.contact import look, look_at_masks
+from attnspec.conformance.subject.contact import ENDINGS, look, look_at_masks
 from attnspec.conformance.subject.refusals import find
 from attnspec.conformance.subject.subject import ASSUMED, OBSERVED, Subject
 from attnspec.reference import Exact, solve, to_float64
@@ -24,7 +24,6 @@ from attnspec.spec import CHOICES, Problem
 from attnspec.spec.words import DTYPES
 
 UNSEEN = f"{ASSUMED}: could not be observed"
-ENDINGS = 3  # plain calls that end the process, after which no other width is tried
 LOG = 12  # lines that it wrote before, which are shown
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 32, 40, 59, 64, 72, 80, 96, 128, 160, 192, 256, 512)
 
