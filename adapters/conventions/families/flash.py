@@ -134,6 +134,7 @@ AITER = replace(
     names={"sink_ptr": "sinks"},
     without=frozenset({"alibi_grad", "bias", "bias_grad", "rank3", "sinks_grad"}),
 )
+OWN = ("dropout_p", "softmax_scale", "window_size", "return_attn_probs")  # what shows flash-attention 2, and who adds to it
 CONVENTIONS = (
     FLASH_2,
     KV,
@@ -143,8 +144,8 @@ CONVENTIONS = (
     AITER,
     FLASH_4.elsewhere("learnable_sink", "pack_gqa", "softmax_scale"),
     FLASH_3.elsewhere("attention_chunk", "pack_gqa", "softmax_scale"),
-    AITER.elsewhere("how_v3_bf16_cvt", "softmax_scale", "window_size"),
-    KV.elsewhere("q", "kv", "softmax_scale", "return_attn_probs"),
-    QKV.elsewhere("qkv", "softmax_scale", "return_attn_probs"),
-    FLASH_2.elsewhere("dropout_p", "softmax_scale", "window_size", "return_attn_probs"),
+    AITER.elsewhere("how_v3_bf16_cvt", *OWN),
+    KV.elsewhere("kv", *OWN),
+    QKV.elsewhere("qkv", *OWN),
+    FLASH_2.elsewhere(*OWN),
 )

@@ -76,9 +76,11 @@ VLLM: Convention = replace(
     },
     attend=vllm_sequences,
 )
+# What shows flash-attention's own, and who adds to it.
+OWN = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "dropout_p", "return_attn_probs")
 CONVENTIONS = (
     VARLEN,
     VLLM,
-    VLLM.elsewhere("cu_seqlens_q", "max_seqlen_q", "s_aux", "return_softmax_lse"),
-    VARLEN.elsewhere("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "dropout_p", "return_attn_probs"),
+    VLLM.elsewhere(*OWN, "s_aux", "return_softmax_lse"),
+    VARLEN.elsewhere(*OWN),
 )
