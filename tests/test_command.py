@@ -217,12 +217,18 @@ def test_what_is_not_a_tensor_of_the_right_form_ends_with_1(kernel, clause, mess
     assert f"broken: {clause}" in said.screen
 
 
-def test_a_tuple_whose_first_element_is_right_gets_an_adapter(here) -> None:
+def test_what_a_tuple_holds_is_seen_in_plain_calls(here) -> None:
     said = say("--impl=command_kernels.pair", QUICK[0], QUICK[2], "--clauses=DTYPE-1")
     said.no_fault_of_ours()
-    assert said.exit == 4
-    assert "it returns a tuple whose first element is the output" in said.screen
-    assert "[0]" in said.screen
+    assert said.exit == 0
+    assert "it returns (o, other) (observed in plain calls)" in said.screen
+    said = say("--impl=command_kernels.pair", QUICK[0], QUICK[2], "--clauses=DTYPE-1", "--returns=lse,o")
+    assert said.exit == 1
+    assert "plain calls are right in no reading" in said.screen
+    said = say("--impl=command_kernels.pair", "--returns=lse,x")
+    assert "the output is called o there" in said.screen
+    said = say("--impl=command_kernels.pair", "--layout=d h i b")
+    assert "is no order of axes that can be read" in said.screen
 
 
 @pytest.fixture(scope="session")

@@ -253,7 +253,6 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     draft = Draft(new_file(option("--write-known-issues")) if option("--write-known-issues") else None)
     for adapter in adapters:
         adapter.offers = frozenset(adapter.offers) - without
-        _read_as(option, adapter)
     subjects = _subjects(option, adapters, dialect, dtypes or ((case.dtype,) if case else None), record)
     for subject in subjects:
         subject.same_side = partial(_on_each_side, (known.same_side(subject), inherited.same_side(subject)))
@@ -334,7 +333,9 @@ def _subjects(
     subjects, tier = [], TIERS[option("--tier")]
     for adapter in adapters:
         for device in _devices(adapter, option("--impl-device")):
-            subjects.append(meet(adapter.on(device), device, dialect, option("--accuracy"), dtypes))
+            there = adapter.on(device)
+            _read_as(option, there)
+            subjects.append(meet(there, device, dialect, option("--accuracy"), dtypes))
     for subject in subjects:
         if not subject.dtypes:
             raise ResolveError(_refuses_everything(subject))
