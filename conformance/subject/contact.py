@@ -100,8 +100,7 @@ def look(subject: Subject) -> None:
         for dtype, width, lengths in product(adapter.dtypes or DTYPES, (subject.width, *WIDTHS), LENGTHS):
             if looking.answered and lengths == LENGTHS[0]:
                 break
-            plain = Case(b=2, heads="3/3", d=width, wrt="none", dtype=dtype)
-            asked = [subject.problem(fit(replace(plain, i=i, j=j, seed=n), adapter)) for n, (i, j) in enumerate(lengths)]
+            asked = _problems(subject, Case(b=2, heads="3/3", d=width, wrt="none", dtype=dtype), lengths)
             found = looking.found(asked, [promised])
             if found is not None:
                 # What is right as it is now was not so a moment ago: its answers vary, and how they are read is not why.
@@ -114,6 +113,11 @@ def look(subject: Subject) -> None:
                     adapter.offers = frozenset(adapter.offers) - {"backward", *gradient_features(FEATURES)}
                 return
     adapter.reading = promised
+
+
+def _problems(subject: Subject, plain: Case, lengths: tuple[tuple[int, int], ...]) -> list[Problem]:
+    """The same case with each of these numbers of queries and keys."""
+    return [subject.problem(fit(replace(plain, i=i, j=j, seed=n), subject.adapter)) for n, (i, j) in enumerate(lengths)]
 
 
 def _otherwise(subject: Subject, found: Reading) -> str:
@@ -138,7 +142,7 @@ def look_at_masks(subject: Subject) -> None:
     with suppress(Gone):
         for lengths in LENGTHS:
             plain = Case(b=2, heads="3/3", d=subject.width, wrt="none", mask="padding", dtype=subject.dtypes[0])
-            asked = [subject.problem(fit(replace(plain, i=i, j=j, seed=n), adapter)) for n, (i, j) in enumerate(lengths)]
+            asked = _problems(subject, plain, lengths)
             for reading in (replace(given, mask=mask) for mask in MASKS if mask in adapter.masks):
                 if all(looking.right(problem, reading) for problem in asked):
                     adapter.reading, subject.masks_from = reading, f"{OBSERVED} in plain calls"
