@@ -28,7 +28,7 @@ def go(
 ) -> None:
     """Ask every implementation that has no result yet, and write each result as it comes.
 
-    A result is NAME.json, NAME.jsonl (verdicts) and NAME.html in the folder `into`. A campaign that was stopped goes on with what
+    A result is NAME.json and NAME.jsonl (verdicts) in the folder `into`. A campaign that was stopped goes on with what
     is missing; `again` asks all. scheduler: tcp://… of a fleet; else this machine has so many workers.
     """
     into.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def _asked(
         for future in as_completed(list(futures)):
             one = futures[future]
             error = future.exception()
-            lost: dict[str, Any] = {"name": one.name, "exit": None, "verdicts": "", "page": "", "printed": [], "seconds": 0.0}
+            lost: dict[str, Any] = {"name": one.name, "exit": None, "verdicts": "", "printed": [], "seconds": 0.0}
             yield future.result() if error is None else lost | {"trouble": f"its worker was lost: {type(error).__name__}: {error}"}
 
 
@@ -81,10 +81,9 @@ def _has(result: dict[str, Any], stamp: str) -> bool:
 def _store(into: Path, result: dict[str, Any]) -> None:
     """Write a result; NAME.json comes last, so that what is there is whole."""
     name = result["name"]
-    for kind, suffix in (("verdicts", ".jsonl"), ("page", ".html")):
-        path = into / f"{name}{suffix}"
-        path.write_text(result[kind], encoding="utf-8") if result["verdicts"] else path.unlink(missing_ok=True)
-    kept = {key: x for key, x in result.items() if key not in ("verdicts", "page")} | {"judged": bool(result["verdicts"])}
+    path = into / f"{name}.jsonl"
+    path.write_text(result["verdicts"], encoding="utf-8") if result["verdicts"] else path.unlink(missing_ok=True)
+    kept = {key: x for key, x in result.items() if key != "verdicts"} | {"judged": bool(result["verdicts"])}
     (into / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 

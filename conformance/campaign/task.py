@@ -22,18 +22,18 @@ TAIL = 60  # lines of what it printed
 def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
     """Judge one implementation, and return what came of it as plain data.
 
-    home: where environments are kept on this machine. verdicts and page: the texts of its files, "" where there are none. exit: of
-    the run; None where it was interrupted, for it took longer than it may. printed: the last lines.
+    home: where environments are kept on this machine. verdicts: the text of its file, "" where there is none. exit: of the run; None
+    where it was interrupted, for it took longer than it may. printed: the last lines.
     """
     began = time.monotonic()
-    result: dict[str, Any] = {"name": task["name"], "exit": None, "verdicts": "", "page": "", "printed": [], "trouble": ""}
+    result: dict[str, Any] = {"name": task["name"], "exit": None, "verdicts": "", "printed": [], "trouble": ""}
     kept = Path(home or Path(tempfile.gettempdir()) / "attnspec-environments")
     try:
         python, packages = environment(task["requires"], task["dependencies"], task["constraints"], kept)
     except (OSError, subprocess.SubprocessError) as error:
         return result | {"trouble": str(error), "seconds": time.monotonic() - began}
     with tempfile.TemporaryDirectory(prefix="attnspec-campaign-") as folder:
-        files = {"verdicts": Path(folder, "verdicts.jsonl"), "page": Path(folder, "page.html")}
+        verdicts = Path(folder, "verdicts.jsonl")
         command = [
             str(python),
             "-m",
@@ -43,8 +43,8 @@ def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
             "-q",
             "-p",
             "no:cacheprovider",
+            f"--verdicts={verdicts}",
         ]
-        command += [f"--verdicts={files['verdicts']}", f"--verdict-report={files['page']}"]
         set_up, asked = time.monotonic() - began, time.monotonic()
         with Path(folder, "printed.txt").open("w+", encoding="utf-8", errors="replace") as printed:
             process = subprocess.Popen(
@@ -64,7 +64,8 @@ def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
                 _end(process)
             printed.seek(0)
             result["printed"] = printed.read().splitlines()[-TAIL:]
-        result |= {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.exists()}
+        if verdicts.exists():
+            result["verdicts"] = verdicts.read_text(encoding="utf-8")
     return result | {"environment_seconds": set_up, "seconds": time.monotonic() - asked}
 
 
