@@ -22,8 +22,8 @@ TAIL = 60  # lines of what it printed
 def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
     """Judge one implementation, and return what came of it as plain data.
 
-    home: where environments are kept on this machine. verdicts: the text of its file, "" where there is none. exit: of the run; None
-    where it was interrupted, for it took longer than it may. printed: the last lines.
+    home: where environments are kept on this machine. verdicts: the text of its file, "" where there is none. exit: of the run;
+    None where it was interrupted, for it took longer than it may. printed: the last lines.
     """
     began = time.monotonic()
     result: dict[str, Any] = {"name": task["name"], "exit": None, "verdicts": "", "printed": [], "trouble": ""}
