@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 from attnspec.spec.words import FEATURES
 
 if TYPE_CHECKING:
-    from attnspec.adapters.contract import Adapter, Answer, Unsupported, same_bits
+    from attnspec.adapters.answer import Answer, Unsupported
+    from attnspec.adapters.contract import Adapter
     from attnspec.adapters.conventions.signature import ResolveError
+    from attnspec.adapters.memory import same_bits
     from attnspec.adapters.resolving import parse_kwargs, resolve
     from attnspec.adapters.restrictions import RESTRICTIONS
     from attnspec.adapters.within import Call
@@ -26,7 +28,9 @@ __all__ = [
 ]
 # All of these need torch, and the process of an implementation is started before torch is imported.
 _AT = {
-    **dict.fromkeys(("Adapter", "Answer", "Unsupported", "same_bits"), "contract"),
+    **dict.fromkeys(("Answer", "Unsupported"), "answer"),
+    "Adapter": "contract",
+    "same_bits": "memory",
     "ResolveError": "conventions.signature",
     **dict.fromkeys(("parse_kwargs", "resolve"), "resolving"),
     "RESTRICTIONS": "restrictions",

@@ -8,80 +8,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from attnspec.adapters import device
+from attnspec.adapters.answer import KEPT, Answer, Unsupported
 from attnspec.adapters.conventions.layout import AS_IT_IS, Reading
-from attnspec.adapters.reading import handlers, interrupted, pair, plain, raised_in, readable, text, words
+from attnspec.adapters.memory import address_of, changed_in, leaves_of, memories_of
+from attnspec.adapters.otherwise import queued, second
+from attnspec.adapters.reading import Elsewhere, Unreadable, handlers, interrupted, pair, plain, raised_in, text
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
 from attnspec.adapters.watch.compiled import given_up
 from attnspec.adapters.watch.state import RANDOM, no_second_run, watched
 from attnspec.adapters.watch.trace import Trace, operators, wholly
-from attnspec.adapters.within import COMPILED, PLAINLY, SECOND, Call, Within, direction, made, surrounded
+from attnspec.adapters.within import CAPTURED, COMPILED, PLAINLY, SECOND, STREAM, Call, Within, made, quiet, surrounded
 from attnspec.spec import CHOICES, OPTIONS, Problem
 from attnspec.spec.place import Place
 from attnspec.spec.words import CLASSES, DTYPES, FEATURES
 
 DEFAULT_OFFERS = frozenset({"mha", "strided", "backward"})
-KEPT = "an earlier answer"
-
-
-class Unsupported(Exception):
-    """An adapter raises this if its calling convention can't express a combination of features. The implementation is not asked."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one call gave: its tensors, or what it raised.
-
-    o: what the call returned, which should be a tensor (b h i e). lse: what it returned beside it, (b h i), if that was asked for.
-    gradients: by name (dq, dk, dv, dbias, dalibi_slopes, dsinks), which should have the shapes of the inputs; None if autograd
-    gave none.
-    error: what was raised, in the stage "forward" or "backward".
-    unsupported: why the implementation was not asked.
-    changed: the inputs that the call changed, or around which it wrote in the same memory.
-    disturbed: what the call changed of the global state, by name, in words.
-    shares: the inputs whose memory the output shares, and KEPT if it shares that of an answer that is kept.
-    refuses: whether the implementation raised the error by itself, and did not stumble.
-    gave_up: functions on which torch.compile gave up.
-    ended: CRASH or TIMEOUT, if the process of the implementation ended; log: the last lines that it wrote.
-    """
-
-    o: Any = None
-    gradients: Mapping[str, Tensor | None] = field(default_factory=dict)
-    error: BaseException | None = None
-    stage: str = "forward"
-    unsupported: str | None = None
-    changed: tuple[str, ...] = ()
-    disturbed: Mapping[str, str] = field(default_factory=dict)
-    shares: tuple[str, ...] = ()
-    refuses: bool = False
-    gave_up: tuple[str, ...] = ()
-    ended: str = ""
-    log: tuple[str, ...] = ()
-    lse: Any = None
-
-    def output(self, name: str) -> Any:
-        """An output by name: o, lse or a gradient; None where it is not there."""
-        return self.o if name == "o" else self.lse if name == "lse" else self.gradients.get(name)
-
-    @property
-    def raised(self) -> str:
-        """The class of what was raised, '' where nothing was."""
-        return "Unsupported" if self.unsupported is not None else "" if self.error is None else words(self.error).partition(":")[0]
-
-    @property
-    def refusal(self) -> str | None:
-        """Why there is no answer, in one line; None if there is one."""
-        if self.unsupported is not None:
-            return self.unsupported
-        return None if self.error is None else words(self.error)
 
 
 class Adapter:
@@ -216,7 +166,19 @@ class Adapter:
         return lambda: answer
 
     def ask(self, problem: Problem, within: Within = PLAINLY) -> Answer:
-        """The answer to a problem that is put in some surroundings, and what the call changed of the global state."""
+        """The answer to a problem that is put in some surroundings, and what the call changed of the global state.
+
+        Where the device answers nothing any more after it, that is a crash.
+        """
+        try:
+            return self._watched(problem, within)
+        except Exception as error:
+            says = text(error) if isinstance(error, device.DeviceLost) else device.lost(problem.q.device)
+            if not says:
+                raise
+            return Answer(error=Elsewhere(f"its device answers nothing any more: {says}"), ended="CRASH")
+
+    def _watched(self, problem: Problem, within: Within) -> Answer:
         if within.seed is not None:
             torch.manual_seed(within.seed)
         compiled = within.surroundings.startswith(COMPILED)
@@ -225,9 +187,11 @@ class Adapter:
         )
         with surrounded(within, self, problem.q.device), given_up() as functions, state as changes:
             answer = self._ask(problem, within)
-        memory = _memory(answer.o)
-        shares = [name for name, x in problem.inputs().items() if x.numel() and memory and memory == _memory(x)]
-        if memory and self.kept is not None and memory == _memory(self.kept.o):
+            if (answer.error is not None or isinstance(answer.o, Unreadable)) and (says := device.lost(problem.q.device)):
+                raise device.DeviceLost(says)
+        memory = address_of(answer.o)
+        shares = [name for name, x in problem.inputs().items() if x.numel() and memory and memory == address_of(x)]
+        if memory and self.kept is not None and memory == address_of(self.kept.o):
             shares.append(KEPT)
         answer = replace(answer, disturbed=changes, shares=tuple(shares), refuses=self._refuses(answer), gave_up=tuple(functions))
         if within.kept:
@@ -245,7 +209,9 @@ class Adapter:
 
     def _ask(self, problem: Problem, within: Within) -> Answer:
         if within.surroundings == SECOND:
-            return self._second(problem)
+            return second(self, problem)
+        if within.surroundings in (STREAM, CAPTURED):
+            return queued(self, problem, within.surroundings)
         if within == PLAINLY or (within.checked and not within.surroundings.startswith(COMPILED)):
             return self.run(problem)
         with quiet(), torch.no_grad() if within.surroundings.startswith(COMPILED) else contextlib.nullcontext():
@@ -274,7 +240,7 @@ class Adapter:
             return Answer(unsupported=restriction)
         leaves = leaves_of(problem)
         asked = problem.replace(**leaves)
-        memories = {x.untyped_storage().data_ptr(): bytes_of(x) for x in _tensors(problem).values() if x.numel()}
+        memories = {at: memory for at, (memory, _) in memories_of(problem).items()}
         before = {at: memory.clone() for at, memory in memories.items()}
         with quiet(), no_second_run():
             answer = self._run(asked, leaves)
@@ -283,7 +249,7 @@ class Adapter:
         if answer.unsupported is not None and (why_not := undeclared(self.offers, self.restrictions, problem)):
             answer = Answer(error=Unsupported(f"{answer.unsupported}; {why_not}"))
         written = [at for at, memory in memories.items() if not torch.equal(memory, before[at])]
-        changed = tuple(name for at in written for name in _changed(problem, at, before[at]))
+        changed = tuple(name for at in written for name in changed_in(problem, at, before[at]))
         for at in written:  # problems are shared between tests
             memories[at].copy_(before[at])
         return replace(answer, changed=answer.changed + changed) if changed else answer
@@ -292,19 +258,6 @@ class Adapter:
         """The output for a problem whose sizes may contradict each other, or what the implementation raised."""
         with quiet():
             return self._run(problem, {})
-
-    def _second(self, problem: Problem) -> Answer:
-        """The output, and as dq the derivative of ⟨dq, r⟩ with respect to q."""
-        leaves = {name: x.detach().clone().requires_grad_(name != "mask") for name, x in problem.inputs().items()}
-        try:
-            with quiet():
-                call = self.call(problem.replace(**leaves, lse=False, dlse=None))
-                o = plain(call.function(**call.arguments))
-                (first,) = torch.autograd.grad(o, leaves["q"], problem.do, create_graph=True)
-                (second,) = torch.autograd.grad((first * direction(first).to(first.device)).sum(), leaves["q"])
-                return Answer(o.detach(), {"dq": plain(second)})
-        except Exception as error:
-            return Answer(error=error)
 
     def _run(self, problem: Problem, leaves: dict[str, Tensor], within: Within = PLAINLY) -> Answer:
         given: list[tuple[str, Any, Any]] = []  # whole numbers that the convention made of an option, and a copy of each
@@ -377,66 +330,9 @@ def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
     return frozenset(p.name for p in parameters) & OPTIONS.keys()
 
 
-def leaves_of(problem: Problem) -> dict[str, Tensor]:
-    """The inputs as leaves of autograd, in the memory and strides of the problem. A tensor that is given twice stays one leaf."""
-    by_id: dict[int, Tensor] = {}
-    leaves = {}
-    for name, x in problem.inputs().items():
-        leaf = by_id.setdefault(id(x), x.detach())
-        if name in problem.wrt:
-            leaf.requires_grad_()
-        leaves[name] = leaf
-    return leaves
-
-
-def _tensors(problem: Problem) -> dict[str, Tensor]:
-    """What a call gets, and its cotangent."""
-    return {name: x.detach() for name, x in (problem.inputs() | problem.cotangents()).items()}
-
-
 def _of_whole_numbers(x: Any) -> bool:
     """Whether an argument is a list, or a tensor that is no input of attention and no mask."""
     return isinstance(x, list) or (isinstance(x, Tensor) and not x.is_floating_point() and x.dtype != torch.bool)
-
-
-def bytes_of(x: Tensor) -> Tensor:
-    """All of the memory in which a tensor lies, what is around it too, as bytes."""
-    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
-
-
-def _changed(problem: Problem, at: int, before: Tensor) -> Iterator[str]:
-    """The inputs in the memory at this address that were changed; where none of them was, what was written lies around them."""
-    inside = {name: x for name, x in _tensors(problem).items() if x.untyped_storage().data_ptr() == at}
-    found = []
-    for name, x in inside.items():
-        whole = before[: before.numel() // x.element_size() * x.element_size()].view(x.dtype)
-        if not same_bits(x, whole.as_strided(x.shape, x.stride(), x.storage_offset())):
-            found.append(name)
-    yield from found or [f"{name} (in the memory around it)" for name in inside]
-
-
-def _memory(x: Any) -> int:
-    """The address of the memory of a tensor that holds numbers; 0 for all else."""
-    return x.untyped_storage().data_ptr() if readable(x) and x.numel() else 0
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same shape, dtype and bits. So NaN equals itself, and −0 does not equal 0."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    a, b = (x.resolve_conj().resolve_neg() for x in (a, b))
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return torch.equal(a.view(whole), b.view(whole))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """An implementation's warnings are its own: they neither fail a run under -W error nor fill the screen."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def check(adapter: Adapter) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from attnspec.adapters.contract import Adapter, check, quiet
+from attnspec.adapters.contract import Adapter, check
 from attnspec.adapters.conventions.attend import variants
 from attnspec.adapters.conventions.function import adapted, family_of
 from attnspec.adapters.conventions.signature import ResolveError, UnknownSignature
@@ -21,6 +21,7 @@ from attnspec.adapters.reading import words
 from attnspec.adapters.remote.process import COMMAND
 from attnspec.adapters.shipped.names import SHIPPED
 from attnspec.adapters.stub import ten_lines
+from attnspec.adapters.within import quiet
 
 
 def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapter]:

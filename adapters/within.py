@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import torch
 
 COMPILED = "compiled "  # and the backend
 SECOND = "second derivative"
+STREAM = "another stream"  # than the default one, on which the inputs come late
+CAPTURED = "captured graph"  # of the device, replayed with other numbers than it was captured with
 TESTING = ("pytest", "_pytest", "pluggy", "xdist", "hypothesis")  # what a kernel might look for
 
 
@@ -28,10 +31,10 @@ class Call:
 class Within(NamedTuple):
     """What surrounds a call.
 
-    surroundings: one of SURROUNDINGS, COMPILED with a backend of torch.compile, or SECOND: the derivative of ⟨dq, r⟩ with respect
-    to q in the place of the gradients, r as :func:`direction` has it. seed: of torch's random state before the call. checked: False
-    where the problem may be none, for its sizes contradict each other; only the output is asked for then. kept: the answer is
-    kept, to be read again after the next call; see :meth:`attnspec.adapters.Adapter.again`.
+    surroundings: one of SURROUNDINGS, COMPILED with a backend of torch.compile, STREAM, CAPTURED, or SECOND: the derivative of
+    ⟨dq, r⟩ with respect to q in the place of the gradients, r as :func:`direction` has it. seed: of torch's random state before
+    the call. checked: False where the problem may be none, for its sizes contradict each other; only the output is asked for then.
+    kept: the answer is kept, to be read again after the next call; see :meth:`attnspec.adapters.Adapter.again`.
     """
 
     surroundings: str = ""
@@ -44,6 +47,8 @@ class Within(NamedTuple):
         if self.surroundings.startswith(COMPILED):
             backend = self.surroundings.removeprefix(COMPILED)
             return f'attend = torch.compile(attend, backend="{backend}")\nwith torch.no_grad():\n    {call}'
+        if self.surroundings in QUEUED:
+            return QUEUED[self.surroundings].replace("{call}", call)
         made = SURROUNDINGS[self.surroundings].source if self.surroundings in SURROUNDINGS else "{call}"
         return made.format(call=call, device=torch.device(device).type)
 
@@ -63,6 +68,14 @@ def surrounded(within: Within, adapter: Any, device: torch.device) -> contextlib
     if within.surroundings not in SURROUNDINGS:
         return contextlib.nullcontext()
     return SURROUNDINGS[within.surroundings].enter(adapter, device.type)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """An implementation's warnings are its own: they neither fail a run under -W error nor fill the screen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
@@ -107,6 +120,44 @@ SURROUNDINGS: dict[str, Surroundings] = {
     "unwatched": Surroundings(_unwatched),
     "unmerged": Surroundings(_unmerged),
     "after a draw": Surroundings(_after_a_draw),
+}
+
+
+# What device.py does, for a script: the tensors that have names in it are the inputs.
+_INPUTS = (
+    "inputs = {id(x): x for x in list(globals().values()) if isinstance(x, torch.Tensor) and x.device.type == DEVICE[:4]}\n"
+    "true = {n: x.detach().clone() for n, x in inputs.items()}\n"
+)
+QUEUED = {
+    STREAM: _INPUTS + "with torch.no_grad():\n"
+    "    {call}  # once before, for it may compile\n"
+    "    for x in inputs.values():\n"
+    "        x.fill_(float('nan') if x.is_floating_point() else 0)\n"
+    "torch.cuda.synchronize()\n"
+    "with torch.cuda.stream(torch.cuda.Stream()):\n"
+    "    work = torch.ones(4096, 4096, device=DEVICE)\n"
+    "    for _ in range(64):  # some tenths of a second, after which the inputs are there\n"
+    "        torch.mm(work, work)\n"
+    "    with torch.no_grad():\n"
+    "        for n, x in inputs.items():\n"
+    "            x.copy_(true[n])\n"
+    "    {call}\n"
+    "    torch.cuda.current_stream().synchronize()",
+    CAPTURED: _INPUTS + "with torch.no_grad():\n"
+    "    for x in inputs.values():\n"
+    "        x.copy_(x.clone().flatten().flip(0).view(x.shape))\n"
+    "    with torch.cuda.stream(torch.cuda.Stream()):\n"
+    "        for _ in range(3):\n"
+    "            {call}\n"
+    "    torch.cuda.synchronize()\n"
+    "    graph = torch.cuda.CUDAGraph()\n"
+    "    with torch.cuda.graph(graph):\n"
+    "        {call}\n"
+    "    graph.replay()\n"
+    "    for n, x in inputs.items():\n"
+    "        x.copy_(true[n])\n"
+    "    graph.replay()\n"
+    "    torch.cuda.synchronize()",
 }
 
 

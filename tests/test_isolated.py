@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from attnspec.adapters import ResolveError, resolve, same_bits
-from attnspec.adapters.contract import KEPT
+from attnspec.adapters.answer import KEPT
 from attnspec.adapters.remote.isolated import Isolated, Limits, Peer, isolated
 from attnspec.adapters.remote.tensors import Receiver, Sender
 from attnspec.adapters.within import SECOND, Within

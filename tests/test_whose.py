@@ -17,7 +17,7 @@ import torch
 from judging import judge
 from mutants.strange import STRANGE, NoText, right
 
-from attnspec.adapters.contract import Answer
+from attnspec.adapters import Answer
 from attnspec.adapters.conventions.function import FunctionAdapter
 from attnspec.adapters.reading import Unreadable, handlers, interrupted, plain, words
 from attnspec.adapters.watch.state import STATE, watched

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from attnspec.adapters.contract import Adapter, Unsupported, quiet
+from attnspec.adapters.answer import Unsupported
+from attnspec.adapters.contract import Adapter
 from attnspec.adapters.conventions import lses
 from attnspec.adapters.conventions.function import read, ready
 from attnspec.adapters.conventions.signature import ResolveError, Signature, UnknownSignature
 from attnspec.adapters.conventions.wording import Wording, passed
 from attnspec.adapters.watch.state import current_accelerator, watched
-from attnspec.adapters.within import Call
+from attnspec.adapters.within import Call, quiet
 from attnspec.spec import OPTIONS, SCALARS, Problem
 from attnspec.spec.problem import gradient_features
 

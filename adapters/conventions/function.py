@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnspec.adapters.answer import Unsupported
 from attnspec.adapters.arrays import bridged, loaded, source_of
-from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, Unsupported, options_of
+from attnspec.adapters.contract import DEFAULT_OFFERS, Adapter, options_of
 from attnspec.adapters.conventions import layout, lses
 from attnspec.adapters.conventions.convention import Convention, convention_of
 from attnspec.adapters.conventions.layout import AXES, Reading

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attnspec.adapters.contract import Unsupported
+from attnspec.adapters.answer import Unsupported
 from attnspec.adapters.conventions.wording import Wording
 from attnspec.spec import Problem
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from attnspec.adapters.contract import Unsupported
+from attnspec.adapters.answer import Unsupported
 from attnspec.adapters.conventions.wording import Wording
 from attnspec.spec import Problem
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnspec.adapters.contract import Adapter, Answer, Unsupported
+from attnspec.adapters.answer import Answer, Unsupported
+from attnspec.adapters.contract import Adapter
 from attnspec.adapters.conventions.layout import Reading
 from attnspec.adapters.conventions.signature import ResolveError
 from attnspec.adapters.reading import Elsewhere
@@ -219,6 +220,12 @@ class Peer:
         """What the process logged since the last call."""
         return self.process.taken() if self.process is not None else []
 
+    def lost(self, why: str) -> Ended:
+        """End the process, which can't be asked any more although it goes on. Returns what is then said of it."""
+        ended = Ended(why, "lost its device", self.process.cut() if self.process is not None else ())
+        self._gone(ended)
+        return ended
+
     def _gone(self, ended: Ended) -> None:
         if self.process is not None and not self.process.kept:
             self.process.close()
@@ -343,7 +350,11 @@ class Isolated(Adapter):
 
     def _answer(self, problem: Problem, within: Within, waiting: Callable[[], dict[str, Any]]) -> Answer:
         try:
-            answer = self._read(problem, waiting())
+            reply = waiting()
+            of_run(reply)
+            if "lost" in reply:
+                raise self.peer.lost(reply["lost"])
+            answer = self._read(problem, reply)
             if answer.unsupported is not None and _as_promised(within):
                 why_not = undeclared(self.offers, self.restrictions, problem)
                 if why_not:
@@ -358,7 +369,6 @@ class Isolated(Adapter):
                 print(line)
 
     def _read(self, problem: Problem, reply: Mapping[str, Any]) -> Answer:
-        of_run(reply)
         error, found = None, {}
         if reply.get("error") is not None:
             error = Elsewhere(str(reply["error"]["line"]), memory=bool(reply["error"].get("memory")))

@@ -152,7 +152,7 @@ class Process:
             with waiting():
                 there = left > 0 and bool(select.select([self.process.stdout], [], [], left)[0])
             if not there:
-                raise Ended(f"it had not answered after {seconds:.3g} s", "too slow", self._cut(), timeout=True)
+                raise Ended(f"it had not answered after {seconds:.3g} s", "too slow", self.cut(), timeout=True)
             data = os.read(self.process.stdout.fileno(), 1 << 16)
             if not data:
                 raise self._ended()
@@ -230,8 +230,8 @@ class Process:
         """Whether it can be asked again, by its keeper, who has not ended."""
         return self._keeper and self.process.poll() is None
 
-    def _cut(self) -> list[str]:
-        """End what does not answer, and let its keeper live. Returns the last lines of its log."""
+    def cut(self) -> list[str]:
+        """End what is not to answer any more, and let its keeper live. Returns the last lines of its log."""
         child, self._child = self._child, None
         if child is None:
             return self._stop()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from attnspec.adapters.contract import bytes_of
+from attnspec.adapters.memory import bytes_of
 from attnspec.adapters.reading import NoTensor, Unreadable, kind_of, readable
 from attnspec.spec.files import DTYPES, Stored, read, write
 from attnspec.spec.place import ALIGNED, Place, place_of

@@ -111,10 +111,10 @@ def of_run(reply: Mapping[str, Any]) -> None:
     error = reply.get("error")
     if error is not None and not (isinstance(error, dict) and isinstance(error.get("line"), str)):
         raise Misspoken(f"its error is {error!r:.200}, and must be an object with the text `line`")
-    for name in ("refusal", "file"):
+    for name in ("refusal", "file", "lost"):
         if not isinstance(reply.get(name, ""), str):
             raise Misspoken(f"its {name} is {reply[name]!r:.200}, and must be a text")
-    if not reply.keys() & {"file", "refusal", "error"}:
+    if not reply.keys() & {"file", "refusal", "error", "lost"}:
         raise Misspoken("its answer to run has neither a file, nor a refusal, nor an error")
 
 

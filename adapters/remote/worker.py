@@ -93,6 +93,8 @@ class Worker:
             reply["error"] = {"line": words(answer.error), "memory": no_memory(answer.error), "refuses": answer.refuses}
         elif answer.refuses:
             reply["refuses"] = True
+        if answer.ended and answer.error is not None:
+            reply["lost"] = words(answer.error)
         for name in ("changed", "disturbed", "shares", "gave_up"):
             if getattr(answer, name):
                 reply[name] = getattr(answer, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,15 +63,34 @@ def _asked(
             needed = {name: max(other.resources.get(name, 0.0) for other in todo) for one in todo for name in one.resources}
             cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, resources=needed or None)
             client = open_.enter_context(Client(open_.enter_context(cluster)))
-        futures = {
-            client.submit(run, tasks[one.name], key=f"{one.name}", pure=False, retries=RETRIES, resources=dict(one.resources)): one
-            for one in todo
-        }
-        for future in as_completed(list(futures)):
-            one = futures[future]
-            error = future.exception()
+        waiting, runs = deque(todo), as_completed()
+        asked: dict[Any, Entry] = {}
+
+        def ask() -> None:
+            """Give Dask as many as there are workers, of those that need the same: more than that it may leave to a busy one."""
+            room = Counter({kind: max(1, sum(client.nthreads().values())) for kind in {_kind(one) for one in todo}})
+            room.subtract(_kind(one) for one in asked.values())
+            for one in [*waiting]:
+                if room[_kind(one)] > 0:
+                    room[_kind(one)] -= 1
+                    waiting.remove(one)
+                    future = client.submit(
+                        run, tasks[one.name], key=one.name, pure=False, retries=RETRIES, resources=dict(one.resources)
+                    )
+                    asked[future] = one
+                    runs.add(future)
+
+        ask()
+        for future in runs:
+            one, error = asked.pop(future), future.exception()
+            ask()
             lost: dict[str, Any] = {"name": one.name, "exit": None, "verdicts": "", "printed": [], "seconds": 0.0}
             yield future.result() if error is None else lost | {"trouble": f"its worker was lost: {type(error).__name__}: {error}"}
+
+
+def _kind(one: Entry) -> tuple[Any, ...]:
+    """What a worker must have for it."""
+    return tuple(sorted(one.resources.items()))
 
 
 def _has(result: dict[str, Any], stamp: str) -> bool:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from attnspec.adapters.remote.keeper import die_with_parent
 from attnspec.conformance.campaign.environment import environment
 
 GRACE = 60.0  # seconds in which a run that is interrupted writes what it has
@@ -55,6 +56,7 @@ def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "CI": "true", **task["environment"]},
                 start_new_session=True,
+                preexec_fn=die_with_parent,  # a campaign that is killed leaves no run behind
             )
             try:
                 result["exit"] = process.wait(task["seconds"])

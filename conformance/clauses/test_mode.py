@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from attnspec.adapters.within import COMPILED, Within
+from attnspec.adapters import device
+from attnspec.adapters.within import CAPTURED, COMPILED, STREAM, Within
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import compare, no_answer
 from attnspec.conformance.problems.case import OPTIONS, Case
@@ -140,3 +142,32 @@ def test_compiled_is_the_same_function(subject: Subject, case: Case) -> None:
             raise Broken(said, problem, exact, within=within)
     if not compared:
         raise NotApplicable
+
+
+@clause("MODE-6")
+@on_cases(lse="none")
+def test_work_goes_to_the_stream_of_the_caller(subject: Subject, case: Case) -> None:
+    """The inputs are written late, on a stream that is not the default one, and hold NaN until then; the call is on that stream."""
+    _must_have_streams(subject)
+    must_be_right(subject, subject.problem(case), "on another stream than the default one", within=Within(STREAM))
+
+
+@clause("MODE-7")
+@on_cases(lse="none")
+def test_a_captured_graph_answers_anew(subject: Subject, case: Case) -> None:
+    """The graph is captured with other numbers, and replayed with those and then with the problem's own.
+
+    The output alone where a call and its gradients can't be captured together.
+    """
+    _must_have_streams(subject)
+    whole = subject.problem(case)
+    try:
+        must_be_right(subject, whole, "as a captured graph, replayed", within=Within(CAPTURED))
+    except NotOffered:
+        forward = whole.replace(wrt=(), do=None)
+        must_be_right(subject, forward, "as a captured graph, replayed, without gradients", within=Within(CAPTURED))
+
+
+def _must_have_streams(subject: Subject) -> None:
+    if device.streams(torch.device(subject.device)) is None:
+        raise NotOffered(f"{subject.device} has no streams")

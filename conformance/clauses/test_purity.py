@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnspec.adapters.contract import KEPT
+from attnspec.adapters.answer import KEPT
 from attnspec.adapters.within import Within
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import PLAIN, Case

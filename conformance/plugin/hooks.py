@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # What a signal raises may be swallowed where it comes, and something else breaks by it: numpy in the middle of its import.
         if not (signals.caught or isinstance(error, KeyboardInterrupt)):
             raise
-        who = f"{signals.caught} came" if signals.caught else "KeyboardInterrupt was raised without a signal"
+        who = f"{signals.caught} came" if signals.caught else str(error) or "KeyboardInterrupt was raised without a signal"
         print(f"\nattnspec: {who} while {config.getoption('--impl')} was imported and asked the first questions", file=sys.stderr)
         raise KeyboardInterrupt(signals.caught) from error
     from attnspec.conformance.plugin.workers import Controller, Worker
@@ -412,7 +412,7 @@ def _who_stopped(run: Any, signal: str) -> str:
     at = f" at {run.asking}" if run.asking else ""
     if signal:
         return f"interrupted{at} by {'Ctrl-C' if signal == 'SIGINT' else signal}"
-    return f"KeyboardInterrupt was raised{at} without a signal: by the implementation, or by a plugin"
+    return run.gone or f"KeyboardInterrupt was raised{at} without a signal: by the implementation, or by a plugin"
 
 
 _STOPPED = {

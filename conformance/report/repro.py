@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Unsupported
-from attnspec.adapters.contract import bytes_of
+from attnspec.adapters.memory import bytes_of
 from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding

@@ -64,6 +64,7 @@ class Run:
     show: str | None = None  # "hex": numbers of failures to the bit
     invocation: str = ""  # the full command, as it was given
     asking: str = ""  # clause and case that the run is at
+    gone: str = ""  # why nothing can be asked any more: the device answers nothing
     home: Path = field(default_factory=Path.cwd)  # where the scripts of failures go, wherever a kernel changes to
     until: float = float("inf")  # when the test that is asked must let others ask
     collected: int = 0  # tests that are to be asked

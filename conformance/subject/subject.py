@@ -32,6 +32,10 @@ OBSERVED, ASSUMED = "observed", "assumed canonical"  # how the source of a choic
 ASK = compile("ask()", "<attnspec>", "eval")
 
 
+class DeviceGone(KeyboardInterrupt):
+    """The device answers nothing any more in this process: the run ends as an interrupted one does."""
+
+
 @dataclass
 class Subject:
     """One variant of an implementation on one device.
@@ -136,6 +140,8 @@ class Subject:
         def answer() -> Answer:
             got = traced(later)
             self.under_way = None  # it stays where something ended the call from outside
+            if got.ended and not self.adapter.isolated:
+                raise DeviceGone(f"{got.refusal}; with --isolate such a call is a CRASH, and all others are asked")
             self.note(problem, got.disturbed)
             for function in got.gave_up:
                 self.gave_up.setdefault(function, self.calls)

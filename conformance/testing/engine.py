@@ -28,7 +28,7 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import descend, without
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.conformance.run.run import Run
-from attnspec.conformance.subject.subject import Subject
+from attnspec.conformance.subject.subject import DeviceGone, Subject
 from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, TooLarge, there_was_memory
 from attnspec.conformance.testing.plan import Plan
 from attnspec.conformance.testing.rows import restricted, rows
@@ -251,6 +251,10 @@ class Asking(Telling):
             self._count(Verdict.RESOURCE, 1, self.reason)
         except NotApplicable:
             pass
+        except DeviceGone as gone:
+            self.run.gone = str(gone)
+            self._cut(case, Finding("crash", "call", f"crashed: {gone}"))
+            raise
         self._tell_of_disturbances(case)
 
     def _count_restricted(self) -> None:
