@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ SDPA = Convention(
     without=FORWARD,
     restrictions=frozenset({"mask_or_bias", "mask_or_causal", "bias_or_causal"}),
     dialect={"causal_alignment": "top_left"},
-    dtypes=("float32", "bfloat16", "float16"),  # float64 is float32 inside
+    # float64 is float32 inside; of bfloat16 NumPy knows by ml_dtypes.
+    dtypes=("float32", *(("bfloat16",) if find_spec("ml_dtypes") else ()), "float16"),
     attend=openvino_attention,
 )
 
