@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from calling import problem, textbook
@@ -140,6 +144,55 @@ def test_the_adapter_has_the_parameters_of_the_function():
 
     with pytest.raises(ResolveError, match="their forward does not take q, k, v"):
         resolve(Projecting)
+
+
+def test_the_adapter_runs_where_shapes_say_what_is_missing(tmp_path):
+    kernel = """
+import torch
+
+
+def attend(states_q, states_k, states_v, num_heads, num_kv_heads, head_dim, seqlen_k, causal_mask=None):
+    assert (num_heads, head_dim, seqlen_k) == (states_q.shape[1], states_q.shape[3], states_k.shape[2])
+    return torch.nn.functional.scaled_dot_product_attention(states_q, states_k, states_v, is_causal=bool(causal_mask))
+"""
+    (tmp_path / "kernel.py").write_text(kernel)
+    with pytest.raises(ResolveError) as raised:
+        resolve(f"{tmp_path}/kernel.py:attend")
+    text = str(raised.value)
+    assert "..." not in text.partition("Write an adapter")[2].replace("ellipsis", "")
+    (tmp_path / "attn_adapter.py").write_text(textwrap.dedent(text.partition("Attention\n\n")[2]))
+    asked = problem()
+    (adapter,) = resolve(f"{tmp_path}/attn_adapter.py:Attention")
+    torch.testing.assert_close(adapter.run(asked).o, textbook(asked.q, asked.k, asked.v))
+    assert "causal" in adapter.offers
+
+
+REST = ("is_causal", "STAGE")
+
+
+def test_a_kernel_of_triton_gets_a_function_that_launches_it():
+    class Compiled:
+        """What @triton.jit makes."""
+
+        fn = None
+        arg_names = ("Q", "k_ptr", "V", "sm_scale", "Out", "stride_qz", "stride_qh", "stride_oz", "N_CTX", "BLOCK_M", *REST)
+
+        def __call__(self, *args): ...
+
+    with pytest.raises(ResolveError, match="is a Triton kernel, which needs a grid") as raised:
+        resolve(Compiled())
+    text = str(raised.value)
+    launch = "Q=q, k_ptr=k, V=v, sm_scale=scale, Out=o, stride_qz=q.stride(0), stride_qh=q.stride(1), stride_oz=o.stride(0), "
+    assert launch + "N_CTX=q.shape[2], BLOCK_M=32, is_causal=causal, STAGE=...)" in text
+    assert "def attend(q, k, v, causal=False, scale=None):" in text
+
+
+def test_who_needs_a_gpu_for_triton_is_told_of_its_interpreter(tmp_path):
+    (tmp_path / "kernel.py").write_text("def attend(q, k, v):\n    raise RuntimeError('0 active drivers ([])')\n")
+    command = [sys.executable, "-m", "pytest", f"--impl={tmp_path}/kernel.py:attend", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "set TRITON_INTERPRET=1 before Python starts" in done.stderr
 
 
 def test_what_an_option_leaves_on_is_turned_off():

@@ -460,6 +460,9 @@ def _refuses_everything(subject: Any) -> str:
     reasons = "; ".join(sorted(set(subject.refused_dtypes.values())))
     came = f"What came of it: {reasons}\n" if subject.adapter.endings else f"It raised {reasons}. "
     called, then = "", "Check its attend(q, k, v, ...)."
+    if "0 active drivers" in reasons:
+        then = "Triton finds no GPU here: set TRITON_INTERPRET=1 before Python starts, and it runs the kernel on the CPU."
+        return f"{subject.adapter.name} answers no plain call on {subject.device}. {came}{then}"
     if subject.adapter.kernel is not None:
         called = _called_with(subject)
         then = "Other orders of axes were tried, too. Write --layout or --impl-dtypes, or an adapter that calls it as it needs."
