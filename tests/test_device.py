@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,13 @@ def test_in_one_process_a_lost_device_ends_the_run_which_leaves_its_report(tmp_p
     assert len([line for line in lines if line["kind"] == "failure"]) == 1
     assert [line["clause"] for line in lines if line["kind"] == "cell" and "CRASH" in line["problems"]]
     assert lines[-1]["kind"] in ("interrupted", "footer"), lines[-1]
+
+
+@pytest.mark.skipif(os.name == "nt" or not shutil.which("timeout"), reason="a script for bash, with timeout")
+def test_the_script_for_a_gpu_runs_what_a_cpu_can(tmp_path):
+    script = Path(__file__).parent.parent / "benchmarks" / "device.sh"
+    environment = {**os.environ, "DEVICE": "cpu", "ONLY": "ieee-as-class-T,no-such-step", "SHARE": "0.1", "PYTHON": sys.executable}
+    done = subprocess.run([str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| ieee-as-class-T | 0 | 0 |" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "ieee-as-class-T.jsonl").exists()

@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import honest
@@ -359,3 +360,16 @@ def test_a_screen_of_a_wrong_output_computes_no_gradients_and_takes_the_problem_
     whole.__dict__["forward"] = {id(exact): exact.problem for exact in (seen.exact, seen.presented)}
     assert {"dq", "dk", "dv"} <= whole.given("first_key_dropped")[0].keys()
     assert screen(whole, MISTAKES) == fits
+
+
+def test_what_is_called_like_another_mistake_is_named_although_that_one_does_not_explain_it(monkeypatch):
+    """Once a KeyError: hidden scores of the lowest number are called as those of −10000, which gave other answers."""
+    like = ("hidden_scores_of_lowest", "hidden_scores_of_1e+09")
+    assert {MISTAKES[name].of for name in like} == {"hidden_scores_of_10000"} == {*names_to_print(dict.fromkeys(like, 0.0))}
+    explains = [SimpleNamespace(spared=False)]
+    monkeypatch.setattr(diagnosing, "_weighed", lambda *_: (dict.fromkeys(like, explains), {}, 3))
+    monkeypatch.setattr(diagnosing, "_costs", lambda *_: dict.fromkeys(like, 0.0))
+    monkeypatch.setattr(diagnosing, "place", lambda name, seen: name)
+    found = diagnosing._diagnose(lambda n: None, [None], MISTAKES)
+    assert found is not None
+    assert found.only == like[0]
