@@ -336,8 +336,7 @@ def test_the_plot_shows_each_error_once():
     assert len(circles) == 3
     assert circles == sorted(circles)
     crosses = re.findall(r"M([\d.]+) [\d.]+l8 8m0 -8l-8 8", accuracy_plot(run(0.5, 4.0, "inf", "nan"), *key))
-    assert len(crosses) == 3
-    assert crosses[1] == crosses[2]
+    assert len(crosses) == 2  # what is infinite and what is no number have one place
     assert "nan" not in accuracy_plot(run(0.5, "nan"), *key)
 
 

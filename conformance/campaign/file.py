@@ -25,6 +25,7 @@ class Entry:
     installed into its environment, as pip takes it. dependencies: whether what these need is installed, too; else they use what is
     there. options: of its run, behind those of the campaign. environment: variables of its run, set before Python starts. seconds:
     after which its run is interrupted. resources: what a worker must have, {"gpu": 1}. remark: a sentence for the table.
+    about: a page on which its failures are explained, from where the table is.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Entry:
     seconds: float = 3600.0
     resources: Mapping[str, float] = field(default_factory=dict)
     remark: str = ""
+    about: str = ""
 
     def task(self, options: tuple[str, ...], constraints: str) -> dict[str, Any]:
         """What a worker is told, as plain data: it may be on another machine."""
@@ -44,7 +46,7 @@ class Entry:
 
     def stamp(self, task: Mapping[str, Any], suite: str) -> str:
         """A digest of all that decides what its run gives; a result with another one is asked again."""
-        decides = {name: x for name, x in task.items() if name not in ("resources", "remark", "of", "seconds")}
+        decides = {name: x for name, x in task.items() if name not in ("resources", "remark", "about", "of", "seconds")}
         return hashlib.sha256(json.dumps([suite, decides], sort_keys=True).encode()).hexdigest()[:16]
 
 

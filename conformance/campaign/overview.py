@@ -46,9 +46,10 @@ class Row:
         """A word for colours, and what came of it in words."""
         if self.column is None:
             return "open", (self.result.get("trouble") or self.result.get("refused") or "not asked yet").splitlines()[-1]
-        if self.column.run.incomplete:
-            return "open", "incomplete"
-        return ("bad", "does not conform") if self.broken else ("good", "no broken clause")
+        cut = ", incomplete" if self.column.run.incomplete else ""
+        if self.broken:
+            return "bad", f"does not conform{cut}"
+        return ("open", "incomplete") if cut else ("good", "no broken clause")
 
     @cached_property
     def broken(self) -> list[str]:
@@ -122,9 +123,8 @@ def write(campaign: Campaign, results: Sequence[Mapping[str, Any]], into: Path, 
     chapters = list(dict.fromkeys(c.partition("-")[0] for row in found if row.column for c in row.column.run.clauses))
     pages = page.with_suffix("")
     pages.mkdir(exist_ok=True)
-    for entry in campaign.entries:
-        if (run := _verdicts(into, entry.name)) is not None:
-            write_page(run, pages / f"{entry.name}.html")
+    for name, run in {row.entry.name: row.column.run for row in found if row.column}.items():
+        write_page(run, pages / f"{name}.html")
     said = {"campaign": campaign, "rows": found, "chapters": chapters, "pages": pages.name}
     page.write_text(render("overview.html", **said), encoding="utf-8")
     page.with_suffix(".md").write_text(render("overview.md", **said), encoding="utf-8")

@@ -151,12 +151,14 @@ def groups(v: Verdicts) -> list[dict[str, Any]]:
 
 
 def rows(v: Verdicts, group: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The matrix: each clause with its cells, one for each dtype."""
+    """The matrix: each clause of which something was judged, with its cells, one for each dtype."""
     variant, device = group["key"]
     found = []
     for clause, about in v.clauses.items():
         cells = [v.cells.get((clause, dtype, variant, device), {}) for dtype in group["dtypes"]]
-        found.append({"clause": clause, **about, "cells": [_view(cell) for cell in cells], "silent": not any(cells)})
+        if not any(judged(cell.get("problems", {})) for cell in cells):
+            continue
+        found.append({"clause": clause, **about, "cells": [_view(cell) for cell in cells]})
     return found
 
 

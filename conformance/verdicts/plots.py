@@ -34,8 +34,11 @@ def accuracy_plot(verdicts: Verdicts, variant: str, device: str) -> str:
         if n and dtype != lanes[n - 1][0]:
             parts.append(_line(LEFT, y - LANE / 2, RIGHT, y - LANE / 2, LINE))
         parts.append(_text(LEFT - 8, y + 4, f"{dtype} {output} ({held})", "end"))
-        for x, class_ in sorted(points[dtype, output]):  # those outside come last, and so lie above
-            parts.append(_point(axis.place(x), y, inside=x <= 1, filled=x > 1 or class_ == held))
+        # Those outside come last, and so lie above; of those at one place one is drawn.
+        dots = (
+            _point(axis.place(x), y, inside=x <= 1, filled=x > 1 or class_ == held) for x, class_ in sorted(points[dtype, output])
+        )
+        parts += dict.fromkeys(dots)
     parts.append(_text((LEFT + RIGHT) / 2, bottom + 34, "error as a share of the bound", "middle"))
     size = f'viewBox="0 0 {RIGHT + 14} {bottom + FOOT}" style="max-width:{1.35 * (RIGHT + 14):.0f}px"'
     label = 'role="img" aria-label="error as a share of the bound"'
