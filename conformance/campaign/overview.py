@@ -33,8 +33,9 @@ class Row:
 
     @property
     def version(self) -> str:
-        """Of its package."""
-        return self.subject.get("version") or self.entry.of
+        """Of its package; what was required, for a file in one that is not imported whole."""
+        required = (x.replace("==", " ") for x in self.entry.requires if "==" in x)
+        return self.subject.get("version") or self.entry.of or next(required, "")
 
     @property
     def asked(self) -> str:
@@ -46,7 +47,7 @@ class Row:
         """A word for colours, and what came of it in words."""
         if self.column is None:
             return "open", (self.result.get("trouble") or self.result.get("refused") or "not asked yet").splitlines()[-1]
-        cut = ", incomplete" if self.column.run.incomplete else ""
+        cut = ", incomplete" if self.column.run.incomplete or self.column.run.unreached else ""
         if self.broken:
             return "bad", f"does not conform{cut}"
         return ("open", "incomplete") if cut else ("good", "no broken clause")
