@@ -248,6 +248,27 @@ def test_multi_head_attention_of_torch(kind):
         right(way, names)
 
 
+@pytest.mark.parametrize("kind", [torch.nn.MultiheadAttention, torch.nn.functional.multi_head_attention_forward])
+def test_what_one_head_gives_is_not_spread_to_the_others(kind):
+    """Head 1 has no key for query 2, and gives NaN there: by a mask, beside padding too, and by a bias."""
+    for subject in told(resolve(kind), of_torch.MULTIHEAD, 2):
+        for name in ("mask", "bias", "bias and padding"):
+            problem = subject.problem(CASES[name])
+            if problem.bias is None:
+                mask = problem.mask.expand(2, 4, 5, 7).clone()
+                mask[..., 0] = True
+                mask[:, 1, 2] = False
+                problem = problem.replace(mask=mask)
+            else:
+                bias = problem.bias.detach().expand(2, 4, 5, 7).clone()
+                bias[:, 1, 2] = float("-inf")
+                problem = problem.replace(bias=bias.requires_grad_(problem.bias.requires_grad))
+            answer = subject.run(problem)
+            assert not subject.judge(answer, subject.solve(problem)).findings
+            assert answer.o[:, 0].isfinite().all()
+            assert answer.gradients["dv"][:, 0].isfinite().all()
+
+
 def test_the_fast_path_of_the_module_is_asked_where_it_has_one():
     """Self-attention without gradients: the three tensors stay one."""
     subject = met(resolve(torch.nn.MultiheadAttention)[0])

@@ -37,7 +37,8 @@ def there(package: str) -> str:
 
 
 def test_every_page_is_asked() -> None:
-    assert {path.stem for path in FOUND.glob("*.md")} - {"README"} == NEEDS.keys()
+    pages = {path.stem for path in FOUND.glob("*.md") if not path.stem.startswith("reds-")}  # tables, which hold no script
+    assert pages - {"README"} == NEEDS.keys()
 
 
 @pytest.mark.parametrize("page", sorted(NEEDS))

@@ -19,7 +19,11 @@ SDPA = Convention(
 
 
 def multihead(function, q, k, v, *, mask=None, bias=None, causal=False, dropout=0.0, training=False, need_weights=True):
-    """One call of the module or of its function. All projections are the identity: the attention between them is what is judged."""
+    """One call of the module or of its function. All projections are the identity: the attention between them is what is judged.
+
+    They add up heads, and NaN times 0 is NaN: where one head gives NaN for a query without a key, all heads of the query would be
+    NaN. So where a query has keys in some heads only, each head is asked in a call of its own, beside heads that see all keys.
+    """
     import torch
     from einops import rearrange
 
@@ -30,9 +34,6 @@ def multihead(function, q, k, v, *, mask=None, bias=None, causal=False, dropout=
         raise Unsupported("its keys and values have the heads and the width of its queries")
     module = isinstance(getattr(function, "func", function), type)
     order = "b i (h d)" if module else "i b (h d)"
-    turned = {id(x): rearrange(x, f"b h i d -> {order}") for x in (q, k, v)}  # what is one tensor stays one: there is a fast path
-    tensors = [turned[id(x)] for x in (q, k, v)]
-
     # Its masks are True where nobody may attend, or are added. A causal mask is given beside the word that it is one.
     padding = hidden = None
     if mask is not None and mask.ndim == 2:
@@ -47,24 +48,43 @@ def multihead(function, q, k, v, *, mask=None, bias=None, causal=False, dropout=
         hidden = bias if hidden is None else bias.masked_fill(hidden, float("-inf"))
         if padding is not None:  # of the same type
             padding = torch.zeros_like(padding, dtype=bias.dtype).masked_fill(padding, float("-inf"))
-    if hidden is not None:
-        alike = all(size == 1 for size in hidden.shape[:-2])
-        hidden = hidden.reshape(hidden.shape[-2:]).expand(i, j) if alike else hidden.expand(b, h, i, j).reshape(b * h, i, j)
-    said = {"key_padding_mask": padding, "attn_mask": hidden, "need_weights": need_weights, "is_causal": hint}
 
-    one = torch.eye(h * d, dtype=q.dtype, device=q.device)
-    if module:  # on no device at first, so that no numbers are drawn for it
-        made = function(h * d, h, dropout=dropout, batch_first=True, device="meta", dtype=q.dtype)
-        made = made.to_empty(device=q.device).train(training).requires_grad_(False)
-        for parameter in made.parameters():
-            parameter.zero_()
-        made.in_proj_weight.copy_(one.repeat(3, 1))
-        made.out_proj.weight.copy_(one)
-        o, _ = made(*tensors, **said)
-    else:
-        sizes, inwards = (h * d, h), (one.repeat(3, 1), None)
-        o, _ = function(*tensors, *sizes, *inwards, None, None, False, dropout, one, None, training=training, **said)
-    return rearrange(o, f"{order} -> b h i d", h=h)
+    def call(q, k, v, hidden):
+        turned = {id(x): rearrange(x, f"b h i d -> {order}") for x in (q, k, v)}  # one tensor stays one: there is a fast path
+        tensors = [turned[id(x)] for x in (q, k, v)]
+        if hidden is not None:
+            alike = all(size == 1 for size in hidden.shape[:-2])
+            hidden = hidden.reshape(hidden.shape[-2:]).expand(i, j) if alike else hidden.expand(b, h, i, j).reshape(b * h, i, j)
+        said = {"key_padding_mask": padding, "attn_mask": hidden, "need_weights": need_weights, "is_causal": hint}
+
+        one = torch.eye(h * d, dtype=q.dtype, device=q.device)
+        if module:  # on no device at first, so that no numbers are drawn for it
+            made = function(h * d, h, dropout=dropout, batch_first=True, device="meta", dtype=q.dtype)
+            made = made.to_empty(device=q.device).train(training).requires_grad_(False)
+            for parameter in made.parameters():
+                parameter.zero_()
+            made.in_proj_weight.copy_(one.repeat(3, 1))
+            made.out_proj.weight.copy_(one)
+            o, _ = made(*tensors, **said)
+        else:
+            sizes, inwards = (h * d, h), (one.repeat(3, 1), None)
+            o, _ = function(*tensors, *sizes, *inwards, None, None, False, dropout, one, None, training=training, **said)
+        return rearrange(o, f"{order} -> b h i d", h=h)
+
+    if need_weights and hidden is not None and hidden.ndim > 2 and hidden.shape[-3] > 1:
+        seen = ~hidden if hidden.dtype == torch.bool else hidden > float("-inf")
+        if mask is not None and mask.ndim == 2:
+            seen = seen & mask[:, None, None]
+        some = seen.any(-1)
+        if (some.any(-2) & ~some.all(-2)).any():
+            heads = torch.arange(h, device=q.device).view(h, 1, 1)
+            found = []
+            for n in range(h):
+                alone = {id(x): torch.where(heads == n, x, x.detach()) for x in (q, k, v)}
+                shown = torch.where(heads == n, hidden, torch.zeros_like(hidden))
+                found.append(call(*(alone[id(x)] for x in (q, k, v)), shown)[:, n])
+            return torch.stack(found, 1)
+    return call(q, k, v, hidden)
 
 
 MULTIHEAD = Convention(
