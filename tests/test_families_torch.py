@@ -6,6 +6,7 @@ What the packages themselves answer is asked in test_families_packages.py, where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,11 @@ def test_a_wrong_one_is_recognised_and_is_wrong(function):
 def test_a_parameter_that_does_nothing_is_seen(function, ignored, name):
     subject = met(resolve(without(function, ignored))[0])
     assert findings(subject, CASES[name])
+
+
+def test_sinks_have_the_dtype_of_the_queries_where_nothing_else_is_taken():
+    subject = meet(resolve(relatives.naive_parallel_attn)[0].on("cpu"), "cpu", {}, None, ("bfloat16",))
+    assert not findings(subject, replace(CASES["sinks"], dtype="bfloat16"))
 
 
 def test_what_its_neighbours_take_is_not_said_to_a_function():

@@ -99,6 +99,7 @@ MULTIHEAD = Convention(
     reading=AS_IT_IS,
     variants={f"need_weights={need}": {"fixed": {"need_weights": need}} for need in (True, False)},
     dialect={"causal_alignment": "top_left"},
+    restrictions=frozenset({"some_heads"}),  # its tensors are (b i h·d), so that heads are no axis
     attend=multihead,
 )
 
