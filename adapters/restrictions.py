@@ -18,6 +18,7 @@ class Restriction:
 
 RESTRICTIONS: dict[str, Restriction] = {
     "always_causal": Restriction("every call is causal", lambda x: not x.causal),
+    "some_heads": Restriction("at least one head", lambda x: not x.h),
     "equal_lengths": Restriction("as many keys as queries", lambda x: x.i != x.j),
     "one_tensor": Restriction("queries, keys and values are one tensor", lambda x: not (x.q is x.k is x.v)),
     "padding_only": Restriction("a mask is key padding (b j)", lambda x: x.mask is not None and x.mask.ndim != 2),

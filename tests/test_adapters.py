@@ -402,7 +402,7 @@ def test_what_a_function_promises_follows_from_its_convention():
     }
     assert function("q, k, v, mask=None, causal=False").dialect == {}
     for adapter in resolve(HonestAttend):
-        assert adapter.dialect == {"causal_alignment": "bottom_right"}
+        assert adapter.dialect == {}
 
 
 def test_what_an_attend_class_offers_follows_from_both_signatures():

@@ -156,7 +156,7 @@ def test_a_restriction_that_does_not_exist_is_refused():
     class Odd(OneArgument):
         restrictions = ("sundays",)
 
-    with pytest.raises(ResolveError, match=r"Odd.restrictions names unknown sundays; choose from always_causal, equal_lengths"):
+    with pytest.raises(ResolveError, match=r"Odd.restrictions names unknown sundays; choose from always_causal, some_heads,"):
         resolve(Odd)
     assert set(RESTRICTIONS) >= {"always_causal", "one_tensor", "backward_method"}
 

@@ -23,8 +23,10 @@ from attnspec.spec.problem import gradient_features
 class AttendAdapter(Adapter):
     """A class whose instances attend. One instance is kept for each constructor setting and used for all calls.
 
-    The convention promises key padding `(b j)`, bottom-right causal masking, and leaves rows without a key open. Masks
-    of four dimensions are not promised: they are tried, and may be refused.
+    The convention promises key padding, and leaves the alignment of causal masking and rows without a key open. Plain calls show
+    whether keys have a head axis, and one for groups; and whether a mask is (b j) or, where that is refused, (b 1 1 j). A bias
+    that its own assertion refuses, as some do with flash, is not offered. Masks of four dimensions that are no padding are not
+    promised: they are tried, and may be refused.
     """
 
     def __init__(
@@ -61,9 +63,8 @@ class AttendAdapter(Adapter):
         self._instances: dict[tuple[Any, ...], Any] = {}
         self.returned = lses.Returned()
         self.heads = self._observed_heads()
-        self.offers = self._offers()
-        if "causal" in self.offers:
-            self.dialect = {"causal_alignment": "bottom_right"}
+        self.padding_axes = 2  # of a mask that is key padding
+        self.offers = self._offers() - self._refused()
         for wording in self.said.values():
             self.dialect = {**self.dialect, **wording.dialect}
 
@@ -90,14 +91,14 @@ class AttendAdapter(Adapter):
         return {field: wording.constructed for field, wording in self.constructor.said.items()} | self.forward.said
 
     def _observed_heads(self) -> set[str]:
-        """A signature does not say whether keys have a head axis. Ask with one and without."""
-        places = [torch.zeros(2, 3, 4, 8)]
+        """A signature does not say whether keys have a head axis, and for how many heads. Ask with one and without."""
+        places = [torch.zeros(2, 6, 4, 8)]
         accelerator = current_accelerator()
         if accelerator is not None:
             places.append(places[0].to(accelerator, torch.float16))
         seen, disturbed = set(), dict[str, str]()
         for x in places:
-            for form, kv in (("mha", x), ("shared_kv", x[:, 0])):
+            for form, kv in (("mha", x), ("shared_kv", x[:, 0]), ("gqa", x[:, :2])):
                 with quiet(), torch.no_grad(), watched() as changes:
                     try:
                         plain = Problem(x, kv, kv)
@@ -111,10 +112,35 @@ class AttendAdapter(Adapter):
         self.disturbed = disturbed
         return seen or {"mha"}
 
+    def _refused(self) -> set[str]:
+        """What the signature shows and an assertion refuses; and the axes of a mask, by what is answered at all."""
+        x = torch.zeros(2, 3, 4, 8)
+        kv = (x if "mha" in self.heads else x[:, 0])[..., :3, :]
+        mask, refused = torch.ones(2, 3, dtype=torch.bool), set[str]()
+        if self._raised(Problem(x, kv, kv)) is not None:
+            return refused
+        if "bias" in self.forward.fields:
+            error = self._raised(Problem(x, kv, kv), bias=torch.zeros(2, 3, 4, 3))
+            refused |= {"bias", "bias_grad"} if isinstance(error, AssertionError | NotImplementedError) else set()
+        if "mask" in self.forward.fields and self._raised(Problem(x, kv, kv), mask=mask) is not None:
+            self.padding_axes = 4 if self._raised(Problem(x, kv, kv), mask=mask[:, None, None]) is None else 2
+        return refused
+
+    def _raised(self, plain: Problem, **more: torch.Tensor) -> Exception | None:
+        """What a plain call raises, with more tensors beside q, k and v; None where it answers."""
+        given = {"q": plain.q, "k": plain.k, "v": plain.v, **more}
+        with quiet(), torch.no_grad(), watched():
+            try:
+                instance = ready(self.instance(), plain)[0] if self.module else self.instance()
+                instance(**{self.forward.fields[field]: x for field, x in given.items()})
+            except Exception as error:
+                return error
+        return None
+
     def call(self, problem: Problem) -> Call:
         """An instance with the problem's constructor settings, in its mode, and the arguments of its forward."""
         forward, constructor = self.forward.fields, self.constructor.fields
-        if problem.shared != ("shared_kv" in self.heads) and self.heads != {"mha", "shared_kv"}:
+        if problem.shared != ("shared_kv" in self.heads) and not {"mha", "shared_kv"} <= self.heads:
             raise Unsupported("its keys have a head axis" if problem.shared else "its keys have no head axis")
         arguments: dict[str, Any] = {forward["q"]: problem.q, forward["k"]: problem.k, forward["v"]: problem.v}
         given = problem.given()
@@ -123,7 +149,8 @@ class AttendAdapter(Adapter):
                 continue
             if field not in forward:
                 raise Unsupported(f"{self.name} has no parameter for {field}")
-            arguments[forward[field]] = value
+            padding = field == "mask" and value.ndim == 2
+            arguments[forward[field]] = value[:, None, None] if padding and self.padding_axes == 4 else value
         if "training" in forward:
             arguments[forward["training"]] = problem.training
         settings: dict[str, Any] = {}

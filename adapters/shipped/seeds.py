@@ -23,8 +23,6 @@ FILES = {
     "simple-hierarchical-transformer": "simple_hierarchical_transformer/attention.py",
     "bs-roformer": "bs_roformer/attend.py",
 }
-# "attention bias not supported for flash attention": its own assertion on that path.
-STATED_REFUSALS = {("audiolm-pytorch", True): {"bias", "bias_grad"}}
 
 
 def published(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
@@ -48,5 +46,4 @@ def published(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     adapters = variants(module.Attend, name, source, kwargs)
     for adapter in adapters:
         adapter.version = f"{distribution.name} {distribution.version}"
-        adapter.offers = frozenset(adapter.offers) - STATED_REFUSALS.get((name, adapter.flash), set())
     return list(adapters)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from attnspec.adapters.restrictions import forbidden
 from attnspec.conformance.judging.judge import compare, form
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
@@ -112,7 +113,9 @@ def test_nothing_in_nothing_out(subject: Subject, case: Case) -> None:
         q = torch.ones(n["b"], n["h"], n["i"], full["e"], **like)
         k, v = torch.ones(n["b"], *heads, 4, full["e"], **like), torch.ones(n["b"], *heads, 4, n["e"], **like)
         do = torch.ones(n["b"], n["h"], n["i"], n["e"], **like) if subject.offers("backward") else None
-        must_be_right(subject, Problem(q, k, v, do=do, wrt=("q", "k", "v") if do is not None else ()), f"with {empty} = 0")
+        problem = Problem(q, k, v, do=do, wrt=("q", "k", "v") if do is not None else ())
+        if not forbidden(subject.adapter.restrictions, problem):
+            must_be_right(subject, problem, f"with {empty} = 0")
 
 
 @clause("SHAPE-5")

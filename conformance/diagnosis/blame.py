@@ -53,7 +53,7 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
         return "DTYPE-2" if gradient else "LSE-5" if finding.output == "lse" else FORM_CLAUSE[finding.kind]
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
     # A row without a key that is off by little has no fault of arithmetic that other rows have not: what is left would lack it.
-    accuracy = "" if has_empty and not gradient else accuracy_clause(finding, case.dtype, plain)
+    accuracy = "" if has_empty else accuracy_clause(finding, case.dtype, plain)
     failing = Failing("raised" if finding.ended else finding.kind, finding.output, gradient, has_empty, dialect)
     return accuracy or next(filter(None, (clause(case, failing) for _, clause in IN_TURN)))
 

@@ -129,7 +129,7 @@ class Explainer(Recognizer):
         left, finding = self._bare(case, finding) if ask else (case, finding)
         problem = self.subject.problem(left)
         exact = self.subject.solve(problem)
-        clause = blame(left, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+        clause = self._blamed(left, finding, exact)
         if ask and self._by_address(finding, problem):
             clause, finding = "PURITY-5", replace(finding, message=BY_ADDRESS)
         explained = Explained(clause, left, finding, problem, exact, failed_on=[case], reduced=False)
@@ -269,7 +269,7 @@ class Explainer(Recognizer):
         hardly = case.softcap is not None or case.alibi_slopes != "none"
         if finding.class_ and hardly and (diagnosed(diagnosis) or not self._coarse(seen, finding)):
             finding = replace(finding, class_="")  # whatever is wrong with a cap is small where the scores are, and so are slopes
-        clause = blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+        clause = self._blamed(case, finding, exact)
         if finding.output == "o" and diagnosis is not None and all(name.startswith("scale_") for name in diagnosis.best or ("",)):
             clause = "SCALE-1" if case.scale is None else "SCALE-2"
         if finding.output == "o" and diagnosis is not None and diagnosis.best and BESIDE.issuperset(diagnosis.best):
@@ -280,6 +280,10 @@ class Explainer(Recognizer):
         if diagnosed(diagnosis) if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
         return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
+
+    def _blamed(self, case: Case, finding: Finding, exact: Exact) -> str:
+        """The clause that a reduced case breaks."""
+        return blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
 
     def _by_address(self, finding: Finding, problem: Problem) -> bool:
         """Whether an output is wrong by what an earlier call left under the address of its memory."""
@@ -407,6 +411,8 @@ class Explainer(Recognizer):
         dtype = str(problem.dtype)[6:]
         seen = any(known.clause.startswith("ACCURACY") for known in self.explained)
         if left is not None:
-            clause = blame(left, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+            clause = self._blamed(left, finding, exact)
+        elif finding.of_gradient and (clause == "EMPTY-1" or exact.empty.all()):
+            clause = "EMPTY-3"  # whatever the test is about, only rows without a key can be wrong
         rounded = rounded_clause(finding, dtype, diagnosis.best if diagnosis is not None else ())
         return rounded or accuracy_clause(finding, dtype, seen) or clause, finding, diagnosis
