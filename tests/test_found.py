@@ -14,7 +14,7 @@ import pytest
 FOUND = Path(__file__).parent.parent / "docs" / "found"
 # Of each page: the packages in whose versions the faults were seen, as pip calls them.
 NEEDS = {
-    "keras": {"keras": "3.15", "openvino": "2026.4"},
+    "keras": {"keras": "3.15", "openvino": "2026.4", "torch": "2.13"},
     "lucidrains": {
         "x-transformers": "2.31",
         "memory-efficient-attention-pytorch": "0.1.6",
@@ -37,7 +37,7 @@ def there(package: str) -> str:
 
 
 def test_every_page_is_asked() -> None:
-    assert {path.stem for path in FOUND.glob("*.md")} - {"README"} == NEEDS.keys()
+    assert {path.stem for path in FOUND.glob("*.md") if not path.stem.startswith(("README", "reds-"))} == NEEDS.keys()
 
 
 @pytest.mark.parametrize("page", sorted(NEEDS))
