@@ -22,7 +22,7 @@ NEEDS = {
     },
     "onnx": {"onnx": "1.23"},
     "onnxruntime": {"onnx": "1.23", "onnxruntime": "1.32"},
-    "others": {"jax": "0.10", "mlx": "0.32", "flax": "0.12", "openvino": "2026.4", "triton": "3.9"},
+    "others": {"jax": "0.10", "mlx": "0.32", "flax": "0.12", "openvino": "2026.4", "tinygrad": "0.14", "triton": "3.9"},
     "torch": {"torch": "2.13"},
     "transformers": {"transformers": "5.24"},
 }
