@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -114,6 +115,14 @@ def test_flax_drops_by_torchs_seed(path: str) -> None:
     assert not torch.equal(kept[0], kept[2])
     assert not torch.equal(kept[0][0, 0], kept[0][0, 1])  # each head for itself
     assert adapter.run(problem.replace(training=False)).o.ne(0).all()
+
+
+def test_mlx_has_sinks_in_the_dtype_of_the_queries() -> None:
+    """It refuses wider ones."""
+    pytest.importorskip("mlx.core", reason="the package mlx is not installed", exc_type=ImportError)
+    subject = met("mlx.core.fast.scaled_dot_product_attention")
+    for dtype in ("float16", "bfloat16"):
+        assert findings(subject, replace(CASES["sinks"], dtype=dtype)) == []
 
 
 def dot_product_attention(

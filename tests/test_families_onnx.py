@@ -17,6 +17,7 @@ from attnspec.adapters import Adapter, ResolveError, Unsupported, resolve
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.report.repro import script
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import OBSERVED, Subject
@@ -238,3 +239,18 @@ def test_an_option_that_is_none_is_refused() -> None:
     there("openvino")
     with pytest.raises(ResolveError, match="has no option heads; --impl-kwargs takes opset, precision, static"):
         resolve("openvino", {"heads": 2})
+
+
+def test_a_fresh_openvino_has_models_that_were_never_called() -> None:
+    """A model is prepared by the shapes of its first call: docs/found/others.md, 5."""
+    there("openvino")
+    from attnspec.adapters.shipped.openvino import openvino_model
+
+    (adapter,) = resolve("openvino")
+    other, problem, made = adapter.fresh(), build(Case(i=2, j=3, wrt="none")), []
+    assert other is not None
+    for one in (adapter, other, adapter, other):
+        before = openvino_model.cache_info().hits
+        assert one.run(problem).refusal is None
+        made.append(openvino_model.cache_info().hits == before)
+    assert made[1:] == [True, False, False]

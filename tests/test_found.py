@@ -26,7 +26,7 @@ NEEDS = {
         "voicebox-pytorch": "0.5",
     },
     "fla": {"fla-core": "0.6"},
-    "keras": {"keras": "3.15", "openvino": "2026.4"},
+    "keras": {"keras": "3.15", "openvino": "2026.4", "torch": "2.13"},
     "lucidrains": {
         "x-transformers": "2.31",
         "memory-efficient-attention-pytorch": "0.1.6",
@@ -34,7 +34,7 @@ NEEDS = {
     },
     "onnx": {"onnx": "1.23"},
     "onnxruntime": {"onnx": "1.23", "onnxruntime": "1.32"},
-    "others": {"mlx": "0.32", "flax": "0.12", "openvino": "2026.4", "triton": "3.9"},
+    "others": {"jax": "0.10", "mlx": "0.32", "flax": "0.12", "openvino": "2026.4", "tinygrad": "0.14", "triton": "3.9"},
     "torch": {"torch": "2.13"},
     "transformers": {"transformers": "5.24"},
 }

@@ -7,6 +7,8 @@ its module.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib import metadata
@@ -26,10 +28,10 @@ OPTIONS = ("opset", "precision", "static")
 
 
 @lru_cache(maxsize=64)
-def openvino_model(opset, precision, inputs, masked, scale, causal):  # type: ignore[no-untyped-def]
+def openvino_model(opset, precision, inputs, masked, scale, causal, instance):  # type: ignore[no-untyped-def]
     """A compiled node, for inputs of these types and shapes, −1 where a length is free.
 
-    precision: of inference, "" for what OpenVINO takes by itself.
+    precision: of inference, "" for what OpenVINO takes by itself. instance: a number, which several of one kind differ in.
     """
     import openvino
 
@@ -41,7 +43,7 @@ def openvino_model(opset, precision, inputs, masked, scale, causal):  # type: ig
     return openvino.compile_model(openvino.Model([node], taken), "CPU", hints)
 
 
-def openvino_node(opset, precision, static, /, query, key, value, attention_mask=None, scale=None, causal=False):  # type: ignore[no-untyped-def]
+def openvino_node(opset, precision, static, instance, /, query, key, value, attention_mask=None, scale=None, causal=False):  # type: ignore[no-untyped-def]
     """One call of the node. bfloat16 goes there and back by its bits. Inference has the dtype of the call, where none is given."""
     import openvino
 
@@ -49,7 +51,7 @@ def openvino_node(opset, precision, static, /, query, key, value, attention_mask
     given = [query, key, value] if attention_mask is None else [query, key, value, attention_mask]
     inputs = tuple((kinds[x.dtype.name], x.shape if static else (-1,) * x.ndim) for x in given)
     wanted = kinds[query.dtype.name].replace("f64", "f32") if precision is None else precision
-    model = openvino_model(opset, wanted, inputs, attention_mask is not None, scale, causal)
+    model = openvino_model(opset, wanted, inputs, attention_mask is not None, scale, causal, instance)
     # A tensor does not keep the array whose memory it shares.
     dense = [np.ascontiguousarray(x) for x in given]
     raw = [x.view(np.uint16) if x.dtype.name == "bfloat16" else x for x in dense]
@@ -90,6 +92,21 @@ SDPA = Convention(
 )
 
 
+INSTANCES = itertools.count(1)
+
+
+class Compiled(FamilyAdapter):
+    """A node whose models are kept, and with them what their first calls have made of them."""
+
+    def fresh(self) -> Compiled:
+        """The same settings, other models."""
+        other = copy.copy(self)
+        assert isinstance(self.function, partial)
+        opset, precision, static, _ = self.function.args
+        other.function = partial(openvino_node, opset, precision, static, next(INSTANCES))
+        return other
+
+
 def compiled(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     """The shipped adapter `openvino`. Raises ResolveError where the package is missing.
 
@@ -98,9 +115,9 @@ def compiled(name: str, kwargs: Mapping[str, Any]) -> list[Adapter]:
     needed(name, ("openvino",))
     if unknown := sorted(kwargs.keys() - set(OPTIONS)):
         raise ResolveError(f"{name} has no option {', '.join(unknown)}; --impl-kwargs takes {', '.join(OPTIONS)}")
-    settings = (kwargs.get("opset", 13), kwargs.get("precision"), bool(kwargs.get("static")))
+    settings = (kwargs.get("opset", 13), kwargs.get("precision"), bool(kwargs.get("static")), 0)
     made = f"attend = partial(openvino_node, {', '.join(map(repr, settings))})"
     source = ("from functools import lru_cache, partial", "", "", *text(openvino_model), "", *text(openvino_node), "", "", made)
-    adapter = FamilyAdapter(partial(openvino_node, *settings), name, source, SDPA)
+    adapter = Compiled(partial(openvino_node, *settings), name, source, SDPA)
     adapter.version = f"openvino {metadata.version('openvino')}"
     return [adapter]

@@ -7,9 +7,12 @@ from attnspec.adapters.conventions.layout import Reading
 
 
 def mlx_attention(function, q, k, v, *, mask=None, bias=None, causal=False, scale=None, sinks=None):  # type: ignore[no-untyped-def]
-    """Its mask is bool, or added to the scores, or the word "causal"; one of them. The scale can't be left out."""
+    """Its mask is bool, or added to the scores, or the word "causal"; one of them. The scale can't be left out.
+
+    It refuses sinks whose dtype is wider than that of the queries.
+    """
     said = mask[:, None, None] if mask is not None and mask.ndim == 2 else mask if bias is None else bias
-    options = {"sinks": sinks} if sinks is not None else {}
+    options = {"sinks": sinks.to(q.dtype)} if sinks is not None else {}
     if causal or said is not None:
         options["mask"] = "causal" if causal else said
     return function(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, **options)
