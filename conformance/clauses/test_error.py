@@ -16,7 +16,15 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, misfit, surrounded
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, must_answer, must_be_right, must_keep_bits
+from attnspec.conformance.testing.outcomes import (
+    Broken,
+    NotApplicable,
+    NotOffered,
+    must_answer,
+    must_be_right,
+    must_keep_bits,
+    refused,
+)
 from attnspec.conformance.testing.plan import on_cases, once
 from attnspec.reference import to_float64
 from attnspec.spec import Problem
@@ -32,22 +40,21 @@ NEEDS: dict[str, dict[str, Any]] = {
 @once()
 def test_what_is_not_offered_is_refused_or_right(subject: Subject, case: Case) -> None:
     """Each feature that is not promised is asked for."""
-    refused, right = [], []
+    declined, right = [], []
     for feature, change in NEEDS.items():
         if subject.offers(feature):
             continue
         asked = replace(Case(dtype=case.dtype, heads=case.heads, b=2, i=5, j=7, d=case.d, wrt="none"), **change)
         problem = subject.problem(asked)
-        answer = subject.run(problem)
-        if answer.refusal is not None:
-            refused.append(f"{feature}: {answer.refusal[:90]}")
+        if refusal := refused(subject.run(problem), problem):
+            declined.append(f"{feature}: {refusal[:90]}")
             continue
         must_be_right(
             subject, problem, f"{FEATURES[feature]} is not offered, but the call gave an answer, and the answer is wrong", ("o",)
         )
         right.append(feature)
-    if refused and not right:
-        raise NotOffered("; ".join(refused))
+    if declined and not right:
+        raise NotOffered("; ".join(declined))
 
 
 @clause("ERROR-1")
@@ -79,8 +86,7 @@ def test_a_bias_in_float32_beside_half_types(subject: Subject, case: Case) -> No
         if one.biases == "lowest":
             bias = torch.where(problem.bias < -1e4, torch.finfo(torch.float32).min, bias)
         wide = problem.replace(bias=bias)
-        refusal = subject.run(wide).refusal
-        if refusal:
+        if refusal := refused(subject.run(wide), wide):
             raise NotOffered(f"a float32 bias beside {case.dtype}: {refusal}")
         must_be_right(subject, wide, f"with a bias in float32{', its lowest number in it' if one.biases == 'lowest' else ''}")
 
@@ -106,7 +112,8 @@ class Refused(Exception):
 def unchecked(subject: Subject, problem: Problem) -> Any:
     """What a call returns whose arguments may be invalid, or the exception that it raises."""
     answer = subject.run(problem, Within(checked=False))
-    return Refused(answer.refusal) if answer.refusal is not None else answer.o
+    refusal = refused(answer, problem)
+    return Refused(refusal) if refusal is not None else answer.o
 
 
 def misfits(subject: Subject, case: Case) -> Iterator[tuple[str, Problem]]:

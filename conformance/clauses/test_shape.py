@@ -20,6 +20,7 @@ from attnspec.conformance.testing.outcomes import (
     must_agree,
     must_answer,
     must_be_right,
+    refused,
 )
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.conformance.testing.relations import one_item
@@ -82,8 +83,7 @@ def test_a_width_of_zero_makes_all_scores_zero(subject: Subject, case: Case) -> 
         raise NotOffered("width 0 is not one of its widths")
     plain = subject.problem(fit(Case(dtype=case.dtype, heads=case.heads, b=2, i=3, j=5, d=8, wrt="v"), subject.adapter))
     empty = plain.replace(q=plain.q[..., :0].clone(), k=plain.k[..., :0].clone(), scale=0.5)
-    refusal = subject.run(empty).refusal
-    if refusal:
+    if refusal := refused(subject.run(empty), empty):
         raise NotOffered(f"width 0: {refusal}")
     must_be_right(subject, empty, "queries and keys of width 0")
     if subject.offers("key_padding"):

@@ -15,7 +15,15 @@ from attnspec.conformance.problems.factors.sink import SINKS
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.outcomes import NotApplicable, NotOffered, may_answer, must_agree, must_answer, must_be_right
+from attnspec.conformance.testing.outcomes import (
+    NotApplicable,
+    NotOffered,
+    may_answer,
+    must_agree,
+    must_answer,
+    must_be_right,
+    refused,
+)
 from attnspec.conformance.testing.plan import agrees, on_cases, once
 from attnspec.spec import Problem
 from attnspec.spec.words import OUTPUTS
@@ -68,7 +76,7 @@ def test_sinks_in_the_dtype_of_the_queries(subject: Subject, case: Case) -> None
     own = problem.replace(sinks=problem.sinks.to(problem.dtype))
     if own.sinks is not None and own.sinks.dtype == problem.sinks.dtype:
         raise NotApplicable
-    if refusal := subject.run(own).refusal:
+    if refusal := refused(subject.run(own), own):
         raise NotOffered(f"sinks in {case.dtype}: {refusal}")
     must_be_right(subject, own, f"with sinks in {case.dtype}")
 

@@ -10,7 +10,7 @@ import numpy as np
 from attnspec.adapters import Answer, same_bits
 from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.judging.finding import Finding
-from attnspec.conformance.judging.judge import compare, independent, no_answer, together
+from attnspec.conformance.judging.judge import compare, ending, independent, no_answer, together
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.spec import Problem
@@ -62,6 +62,14 @@ def offered(answer: Answer) -> Answer:
     if answer.unsupported is not None:
         raise NotOffered(answer.unsupported)
     return answer
+
+
+def refused(answer: Answer, problem: Problem) -> str | None:
+    """Why a call was refused; None where it was answered. What ends the process refuses nothing: raises Broken."""
+    finding = ending(answer)
+    if finding is not None and answer.ended:
+        raise Broken(finding, problem)
+    return answer.refusal
 
 
 def is_right(subject: Subject, problem: Problem) -> bool:
