@@ -63,3 +63,19 @@ def test_the_faults_of_a_page_are_there(page: str) -> None:
     code = "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
+
+
+def test_each_red_of_the_matrix_is_explained() -> None:
+    """The table of the campaign has no broken MUST of which docs/found does not say that it is true, or which clause is meant."""
+    said: dict[tuple[str, str], set[str]] = {}
+    for table in FOUND.glob("reds-*.md"):
+        for line in table.read_text(encoding="utf-8").splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            for clause in re.findall(r"[A-Z]+-\d+", cells[1]) if len(cells) == 5 else ():
+                said.setdefault((cells[0].rstrip("*"), clause), set()).add(cells[3])
+    red = []
+    for line in (FOUND.parent / "matrix.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        red += [(cells[0].partition(",")[0], clause) for clause in re.findall(r"[A-Z]+-\d+", cells[3] if len(cells) > 4 else "")]
+    assert len(red) > 100
+    assert [one for one in red if not any(word != "**no**" and word != "no" for word in said.get(one, ()))] == []

@@ -125,6 +125,8 @@ def flex(
     import torch
     from torch.nn.attention import flex_attention as words
 
+    if softcap is not None and softcap <= 0:  # the cap is a score_mod of who calls it, and he knows what is no cap
+        raise ValueError("a soft cap is above 0")
     (b, h, i, _), j = q.shape, k.shape[2]
     left, right = window or (None, None)
     each = isinstance(q_start, tuple)
