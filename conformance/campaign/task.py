@@ -65,10 +65,15 @@ def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
             finally:
                 _end(process)
             printed.seek(0)
-            result["printed"] = printed.read().splitlines()[-TAIL:]
+            result["printed"] = _nowhere(printed.read(), packages, folder).splitlines()[-TAIL:]
         if verdicts.exists():
-            result["verdicts"] = verdicts.read_text(encoding="utf-8")
+            result["verdicts"] = _nowhere(verdicts.read_text(encoding="utf-8"), packages, folder)
     return result | {"environment_seconds": set_up, "seconds": time.monotonic() - asked}
+
+
+def _nowhere(said: str, packages: Path, folder: str) -> str:
+    """A text without the folders of this machine: another one has others, and who reads it has neither."""
+    return said.replace(str(packages), PACKAGES).replace(folder + os.sep, "")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
