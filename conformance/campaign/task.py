@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping
@@ -73,7 +74,9 @@ def run(task: Mapping[str, Any], home: str = "") -> dict[str, Any]:
 
 def _nowhere(said: str, packages: Path, folder: str) -> str:
     """A text without the folders of this machine: another one has others, and who reads it has neither."""
-    return said.replace(str(packages), PACKAGES).replace(folder + os.sep, "")
+    for path in (str(packages), *(sysconfig.get_path(name) for name in ("purelib", "platlib"))):
+        said = said.replace(path, PACKAGES)
+    return said.replace(str(Path(__file__).parents[2]), "attnspec").replace(folder + os.sep, "")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
