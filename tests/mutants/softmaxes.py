@@ -388,14 +388,25 @@ def saturated(call: Call) -> Tensor:
     return (low & visible).any(-1, keepdim=True) & (low | ~visible).all(-1, keepdim=True) & ~visible.all(-1, keepdim=True)
 
 
-@mutant("softmax", "SOFTMAX-7")
+def outranked(kernel: Any) -> bool:
+    """Whether hidden values come through, or none, in a row whose only visible key has the lowest number as its bias."""
+    q, k, v = (
+        torch.zeros(1, 1, 1, 4),
+        torch.zeros(1, 1, 3, 4),
+        torch.tensor([1.0, 100.0, 100.0]).view(1, 1, 3, 1).expand(1, 1, 3, 4),
+    )
+    bias = torch.tensor([torch.finfo(torch.float32).min, -inf, -inf]).expand(1, 1, 1, 3)
+    return not torch.allclose(kernel(q, k, v.clone(), attn_mask=bias.clone()), torch.ones(1, 1, 1, 4))
+
+
+@mutant("softmax", "SOFTMAX-7", witness=outranked)
 def lowest_ties_with_hidden(call: Call) -> Tensor:
     """Where a row has no better key than the lowest number, hidden keys weigh as much as that: the mean of all values."""
     rows = saturated(call)
     return call.run(dense, normalise=lambda s: torch.where(rows, 1.0 / max(s.shape[-1], 1), softmax(s)))
 
 
-@mutant("softmax", "SOFTMAX-7")
+@mutant("softmax", "SOFTMAX-7", witness=outranked)
 def lowest_below_hidden(call: Call) -> Tensor:
     """Where a row has no better key than the lowest number, hidden keys outrank it: the mean of what is hidden."""
     rows, hidden = saturated(call), ~call.visible
@@ -403,7 +414,7 @@ def lowest_below_hidden(call: Call) -> Tensor:
     return call.run(dense, normalise=lambda s: torch.where(rows, share.to(s.dtype), softmax(s)))
 
 
-@mutant("softmax", "SOFTMAX-7")
+@mutant("softmax", "SOFTMAX-7", witness=outranked)
 def lowest_is_hidden(call: Call) -> Tensor:
     """The lowest number hides as −∞ does, so a row that has nothing better is a row without a key."""
     low = lowest_in(call)
