@@ -88,15 +88,12 @@ def is_undefined(
     undefined = {name: np.zeros(value.shape, bool) for name, value in values.items()}
     poisoned = f.bare & (dialect.empty_row == "nan")
     bias, z = given.operand("bias"), sink.logits(given)
-    if bias is not None:
-        # The lowest number is what many fill hidden scores with: where a row has no better key and some are hidden, SOFTMAX-7 alone
-        # asks for more, and is a SHOULD.
+    if bias is not None and dialect.empty_row == "uniform":
+        # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open. The lowest number
+        # is such a value, where a row has no better key and some are hidden.
         low = -LARGEST[str(problem.dtype).removeprefix("torch.")] / 2
-        some = f.visible.any(-1) & ~f.visible.all(-1)
-        open_rows = np.asarray(some & np.logical_not(f.visible & ~(bias <= low)).all(-1))
-        if dialect.empty_row == "uniform":
-            # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open.
-            open_rows = open_rows | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
+        saturated = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~(bias <= low)).all(-1)
+        open_rows = saturated | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
         if z is not None:  # beside a sink neither the lowest number nor a fill value weighs anything
             open_rows = open_rows & ~(z > low)
         undefined["o"] |= open_rows[..., None]
