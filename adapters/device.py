@@ -67,16 +67,13 @@ def on_another_stream(at: Streams, memories: list[tuple[Tensor, Tensor]], call: 
     the call looks at no number.
     memories: the bytes in which inputs lie, and one of those inputs.
     """
-    true = [memory.clone() for memory, _ in memories]
-    try:
+    with _kept(at, memories) as true:
         for memory, x in memories:
             memory.fill_(0xFF if x.is_floating_point() else 0)
         with at.another():
             for n, ((memory, _), numbers) in enumerate(zip(memories, true, strict=True)):
                 at.write(memory, numbers, late=not n)
             return call()
-    finally:
-        _restore(at, memories, true)
 
 
 def captured(at: Streams, memories: list[tuple[Tensor, Tensor]], call: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -84,8 +81,7 @@ def captured(at: Streams, memories: list[tuple[Tensor, Tensor]], call: Callable[
 
     Raises what the call raises while it is captured.
     """
-    true = [memory.clone() for memory, _ in memories]
-    try:
+    with _kept(at, memories) as true:
         for memory, x in memories:
             memory.copy_(_backwards(memory, x.element_size()))
         with at.another():
@@ -98,8 +94,6 @@ def captured(at: Streams, memories: list[tuple[Tensor, Tensor]], call: Callable[
         replay()
         at.synchronize()
         return [x.clone() for x in found]
-    finally:
-        _restore(at, memories, true)
 
 
 def _backwards(memory: Tensor, size: int) -> Tensor:
@@ -108,10 +102,16 @@ def _backwards(memory: Tensor, size: int) -> Tensor:
     return torch.cat([memory[:whole].view(-1, size).flip(0).flatten(), memory[whole:]])
 
 
-def _restore(at: Streams, memories: list[tuple[Tensor, Tensor]], true: list[Tensor]) -> None:
-    at.synchronize()
-    for (memory, _), numbers in zip(memories, true, strict=True):
-        memory.copy_(numbers)
+@contextlib.contextmanager
+def _kept(at: Streams, memories: list[tuple[Tensor, Tensor]]) -> Iterator[list[Tensor]]:
+    """What stands in memories now, which stands there again in the end, whatever the device was asked meanwhile."""
+    true = [memory.clone() for memory, _ in memories]
+    try:
+        yield true
+    finally:
+        at.synchronize()
+        for (memory, _), numbers in zip(memories, true, strict=True):
+            memory.copy_(numbers)
 
 
 def lost(device: torch.device) -> str:

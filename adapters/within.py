@@ -125,7 +125,7 @@ SURROUNDINGS: dict[str, Surroundings] = {
 
 # What device.py does, for a script: the tensors that have names in it are the inputs.
 _INPUTS = (
-    "inputs = {id(x): x for x in list(globals().values()) if isinstance(x, torch.Tensor) and x.device.type == DEVICE[:4]}\n"
+    "inputs = {id(x): x for x in list(globals().values()) if isinstance(x, torch.Tensor) and x.is_cuda}\n"
     "true = {n: x.detach().clone() for n, x in inputs.items()}\n"
 )
 QUEUED = {

@@ -121,6 +121,8 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from attnspec.conformance.verdicts.lines import judged
+from attnspec.conformance.verdicts.verdict import BROKEN
 from attnspec.spec import index
 
 out, seconds = Path(sys.argv[1]), sys.argv[2]
@@ -133,12 +135,12 @@ for line in sorted(out.joinpath("steps.tsv").read_text().splitlines()):
     path = out / f"{name}.jsonl"
     said = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
     cells = [x for x in said if x["kind"] == "cell"]
-    judged = sum(n for x in cells for verdict, n in x["problems"].items() if verdict in ("PASS", "FAIL", "CRASH", "TIMEOUT"))
-    broken = sorted({x["clause"] for x in cells if x["problems"].keys() & {"FAIL", "CRASH", "TIMEOUT"}})
+    asked = sum(judged(x["problems"]) for x in cells)
+    broken = sorted({x["clause"] for x in cells if x["problems"].keys() & {verdict.value for verdict in BROKEN}})
     broken = [x if index()[x].level == "MUST" else f"*{x}*" for x in broken]
     as_expected = code == expected or (expected == "any" and code in ("0", "1"))
     wrong += not as_expected
-    lines.append(f"| {name} | {code if as_expected else f'**{code}**'} | {expected} | {spent} | {judged} | {', '.join(broken)} |")
+    lines.append(f"| {name} | {code if as_expected else f'**{code}**'} | {expected} | {spent} | {asked} | {', '.join(broken)} |")
 out.joinpath("README.md").write_text("\n".join(lines) + "\n")
 out.joinpath("steps.tsv").unlink()
 print("\n".join(lines))

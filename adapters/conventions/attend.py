@@ -101,10 +101,7 @@ class AttendAdapter(Adapter):
             for form, kv in (("mha", x), ("shared_kv", x[:, 0]), ("gqa", x[:, :2])):
                 with quiet(), torch.no_grad(), watched() as changes:
                     try:
-                        plain = Problem(x, kv, kv)
-                        instance = ready(self.instance(), plain)[0] if self.module else self.instance()
-                        arguments = {self.forward.fields[field]: getattr(plain, field) for field in "qkv"}
-                        if instance(**arguments).shape == x.shape:
+                        if self._plainly(Problem(x, kv, kv)).shape == x.shape:
                             seen.add(form)
                     except (Exception, SystemExit):
                         pass
@@ -128,14 +125,18 @@ class AttendAdapter(Adapter):
 
     def _raised(self, plain: Problem, **more: torch.Tensor) -> Exception | None:
         """What a plain call raises, with more tensors beside q, k and v; None where it answers."""
-        given = {"q": plain.q, "k": plain.k, "v": plain.v, **more}
         with quiet(), torch.no_grad(), watched():
             try:
-                instance = ready(self.instance(), plain)[0] if self.module else self.instance()
-                instance(**{self.forward.fields[field]: x for field, x in given.items()})
+                self._plainly(plain, **more)
             except Exception as error:
                 return error
         return None
+
+    def _plainly(self, plain: Problem, **more: torch.Tensor) -> Any:
+        """What an instance returns for q, k and v, and more tensors beside them, before anything is known of it."""
+        given = {"q": plain.q, "k": plain.k, "v": plain.v, **more}
+        instance = ready(self.instance(), plain)[0] if self.module else self.instance()
+        return instance(**{self.forward.fields[field]: x for field, x in given.items()})
 
     def call(self, problem: Problem) -> Call:
         """An instance with the problem's constructor settings, in its mode, and the arguments of its forward."""
