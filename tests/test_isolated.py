@@ -352,6 +352,19 @@ def test_check_isolates_what_has_a_name(tmp_path: Path) -> None:
         check(lambda q, k, v: q, isolate=True)
 
 
+def test_a_crash_at_width_zero_is_no_refusal(tmp_path: Path) -> None:
+    """It once was counted as not offered (onnxruntime's MultiHeadAttention ends there by SIGFPE)."""
+    (tmp_path / "ends.py").write_text(
+        "import os\nfrom torch.nn.functional import scaled_dot_product_attention as sdpa\n\n\n"
+        "def attend(query, key, value, attn_mask=None, is_causal=False, scale=None):\n"
+        "    os._exit(0) if query.shape[-1] == 0 else None\n"
+        "    return sdpa(query, key, value, attn_mask, is_causal=is_causal, scale=scale)\n"
+    )
+    options = {"isolate": True, "dtypes": "float32", "clauses": "SHAPE-2", "tier": "smoke", "explain_budget": 1}
+    found = check(f"{tmp_path / 'ends.py'}:attend", **options)
+    assert [v["counts"].get("CRASH") for v in found.verdicts if v["counts"].get("CRASH")] == [1]
+
+
 def test_what_ends_the_process_refuses_nothing(tmp_path: Path) -> None:
     """A dtype and a width that crash are asked, as others are; a kernel that always crashes is said to, with its last words."""
     source = (
