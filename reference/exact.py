@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy import ndarray as Array
 
-from attnspec.reference import dense
+from attnspec.reference import dense, zeros
 from attnspec.reference.bounds.accuracy import LARGEST, TERMS, UNDERFLOW, UNIT, Arithmetic, arithmetic, kappa, kappas, without
 from attnspec.reference.bounds.gradients import backward_bound
 from attnspec.reference.bounds.output import eager_lse, forward_bound
@@ -210,14 +210,20 @@ class Exact:
         """Rows without a visible key, (b h i) bool."""
         return self.forward.empty
 
+    @cached_property
+    def outranked(self) -> Array:
+        """Rows (b h i) of which SOFTMAX-7 speaks: all their visible keys have the lowest number, beside hidden ones."""
+        return zeros.outranked(Given(self.problem, self.dialect), self.forward)
+
     def promising_all(self) -> Exact:
         """The same answer with no element exempt for an intermediate that may overflow."""
         return replace(self, strict=True, _cache={})
 
     @property
     def reaches_hidden(self) -> bool:
-        """Some row may take from keys that it does not see: it is empty under another rule than zero, or open (EMPTY-1)."""
-        return bool(self.undefined["o"].any() or (self.forward.bare.any() and self.dialect.empty_row != "zero"))
+        """Some row may take from keys that it does not see: empty under another rule than zero, or open (EMPTY-1, SOFTMAX-7)."""
+        bare = self.forward.bare.any() and self.dialect.empty_row != "zero"
+        return bool(bare or self.undefined["o"].any() or self.outranked.any())
 
     @property
     def heads_of_values(self) -> Array:

@@ -81,6 +81,20 @@ def weighs(one: ScoreMap, scored: Array, given: Given) -> Array:
     return scored if weight is None or one.common(given)[1] else scored & (weight != 0)
 
 
+def _low(problem: Problem) -> float:
+    """A number from which on a bias is as good as the lowest of the dtype: half of it."""
+    return -LARGEST[str(problem.dtype).removeprefix("torch.")] / 2
+
+
+def outranked(given: Given, f: dense.Forward) -> Array:
+    """Rows (b h i) of which SOFTMAX-7 speaks: some keys are hidden, and all that are visible have a bias near the lowest number."""
+    bias = given.operand("bias")
+    if bias is None:
+        return np.zeros(f.empty.shape, bool)
+    some: Array = f.visible.any(-1) & ~f.visible.all(-1)
+    return some & np.logical_not(f.visible & ~(bias <= _low(given.problem))).all(-1)
+
+
 def is_undefined(
     problem: Problem, dialect: Dialect, operands: list[Array], given: Given, f: dense.Forward, values: dict[str, Array]
 ) -> dict[str, Array]:
@@ -91,11 +105,9 @@ def is_undefined(
     if bias is not None and dialect.empty_row == "uniform":
         # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open. The lowest number
         # is such a value, where a row has no better key and some are hidden.
-        low = -LARGEST[str(problem.dtype).removeprefix("torch.")] / 2
-        saturated = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~(bias <= low)).all(-1)
-        open_rows = saturated | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
+        open_rows = outranked(given, f) | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
         if z is not None:  # beside a sink neither the lowest number nor a fill value weighs anything
-            open_rows = open_rows & ~(z > low)
+            open_rows = open_rows & ~(z > _low(problem))
         undefined["o"] |= open_rows[..., None]
         if "lse" in values:
             undefined["lse"] |= open_rows

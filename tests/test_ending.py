@@ -251,8 +251,8 @@ def test_folder_environment_and_streams_are_the_suites_own(here, kernel):
 
 
 def test_what_can_not_be_written_at_the_end_costs_a_line(here):
-    """No file may grow beyond 16 KB here: neither the page nor the script of a failure fits."""
-    done = apart("--impl=kernel.py:wrong", *FILES, wrap="ulimit -f 16;")
+    """No file may grow beyond 1 KB here: neither the page nor the script of a failure fits."""
+    done = apart("--impl=kernel.py:wrong", *FILES, wrap="ulimit -f 1;")
     assert done.returncode == 1, done.stdout
     assert "MUST clauses: 1 of" in done.stdout
     assert "ERROR: the page " in done.stdout

@@ -35,6 +35,16 @@ def filled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Te
     return s.softmax(-1).to(v.dtype) @ v
 
 
+def zeroed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """The same, with zeros where no key is visible."""
+    keep = torch.ones(q.shape[0], q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool)
+    if mask is not None:
+        keep = keep & (mask[:, None, None] if mask.ndim == 2 else mask)
+    if bias is not None:
+        keep = keep & (bias > -torch.inf)
+    return filled(q, k, v, keep, bias).masked_fill(~keep.any(-1, keepdim=True), 0)
+
+
 def lowest_hides(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """A fault under every rule: a visible key with the lowest number as its bias takes part in the mean of a hidden row only."""
     if bias is not None:
@@ -118,11 +128,20 @@ def test_only_saturated_rows_with_hidden_keys_are_open() -> None:
 
 @pytest.mark.parametrize("rule", ["uniform", "zero"])
 def test_relations_leave_rows_out_that_may_reach_what_is_hidden(rule: str) -> None:
-    """A saturated row under the uniform rule, as an empty one: what is hidden may change it."""
+    """A saturated row, whatever the rule for empty ones: what is hidden may change it, which SOFTMAX-7 alone forbids."""
     problem = build(Case(i=2, j=3, heads="1/1", d=4))
     mask = torch.tensor([[True, True, False]])
     exact = solve(problem.replace(mask=mask, bias=torch.full((2, 3), LOW)), Dialect(empty_row=rule))
-    assert exact.reaches_hidden == (rule == "uniform")
+    assert exact.reaches_hidden
+    assert not solve(problem.replace(mask=mask, bias=torch.zeros(2, 3)), Dialect(empty_row=rule)).reaches_hidden
+
+
+def test_a_fill_with_the_lowest_number_breaks_a_should_whatever_the_rule_for_empty_rows() -> None:
+    """SOFTMAX-1, MASK-4 and 35 more were said to be broken by a kernel that fills so and zeroes its empty rows."""
+    outcome = judge("test_lowest.zeroed", "--clauses=SOFTMAX,MASK,EMPTY", "--impl-dtypes=float32", "--dialect=empty_row=zero")
+    assert {failure.clause for failure in outcome.failures} == {"SOFTMAX-7", "MASK-5"}
+    assert outcome.exit == 0
+    assert "explained by another" not in outcome.screen
 
 
 def test_an_open_row_has_no_second_derivative_either() -> None:

@@ -11,6 +11,7 @@ from attnspec.conformance.problems.factors.factor import Failing
 from attnspec.spec import CHOICES, Dialect
 
 FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "device": "DTYPE-3", "changed": "PURITY-1"}
+ALONE = frozenset({"SOFTMAX-7"})  # a SHOULD that no MUST outranks: of what it blames nothing else asks for more (EMPTY-1)
 ROUNDED = ("float32_", "row_sum_plus_")  # mistakes that are too small for anything but float64 to show
 
 
@@ -41,10 +42,13 @@ def rounded_clause(finding: Finding, dtype: str, names: tuple[str, ...]) -> str:
     return "ACCURACY-4" if small and all(name.startswith(ROUNDED) for name in names) else ""
 
 
-def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[str], has_empty: bool) -> str:
+def blame(
+    case: Case, finding: Finding, dialect: Dialect, observed: frozenset[str], has_empty: bool, outranked: bool = False
+) -> str:
     """The id of the clause that a reduced case breaks.
 
-    `observed` are the choices that nobody promised, `has_empty` whether the case has a row without a visible key.
+    `observed` are the choices that nobody promised, `has_empty` whether the case has a row without a visible key, `outranked`
+    whether the failure is in a row whose visible keys all have the lowest number, beside hidden ones.
     """
     if finding.hint:  # another dialect explains the answer
         return choice_clause(finding, dialect, observed)
@@ -54,7 +58,7 @@ def blame(case: Case, finding: Finding, dialect: Dialect, observed: frozenset[st
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
     # A row without a key that is off by little has no fault of arithmetic that other rows have not: what is left would lack it.
     accuracy = "" if has_empty else accuracy_clause(finding, case.dtype, plain)
-    failing = Failing("raised" if finding.ended else finding.kind, finding.output, gradient, has_empty, dialect)
+    failing = Failing("raised" if finding.ended else finding.kind, finding.output, gradient, has_empty, dialect, outranked)
     return accuracy or next(filter(None, (clause(case, failing) for _, clause in IN_TURN)))
 
 

@@ -15,7 +15,7 @@ from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.blame import FORM_CLAUSE, accuracy_clause, blame, choice_clause, rounded_clause
 from attnspec.conformance.diagnosis.diagnose import diagnose
 from attnspec.conformance.diagnosis.evidence import ENORMOUS, calmer
-from attnspec.conformance.diagnosis.explained import By, Explained, comparable, in_empty_row
+from attnspec.conformance.diagnosis.explained import By, Explained, comparable, in_empty_row, in_outranked_row
 from attnspec.conformance.diagnosis.match import explained_by, placed
 from attnspec.conformance.diagnosis.names import Diagnosis, other_choice
 from attnspec.conformance.diagnosis.order import BY_ADDRESS, KEPT, earlier, kept_by_address
@@ -283,7 +283,8 @@ class Explainer(Recognizer):
 
     def _blamed(self, case: Case, finding: Finding, exact: Exact) -> str:
         """The clause that a reduced case breaks."""
-        return blame(case, finding, self.subject.dialect, self.subject.observed, in_empty_row(finding, exact))
+        found = in_empty_row(finding, exact), in_outranked_row(finding, exact)
+        return blame(case, finding, self.subject.dialect, self.subject.observed, *found)
 
     def _by_address(self, finding: Finding, problem: Problem) -> bool:
         """Whether an output is wrong by what an earlier call left under the address of its memory."""

@@ -25,6 +25,12 @@ def in_empty_row(finding: Finding, exact: Exact) -> bool:
     return bool(exact.empty[finding.index[:3] if not finding.of_gradient and len(finding.index) > 2 else ...].any())
 
 
+def in_outranked_row(finding: Finding, exact: Exact) -> bool:
+    """Whether numbers are wrong in a row whose visible keys all have the lowest number while others are hidden: SOFTMAX-7."""
+    rows = exact.outranked
+    return finding.of_numbers and bool(rows[finding.index[:3] if not finding.of_gradient and len(finding.index) > 2 else ...].any())
+
+
 def comparable(one: Finding, other: Finding) -> bool:
     """Whether one fault may show as both: as wrong numbers, or as two answers that differ; or else as the same kind of refusal."""
     return one.of_answers == other.of_answers and (one.of_answers or one.kind == other.kind)

@@ -18,6 +18,7 @@ import pytest
 
 from attnspec.adapters.reading import handlers, interrupted
 from attnspec.adapters.within import PLAINLY
+from attnspec.conformance.diagnosis.blame import ALONE
 from attnspec.conformance.diagnosis.explained import By, Explained
 from attnspec.conformance.diagnosis.made import smallest
 from attnspec.conformance.diagnosis.order import wrong_by_itself
@@ -314,6 +315,8 @@ class Asking(Telling):
     def _fails_by(self, case: Case, by: tuple[By, ...]) -> None:
         """A problem that fails by other clauses is no problem of this one's; where they may hide a failure, it is not held."""
         clauses = [one.explained.clause for one in by]
+        if ALONE.issuperset(clauses):
+            return
         certain = all(one.certain for one in by)
         for id_ in self.ids:
             if id_ not in clauses:

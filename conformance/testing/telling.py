@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from attnspec.conformance.diagnosis.blame import ALONE
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.known.inherited import Origin
@@ -75,7 +76,7 @@ class Telling:
 
     def _report(self, met: Case, explained: Explained, other: Problem | None = None, *, ended: bool = False) -> None:
         """Count a failure where it belongs, and show it once. ended: the implementation is called no more."""
-        if self.main.binding and not index()[explained.clause].binding:
+        if self.main.binding and not index()[explained.clause].binding and explained.clause not in ALONE:
             explained = replace(explained, clause=self.main.id)  # what a MUST asks for is wrong, whatever else could be said of it
         broken, subject = index()[explained.clause], self.subject
         cell = self._cell(broken.id)

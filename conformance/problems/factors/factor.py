@@ -28,13 +28,17 @@ class Offer(NamedTuple):
 
 
 class Failing(NamedTuple):
-    """What is known of a reduced failure beside its case: what blames a factor reads it. gradient: it is in one, or in backward."""
+    """What is known of a reduced failure beside its case: what blames a factor reads it. gradient: it is in one, or in backward.
+
+    outranked: it is in a row of which SOFTMAX-7 speaks.
+    """
 
     kind: str
     output: str
     gradient: bool
     has_empty: bool
     dialect: Dialect
+    outranked: bool = False
 
 
 def nothing(case: Case) -> str:

@@ -68,6 +68,13 @@ def bias_clause(case: Case, failing: Failing) -> str:
     return by_values.get(case.biases) or ("BIAS-1" if case.bias in ("bhij", "ij") else "BIAS-2")
 
 
+def lowest_clause(case: Case, failing: Failing) -> str:
+    """Of the lowest number: a SHOULD where it has to outrank what is hidden."""
+    if case.bias == "none" or case.biases != "lowest":
+        return ""
+    return "SOFTMAX-7" if failing.outranked else "SOFTMAX-2"
+
+
 def other_bias(case: Case) -> Mapping[str, Changes]:
     """With a bias or without it."""
     return {"with a bias": {"bias": "bhij"}} if case.bias == "none" else {"without its bias": {"bias": "none"}}
@@ -138,7 +145,7 @@ BIASES = Factor(
     of=BIAS,
     turn=20,
     named=True,
-    blames={50: lambda case, failing: "SOFTMAX-2" if case.bias != "none" and case.biases == "lowest" else ""},
+    blames={50: lowest_clause},
 )
 CAUSAL = Factor(
     "causal",
