@@ -91,8 +91,9 @@ def outranked(given: Given, f: dense.Forward) -> Array:
     bias = given.operand("bias")
     if bias is None:
         return np.zeros(f.empty.shape, bool)
-    some: Array = f.visible.any(-1) & ~f.visible.all(-1)
-    return some & np.logical_not(f.visible & ~(bias <= _low(given.problem))).all(-1)
+    low = bias <= _low(given.problem)
+    rows: Array = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~low).all(-1)
+    return rows
 
 
 def is_undefined(
@@ -105,9 +106,9 @@ def is_undefined(
     if bias is not None and dialect.empty_row == "uniform":
         # A fill value decides among keys that it hides and keys that −∞ hides; EMPTY-1 leaves that open. The lowest number
         # is such a value, where a row has no better key and some are hidden.
-        open_rows = outranked(given, f) | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
+        open_rows: Array = outranked(given, f) | (f.empty & np.broadcast_to((bias == -np.inf), f.visible.shape).any(-1))
         if z is not None:  # beside a sink neither the lowest number nor a fill value weighs anything
-            open_rows = open_rows & ~(z > _low(problem))
+            open_rows = np.asarray(open_rows & ~(z > _low(problem)))
         undefined["o"] |= open_rows[..., None]
         if "lse" in values:
             undefined["lse"] |= open_rows
