@@ -92,8 +92,7 @@ def outranked(given: Given, f: dense.Forward) -> Array:
     if bias is None:
         return np.zeros(f.empty.shape, bool)
     low = bias <= _low(given.problem)
-    rows: Array = f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~low).all(-1)
-    return rows
+    return np.asarray(f.visible.any(-1) & ~f.visible.all(-1) & np.logical_not(f.visible & ~low).all(-1))
 
 
 def is_undefined(
