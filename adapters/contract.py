@@ -19,6 +19,7 @@ from torch import Tensor
 from attnspec.adapters import device
 from attnspec.adapters.answer import KEPT, Answer, Unsupported
 from attnspec.adapters.conventions.layout import AS_IT_IS, Reading
+from attnspec.adapters.forms import BY_FEATURE, Form, as_a_form, carried, features_of, offered
 from attnspec.adapters.memory import address_of, changed_in, leaves_of, memories_of
 from attnspec.adapters.otherwise import queued, second
 from attnspec.adapters.reading import Elsewhere, Unreadable, handlers, interrupted, pair, plain, raised_in, text
@@ -73,15 +74,32 @@ class Adapter:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         said = any("offers" in vars(kind) and not vars(kind).get("_follows") for kind in cls.__mro__ if kind is not Adapter)
-        takes = options_of(vars(cls)["attend"]) if "attend" in vars(cls) and not said else None
-        if takes is not None:
-            cls._follows = True
-            cls.offers = DEFAULT_OFFERS.union(*(OPTIONS[name].features for name in takes))
+        own = ["attend", *(form.method for form in BY_FEATURE.values())]
+        if said or not any(name in vars(cls) for name in own):
+            return
+        found = DEFAULT_OFFERS if "attend" in vars(cls) else DEFAULT_OFFERS - {"backward"}
+        for method in (vars(cls)[name] for name in own if name in vars(cls)):
+            takes = options_of(method)
+            if takes is None:
+                return
+            found = found.union(*(OPTIONS[name].features for name in takes))
+        for feature, form in BY_FEATURE.items():
+            if form.method in vars(cls):
+                found |= features_of(feature, vars(cls)[form.method]) | ({"backward"} if feature in ("packed", "padded") else set())
+        cls._follows = True
+        cls.offers = found
 
     _follows: ClassVar[bool] = False  # whether the offers were read from the parameters of attend
+    # Write one of these, in the place of attend() or beside it, for calls of many sequences; :mod:`attnspec.adapters.forms` says
+    # what each gets and returns.
+    attend_packed: Callable[..., Any] | None = None
+    attend_padded: Callable[..., Any] | None = None
+    attend_cached: Callable[..., Any] | None = None
+    attend_paged: Callable[..., Any] | None = None
     kept: Answer | None = None  # an answer that is read again later
     isolated: bool = False  # whether the implementation is in a process of its own
     endings: Mapping[str, int] = {}  # how often that ended, by how
+    spoilt: list[str] = []
 
     @property
     def kernel(self) -> Any:
@@ -109,6 +127,11 @@ class Adapter:
 
     def call(self, problem: Problem) -> Call:
         """The call that puts this problem. Raises Unsupported if the calling convention can't express it."""
+        form = "" if has_own(self) else offered(self)
+        if problem.carrier is None and form:
+            problem = as_a_form(problem, form)
+        if problem.carrier is not None:
+            return self.carried(problem)
         options = problem.given()
         kind, takes = type(self), options_of(self.attend)
         training, rate = options.pop("training", False), options.pop("dropout", 0.0)
@@ -121,6 +144,20 @@ class Adapter:
             options = {name: x for name, x in options.items() if name in takes}
         source = (f"from {kind.__module__} import {kind.__qualname__}", f"attend = {kind.__qualname__}().attend")
         return Call(self.attend, {"q": problem.q, "k": problem.k, "v": problem.v, **options}, self.source or source)
+
+    def carried(self, problem: Problem) -> Call:
+        """The call of a problem that has a carrier. Raises Unsupported where there is no method for its form."""
+        kind, form = type(self), BY_FEATURE[problem.carrier.feature if problem.carrier else ""]
+        method = getattr(self, form.method, None)
+        if method is None:
+            raise Unsupported(f"{kind.__name__} has no {form.method}()")
+        self.spoilt = []
+        return carried(method, form.method, problem, self.lines_of(form), self.spoilt)
+
+    def lines_of(self, form: Form) -> tuple[str, ...]:
+        """Python that defines what takes a form, under the name of its method."""
+        kind = type(self)
+        return (f"from {kind.__module__} import {kind.__qualname__}", f"{form.method} = {kind.__qualname__}().{form.method}")
 
     def presented(self, problem: Problem) -> Problem:
         """The problem as the implementation sees it. It differs if the convention expresses mask, bias or causal in another way."""
@@ -263,6 +300,7 @@ class Adapter:
         given: list[tuple[str, Any, Any]] = []  # whole numbers that the convention made of an option, and a copy of each
         answer = self._called(problem, leaves, within, given)
         written = tuple(name for name, x, before in given if not (torch.equal(x, before) if isinstance(x, Tensor) else x == before))
+        written, self.spoilt = (*written, *self.spoilt), []
         return replace(answer, changed=written) if written else answer
 
     def _called(self, problem: Problem, leaves: dict[str, Tensor], within: Within, given: list[tuple[str, Any, Any]]) -> Answer:
@@ -328,6 +366,12 @@ def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return frozenset(p.name for p in parameters) & OPTIONS.keys()
+
+
+def has_own(adapter: Adapter) -> bool:
+    """Whether an adapter has an attend() of its own."""
+    own = getattr(adapter, "own", ...)  # of a family: None where it has forms alone
+    return own is not None and getattr(type(adapter), "attend", Adapter.attend) is not Adapter.attend
 
 
 def _of_whole_numbers(x: Any) -> bool:

@@ -14,6 +14,7 @@ from attnspec.reference import dense
 from attnspec.reference.bounds.tile import Tile
 from attnspec.reference.exact import Exact
 from attnspec.reference.numbers import to_float64
+from attnspec.reference.ragged import solve_ragged
 from attnspec.reference.stages import heads, lse
 from attnspec.reference.stages.given import Given
 from attnspec.reference.witnesses.enclosure import enclose
@@ -33,6 +34,8 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
 
     Raises ValueError if dropout is active without `keep`, and ImportError for "arb" without python-flint.
     """
+    if problem.carrier is not None:
+        return solve_ragged(problem, dialect, lambda one: solve(one, dialect, oracle=oracle))
     if problem.training and 0 < problem.dropout < 1 and keep is None:
         raise ValueError("with dropout in training the answer depends on the keep mask; give `keep` (b h i j)")
     h, grouping = problem.h, dialect.head_grouping

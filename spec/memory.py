@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnspec.spec.problem import TENSORS, Problem, options_from
+from attnspec.spec.problem import TENSORS, Problem, options_from, plain_options
 
 
 def to_bytes(problem: Problem) -> bytes:
@@ -28,7 +28,7 @@ def to_bytes(problem: Problem) -> bytes:
                 "stride": list(x.stride()),
                 "offset": x.storage_offset(),
             }
-    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    arrays["meta"] = np.frombuffer(json.dumps(plain_options(meta)).encode(), np.uint8)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()

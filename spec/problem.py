@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnspec.spec.index import implements
 from attnspec.spec.option import Option, option
+from attnspec.spec.ragged import FEATURES as RAGGED
+from attnspec.spec.ragged import Carrier, carrier_from
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +105,15 @@ def _of_a_start(start: int | tuple[int, ...]) -> set[str]:
     return {"q_start", *(form for form, there in forms.items() if there)}
 
 
+def _is_carried(problem: Problem, name: str) -> None:
+    carrier = getattr(problem, name)
+    if carrier is None:
+        return
+    if not isinstance(carrier, Carrier):
+        raise ValueError(f"a {name} is one of attnspec.spec.ragged, or None for none; found {carrier!r}")
+    carrier.check(problem)
+
+
 def _is_a_probability(problem: Problem, name: str) -> None:
     if not 0 <= getattr(problem, name) <= 1:
         raise ValueError(f"{name} is a probability, found {getattr(problem, name)}")
@@ -141,6 +152,8 @@ class Problem:
     alignment of causal and window (chapter POSITION). None for none.
     dropout: the probability that a weight is dropped, if `training` is True.
     lse: whether the log of each row's sum (b h i) is returned beside the output (chapter LSE).
+    carrier: how long each batch item is, and in which tensors they are handed over (:mod:`attnspec.spec.ragged`); None where all
+    have one length, in these tensors. Behind its length a batch item has no rows; outputs are zero there.
     do (b h i e): the cotangent of the output, in its dtype. dlse (b h i): that of the lse, float32, or float64 where q is; do may
     be None beside it, which is zeros. wrt: the inputs whose gradients are asked for, of DIFFERENTIABLE.
 
@@ -218,6 +231,14 @@ class Problem:
         says="the log of each row's sum, the lse, beside the output",
         forms={"lse_grad": "gradients through the lse"},
         needs=lambda lse: {"lse"} if lse else set(),
+    )
+    carrier: Carrier | None = option(
+        None,
+        feature="packed",
+        says=RAGGED["packed"],
+        forms={name: says for name, says in RAGGED.items() if name != "packed"},
+        needs=lambda carrier: carrier.needs(),
+        check=_is_carried,
     )
     do: Tensor | None = None
     dlse: Tensor | None = None
@@ -390,4 +411,12 @@ def gradient_features(features: Iterable[str]) -> set[str]:
 
 def options_from(said: Mapping[str, Any]) -> dict[str, Any]:
     """Options as a problem has them, from JSON, which has no tuples."""
-    return {name: tuple(x) if isinstance(x, list) else x for name, x in said.items()}
+    made: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in said.items()}
+    if isinstance(made.get("carrier"), Mapping):
+        made["carrier"] = carrier_from(made["carrier"])
+    return made
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON can have them, which :func:`options_from` reads."""
+    return {name: x.data() if isinstance(x, Carrier) else x for name, x in options.items()}

@@ -49,6 +49,8 @@ class Convention:
     merges: its mask is a bias too, and excludes causal, so that the mask and causal are merged where both are asked for.
     attend: for what parameters can't say, family(function, q, k, v, *, …) as an adapter's attend has it. Scripts of failures hold
     its text: it imports what it needs inside, and has a name of its own.
+    forms: for calls of many sequences, family(function, q, …) for each of packed, padded, cached and paged that it takes, as an
+    adapter's attend_packed and so on have it (:mod:`attnspec.adapters.forms`). Without `attend`, dense problems take the first.
     untested: why its package does not run on a CPU, where it doesn't; functions with its signature are then what tests have asked.
     """
 
@@ -72,6 +74,7 @@ class Convention:
     accuracy: str | None = None
     merges: bool = False
     attend: Callable[..., Any] | None = None
+    forms: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     untested: str = ""
 
     def shows(self, parameters: frozenset[str], used: frozenset[str]) -> bool:

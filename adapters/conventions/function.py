@@ -19,6 +19,7 @@ from attnspec.adapters.conventions.convention import Convention, convention_of
 from attnspec.adapters.conventions.layout import AXES, Reading
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.conventions.wording import passed
+from attnspec.adapters.forms import BY_FEATURE, Form, as_a_form, features_of
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.problem import gradient_features
@@ -86,6 +87,8 @@ class FunctionAdapter(Adapter):
 
     def call(self, problem: Problem) -> Call:
         """The function's own arguments for a problem."""
+        if problem.carrier is not None:
+            raise Unsupported(f"{self.name} takes no {problem.carrier.feature} call")
         if problem.shared:
             raise Unsupported("a function of (b h j d) keys has no form for one shared head (b j d)")
         fields = self.signature.fields
@@ -115,36 +118,58 @@ class FunctionAdapter(Adapter):
 
 
 class FamilyAdapter(Adapter):
-    """A function whose family has an attend(function, q, k, v, *, …) of its own, which says how it is called."""
+    """A function whose family says in functions of its own how it is called: attend(function, q, …), one a form, or both."""
 
     def __init__(self, function: Callable[..., Any], name: str, source: tuple[str, ...], convention: Convention) -> None:
         self.function, self.name, self.convention = function, name, convention
-        assert convention.attend is not None
         self.own = convention.attend
-        self.source = (*source, "function = attend", "", "", *inspect.getsource(self.own).splitlines(), "")
-        takes = options_of(self.attend) or frozenset()
-        offers = DEFAULT_OFFERS.union(convention.offers, *(OPTIONS[name].features for name in takes))
+        for feature, form in convention.forms.items():
+            setattr(self, BY_FEATURE[feature].method, partial(form, self._called, **convention.fixed))
+        self.source = (*source, "function = attend")
+        said = (*filter(None, (self.own,)), *convention.forms.values())
+        takes = frozenset().union(*(options_of(one) or () for one in said))
+        backward = {"backward"} if self.own is None and convention.forms.keys().isdisjoint(("packed", "padded")) else set()
+        offers = DEFAULT_OFFERS.union(convention.offers, *(OPTIONS[name].features for name in takes)) - backward
+        offers = offers.union(*(features_of(feature, form) for feature, form in convention.forms.items()))
         self.offers, self.dialect = offers - convention.without, dict(convention.dialect)
         self.returned = lses.Returned()
         promise(self, convention)
 
     @property
+    def _called(self) -> Callable[..., Any]:
+        """The function as it takes the suite's tensors."""
+        return bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function
+
+    @property
     def attend(self) -> Callable[..., Any]:
-        """What the family's own function makes of this one."""
-        function = bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function
-        return partial(self.own, function, **self.convention.fixed)
+        """What the family's own function makes of this one. Raises AttributeError where it has one for forms alone."""
+        if self.own is None:
+            raise AttributeError(f"{self.convention.name} has calls of many sequences alone")
+        return partial(self.own, self._called, **self.convention.fixed)
 
     def call(self, problem: Problem) -> Call:
         """The call by which the family puts a problem. Raises Unsupported where it has no words for it."""
         for name in problem.given():  # its neighbours take what its own function does not
             if (feature := OPTIONS[name].feature) and not {feature, *OPTIONS[name].forms} - self.convention.without:
                 raise Unsupported(f"{self.convention.name} has no words for {name}")
+        if problem.carrier is None and self.own is None:
+            problem = as_a_form(problem, next(iter(self.convention.forms)))
         plain = super().call(problem)
-        bridge = (*source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
-        said = "".join(f", {name}={value!r}" for name, value in self.convention.fixed.items())
-        source = (*self.source, *bridge, "", "def attend(**given):", f"    return {self.own.__name__}(function, **given{said})")
+        if problem.carrier is None:
+            plain = Call(plain.function, plain.arguments, (*self._said(self.own, "attend"),))
         called = lses.picked(plain.function, self.returned, problem.q) if problem.lse else plain.function
-        return Call(called, plain.arguments, source)
+        return Call(called, plain.arguments, plain.source)
+
+    def lines_of(self, form: Form) -> tuple[str, ...]:
+        """Python that defines what takes a form."""
+        return self._said(self.convention.forms[next(x for x, own in BY_FEATURE.items() if own is form)], form.method)
+
+    def _said(self, own: Any, name: str) -> tuple[str, ...]:
+        """Python that defines what the family's own function makes of this one, under a name."""
+        bridge = (*source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
+        fixed = "".join(f", {x}={value!r}" for x, value in self.convention.fixed.items())
+        text = ("", "", *inspect.getsource(own).splitlines(), "", *bridge, "", f"def {name}(**given):")
+        return (*self.source, *text, f"    return {own.__name__}(function, **given{fixed})")
 
 
 def promise(adapter: Adapter, convention: Convention) -> None:
@@ -153,7 +178,7 @@ def promise(adapter: Adapter, convention: Convention) -> None:
     adapter.dtypes, adapter.widths, adapter.devices = convention.dtypes, convention.widths, convention.devices
     if convention.reading is not None:
         adapter.reading, adapter.read_by = convention.reading, convention.name
-    elif convention.attend is None:
+    elif convention.attend is None and not convention.forms:
         adapter.arrays, adapter.masks = loaded(), tuple(MASKS)
 
 
@@ -188,7 +213,7 @@ def adapted(
     """
     adapters: list[Adapter] = []
     for label, convention in family.each(given).items():
-        kind = FunctionAdapter if convention.attend is None else FamilyAdapter
+        kind = FunctionAdapter if convention.attend is None and not convention.forms else FamilyAdapter
         adapters.append(kind(function, name, source, convention))
         adapters[-1].variant = label
     return adapters

@@ -11,7 +11,7 @@ from attnspec.adapters.contract import Adapter
 from attnspec.adapters.conventions.layout import Reading
 from attnspec.adapters.within import Within
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.problem import TENSORS, options_from
+from attnspec.spec.problem import TENSORS, options_from, plain_options
 
 VERSION = 1
 # What a peer may do beside answering, by name; what it does not, it is not asked.
@@ -31,7 +31,8 @@ def same_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def options_of(problem: Problem) -> dict[str, Any]:
     """The options that are no tensors, all of them, and the inputs whose gradients are asked for."""
-    return {name: getattr(problem, name) for name, own in OPTIONS.items() if not own.tensor} | {"wrt": list(problem.wrt)}
+    scalars = {name: getattr(problem, name) for name, own in OPTIONS.items() if not own.tensor}
+    return plain_options(scalars) | {"wrt": list(problem.wrt)}
 
 
 def problem_of(request: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Problem:

@@ -15,8 +15,9 @@ from typing import Any
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, Case
-from attnspec.conformance.problems.extension import ALONE, TOGETHER, asked_of
+from attnspec.conformance.problems.extension import ALONE, CARRIED, TOGETHER, asked_of
 from attnspec.conformance.problems.factors import LEVELS, alike, level_of
+from attnspec.conformance.problems.factors.ragged import form_of
 from attnspec.conformance.problems.fit import decodes, fit
 
 ARRAYS = Path(__file__).parent / "arrays"
@@ -59,6 +60,10 @@ def array(name: str, adapter: Adapter, dtypes: tuple[str, ...]) -> list[Case]:
         if beside is TOGETHER:
             rows += tuple(row for one in ALONE.values() for row in read(ARRAYS / one.name, name, one.levels)[::EACH])
         cases += [case for case in _fitted(rows, adapter, dtypes) if TOGETHER.there(vars(case))]  # what is left the core asks
+    for form, carried in CARRIED.items():
+        if form in adapter.offers:
+            some = _fitted(read(ARRAYS / form, name, carried.levels), adapter, dtypes)
+            cases += [case for case in some if form_of(case) == form]
     return list(dict.fromkeys(cases))
 
 

@@ -10,7 +10,19 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from attnspec.conformance.problems.factors import alibi, core, first_tokens, lse, options, sink, sizes, softcap, start, window
+from attnspec.conformance.problems.factors import (
+    alibi,
+    core,
+    first_tokens,
+    lse,
+    options,
+    ragged,
+    sink,
+    sizes,
+    softcap,
+    start,
+    window,
+)
 from attnspec.conformance.problems.factors.factor import Factor, factor
 
 LARGEST_CASE = 1 << 34  # elements that one case may ask for; beyond that a machine is more likely to die than to answer
@@ -47,6 +59,9 @@ class Case:
     alibi_slopes: str = factor(alibi.ALIBI)
     sinks: str = factor(sink.SINKS)
     q_start: str = factor(start.START)
+    carrier: str = factor(ragged.CARRIER)
+    lengths: str = factor(ragged.LENGTHS)
+    poison: str = factor(ragged.POISON)
     layout: str = factor(core.LAYOUT)
     values: str = factor(core.VALUES)
     wrt: str = factor(core.WRT)

@@ -32,7 +32,9 @@ class Space:
     @classmethod
     def of(cls, adapter: Adapter, dtypes: tuple[str, ...]) -> Space:
         """What an adapter can be asked in these dtypes."""
-        holding = {own.of.name: own.of for own in FACTORS.values() if own.of is not None}  # without these others have no say
+        holding = {
+            own.of.name: own.of for own in FACTORS.values() if own.of is not None and own.of.array == "core"
+        }  # without these others have no say
         most = {name: next((x for x in own.levels[1:] if _offered(adapter, name, x)), own.plain) for name, own in holding.items()}
         # Where options exclude each other no case has them all: the seed says which are left.
         free = [Case(dtype=dtypes[0], seed=n, **most) for n in range(8 if adapter.restrictions else 1)]

@@ -10,6 +10,8 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, PLAIN, Case
 from attnspec.conformance.problems.factors import COST
 from attnspec.conformance.problems.factors.factor import Offer
+from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, form_of
+from attnspec.conformance.problems.factors.sizes import heads_of
 
 SQUARE = 5 * COST  # of as many queries as keys, so that four heads of 1025 fit, and one of 2049: a gigabyte
 RULED = [(name, factor.fitted) for name, factor in FACTORS.items() if factor.ruled]
@@ -59,7 +61,23 @@ def fit(case: Case, adapter: Adapter) -> Case:
     levels.update(vars(case))
     for name, rule in RULED:
         levels[name] = rule(fitted, offer)
+    if fitted.carrier != "none":
+        levels.update(_ragged(fitted, offer))
     return case if levels == vars(case) else fitted
+
+
+def _ragged(case: Case, offer: Offer) -> dict[str, Any]:
+    """What gives way to a carrier: what only dense calls have, and gradients where keys are in a cache or in pages."""
+    gives = dict(DENSE_ALONE) | {"holes": FACTORS["holes"].plain, "biases": FACTORS["biases"].plain}
+    if case.g is None:
+        gives["heads"] = heads_of(replace(case, heads=f"{case.h}/1"), offer)
+    if form_of(case) in ("cached", "paged"):
+        gives |= {"wrt": "none", "do": "dense"}
+    elif case.wrt not in ("q", "k", "v", "qv", "none"):
+        gives["wrt"] = "all"
+    if gives.get("wrt") == "none" and case.lse != "none":
+        gives["lse"] = "returned"
+    return gives
 
 
 def _restricted(case: Case, restrictions: set[str]) -> Case:

@@ -40,7 +40,8 @@ def cases(adapter: Adapter, dtype: str) -> st.SearchStrategy[Case]:
     }
     levels = {name: st.sampled_from(often.get(name, _values(name))) for name in LEVELS if name not in (*OPEN_SIZES, "dtype")}
     for name, factor in FACTORS.items():  # of an extension, where it is offered
-        if factor.array not in ("", "core") and factor.needs in adapter.offers:
+        says = factor if factor.of is None or factor.of.array == "core" else factor.of
+        if factor.array not in ("", "core") and not {says.needs, *says.examples}.isdisjoint(adapter.offers):
             levels[name] = st.sampled_from(factor.levels)
     drawn = st.builds(
         Case,

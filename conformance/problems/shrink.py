@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, Case
+from attnspec.conformance.problems.factors.ragged import lengths_written
 from attnspec.conformance.problems.tensors import GIVEN_BY_CASE, MADE_BY_FACTOR
 from attnspec.spec import OPTIONS, SCALARS, Problem, differentiable
 from attnspec.spec.memory import expanded
@@ -169,6 +170,8 @@ def _part(problem: Problem, places: dict[str, Any]) -> Problem | None:
                 cut = _at(cut, axis, places[letter])
         key = (id(x), str(tuple(cut.shape)))
         changes[name] = once.setdefault(key, _compact(cut) if _plain(x) else cut)
+    if problem.carrier is not None:
+        changes["carrier"] = cut(problem.carrier, places)
     if "b" in places and isinstance(problem.q_start, tuple):
         changes["q_start"] = tuple(_at(torch.tensor(problem.q_start), 0, places["b"]).tolist())
     try:
@@ -233,6 +236,8 @@ def as_case(problem: Problem, larger: Problem | None = None) -> Case:
         do=_cotangent(problem),
         **{name: FACTORS[name].found(x) for name in BY_FACTOR if (x := getattr(problem, name)) is not None},
     )
+    if problem.carrier is not None:
+        case = replace(case, lengths=lengths_written(problem.carrier), poison=problem.carrier.poison)
     if problem.dlse is not None:
         case = replace(case, lse="alone" if problem.do is None else "both")
     if problem.mask is not None:

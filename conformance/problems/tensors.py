@@ -56,6 +56,7 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
         if (makes := OPTIONS[name].makes) is not None and getattr(case, name) != OPTIONS[name].plain
     }
     there = {"q", "k", "v", *own} | (set() if bias is None else {"bias"})
+    there &= {"q", "k", "v"} if case.carrier != "none" else there  # of what all sequences share a carrier has no gradient
     present = tuple(name for name in gradients if name in there)
     if present and case.wrt != "none":
         if case.lse != "alone":

@@ -33,6 +33,7 @@ from attnspec.reference.check import beyond, together
 from attnspec.reference.stages.lse import dtype_of
 from attnspec.spec import CHOICES, OPTIONS, SCALARS, Problem
 from attnspec.spec.files import DTYPES, Stored, write
+from attnspec.spec.problem import plain_options
 from attnspec.spec.words import INPUT_OF
 
 ALWAYS = ("causal", "scale")  # options that stand in every line, given or not
@@ -122,7 +123,7 @@ def write_vector(folder: Path, number: int, task: Task) -> Vector:
         tuple(sorted(features(problem))),
         choices_of(problem, exact),
         {name: tuple(x.shape) for name, x in problem.inputs().items()},
-        {name: value for name in SCALARS if name in ALWAYS or name in problem.given() for value in [getattr(problem, name)]},
+        plain_options({name: getattr(problem, name) for name in SCALARS if name in ALWAYS or name in problem.given()}),
         problem.outputs,
         task.asked_by,
         task.made,

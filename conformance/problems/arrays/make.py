@@ -27,7 +27,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.array import ARRAYS
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.coverage import Space
-from attnspec.conformance.problems.extension import ALONE, TOGETHER, Arrays
+from attnspec.conformance.problems.extension import ALONE, CARRIED, TOGETHER, Arrays
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, alike
 from attnspec.conformance.problems.fit import decodes, fit
 from attnspec.spec.words import FEATURES
@@ -95,7 +95,10 @@ class Covering:
     def _wanted(self, chosen: dict[str, Any]) -> bool:
         """Whether a combination has an extension, and some problem holds it."""
         assert self.beside is not None
-        free = (replace(Case(mask="ij", bias="ij", wrt="all"), window=window) for window in ("none", "3:"))
+        free = [replace(Case(mask="ij", bias="ij", wrt="all"), window=window) for window in ("none", "3:")]
+        if self.beside.about is not None:
+            carriers, forms = self.levels[self.names.index("carrier")], ("all", "none")
+            free = [Case(b=3, i=8, j=17, carrier=x, lengths="mixed", wrt=wrt) for x in carriers for wrt in forms]
         problems = (replace(case, **chosen) for case in free)
         return bool(self.beside.there(chosen)) and self.beside.goes(chosen) and any(map(stands, problems))
 
@@ -308,7 +311,7 @@ def versions() -> dict[int, dict[str, str]]:
 def main(names: list[str]) -> None:
     """Make the arrays of what is named."""
     makers: dict[str, Callable[[], None]] = {"core": make_core}
-    makers |= {beside.name: partial(make, beside) for beside in (*ALONE.values(), TOGETHER)}
+    makers |= {beside.name: partial(make, beside) for beside in (*ALONE.values(), *CARRIED.values(), TOGETHER)}
     if not names or set(names) - makers.keys():
         sys.exit(f"{__doc__}\nThere are {', '.join(makers)}.")
     for name in names:

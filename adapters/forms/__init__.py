@@ -1,0 +1,90 @@
+"""Calls of many sequences: the same problem in other tensors, one module a form. They hold no mathematics.
+
+Each lays out what a call gets, puts poison where nothing may be read, calls, looks at what may not have been written, and reads the
+answer back. A form is a function of its own, without annotations and with its imports inside: scripts of failures hold its text.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from attnspec.adapters.answer import Unsupported
+from attnspec.adapters.forms.cached import cached
+from attnspec.adapters.forms.packed import packed
+from attnspec.adapters.forms.padded import padded
+from attnspec.adapters.forms.paged import paged
+from attnspec.adapters.within import Call
+from attnspec.spec import OPTIONS, Problem
+from attnspec.spec.ragged import FORMS, whole
+
+
+class Form(NamedTuple):
+    """A form: the method of an adapter that takes it, what lays it out, and the features that parameters of the method show."""
+
+    method: str
+    puts: Callable[..., Any]
+    shown: dict[str, str]
+
+
+BY_FEATURE = {
+    "packed": Form("attend_packed", packed, {"used_q": "packed_gaps"}),
+    "padded": Form("attend_padded", padded, {"q_lengths": "padded_queries"}),
+    "cached": Form("attend_cached", cached, {"k_new": "cached_append", "left": "cached_left", "slots": "cached_slots"}),
+    "paged": Form("attend_paged", paged, {"k_new": "paged_append"}),
+}
+ALWAYS = {"packed": ("packed_long",), "paged": ("paged_queries", "paged_any_size", "paged_any_entry")}
+
+
+def features_of(feature: str, method: Callable[..., Any]) -> frozenset[str]:
+    """What an adapter offers that has this method for a form, as its parameters show."""
+    form, takes = BY_FEATURE[feature], inspect.signature(method).parameters
+    shown = {own for parameter, own in form.shown.items() if parameter in takes}
+    return frozenset({feature, *ALWAYS.get(feature, ()), *shown})
+
+
+def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tuple[str, ...], spoilt: list[str]) -> Call:
+    """The call of a problem in the form of its carrier, by the method `attend` of an adapter, which is called `name`.
+
+    source: lines of Python that define a function attend_FORM. spoilt: what the call wrote that it may not is put there.
+    Raises Unsupported where the method has no parameter for an option.
+    """
+    carrier = problem.carrier
+    assert carrier is not None
+    options = {x: value for x, value in problem.given().items() if x not in ("carrier", "training", "dropout", "q_start")}
+    if problem.q_start is not None or (problem.training and problem.dropout):
+        raise Unsupported(f"{name}() has no parameter for {'q_start' if problem.q_start is not None else 'dropout'}")
+    takes = inspect.signature(attend).parameters
+    unsaid = options.keys() - takes.keys() if not any(p.kind is p.VAR_KEYWORD for p in takes.values()) else set()
+    if unsaid:
+        raise Unsupported(f"{name}() has no parameter {', '.join(sorted(unsaid))}")
+    form = BY_FEATURE[carrier.feature]
+    given = {x: value for x, value in carrier.data().items() if x != "form"}
+    function = partial(form.puts, attend, spoilt=spoilt)
+    text = ("", "", *inspect.getsource(form.puts).splitlines(), "", "", "def attend(**given):")
+    return Call(
+        function,
+        {"q": problem.q, "k": problem.k, "v": problem.v, **given, **options},
+        (*source, *text, f"    return {form.puts.__name__}({form.method}, **given)"),
+    )
+
+
+def offered(adapter: Any) -> str:
+    """The form in which an adapter puts dense problems that has no attend() of its own; '' where it has one, or no form."""
+    for feature, form in BY_FEATURE.items():
+        if getattr(adapter, form.method, None) is not None:
+            return feature
+    return ""
+
+
+def as_a_form(problem: Problem, feature: str) -> Problem:
+    """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one."""
+    if problem.mask is not None or problem.bias is not None or problem.shared:
+        what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
+        raise Unsupported(f"a {feature} call has no {what}")
+    return whole(problem, FORMS[feature])
+
+
+__all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered"]

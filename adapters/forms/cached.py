@@ -1,0 +1,80 @@
+"""A cache of keys and values, of which each sequence has a slot."""
+
+from __future__ import annotations
+
+
+def cached(
+    attend,
+    q,
+    k,
+    v,
+    *,
+    q_lengths,
+    k_lengths,
+    poison="nan",
+    new=(),
+    left=(),
+    room=0,
+    slots=(),
+    spare=0,
+    spoilt=None,
+    lse=False,
+    **options,
+):
+    """Call attend(q (b i h d), k_cache (s c g d), v_cache (s c g e), lengths) with q, k, v (b h i d), and return o (b h i e).
+
+    lengths (b) int32: rows of each slot that are filled before the call. Where the call gets new keys and values, k_new (b a g d)
+    and v_new (b a g e), it writes them behind these rows, and attends to them, too. left (b) int32: the first rows of a slot, which
+    hold no key; they count in lengths. slots (b) int32: the slot of each sequence; without it they are in order. o is (b i h e), an
+    lse (b h i). Where caches are not written but returned, attend returns a dict of o, lse, k_cache and v_cache.
+    """
+    import torch
+
+    b, left_of, new_of = len(q_lengths), left or (0,) * len(q_lengths), new or (0,) * len(q_lengths)
+    capacity = max((a + n for a, n in zip(left_of, k_lengths, strict=True)), default=0) + room
+    slot_of = slots or tuple(range(b))
+
+    def cache(x):
+        """The slots with what was there before, and poison elsewhere."""
+        fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
+        shape = (b + spare, capacity, x.shape[1], x.shape[3])
+        found = x.new_full(shape, 2.0 if fill is None else fill)
+        if fill is None and x.numel():
+            found.copy_(2 * x.detach().reshape(-1)[torch.arange(found.numel(), device=x.device) * 7 % x.numel()].view(shape))
+        for n in range(b):
+            old = k_lengths[n] - new_of[n]
+            found[slot_of[n], left_of[n] : left_of[n] + old] = x.detach()[n, :, :old].transpose(0, 1)
+        return found
+
+    ints = {"dtype": torch.int32, "device": q.device}
+    filled = [left_of[n] + k_lengths[n] - new_of[n] for n in range(b)]
+    given = {"q": q.detach().transpose(1, 2).contiguous(), "k_cache": cache(k), "v_cache": cache(v)}
+    given["lengths"] = torch.tensor(filled, **ints)
+    if new:
+        for name, x in (("k_new", k), ("v_new", v)):
+            own = [x.detach()[n, :, k_lengths[n] - new_of[n] : k_lengths[n]].transpose(0, 1) for n in range(b)]
+            given[name] = torch.stack(own) if own else x.new_zeros(0, 0, x.shape[1], x.shape[3])
+    if left:
+        given["left"] = torch.tensor(left, **ints)
+    if slots:
+        given["slots"] = torch.tensor(slots, **ints)
+    after = {name: x.clone() for name, x in given.items()}
+    returned = attend(**given, **options, **({"lse": True} if lse else {}))
+    for n in range(b) if new else ():
+        for name, x in (("k_cache", "k_new"), ("v_cache", "v_new")):
+            after[name][slot_of[n], filled[n] : filled[n] + new_of[n]] = given[x][n]
+    found = given
+    if isinstance(returned, dict):
+        found = {**given, **{name: returned[name] for name in ("k_cache", "v_cache") if name in returned}}
+        returned = (returned["o"], returned["lse"]) if lse else returned["o"]
+    if spoilt is not None:
+        for name, x in after.items():
+            same = found[name].shape == x.shape and not found[name].contiguous().view(torch.uint8).ne(x.view(torch.uint8)).any()
+            if not same:
+                spoilt.append(name)
+    o, of_rows = returned if lse else (returned, None)
+    return (
+        (o.transpose(1, 2) if isinstance(o, torch.Tensor) and o.ndim == 4 else o, of_rows)
+        if lse
+        else (o.transpose(1, 2) if isinstance(o, torch.Tensor) and o.ndim == 4 else o)
+    )

@@ -1,0 +1,113 @@
+"""A pool of pages of keys and values, and a table that says which are whose."""
+
+from __future__ import annotations
+
+
+def paged(
+    attend,
+    q,
+    k,
+    v,
+    *,
+    q_lengths,
+    k_lengths,
+    poison="nan",
+    size=16,
+    new=(),
+    spare=0,
+    columns=0,
+    unused=0,
+    seed=0,
+    shared=0,
+    spoilt=None,
+    lse=False,
+    **options,
+):
+    """Call attend(q (n h d), cu_q, max_q, k_pages (p s g d), v_pages (p s g e), table, lengths) and return o (b h i e).
+
+    The queries are packed: cu_q (b + 1) int32 says where those of each sequence begin. Key j of a sequence is row j % s of page
+    table[sequence, j // s]; table is (b columns) int32. lengths (b) int32: the keys of each sequence that are there before the
+    call. Where it gets new keys and values, packed as k_new (m g d) and v_new (m g e), cu_new (b + 1) int32 says where those of
+    each begin; it writes them behind the others, and attends to them, too. o is (n h e), an lse (h n).
+    """
+    import random
+
+    import torch
+
+    b, new_of = len(q_lengths), new or (0,) * len(q_lengths)
+    counts = [-(-n // size) for n in k_lengths]
+    own = sum(n - shared for n in counts) + shared
+    places = list(range(own + spare))
+    if seed:
+        random.Random(seed).shuffle(places)
+    table: list[list[int]] = []
+    taken = 0
+    for n in range(b):
+        first = table[0][:shared] if n else []
+        fresh = counts[n] - len(first)
+        table.append([*first, *places[taken : taken + fresh]])
+        taken += fresh
+    ints = {"dtype": torch.int32, "device": q.device}
+    width = max(counts, default=0) + columns
+
+    def pool(x):
+        """The pages with what was there before, and poison elsewhere."""
+        fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
+        shape = (own + spare, size, x.shape[1], x.shape[3])
+        found = x.new_full(shape, 2.0 if fill is None else fill)
+        if fill is None and x.numel():
+            found.copy_(2 * x.detach().reshape(-1)[torch.arange(found.numel(), device=x.device) * 7 % x.numel()].view(shape))
+        for n in range(b):
+            for j in range(k_lengths[n] - new_of[n]):
+                found[table[n][j // size], j % size] = x.detach()[n, :, j]
+        return found
+
+    def packed(x, begins, ends):
+        """Some rows of each sequence, one behind the other, and where those of each begin."""
+        pieces = [x.detach()[n, :, begins[n] : ends[n]].transpose(0, 1) for n in range(b)]
+        starts = [0]
+        for piece in pieces:
+            starts.append(starts[-1] + len(piece))
+        whole = torch.cat(pieces) if pieces else x.new_zeros(0, x.shape[1], x.shape[3])
+        return whole, torch.tensor(starts, **ints)
+
+    filled = [k_lengths[n] - new_of[n] for n in range(b)]
+    rows, cu_q = packed(q, [0] * b, q_lengths)
+    given = {"q": rows, "cu_q": cu_q, "k_pages": pool(k), "v_pages": pool(v)}
+    given["table"] = torch.tensor([[*x, *[unused] * (width - len(x))] for x in table], **ints).view(b, width)
+    given["lengths"] = torch.tensor(filled, **ints)
+    if new:
+        given["k_new"], given["cu_new"] = packed(k, filled, k_lengths)
+        given["v_new"], _ = packed(v, filled, k_lengths)
+    after = {name: x.clone() for name, x in given.items()}
+    returned = attend(**given, max_q=max(q_lengths, default=0), **options, **({"lse": True} if lse else {}))
+    for n in range(b):
+        for j in range(filled[n], k_lengths[n]):
+            for name, x in (("k_pages", k), ("v_pages", v)):
+                after[name][table[n][j // size], j % size] = x.detach()[n, :, j]
+    found = given
+    if isinstance(returned, dict):
+        found = {**given, **{name: returned[name] for name in ("k_pages", "v_pages") if name in returned}}
+        returned = (returned["o"], returned["lse"]) if lse else returned["o"]
+    if spoilt is not None:
+        for name, x in after.items():
+            same = found[name].shape == x.shape and not found[name].contiguous().view(torch.uint8).ne(x.view(torch.uint8)).any()
+            if not same:
+                spoilt.append(name)
+    o, of_rows = returned if lse else (returned, None)
+
+    def back(x, axis):
+        """The rows of each sequence, as many for each: zeros stand behind them."""
+        pieces = []
+        for n in range(b):
+            one = x.narrow(axis, int(cu_q[n]), q_lengths[n])
+            missing = list(one.shape)
+            missing[axis] = q.shape[2] - q_lengths[n]
+            pieces.append(torch.cat([one, one.new_zeros(missing)], axis))
+        return torch.stack(pieces)
+
+    if isinstance(o, torch.Tensor) and o.ndim == 3 and o.shape[:2] == rows.shape[:2]:
+        o = back(o, 0).transpose(1, 2)
+    if isinstance(of_rows, torch.Tensor) and tuple(of_rows.shape) == (q.shape[1], len(rows)):
+        of_rows = back(of_rows, 1)
+    return (o, of_rows) if lse else o

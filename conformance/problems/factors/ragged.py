@@ -1,0 +1,339 @@
+"""The factors of calls of many sequences: in which tensors they are carried, how long each is, and what stands between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from attnspec.conformance.problems.factors.factor import Changes, Factor, Failing, Offer
+from attnspec.spec.ragged import FORMS, POISONS, Cached, Carrier, Packed, Paged
+
+if TYPE_CHECKING:
+    from attnspec.conformance.problems.case import Case
+
+# What a word of a level adds to its form; "paged+3" has pages of three rows.
+WORDS: dict[str, dict[str, dict[str, Any]]] = {
+    "packed": {
+        "gaps": {"q_gap": 1, "k_gap": 3},
+        "tail": {"tail": 2},
+        "slack": {"slack": 5},
+        "turned": {"order": ...},
+        "long": {"long": True},
+    },
+    "padded": {},
+    "cached": {"append": {"new": ...}, "left": {"left": ...}, "room": {"room": 3}, "slots": {"slots": ..., "spare": 1}},
+    "paged": {
+        "append": {"new": ...},
+        "spare": {"spare": 2},
+        "columns": {"columns": 2},
+        "minus": {"columns": 1, "unused": -1},
+        "beyond": {"columns": 1, "unused": 1 << 20},
+        "dealt": {"seed": 1},
+    },
+}
+NEEDS = {  # of a word: the feature without which it is left out
+    "packed+gaps": "packed_gaps",
+    "packed+long": "packed_long",
+    "cached+append": "cached_append",
+    "cached+left": "cached_left",
+    "cached+slots": "cached_slots",
+    "paged+append": "paged_append",
+    "paged+minus": "paged_any_entry",
+    "paged+beyond": "paged_any_entry",
+}
+SIZE = 16  # rows of a page, where a level says nothing of it
+
+
+def lengths_of(case: Case) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The queries and keys of each batch item that a level stands for: a word, or "3:7/0:2", in turn and no more than there are."""
+    b, i, j = case.b, case.i, case.keys
+    middle = b // 2
+    mixed = [(i, j), ((i + 1) // 2, max(1, j // 2)), (1, max(1, j - 1))]
+    every = {
+        "full": [(i, j)],
+        "mixed": mixed,
+        "crossed": [(i, max(1, j // 3)), (max(1, i // 3), j)],
+        "decode": [(1, j), (1, max(1, j - 1)), (1, max(1, j // 2))],
+        "edges": [(i, j), (i, max(1, (j - 1) // SIZE * SIZE)), (max(1, i - 1), max(1, j // SIZE * SIZE - 1))],
+    }
+    if case.lengths in every:
+        each = [every[case.lengths][n % len(every[case.lengths])] for n in range(b)]
+    elif case.lengths in ("zero_first", "zero_middle", "zero_last", "no_keys", "no_queries"):
+        each = [mixed[n % 3] for n in range(b)]
+        at = {"zero_first": 0, "zero_last": b - 1, "no_queries": 0}.get(case.lengths, middle)
+        each[at] = {"no_keys": (i, 0), "no_queries": (0, j)}.get(case.lengths, (0, 0))
+    else:
+        pairs = [tuple(map(int, text.split(":"))) for text in case.lengths.split("/")]
+        each = [(min(i, pairs[n % len(pairs)][0]), min(j, pairs[n % len(pairs)][1])) for n in range(b)]
+    return tuple(x for x, _ in each), tuple(y for _, y in each)
+
+
+def form_of(case: Case) -> str:
+    """The form of a level: packed, padded, cached or paged; none without a carrier."""
+    return case.carrier.partition("+")[0]
+
+
+def carrier_of(case: Case) -> Carrier | None:
+    """The carrier that a level stands for, "paged+3+append", with the lengths and the poison that stand beside it."""
+    form, *words = case.carrier.split("+")
+    if form == "none":
+        return None
+    q_lengths, k_lengths = lengths_of(case)
+    own: dict[str, Any] = {"poison": case.poison}
+    for word in words:
+        own |= {"size": int(word)} if word.isdecimal() else WORDS[form][word]
+    b = case.b
+    if own.get("order") is ...:
+        own["order"] = tuple(range(b - 1, -1, -1))
+    if own.get("left") is ...:
+        own["left"] = tuple(n % 3 for n in range(1, b + 1))
+    if own.get("slots") is ...:
+        own["slots"] = tuple(range(b, 0, -1))
+    if form == "cached":
+        q_lengths = (case.i,) * b
+        if own.get("new") is ...:
+            own["new"] = (min(case.i, *k_lengths),) * b
+    if form == "paged" and own.get("new") is ...:
+        own["new"] = tuple(min(k, max(q, 1)) for q, k in zip(q_lengths, k_lengths, strict=True))
+    if form == "paged" and "seed" in own:
+        own["seed"] = case.seed + 1
+    return FORMS[form](q_lengths, k_lengths, **own)
+
+
+def written(carrier: Carrier) -> str:
+    """The level that is nearest to a carrier."""
+    words = [carrier.feature]
+    if isinstance(carrier, Paged) and carrier.size != SIZE:
+        words.append(str(carrier.size))
+    there: dict[str, Any] = {}
+    if isinstance(carrier, Packed):
+        there = {"gaps": carrier.q_gap or carrier.k_gap, "tail": carrier.tail, "slack": carrier.slack}
+        there |= {"turned": carrier.order, "long": carrier.long}
+    if isinstance(carrier, Cached):
+        there = {"append": carrier.new, "left": carrier.left, "room": carrier.room, "slots": carrier.slots or carrier.spare}
+    if isinstance(carrier, Paged):
+        there = {"append": any(carrier.new), "spare": carrier.spare, "dealt": carrier.seed}
+        there |= {"minus": carrier.unused < 0, "beyond": carrier.unused > 0, "columns": carrier.columns and not carrier.unused}
+    return "+".join([*words, *(word for word, given in there.items() if given)])
+
+
+def lengths_written(carrier: Carrier) -> str:
+    """The level of a carrier's lengths."""
+    return "/".join(f"{q}:{k}" for q, k in zip(carrier.q_lengths, carrier.k_lengths, strict=True)) or "full"
+
+
+def read_carrier(text: str) -> str:
+    """Reads a carrier. Raises ValueError for what is none."""
+    form, *words = text.split("+")
+    strange = [x for x in words if not (x in WORDS.get(form, {}) or (form == "paged" and re.fullmatch(r"[1-9][0-9]{0,4}", x)))]
+    if form not in WORDS or strange:
+        known = "; ".join("+".join((name, *own)) for name, own in WORDS.items())
+        raise ValueError(
+            f"carrier can't be {text[:60]!r}; it is a form and what it adds, of {known}, and a number of rows for paged"
+        )
+    return text
+
+
+def read_lengths(text: str) -> str:
+    """Reads lengths. Raises ValueError for what is none."""
+    if not re.fullmatch(r"[0-9]{1,6}:[0-9]{1,6}(/[0-9]{1,6}:[0-9]{1,6})*", text):
+        raise ValueError(f"lengths can't be {text[:40]!r}; it is queries:keys of each batch item in turn, such as 3:7/0:2")
+    return text
+
+
+def offered(case: Case, offer: Offer) -> str:
+    """The carrier as far as it is offered: its form, and what is offered of what it adds; another form where there is one."""
+    form, *words = case.carrier.split("+")
+    if form == "none":
+        return "none"
+    if form not in offer.features:
+        form = next((other for other in WORDS if other in offer.features), "none")
+        words = []
+    kept = [word for word in words if NEEDS.get(f"{form}+{word}", form) in offer.features]
+    if form == "paged" and "paged_any_size" not in offer.features:
+        kept = [word for word in kept if not word.isdecimal() or int(word) % SIZE == 0]
+    return "+".join([form, *kept])
+
+
+def lengths_offered(case: Case, offer: Offer) -> str:
+    """The lengths as far as they are offered: as many queries for each sequence where others are not."""
+    if case.carrier == "none":
+        return "full"
+    form = form_of(case)
+    q_lengths, k_lengths = lengths_of(case)
+    needed = {"padded": "padded_queries", "paged": "paged_queries"}.get(form, form)
+    if form == "cached" or len(set(q_lengths)) == 1 or needed in offer.features:
+        return case.lengths
+    return "/".join(f"{case.i}:{k}" for k in k_lengths)
+
+
+def in_words(case: Case) -> str:
+    """What a carrier shows."""
+    if case.carrier == "none":
+        return ""
+    return case.carrier.replace("+", ", ")
+
+
+def lengths_in_words(case: Case) -> str:
+    """The lengths of the sequences."""
+    if case.carrier == "none":
+        return ""
+    q_lengths, k_lengths = lengths_of(case)
+    if form_of(case) == "cached":
+        return f"keys {', '.join(map(str, k_lengths))}"
+    return f"queries {', '.join(map(str, q_lengths))} and keys {', '.join(map(str, k_lengths))}"
+
+
+def simpler(case: Case) -> Iterable[Changes]:
+    """No carrier, its form alone, then without one of its words."""
+    if case.carrier == "none":
+        return
+    form, *words = case.carrier.split("+")
+    texts = ["none", form, *("+".join([form, *words[:n], *words[n + 1 :]]) for n in range(len(words)))]
+    yield from ({"carrier": text} for text in dict.fromkeys(texts) if text != case.carrier)
+
+
+def simpler_lengths(case: Case) -> Iterable[Changes]:
+    """One length for all, each sequence's own in one batch item, fewer sequences, then smaller numbers."""
+    if case.carrier == "none" or case.lengths == "full":
+        return
+    each = list(zip(*lengths_of(case), strict=True))
+    yield {"lengths": "full"}
+    for q, k in dict.fromkeys(each):
+        yield {"lengths": f"{q}:{k}", "b": 1, "i": max(q, 1), "j": max(k, 1)}
+    for n in range(len(each)) if len(each) > 1 else ():
+        fewer = [*each[:n], *each[n + 1 :]]
+        yield {"lengths": "/".join(f"{q}:{k}" for q, k in fewer), "b": len(fewer)}
+    for n, (q, k) in enumerate(each):
+        for q_, k_ in ((min(q, 1), k), (q, min(k, 1)), (q // 2, k), (q, k // 2), (max(0, q - 1), k), (q, max(0, k - 1))):
+            if (q_, k_) != (q, k):
+                changed = [*each[:n], (q_, k_), *each[n + 1 :]]
+                yield {"lengths": "/".join(f"{x}:{y}" for x, y in changed)}
+
+
+def carrier_clause(case: Case, failing: Failing) -> str:
+    """Of a carrier, by its form and by what is beside it: a dense call with the same options is right."""
+    if case.carrier == "none":
+        return ""
+    q_lengths, k_lengths = lengths_of(case)
+    zero = 0 in q_lengths or 0 in k_lengths
+    moved = case.causal or case.window != "none" or case.alibi_slopes != "none"
+    ragged = len({*zip(q_lengths, k_lengths, strict=True)}) > 1
+    match form_of(case):
+        case "packed":
+            if "gaps" in case.carrier:
+                return "VARLEN-9"
+            if failing.gradient:
+                return "VARLEN-4"
+            if zero:
+                return "VARLEN-3"
+            return "VARLEN-2" if moved and ragged else "VARLEN-1"
+        case "padded":
+            return "VARLEN-12"
+        case "cached":
+            if failing.kind == "changed":
+                return "CACHE-4"
+            if "append" in case.carrier:
+                return "CACHE-2"
+            if "left" in case.carrier or "slots" in case.carrier:
+                return "CACHE-6" if "left" in case.carrier else "CACHE-7"
+            return "CACHE-8" if moved else "CACHE-1"
+        case _:
+            if failing.kind == "changed" or "append" in case.carrier:
+                return "PAGED-7"
+            if zero:
+                return "PAGED-5"
+            if len(set(q_lengths)) > 1:
+                return "PAGED-6"
+            return "PAGED-1"
+
+
+def other_carrier(case: Case) -> Mapping[str, Changes]:
+    """With other lengths."""
+    return {} if case.carrier == "none" else {"with other lengths": {"lengths": "mixed" if case.lengths == "full" else "full"}}
+
+
+CARRIER = Factor(
+    "carrier",
+    (
+        "none",
+        "packed",
+        "packed+tail+slack",
+        "packed+turned",
+        "packed+gaps",
+        "packed+gaps+tail+turned",
+        "padded",
+        "cached",
+        "cached+append",
+        "cached+left+room",
+        "cached+slots",
+        "cached+append+left+room+slots",
+        "paged",
+        "paged+1+dealt+minus",
+        "paged+3+spare+dealt",
+        "paged+append+dealt",
+        "paged+3+append+dealt+beyond",
+        "paged+16+spare+columns+dealt",
+    ),
+    array="ragged",
+    reads=read_carrier,
+    given=carrier_of,
+    found=written,
+    rule=offered,
+    examples={
+        "packed": "packed",
+        "packed_gaps": "packed+gaps",
+        "packed_long": "packed+long",
+        "padded": "padded",
+        "cached": "cached",
+        "cached_append": "cached+append",
+        "cached_left": "cached+left",
+        "cached_slots": "cached+slots",
+        "paged": "paged",
+        "paged_append": "paged+append",
+        "paged_any_size": "paged+3",
+        "paged_any_entry": "paged+minus",
+    },
+    turn=5,
+    simpler=simpler,
+    says=in_words,
+    traits={
+        **{form: (lambda case, form=form: form_of(case) == form) for form in WORDS},  # type: ignore[misc]
+        **{
+            f"{form}+{word}": (lambda case, form=form, word=word: form_of(case) == form and word in case.carrier.split("+"))  # type: ignore[misc]
+            for form, own in WORDS.items()
+            for word in own
+        },
+    },
+    flags={"ragged": lambda case: case.carrier != "none"},  # many sequences in one call
+    conditions=("ragged",),
+    option=True,
+    probed=True,
+    otherwise=other_carrier,
+    blames={1: carrier_clause},
+)
+LENGTHS = Factor(
+    "lengths",
+    ("full", "mixed", "crossed", "decode", "edges", "zero_first", "zero_middle", "zero_last", "no_keys", "no_queries"),
+    array="ragged",
+    reads=read_lengths,
+    of=CARRIER,
+    rule=lengths_offered,
+    turn=4,
+    simpler=simpler_lengths,
+    says=lengths_in_words,
+    traits={"lengths": lambda case: case.carrier != "none" and case.lengths != "full"},
+    conditions=('lengths != "full"',),
+)
+POISON = Factor(
+    "poison",
+    POISONS,
+    array="ragged",
+    of=CARRIER,
+    rule=lambda case, offer: case.poison if case.carrier != "none" else "nan",
+    turn=3,
+    says=lambda case: "" if case.carrier == "none" or case.poison == "nan" else f"poison: {case.poison}",
+)
+# What no call of many sequences has; it gives way.
+DENSE_ALONE: Mapping[str, Any] = {"mask": "none", "bias": "none", "q_start": "none", "layout": "contiguous"}
