@@ -22,7 +22,7 @@ from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec import SPEC_VERSION, index
-from attnspec.spec.words import FEATURES, MASKS
+from attnspec.spec.words import FEATURES, MASKS, RAGGED
 
 
 def header(run: Run) -> list[str]:
@@ -45,7 +45,8 @@ def header(run: Run) -> list[str]:
         if subject.read_from:
             lines.append(f"    {'; '.join(called_as(subject))}")
         offered = [name for name in FEATURES if subject.offers(name)]
-        absent = [name for name in FEATURES if not subject.offers(name)]
+        ragged = any(subject.offers(name) for name in RAGGED)  # who takes no call of many sequences misses each of its forms
+        absent = [name for name in FEATURES if not subject.offers(name) and (ragged or name not in RAGGED)]
         lines.append(f"    offers {', '.join(offered)}" + (f"; not {', '.join(absent)}" if absent else ""))
         lines += [f"    {name} = {getattr(subject.dialect, name)} ({source})" for name, source in subject.sources.items()]
         if subject.refused_dtypes:
