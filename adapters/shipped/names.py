@@ -21,5 +21,6 @@ SHIPPED = {
         ("onnx-reference", "onnxruntime", "onnxruntime-mha", "onnxruntime-gqa", "onnxruntime-gqa-cache"),
         ("attnspec.adapters.shipped.onnx", "nodes"),
     ),
+    "transformers-packed": ("attnspec.adapters.shipped.transformers", "packed"),
     "openvino": ("attnspec.adapters.shipped.openvino", "compiled"),
 }

@@ -20,6 +20,7 @@ from attnspec.conformance.problems.factors.ragged import lengths_written
 from attnspec.conformance.problems.tensors import GIVEN_BY_CASE, MADE_BY_FACTOR
 from attnspec.spec import OPTIONS, SCALARS, Problem, differentiable
 from attnspec.spec.memory import expanded
+from attnspec.spec.ragged import cut
 
 TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
