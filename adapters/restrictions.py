@@ -16,10 +16,16 @@ class Restriction:
     forbids: Callable[[Problem], bool] | None = None
 
 
+def _unequal(problem: Problem) -> bool:
+    """Whether a sequence has another number of keys than of queries, where these are neither in a cache nor in pages."""
+    carrier = problem.carrier
+    return carrier is not None and carrier.feature in ("packed", "padded") and carrier.q_lengths != carrier.k_lengths
+
+
 RESTRICTIONS: dict[str, Restriction] = {
     "always_causal": Restriction("every call is causal", lambda x: not x.causal),
     "some_heads": Restriction("at least one head", lambda x: not x.h),
-    "equal_lengths": Restriction("as many keys as queries", lambda x: x.i != x.j),
+    "equal_lengths": Restriction("as many keys as queries", lambda x: x.i != x.j or _unequal(x)),
     "one_tensor": Restriction("queries, keys and values are one tensor", lambda x: not (x.q is x.k is x.v)),
     "padding_only": Restriction("a mask is key padding (b j)", lambda x: x.mask is not None and x.mask.ndim != 2),
     "mask_or_bias": Restriction("a mask or a bias, not both", lambda x: x.mask is not None and x.bias is not None),

@@ -10,7 +10,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, PLAIN, Case
 from attnspec.conformance.problems.factors import COST
 from attnspec.conformance.problems.factors.factor import Offer
-from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, form_of
+from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, form_of, lengths_of
 from attnspec.conformance.problems.factors.sizes import heads_of
 
 SQUARE = 5 * COST  # of as many queries as keys, so that four heads of 1025 fit, and one of 2049: a gigabyte
@@ -92,6 +92,10 @@ def _restricted(case: Case, restrictions: set[str]) -> Case:
     if "padding_only" in restrictions and case.mask != "none":
         changes["mask"] = "padding"
     case = replace(case, **changes)
+    if "j" in changes and form_of(case) in ("packed", "padded"):
+        q_lengths, k_lengths = lengths_of(case)
+        if q_lengths != k_lengths:
+            case = replace(case, lengths="/".join(f"{n}:{n}" for n in q_lengths))
     for n, (a, b) in enumerate((("mask", "bias"), ("mask", "causal"), ("bias", "causal"))):
         if f"{a}_or_{b}" in restrictions and getattr(case, a) != PLAIN[a] and getattr(case, b) != PLAIN[b]:
             dropped = a if case.seed >> n & 1 or (b == "causal" and "always_causal" in restrictions) else b
