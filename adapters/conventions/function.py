@@ -124,7 +124,7 @@ class FamilyAdapter(Adapter):
         self.function, self.name, self.convention = function, name, convention
         self.own = convention.attend
         for feature, form in convention.forms.items():
-            setattr(self, BY_FEATURE[feature].method, partial(form, self._called, **convention.fixed))
+            setattr(self, BY_FEATURE[feature].method, partial(form, self.taking_tensors, **convention.fixed))
         self.source = (*source, "function = attend")
         said = (*filter(None, (self.own,)), *convention.forms.values())
         takes = frozenset().union(*(options_of(one) or () for one in said))
@@ -136,7 +136,7 @@ class FamilyAdapter(Adapter):
         promise(self, convention)
 
     @property
-    def _called(self) -> Callable[..., Any]:
+    def taking_tensors(self) -> Callable[..., Any]:
         """The function as it takes the suite's tensors."""
         return bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function
 
@@ -145,7 +145,7 @@ class FamilyAdapter(Adapter):
         """What the family's own function makes of this one. Raises AttributeError where it has one for forms alone."""
         if self.own is None:
             raise AttributeError(f"{self.convention.name} has calls of many sequences alone")
-        return partial(self.own, self._called, **self.convention.fixed)
+        return partial(self.own, self.taking_tensors, **self.convention.fixed)
 
     def call(self, problem: Problem) -> Call:
         """The call by which the family puts a problem. Raises Unsupported where it has no words for it."""
