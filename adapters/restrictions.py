@@ -19,12 +19,16 @@ class Restriction:
 RESTRICTIONS: dict[str, Restriction] = {
     "always_causal": Restriction("every call is causal", lambda x: not x.causal),
     "some_heads": Restriction("at least one head", lambda x: not x.h),
-    "equal_lengths": Restriction("as many keys as queries", lambda x: x.i != x.j),
+    "equal_lengths": Restriction(
+        "as many keys as queries",
+        lambda x: x.i != x.j or (x.carrier is not None and x.carrier.q_lengths != x.carrier.k_lengths),
+    ),
     "one_tensor": Restriction("queries, keys and values are one tensor", lambda x: not (x.q is x.k is x.v)),
     "padding_only": Restriction("a mask is key padding (b j)", lambda x: x.mask is not None and x.mask.ndim != 2),
     "mask_or_bias": Restriction("a mask or a bias, not both", lambda x: x.mask is not None and x.bias is not None),
     "mask_or_causal": Restriction("a mask or causal, not both", lambda x: x.mask is not None and x.causal),
     "bias_or_causal": Restriction("a bias or causal, not both", lambda x: x.bias is not None and x.causal),
+    "pages_of_256": Restriction("a page has a multiple of 256 rows", lambda x: bool(getattr(x.carrier, "size", 0) % 256)),
     "backward_method": Restriction("gradients by Tensor.backward() alone: torch.autograd.grad is refused"),
     "no_backward:DEVICE": Restriction("no gradients on this type of device, no_backward:cpu"),
 }

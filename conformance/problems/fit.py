@@ -10,7 +10,7 @@ from attnspec.adapters import Adapter
 from attnspec.conformance.problems.case import FACTORS, PLAIN, Case
 from attnspec.conformance.problems.factors import COST
 from attnspec.conformance.problems.factors.factor import Offer
-from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, form_of
+from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, form_of, lengths_of
 from attnspec.conformance.problems.factors.sizes import heads_of
 
 SQUARE = 5 * COST  # of as many queries as keys, so that four heads of 1025 fit, and one of 2049: a gigabyte
@@ -89,6 +89,13 @@ def _restricted(case: Case, restrictions: set[str]) -> Case:
         changes["j"] = 0
     if "one_tensor" in restrictions:  # large keys are made for small queries: among themselves they score beyond 10⁸
         changes |= {"heads": f"{case.h}/{case.h}", "e": 0, "values": "peaked" if case.values == "large" else case.values}
+    if "equal_lengths" in restrictions and case.carrier != "none":
+        q_lengths, k_lengths = lengths_of(replace(case, j=0))
+        if q_lengths != k_lengths:
+            changes["lengths"] = "/".join(f"{n}:{n}" for n in q_lengths)
+    if "pages_of_256" in restrictions and form_of(case) == "paged":
+        words = [word for word in case.carrier.split("+")[1:] if not word.isdecimal()]
+        changes["carrier"] = "+".join(["paged", "256", *words])
     if "padding_only" in restrictions and case.mask != "none":
         changes["mask"] = "padding"
     case = replace(case, **changes)
