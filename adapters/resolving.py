@@ -94,7 +94,7 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
         return [_named(found, name, (*source, "attend = attend.attend"))]
     adapters: list[Adapter] = []
     try:
-        if inspect.isclass(found) and (family := family_of(found, name)).attend is not None:
+        if inspect.isclass(found) and ((family := family_of(found, name)).attend is not None or family.forms):
             made = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
             with_options = (*source, f"from functools import partial; attend = partial(attend, {made})") if kwargs else source
             adapters = adapted(partial(found, **kwargs) if kwargs else found, name, with_options, family, kwargs)

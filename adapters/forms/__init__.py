@@ -54,9 +54,11 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     carrier = problem.carrier
     assert carrier is not None
     options = {x: value for x, value in problem.given().items() if x not in ("carrier", "training", "dropout", "q_start")}
-    if problem.q_start is not None or (problem.training and problem.dropout):
-        raise Unsupported(f"{name}() has no parameter for {'q_start' if problem.q_start is not None else 'dropout'}")
+    if problem.q_start is not None:
+        raise Unsupported(f"{name}() has no parameter for q_start")
     takes = inspect.signature(attend).parameters
+    if problem.dropout and (problem.training or "training" in takes):  # only in training does anything drop out
+        options |= {"dropout": problem.dropout, "training": problem.training}
     unsaid = options.keys() - takes.keys() if not any(p.kind is p.VAR_KEYWORD for p in takes.values()) else set()
     if unsaid:
         raise Unsupported(f"{name}() has no parameter {', '.join(sorted(unsaid))}")

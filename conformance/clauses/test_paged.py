@@ -35,6 +35,8 @@ def size_of(case: Case) -> int:
 
 def rows_of_a_page(subject: Subject) -> int:
     """A size of pages that is offered."""
+    if "pages_of_256" in subject.adapter.restrictions:
+        return 256
     return 3 if subject.offers("paged_any_size") else 16
 
 

@@ -89,6 +89,13 @@ def _restricted(case: Case, restrictions: set[str]) -> Case:
         changes["j"] = 0
     if "one_tensor" in restrictions:  # large keys are made for small queries: among themselves they score beyond 10⁸
         changes |= {"heads": f"{case.h}/{case.h}", "e": 0, "values": "peaked" if case.values == "large" else case.values}
+    if "equal_lengths" in restrictions and case.carrier != "none":
+        q_lengths, k_lengths = lengths_of(replace(case, j=0))
+        if q_lengths != k_lengths:
+            changes["lengths"] = "/".join(f"{n}:{n}" for n in q_lengths)
+    if "pages_of_256" in restrictions and form_of(case) == "paged":
+        words = [word for word in case.carrier.split("+")[1:] if not word.isdecimal()]
+        changes["carrier"] = "+".join(["paged", "256", *words])
     if "padding_only" in restrictions and case.mask != "none":
         changes["mask"] = "padding"
     case = replace(case, **changes)
