@@ -7,7 +7,8 @@ answer back. A form is a function of its own, without annotations and with its i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from attnspec.adapters.forms.cached import cached
 from attnspec.adapters.forms.packed import packed
 from attnspec.adapters.forms.padded import padded
 from attnspec.adapters.forms.paged import paged
+from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.ragged import FORMS, whole
+from attnspec.spec.ragged import FORMS, Paged, whole
 
 
 class Form(NamedTuple):
@@ -81,12 +83,14 @@ def offered(adapter: Any) -> str:
     return ""
 
 
-def as_a_form(problem: Problem, feature: str) -> Problem:
+def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) -> Problem:
     """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one."""
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
         raise Unsupported(f"a {feature} call has no {what}")
-    return whole(problem, FORMS[feature])
+    found = whole(problem, FORMS[feature])
+    rows = sizes(restrictions).get("page_size")
+    return found.replace(carrier=replace(found.carrier, size=rows)) if rows and isinstance(found.carrier, Paged) else found
 
 
 __all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered"]

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnspec.adapters import RESTRICTIONS
 from attnspec.adapters.conventions.layout import AXES
-from attnspec.adapters.restrictions import NO_BACKWARD
+from attnspec.adapters.restrictions import NO_BACKWARD, means
 from attnspec.conformance import __version__
 from attnspec.conformance.report.environment import device_data, device_name, versions
 from attnspec.conformance.run.run import Run
@@ -96,12 +95,11 @@ def restrictions(subject: Subject) -> dict[str, tuple[str, str]]:
     """What each restriction of a subject means, and who says so."""
     said = {}
     for name in sorted(subject.adapter.restrictions):
-        known = RESTRICTIONS["no_backward:DEVICE" if name.startswith(NO_BACKWARD) else name]
         found = subject.found.get(name)
         source = "declared by its adapter" if found is None else f"found: each of the first calls raised {found[:100]}"
         if name.startswith(NO_BACKWARD) and found is not None:
             source += "; --without=backward declares it"
-        said[name] = (known.means, source)
+        said[name] = (means(name), source)
     return said
 
 
