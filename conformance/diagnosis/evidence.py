@@ -32,6 +32,13 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
     for name, own in FACTORS.items():
         if own.probed and getattr(case, name) != own.plain:
             yield fit(replace(case, **{name: own.plain}), subject.adapter)
+    if (
+        case.carrier != "none"
+    ):  # lengths that differ, and finite numbers where nothing may be read: what is read shows in the numbers
+        apart = replace(case, b=max(case.b, 3), i=case.i + 3, j=case.keys + 9, poison="lure")
+        seen = replace(apart, causal=False, window="none", first_tokens=0)  # what is read is not hidden there
+        yield from (fit(replace(one, lengths=lengths), subject.adapter) for one, lengths in ((apart, "mixed"), (seen, "crossed")))
+        yield fit(replace(case, poison="lure" if case.poison != "lure" else "huge"), subject.adapter)
     if case.bias != "none":
         yield replace(case, biases="inf" if case.biases != "inf" else "normal")
     if case.h > 1:
