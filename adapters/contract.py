@@ -102,6 +102,11 @@ class Adapter:
     spoilt: list[str] = []
 
     @property
+    def dense_form(self) -> str:
+        """The form in which dense problems are put that have no attend() of their own; '' where they have one."""
+        return "" if has_own(self) else offered(self)
+
+    @property
     def kernel(self) -> Any:
         """What the convention calls, a function or a class; None for an adapter that says itself how it is called."""
         return getattr(self, "function", getattr(self, "kind", None))
@@ -127,9 +132,8 @@ class Adapter:
 
     def call(self, problem: Problem) -> Call:
         """The call that puts this problem. Raises Unsupported if the calling convention can't express it."""
-        form = "" if has_own(self) else offered(self)
-        if problem.carrier is None and form:
-            problem = as_a_form(problem, form)
+        if problem.carrier is None and self.dense_form:
+            problem = as_a_form(problem, self.dense_form)
         if problem.carrier is not None:
             return self.carried(problem)
         options = problem.given()

@@ -136,6 +136,11 @@ class FamilyAdapter(Adapter):
         promise(self, convention)
 
     @property
+    def dense_form(self) -> str:
+        """The first form that the family has words for, where it has none for dense problems."""
+        return "" if self.own is not None else next(iter(self.convention.forms))
+
+    @property
     def _called(self) -> Callable[..., Any]:
         """The function as it takes the suite's tensors."""
         return bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function
@@ -152,8 +157,8 @@ class FamilyAdapter(Adapter):
         for name in problem.given():  # its neighbours take what its own function does not
             if (feature := OPTIONS[name].feature) and not {feature, *OPTIONS[name].forms} - self.convention.without:
                 raise Unsupported(f"{self.convention.name} has no words for {name}")
-        if problem.carrier is None and self.own is None:
-            problem = as_a_form(problem, next(iter(self.convention.forms)))
+        if problem.carrier is None and self.dense_form:
+            problem = as_a_form(problem, self.dense_form)
         plain = super().call(problem)
         if problem.carrier is None:
             plain = Call(plain.function, plain.arguments, (*self._said(self.own, "attend"),))

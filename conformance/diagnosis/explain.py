@@ -25,6 +25,7 @@ from attnspec.conformance.diagnosis.recognize import Recognizer
 from attnspec.conformance.judging.coarser import with_class
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.mistakes.ragged import TOO_FAR
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors.ragged import OF_NOBODY
 from attnspec.conformance.problems.fit import fit
@@ -280,7 +281,8 @@ class Explainer(Recognizer):
             clause = "WINDOW-1"  # one query that sees two keys is the smallest problem also of a right end that is lost
         if finding.of_numbers and not finding.hint and self._reads_nobodys(problem, finding):
             message = f"{finding.message}; {READ}" if finding.message else READ
-            clause, finding = OF_NOBODY.get(clause, clause), replace(finding, message=message)
+            too_far = diagnosis is None or not diagnosis.best or diagnosis.best[0].startswith(TOO_FAR)
+            clause, finding = OF_NOBODY.get(clause, clause) if too_far else clause, replace(finding, message=message)
         clause = rounded_clause(finding, case.dtype, diagnosis.best if diagnosis is not None else ()) or clause
         if diagnosed(diagnosis) if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
@@ -289,7 +291,10 @@ class Explainer(Recognizer):
     def _blamed(self, case: Case, finding: Finding, exact: Exact) -> str:
         """The clause that a reduced case breaks."""
         found = in_empty_row(finding, exact), in_outranked_row(finding, exact)
-        return blame(case, finding, self.subject.dialect, self.subject.observed, *found)
+        if case.carrier == "none" and case.b > 1 and self.subject.adapter.dense_form:  # its batch items are sequences
+            case = replace(case, carrier=self.subject.adapter.dense_form)
+        clause = blame(case, finding, self.subject.dialect, self.subject.observed, *found)
+        return "PAGED-1" if clause == "PAGED-6" and not self.subject.offers("paged_queries") else clause
 
     def _by_address(self, finding: Finding, problem: Problem) -> bool:
         """Whether an output is wrong by what an earlier call left under the address of its memory."""

@@ -42,6 +42,22 @@ NEEDS = {  # of a word: the feature without which it is left out
     "paged+minus": "paged_any_entry",
     "paged+beyond": "paged_any_entry",
 }
+SAID = {
+    "gaps": "room behind each sequence",
+    "tail": "rows behind the last sequence",
+    "slack": "larger longest lengths than there are",
+    "turned": "the last sequence first",
+    "long": "lengths in int64",
+    "append": "with new keys",
+    "left": "rows before the first key",
+    "room": "room behind the longest sequence",
+    "slots": "slots in another order and one to spare",
+    "spare": "pages to spare",
+    "columns": "columns of the table to spare",
+    "minus": "−1 in table entries that are not used",
+    "beyond": "a page that there is not in table entries that are not used",
+    "dealt": "pages in any order",
+}
 SIZE = 16  # rows of a page, where a level says nothing of it
 
 
@@ -172,7 +188,8 @@ def in_words(case: Case) -> str:
     """What a carrier shows."""
     if case.carrier == "none":
         return ""
-    return case.carrier.replace("+", ", ")
+    form, *words = case.carrier.split("+")
+    return ", ".join([form, *(f"pages of {word}" if word.isdecimal() else SAID[word] for word in words)])
 
 
 def lengths_in_words(case: Case) -> str:
@@ -180,10 +197,11 @@ def lengths_in_words(case: Case) -> str:
     if case.carrier == "none":
         return ""
     q_lengths, k_lengths = lengths_of(case)
+    some = "one sequence" if case.b == 1 else "sequences"
     keys = f"{_listed(k_lengths)} key{'s' * (k_lengths != (1,))}"
     if form_of(case) == "cached":
-        return f"sequences of {keys}"
-    return f"sequences of {_listed(q_lengths)} {'query' if q_lengths == (1,) else 'queries'} and {keys}"
+        return f"{some} of {keys}"
+    return f"{some} of {_listed(q_lengths)} {'query' if q_lengths == (1,) else 'queries'} and {keys}"
 
 
 def _listed(lengths: tuple[int, ...]) -> str:
@@ -257,7 +275,7 @@ def carrier_clause(case: Case, failing: Failing) -> str:
                 return "PAGED-7"
             if zero:
                 return "PAGED-5"
-            if len(set(q_lengths)) > 1:
+            if len(set(q_lengths)) > 1 or case.causal or case.window != "none":
                 return "PAGED-6"
             return "PAGED-1"
 
