@@ -102,6 +102,11 @@ class Adapter:
     spoilt: list[str] = []
 
     @property
+    def dense_form(self) -> str:
+        """The form in which dense problems are put that have no attend() of their own; '' where they have one."""
+        return "" if has_own(self) else offered(self)
+
+    @property
     def kernel(self) -> Any:
         """What the convention calls, a function or a class; None for an adapter that says itself how it is called."""
         return getattr(self, "function", getattr(self, "kind", None))
@@ -127,9 +132,8 @@ class Adapter:
 
     def call(self, problem: Problem) -> Call:
         """The call that puts this problem. Raises Unsupported if the calling convention can't express it."""
-        form = "" if has_own(self) else offered(self)
-        if problem.carrier is None and form:
-            problem = as_a_form(problem, form, self.restrictions)
+        if problem.carrier is None and self.dense_form:
+            problem = as_a_form(problem, self.dense_form, self.restrictions)
         if problem.carrier is not None:
             return self.carried(problem)
         options = problem.given()
@@ -389,7 +393,7 @@ def check(adapter: Adapter) -> None:
     ):
         if given:
             raise ValueError(f"{name}.{what} names unknown {', '.join(sorted(given))}; choose from {', '.join(there)}")
-    takes = options_of(adapter.attend) if type(adapter).call is Adapter.call else None
+    takes = _taken(adapter) if type(adapter).call is Adapter.call else None
     for feature in sorted(adapter.offers):
         words_for = [name for name, option in OPTIONS.items() if feature in option.features]
         if takes is not None and words_for and takes.isdisjoint(words_for):
@@ -408,6 +412,14 @@ def check(adapter: Adapter) -> None:
                 f"{name}.dialect has {key}={value}; choose from "
                 + "; ".join(f"{choice.name} = {' | '.join(choice.values)}" for choice in CHOICES.values())
             )
+
+
+def _taken(adapter: Adapter) -> frozenset[str] | None:
+    """The options for which attend() or one of the methods of forms has parameters; None where one takes any name."""
+    forms = [method for form in BY_FEATURE.values() if (method := getattr(adapter, form.method)) is not None]
+    each = [options_of(method) for method in (adapter.attend, *forms)]
+    known = [takes for takes in each if takes is not None]
+    return frozenset({"carrier"} if forms else ()).union(*known) if len(known) == len(each) else None
 
 
 def _must_stand_for(adapter: Adapter, method: str, own: Callable[..., Any]) -> None:

@@ -164,6 +164,11 @@ class FamilyAdapter(OfAFamily):
         self.returned = lses.Returned()
 
     @property
+    def dense_form(self) -> str:
+        """The first form that the family has words for, where it has none for dense problems."""
+        return "" if self.own is not None else next(iter(self.convention.forms))
+
+    @property
     def attend(self) -> Callable[..., Any]:
         """What the family's own function makes of this one. Raises AttributeError where it has one for forms alone."""
         if self.own is None:
@@ -175,8 +180,8 @@ class FamilyAdapter(OfAFamily):
         for name in problem.given():  # its neighbours take what its own function does not
             if (feature := OPTIONS[name].feature) and not {feature, *OPTIONS[name].forms} - self.convention.without:
                 raise Unsupported(f"{self.convention.name} has no words for {name}")
-        if problem.carrier is None and self.own is None:
-            problem = as_a_form(problem, next(iter(self.convention.forms)))
+        if problem.carrier is None and self.dense_form:
+            problem = as_a_form(problem, self.dense_form, self.restrictions)
         plain = super().call(problem)
         if problem.carrier is None:
             plain = Call(plain.function, plain.arguments, (*self._said(self.own, "attend"),))

@@ -258,6 +258,12 @@ class Isolated(Adapter):
         self.reading, self.read_by = Reading.of(told.get("reading", {})), str(told.get("read_by", ""))
         self.arrays, self.masks = tuple(told.get("arrays", ())), tuple(told.get("masks", ("shows",)))
         self._kernel, self._presents = told.get("kernel"), bool(told.get("presents"))
+        self._dense_form = str(told.get("dense_form", ""))
+
+    @property
+    def dense_form(self) -> str:
+        """The form in which the implementation's own process puts dense problems."""
+        return self._dense_form
 
     @property
     def endings(self) -> Mapping[str, int]:  # type: ignore[override]
