@@ -160,7 +160,7 @@ def must_be_as_alone(subject: Subject, alone: Problem, companies: list[Company],
             a, b = company.place, company.row
             there = y[a : a + x.shape[0], :, b : b + x.shape[2]]
             if exact is None:
-                must_keep_bits(subject, alone, x, there, name, company.what, company.problem)
+                must_keep_bits(subject, alone, x, there, name, company.what, company.problem, promised=True)
             else:
                 must_agree(subject, there, x, exact, name, company.what, company.problem)
 
