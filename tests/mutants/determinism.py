@@ -21,10 +21,13 @@ from attnspec.spec.words import PROMISES
 from mutants.base import mutant
 
 
-def broken(adapter: Adapter, *clauses: str, one: bool = False) -> dict[str, Broken]:
-    """The tests of these clauses that the adapter does not pass in float32, and what they found; one: the first alone."""
-    subject = Subject(adapter, dialect=Dialect(**adapter.dialect), dtypes=("float32",))
-    run, found = Run("", [subject]), {}
+def broken(adapter: Adapter, *clauses: str, one: bool = False, into: Run | None = None) -> dict[str, Broken]:
+    """The tests of these clauses that the adapter does not pass in float32, and what they found.
+
+    one: the first alone. into: a run of this adapter, which then knows what was seen.
+    """
+    run = into or Run("", [Subject(adapter, dialect=Dialect(**adapter.dialect), dtypes=("float32",))])
+    (subject,), found = run.subjects, {}
     for test in tests_of(clauses):
         if subject.offers(*test.plan.offering):
             try:
