@@ -27,7 +27,7 @@ from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden,
 from attnspec.adapters.watch.compiled import given_up
 from attnspec.adapters.watch.state import RANDOM, no_second_run, watched
 from attnspec.adapters.watch.trace import Trace, operators, wholly
-from attnspec.adapters.within import CAPTURED, COMPILED, PLAINLY, SECOND, STREAM, Call, Within, made, quiet, surrounded
+from attnspec.adapters.within import CAPTURED, COMPILED, PLAINLY, SECOND, STREAM, Call, Within, made, quiet, surrounded, with_flag
 from attnspec.spec import CHOICES, OPTIONS, Problem
 from attnspec.spec.place import Place
 from attnspec.spec.words import CLASSES, DTYPES, FEATURES
@@ -45,7 +45,7 @@ class Adapter:
     dtypes: the dtypes that it promises; None for all in which it answers a plain call.
     widths: the widths d of queries and keys that it takes; None for all.
     devices: the types of device on which the suite tests it; None for the cpu and the accelerator that torch reports.
-    deterministic: True if it claims the same bits on every call.
+    deterministic: True if it claims the same bits on every call: short for offers of deterministic and deterministic_backward.
     source: lines of Python that define `attend`, for the script of a failure.
     docs/adapter.md explains each.
     """
@@ -97,6 +97,7 @@ class Adapter:
     attend_cached: Callable[..., Any] | None = None
     attend_paged: Callable[..., Any] | None = None
     kept: Answer | None = None  # an answer that is read again later
+    flagged: bool = False  # whether calls ask for the same bits each time
     isolated: bool = False  # whether the implementation is in a process of its own
     endings: Mapping[str, int] = {}  # how often that ended, by how
     spoilt: list[str] = []
@@ -179,6 +180,10 @@ class Adapter:
 
     def fresh(self) -> Adapter | None:
         """This adapter with an implementation that was never called, or None if it can't make one."""
+        return None
+
+    def elsewhere(self) -> Adapter | None:
+        """This adapter with its implementation in another process that begins anew, or None if it can't make one."""
         return None
 
     def trace(self, problem: Problem) -> Trace:
@@ -311,6 +316,7 @@ class Adapter:
         installed = handlers()
         try:
             call = made(self.call(problem), within)
+            call = with_flag(call) if self.flagged else call
             given += [(name, x, copy.deepcopy(x)) for name, x in call.arguments.items() if _of_whole_numbers(x)]
             o, lse = pair(call.function(**call.arguments)) if problem.lse else (call.function(**call.arguments), None)
             o, lse = plain(o), plain(lse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import shlex
 import sys
@@ -307,6 +308,18 @@ class Isolated(Adapter):
     def fresh(self) -> Adapter | None:
         """The same, of which nothing was asked yet."""
         return self._derived("fresh") if "fresh" in self.does else None
+
+    def elsewhere(self) -> Adapter | None:
+        """The same in a further process, which knows nothing of what this one was asked."""
+        return self._of(Peer(self.peer.implementation, self.peer.kwargs, self.peer.limits))
+
+    def _of(self, peer: Peer) -> Isolated:
+        other = copy.copy(self)
+        other.peer, other._starts = peer, -1
+        how, *rest = self._made
+        if how != "described":
+            other._made = (how, rest[0]._of(peer), *rest[1:])
+        return other
 
     # ASKING
 

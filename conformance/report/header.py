@@ -21,7 +21,7 @@ from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec import SPEC_VERSION, index
-from attnspec.spec.words import FEATURES, MASKS, RAGGED
+from attnspec.spec.words import FEATURES, MASKS, PROMISES, RAGGED
 
 
 def header(run: Run) -> list[str]:
@@ -43,10 +43,13 @@ def header(run: Run) -> list[str]:
             lines.append(f"    backend seen in a plain {subject.dtypes[0]} call: {subject.backend}")
         if subject.read_from:
             lines.append(f"    {'; '.join(called_as(subject))}")
-        offered = [name for name in FEATURES if subject.offers(name)]
+        offered = [name for name in FEATURES if subject.offers(name) and name not in PROMISES]
         ragged = any(subject.offers(name) for name in RAGGED)  # who takes no call of many sequences misses each of its forms
-        absent = [name for name in FEATURES if not subject.offers(name) and (ragged or name not in RAGGED)]
+        unsaid = {*PROMISES, *(() if ragged else RAGGED)}
+        absent = [name for name in FEATURES if not subject.offers(name) and name not in unsaid]
         lines.append(f"    offers {', '.join(offered)}" + (f"; not {', '.join(absent)}" if absent else ""))
+        if promised := [name for name in PROMISES if subject.offers(name)]:  # few make one: what is not promised is not said
+            lines.append(f"    promises bits: {', '.join(promised)}")
         lines += [f"    {name} = {getattr(subject.dialect, name)} ({source})" for name, source in subject.sources.items()]
         if subject.refused_dtypes:
             lines.append("    refused: " + "; ".join(f"{d} ({why[:80]})" for d, why in subject.refused_dtypes.items()))
@@ -150,7 +153,7 @@ def header_data(run: Run) -> dict[str, Any]:
                     **({"strided": s.refused_strides} if s.refused_strides else {}),
                     **({"lse_grad": s.refused_lse_grad} if s.refused_lse_grad else {}),
                 },
-                "offers": sorted(s.adapter.offers),
+                "offers": sorted(s.offered),
                 "restrictions": {name: source for name, (_, source) in restrictions(s).items()},
                 **({"isolated": True} if s.adapter.isolated else {}),
                 **({"called_as": called_as(s)} if s.read_from else {}),

@@ -36,6 +36,7 @@ FAMILIES = (
     "window",
     "alibi",
     "position",
+    "determinism",
     "together",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
