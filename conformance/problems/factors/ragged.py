@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attnspec.conformance.problems.factors.factor import Changes, Factor, Failing, Offer
-from attnspec.spec.ragged import FORMS, POISONS, Cached, Carrier, Packed, Paged
+from attnspec.spec.ragged import FORMS, POISONS, Cached, Carrier, Kept, Packed, Paged
 
 if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
@@ -42,6 +42,17 @@ NEEDS = {  # of a word: the feature without which it is left out
     "paged+minus": "paged_any_entry",
     "paged+beyond": "paged_any_entry",
 }
+TURNS: dict[str, dict[str, Any]] = {
+    "rotary": {"rotary": ...},
+    "interleaved": {"interleaved": True},
+    "told": {"told": True},
+    "steady": {"steady": True},
+    "latent": {"latent": True},
+}
+WORDS["cached"] |= TURNS
+WORDS["paged"] |= TURNS
+NEEDS |= {f"{form}+{word}": f"{form}_{word}" for form in ("cached", "paged") for word in ("rotary", "latent")}
+NEEDS |= {f"{form}+told": "rotary_told" for form in ("cached", "paged")}
 SIZE = 16  # rows of a page, where a level says nothing of it
 
 
@@ -98,7 +109,16 @@ def carrier_of(case: Case) -> Carrier | None:
         own["new"] = tuple(min(k, max(q, 1)) for q, k in zip(q_lengths, k_lengths, strict=True))
     if form == "paged" and "seed" in own:
         own["seed"] = case.seed + 1
+    if own.get("rotary") is ...:
+        own["rotary"] = turning(case.d) if own.get("new") else 0
+    if own.get("latent") and (case.g != 1 or case.e > case.d):
+        own["latent"] = False
     return FORMS[form](q_lengths, k_lengths, **own)
+
+
+def turning(d: int) -> int:
+    """How many of d channels turn: a multiple of 16 where they are as many, and not all of them where they are more than two."""
+    return max(16, d // 32 * 16) if d >= 16 else max(d // 4, min(d // 2, 1)) * 2
 
 
 def written(carrier: Carrier) -> str:
@@ -115,6 +135,8 @@ def written(carrier: Carrier) -> str:
     if isinstance(carrier, Paged):
         there = {"append": any(carrier.new), "spare": carrier.spare, "dealt": carrier.seed}
         there |= {"minus": carrier.unused < 0, "beyond": carrier.unused > 0, "columns": carrier.columns and not carrier.unused}
+    if isinstance(carrier, Kept):
+        there |= {word: getattr(carrier, word) for word in TURNS}
     return "+".join([*words, *(word for word, given in there.items() if given)])
 
 
