@@ -69,6 +69,7 @@ class RaggedExact(Exact):
 
 @implements("VARLEN-1", "VARLEN-2", "VARLEN-3", "VARLEN-4", "VARLEN-9", "VARLEN-12")
 @implements("CACHE-1", "CACHE-2", "CACHE-6", "CACHE-7", "CACHE-8", "CACHE-10")
+@implements("MLA-1", "MLA-2", "MLA-3", "MLA-7", "MLA-9")
 @implements("PAGED-1", "PAGED-5", "PAGED-6", "PAGED-8", "PAGED-9")
 def solve_ragged(problem: Problem, dialect: Dialect, each: Solve) -> RaggedExact:
     """The exact answer to a problem with a carrier. each: solves a dense problem."""

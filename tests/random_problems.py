@@ -35,7 +35,7 @@ FORMS_OF_ALIBI = CHOICES["alibi_form"].values
 
 
 def dialects() -> Iterator[Dialect]:
-    """Each combination of the choices but those of an lse and of turned keys; forms of ALiBi take turns, and meet every other value."""
+    """Each combination of choices but those of an lse and of turned keys; forms of ALiBi take turns, and meet each other value."""
     others = {
         name: choice.values for name, choice in CHOICES.items() if name != "alibi_form" and choice.of not in ("lse", "rotary")
     }

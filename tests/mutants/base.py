@@ -37,6 +37,8 @@ FAMILIES = (
     "alibi",
     "position",
     "together",
+    "rotary",
+    "mla",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
 

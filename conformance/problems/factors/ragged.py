@@ -236,8 +236,8 @@ def simpler_lengths(case: Case) -> Iterable[Changes]:
 
 def carrier_clause(case: Case, failing: Failing) -> str:
     """Of a carrier, by its form and by what is beside it: a dense call with the same options is right."""
-    if case.carrier == "none":
-        return ""
+    if case.carrier == "none" or (own := turned_clause(case, failing)):
+        return "" if case.carrier == "none" else own
     q_lengths, k_lengths = lengths_of(case)
     zero = 0 in q_lengths or 0 in k_lengths
     moved = case.causal or case.window != "none" or case.alibi_slopes != "none"
@@ -269,6 +269,22 @@ def carrier_clause(case: Case, failing: Failing) -> str:
             if len(set(q_lengths)) > 1:
                 return "PAGED-6"
             return "PAGED-1"
+
+
+def turned_clause(case: Case, failing: Failing) -> str:
+    """Of latents, and of new keys that are turned; "" where there are neither."""
+    form, *words = case.carrier.split("+")
+    if "latent" in words:
+        return "MLA-6" if failing.kind == "changed" else "MLA-7" if failing.output == "lse" else f"MLA-{1 + (form == 'cached')}"
+    if "rotary" not in words:
+        return ""
+    if failing.kind == "changed":
+        return "ROTARY-8"
+    if "left" in words:
+        return "ROTARY-9"
+    if case.causal or case.window != "none":
+        return "ROTARY-2"
+    return "ROTARY-1" if case.i == 1 else "ROTARY-5" if failing.dialect.rotary_query == "first" else "ROTARY-4"
 
 
 def other_carrier(case: Case) -> Mapping[str, Changes]:
