@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy import ndarray as Array
 
 from attnspec.reference import dense
 from attnspec.reference.bounds.accuracy import Arithmetic
 from attnspec.reference.exact import Exact, Tolerance
 from attnspec.spec import Dialect, Problem, implements
-from attnspec.spec.ragged import sequences
+from attnspec.spec.ragged import Kept, sequences
+from attnspec.spec.turns import turned
 
 OF_A_HEAD = ("dsinks", "dalibi_slopes")  # gradients that are sums over the sequences
 Solve = Callable[[Problem], Exact]
@@ -67,10 +69,11 @@ class RaggedExact(Exact):
 
 @implements("VARLEN-1", "VARLEN-2", "VARLEN-3", "VARLEN-4", "VARLEN-9", "VARLEN-12")
 @implements("CACHE-1", "CACHE-2", "CACHE-6", "CACHE-7", "CACHE-8", "CACHE-10")
+@implements("MLA-1", "MLA-2", "MLA-3", "MLA-7", "MLA-9")
 @implements("PAGED-1", "PAGED-5", "PAGED-6", "PAGED-8", "PAGED-9")
 def solve_ragged(problem: Problem, dialect: Dialect, each: Solve) -> RaggedExact:
     """The exact answer to a problem with a carrier. each: solves a dense problem."""
-    parts = tuple(each(one) for one in sequences(problem))
+    parts = tuple(each(_as_it_turns(problem, dialect, n, one)) for n, one in enumerate(sequences(problem)))
 
     def put(name: str, of: Callable[[Exact], Array]) -> Array:
         return joined(problem, name, [of(x) for x in parts], parts)
@@ -101,6 +104,29 @@ def solve_ragged(problem: Problem, dialect: Dialect, each: Solve) -> RaggedExact
     oracle = parts[0].oracle if parts else "float64"
     tile = parts[0]._tile if parts else None
     return RaggedExact(problem, dialect, forward, lse, values, zero, undefined, tile, oracle, rest=rest, parts=parts)  # type: ignore[arg-type]
+
+
+@implements("ROTARY-1", "ROTARY-2", "ROTARY-3", "ROTARY-4", "ROTARY-5", "ROTARY-7", "ROTARY-9")
+def _as_it_turns(problem: Problem, dialect: Dialect, n: int, one: Problem) -> Problem:
+    """A sequence as a call of this dialect sees it whose new keys and queries are turned.
+
+    A problem holds them turned, by the pairs that its carrier names, and queries by positions of their own. Where the call does not
+    name the pairs, and takes others, or turns all queries like the first, they are turned back, and as the call does it.
+    """
+    carrier = problem.carrier
+    if not isinstance(carrier, Kept) or not carrier.rotary or not carrier.new:
+        return one
+    first, width, steady = carrier.first_new(n), carrier.rotary, carrier.steady
+    pairs = carrier.interleaved if carrier.told else dialect.rotary_pairs == "interleaved"
+    alike = dialect.rotary_query == "first" and not problem.causal and problem.window is None
+    if pairs == carrier.interleaved and not alike:
+        return one
+    queries, keys = range(first, first + one.i), range(first, first + carrier.new[n])
+    q = turned(one.q, queries, width, carrier.interleaved, steady, back=True)
+    k_new = turned(one.k[:, :, one.j - carrier.new[n] :], keys, width, carrier.interleaved, steady, back=True)
+    q = turned(q, [first] * one.i if alike else queries, width, pairs, steady)
+    k = torch.cat([one.k[:, :, : one.j - carrier.new[n]], turned(k_new, keys, width, pairs, steady)], 2)
+    return one.replace(q=q, k=k)
 
 
 def _scattered(parts: Sequence[Array], shape: tuple[int, ...], dtype: type = float) -> Array:

@@ -98,6 +98,14 @@ CHOICES = {
             needs="alibi",
             of="alibi",
         ),
+        Choice(
+            "rotary_pairs",
+            dict.fromkeys(("halves", "interleaved"), "ROTARY-3"),
+            consistent="ROTARY-6",
+            needs="rotary",
+            of="rotary",
+        ),
+        Choice("rotary_query", {"each": "ROTARY-4", "first": "ROTARY-5"}, consistent="ROTARY-6", needs="rotary", of="rotary"),
     )
 }
 
@@ -118,6 +126,11 @@ class Dialect:
     alibi_form: what slopes are multiplied with: "distance", −|p_i − j| (ALIBI-2); "signed", j − p_i (ALIBI-3); or "column", j alone
     (ALIBI-4).
 
+    rotary_pairs: which channels turn together where a call does not name them (ROTARY-3): "halves", r and r + width/2; or
+    "interleaved", 2r and 2r + 1.
+    rotary_query: by which position a query is turned where neither causal nor a window is asked for: "each" by its own (ROTARY-4);
+    or all by that of the "first" (ROTARY-5).
+
     lse_dtype: the dtype of the lse (LSE-5): "wide", float32 and float64 for float64; or "operand", that of q.
     lse_base: the base of the lse: "e" (LSE-2), or "2" (LSE-3).
     lse_empty: the lse of a row without a key (LSE-4): "minus_inf", "plus_inf", or "sentinel", a finite number below −10000.
@@ -136,6 +149,8 @@ class Dialect:
     lse_empty: str = "minus_inf"
     lse_includes_sink: str = "yes"
     alibi_form: str = "distance"
+    rotary_pairs: str = "halves"
+    rotary_query: str = "each"
 
     def __post_init__(self) -> None:
         for choice in fields(self):

@@ -104,15 +104,58 @@ class Packed(Carrier):
 
 
 @dataclass(frozen=True)
-class Cached(Carrier):
+class Kept(Carrier):
+    """What a cache and pages have in common: new keys, which a call may turn before it writes them (chapter ROTARY), and latents.
+
+    new: how many of each sequence's keys the call gets beside those that are there, and appends: the last ones; () for none.
+    rotary: how many channels of new keys and of queries the call turns by their positions; the problem holds them turned.
+    interleaved: whether the pairs that turn are (2r, 2r + 1). told: whether the call names the pairs. steady: the turns grow by the
+    same for each position. latent: keys alone are there, of one head, and their first e channels are the values (chapter MLA).
+    """
+
+    new: tuple[int, ...] = ()
+    rotary: int = 0
+    interleaved: bool = False
+    told: bool = False
+    steady: bool = False
+    latent: bool = False
+
+    def first_new(self, n: int) -> int:
+        """The position of the first new key of a sequence, which is that of its first query: the rows that are there before."""
+        return self.k_lengths[n] - (self.new or (0,) * (n + 1))[n]
+
+    def _needs(self) -> set[str]:
+        there = {
+            f"{self.feature}_append": self.new,
+            f"{self.feature}_latent": self.latent,
+            "rotary": self.rotary,
+            f"{self.feature}_rotary": self.rotary,
+            "rotary_told": self.rotary and self.told,
+            "rotary_any_width": self.rotary % 16,
+        }
+        return {self.feature, *(name for name, given in there.items() if given)}
+
+    def _check(self, problem: Problem) -> None:
+        _counts(self, "rotary")
+        _are_counts(self, "new")
+        if any(a > b for a, b in zip(self.new, self.k_lengths, strict=bool(self.new))):
+            raise ValueError(f"new keys are some of each sequence's {self.k_lengths!r}; found {self.new!r}")
+        if self.rotary % 2 or self.rotary > problem.d:
+            raise ValueError(f"rotary is an even number of the {problem.d} channels; found {self.rotary}")
+        if self.rotary and not self.new:
+            raise ValueError("a call turns new keys, and there are none")
+        if self.latent and not _one_memory(problem):
+            raise ValueError("latents are the keys of one head, and the values are their first channels; found others")
+
+
+@dataclass(frozen=True)
+class Cached(Kept):
     """A cache of keys and values (slots, capacity, g, d), of which each sequence has a slot (chapter CACHE).
 
-    new: how many of its keys the call gets beside the cache, and appends: the last ones; () for none, without new keys.
     left: rows of the slot before the first key; () for none. room: rows of the capacity behind the longest sequence.
     slots: the slot of each sequence; () for its own number, and then no slots are told. spare: slots that no sequence has.
     """
 
-    new: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
     room: int = 0
     slots: tuple[int, ...] = ()
@@ -121,8 +164,12 @@ class Cached(Carrier):
 
     def needs(self) -> set[str]:
         """The features that a call in this form needs."""
-        there = {"cached_append": self.new, "cached_left": self.left, "cached_slots": self.slots or self.spare}
-        return {"cached", *(name for name, given in there.items() if given)}
+        there = {"cached_left": self.left, "cached_slots": self.slots or self.spare}
+        return self._needs() | {name for name, given in there.items() if given}
+
+    def first_new(self, n: int) -> int:
+        """The same with the rows before the first key, which count."""
+        return super().first_new(n) + (self.left[n] if self.left else 0)
 
     @property
     def capacity(self) -> int:
@@ -131,28 +178,27 @@ class Cached(Carrier):
         return max((a + b for a, b in zip(left, self.k_lengths, strict=True)), default=0) + self.room
 
     def _check(self, problem: Problem) -> None:
+        super()._check(problem)
         _counts(self, "room", "spare")
         if set(self.q_lengths) - {problem.i}:
             raise ValueError(f"a call with a cache has {problem.i} queries for each sequence; found {self.q_lengths!r}")
-        _are_counts(self, "left", "new")
-        if self.new and (len(set(self.new)) > 1 or any(a > b for a, b in zip(self.new, self.k_lengths, strict=True))):
-            raise ValueError(f"new keys are as many for each sequence, and some of its keys {self.k_lengths!r}; found {self.new!r}")
+        _are_counts(self, "left")
+        if len(set(self.new)) > 1:
+            raise ValueError(f"new keys of a cache are as many for each sequence; found {self.new!r}")
         if self.slots:
             _is_an_order(self.slots, problem.b + self.spare, problem.b)
 
 
 @dataclass(frozen=True)
-class Paged(Carrier):
+class Paged(Kept):
     """A pool of pages (pages, size, g, d), and a table that says which pages each sequence has (chapter PAGED).
 
-    The queries are packed. size: rows of a page. new: how many of its keys the call gets beside the pool, and writes there: the
-    last ones; () for none. spare: pages that nobody has. columns: columns of the table behind those that are used. unused: what
-    stands in entries that are not used. seed: by which pages are dealt out; 0 for one after the other. shared: so many pages at
-    the beginning of each sequence are those of the first one, whose keys and values are the same.
+    The queries are packed. size: rows of a page. spare: pages that nobody has. columns: columns of the table behind those that are
+    used. unused: what stands in entries that are not used. seed: by which pages are dealt out; 0 for one after the other. shared:
+    so many pages at the beginning of each sequence are those of the first one, whose keys and values are the same.
     """
 
     size: int = 16
-    new: tuple[int, ...] = ()
     spare: int = 0
     columns: int = 0
     unused: int = 0
@@ -163,12 +209,11 @@ class Paged(Carrier):
     def needs(self) -> set[str]:
         """The features that a call in this form needs."""
         there = {
-            "paged_append": self.new,
             "paged_queries": len(set(self.q_lengths)) > 1,
             "paged_any_size": self.size % 16,
             "paged_any_entry": self.unused,
         }
-        return {"paged", *(name for name, given in there.items() if given)}
+        return self._needs() | {name for name, given in there.items() if given}
 
     @property
     def pages(self) -> tuple[int, ...]:
@@ -176,12 +221,10 @@ class Paged(Carrier):
         return tuple(-(-length // self.size) for length in self.k_lengths)
 
     def _check(self, problem: Problem) -> None:
+        super()._check(problem)
         _counts(self, "spare", "columns", "seed", "shared")
-        _are_counts(self, "new")
         if not _whole(self.size) or not self.size:
             raise ValueError(f"a page has at least one row; found size {self.size!r}")
-        if self.new and any(a > b for a, b in zip(self.new, self.k_lengths, strict=True)):
-            raise ValueError(f"new keys are some of each sequence's {self.k_lengths!r}; found {self.new!r}")
         whole = min((length // self.size for length in self.k_lengths), default=0)
         if self.shared > whole or (self.shared and any(self.new)):
             raise ValueError(f"shared pages are full, and not written: at most {whole} of them; found {self.shared}")
@@ -204,6 +247,13 @@ FEATURES = {
     "paged_queries": "sequences with different numbers of queries beside pages",
     "paged_any_size": "pages of any size, and not of multiples of 16 alone",
     "paged_any_entry": "any number in table entries that are not used",
+    "rotary": "tables of cos and sin by which queries and new keys are turned",
+    "cached_rotary": "queries and new keys that are turned before the keys are written into a cache",
+    "paged_rotary": "queries and new keys that are turned before the keys are written into pages",
+    "rotary_told": "a call that names the pairs of channels that are turned",
+    "cached_latent": "a cache of latents, whose first channels are the values",
+    "paged_latent": "pages of latents, whose first channels are the values",
+    "rotary_any_width": "any even number of channels that are turned, and not multiples of 16 alone",
 }
 
 
@@ -263,6 +313,14 @@ def sequences(problem: Problem) -> tuple[Problem, ...]:
 def whole(problem: Problem, kind: type[Carrier]) -> Problem:
     """A dense problem in another form: each batch item is a sequence, as long as all others."""
     return problem.replace(carrier=kind((problem.i,) * problem.b, (problem.j,) * problem.b))
+
+
+def _one_memory(problem: Problem) -> bool:
+    """Whether the values are the first channels of the only head of keys, number by number."""
+    if problem.g != 1 or problem.e > problem.d:
+        return False
+    same = problem.v.detach() == problem.k.detach()[..., : problem.e]
+    return bool(same.all())
 
 
 def _whole(x: Any) -> bool:

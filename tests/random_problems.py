@@ -35,8 +35,10 @@ FORMS_OF_ALIBI = CHOICES["alibi_form"].values
 
 
 def dialects() -> Iterator[Dialect]:
-    """Each combination of the choices but the lse's; the forms of ALiBi take turns, and meet every value of each other."""
-    others = {name: choice.values for name, choice in CHOICES.items() if name != "alibi_form" and choice.of != "lse"}
+    """Each combination of choices but those of an lse and of turned keys; forms of ALiBi take turns, and meet each other value."""
+    others = {
+        name: choice.values for name, choice in CHOICES.items() if name != "alibi_form" and choice.of not in ("lse", "rotary")
+    }
     for n, values in enumerate(product(*others.values())):
         form = FORMS_OF_ALIBI[(n + n // len(FORMS_OF_ALIBI)) % len(FORMS_OF_ALIBI)]
         yield Dialect(**dict(zip(others, values, strict=True)), alibi_form=form)

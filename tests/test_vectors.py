@@ -381,7 +381,7 @@ def test_a_choice_that_is_not_named_does_not_matter(small: Path) -> None:
             for value in choice.values if name not in vector.dialect else ():
                 other = solve(problem, CANONICAL.with_choice(name, value))
                 assert all(np.array_equal(x, other.values[output], equal_nan=True) for output, x in exact.values.items())
-    assert named.keys() == CHOICES.keys()
+    assert named.keys() == {name for name, choice in CHOICES.items() if choice.of != "rotary"}  # no file holds a cache
 
 
 def test_files_promise_nothing_that_they_do_not_show(small: Path) -> None:

@@ -21,6 +21,7 @@ from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.ragged import FORMS, Paged, whole
+from attnspec.spec.turns import cos_and_sin, turned
 
 
 class Form(NamedTuple):
@@ -34,8 +35,23 @@ class Form(NamedTuple):
 BY_FEATURE = {
     "packed": Form("attend_packed", packed, {"used_q": "packed_gaps"}),
     "padded": Form("attend_padded", padded, {"q_lengths": "padded_queries"}),
-    "cached": Form("attend_cached", cached, {"k_new": "cached_append", "left": "cached_left", "slots": "cached_slots"}),
-    "paged": Form("attend_paged", paged, {"k_new": "paged_append"}),
+    "cached": Form(
+        "attend_cached",
+        cached,
+        {
+            "k_new": "cached_append",
+            "left": "cached_left",
+            "slots": "cached_slots",
+            "cos": "cached_rotary",
+            "value_width": "cached_latent",
+            "interleaved": "rotary_told",
+        },
+    ),
+    "paged": Form(
+        "attend_paged",
+        paged,
+        {"k_new": "paged_append", "cos": "paged_rotary", "value_width": "paged_latent", "interleaved": "rotary_told"},
+    ),
 }
 ALWAYS = {"packed": ("packed_long",), "paged": ("paged_queries", "paged_any_size", "paged_any_entry")}
 
@@ -44,6 +60,7 @@ def features_of(feature: str, method: Callable[..., Any]) -> frozenset[str]:
     """What an adapter offers that has this method for a form, as its parameters show."""
     form, takes = BY_FEATURE[feature], inspect.signature(method).parameters
     shown = {own for parameter, own in form.shown.items() if parameter in takes}
+    shown |= {"rotary", "rotary_any_width"} if "cos" in takes else set()
     return frozenset({feature, *ALWAYS.get(feature, ()), *shown})
 
 
@@ -67,7 +84,8 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     form = BY_FEATURE[carrier.feature]
     given = {x: value for x, value in carrier.data().items() if x != "form"}
     function = partial(form.puts, attend, spoilt=spoilt)
-    text = ("", "", *inspect.getsource(form.puts).splitlines(), "", "", "def attend(**given):")
+    parts = (cos_and_sin, turned, form.puts) if getattr(carrier, "rotary", 0) else (form.puts,)
+    text = (*(line for part in parts for line in ("", "", *inspect.getsource(part).splitlines())), "", "", "def attend(**given):")
     return Call(
         function,
         {"q": problem.q, "k": problem.k, "v": problem.v, **given, **options},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attnspec.spec.turns import cos_and_sin, turned
+
 
 def cached(
     attend,
@@ -17,6 +19,11 @@ def cached(
     room=0,
     slots=(),
     spare=0,
+    rotary=0,
+    interleaved=False,
+    told=False,
+    steady=False,
+    latent=False,
     spoilt=None,
     lse=False,
     **options,
@@ -27,6 +34,10 @@ def cached(
     and v_new (b a g e), it writes them behind these rows, and attends to them, too. left (b) int32: the first rows of a slot, which
     hold no key; they count in lengths. slots (b) int32: the slot of each sequence; without it they are in order. o is (b i h e), an
     lse (b h i). Where caches are not written but returned, attend returns a dict of o, lse, k_cache and v_cache.
+
+    Where new keys are turned, the call gets cos and sin (rows pairs), of which row t is that of position t. A new key stands at
+    lengths + a, a query at lengths + i, and `interleaved` names the pairs where a call does. A cache of latents is k_cache alone:
+    v_cache is None, k_new comes without v_new, and value_width says how many of its first channels are the values.
     """
     import torch
 
@@ -48,25 +59,43 @@ def cached(
 
     ints = {"dtype": torch.int32, "device": q.device}
     filled = [left_of[n] + k_lengths[n] - new_of[n] for n in range(b)]
-    given = {"q": q.detach().transpose(1, 2).contiguous(), "k_cache": cache(k), "v_cache": cache(v)}
+    given = {"q": q.detach().transpose(1, 2).contiguous(), "k_cache": cache(k), "v_cache": None if latent else cache(v)}
     given["lengths"] = torch.tensor(filled, **ints)
-    if new:
-        for name, x in (("k_new", k), ("v_new", v)):
-            own = [x.detach()[n, :, k_lengths[n] - new_of[n] : k_lengths[n]].transpose(0, 1) for n in range(b)]
-            given[name] = torch.stack(own) if own else x.new_zeros(0, 0, x.shape[1], x.shape[3])
+    for name, x in (("k_new", k), ("v_new", v)) if new else ():
+        own = [x.detach()[n, :, k_lengths[n] - new_of[n] : k_lengths[n]].transpose(0, 1) for n in range(b)]
+        given[name] = torch.stack(own) if own else x.new_zeros(0, 0, x.shape[1], x.shape[3])
+    written = {name: given[name] for name in ("k_new", "v_new") if new}
+    if rotary:
+        given["cos"], given["sin"] = cos_and_sin(range(max(capacity, max(filled, default=0) + q.shape[2])), rotary // 2, steady, q)
+        for name in ("q", "k_new"):
+            for n in range(b):
+                at = range(filled[n], filled[n] + given[name].shape[1])
+                rows = turned(given[name][n].transpose(0, 1), at, rotary, interleaved, steady, back=True)
+                given[name] = torch.cat([given[name][:n], rows.transpose(0, 1)[None], given[name][n + 1 :]])
+        options |= {"interleaved": interleaved} if told else {}
+    if latent:
+        given.pop("v_new", None)
+        options["value_width"] = v.shape[3]
     if left:
         given["left"] = torch.tensor(left, **ints)
     if slots:
         given["slots"] = torch.tensor(slots, **ints)
-    after = {name: x.clone() for name, x in given.items()}
+    after = {name: x.clone() for name, x in given.items() if x is not None}
     returned = attend(**given, **options, **({"lse": True} if lse else {}))
-    for n in range(b) if new else ():
-        for name, x in (("k_cache", "k_new"), ("v_cache", "v_new")):
-            after[name][slot_of[n], filled[n] : filled[n] + new_of[n]] = given[x][n]
     found = given
     if isinstance(returned, dict):
         found = {**given, **{name: returned[name] for name in ("k_cache", "v_cache") if name in returned}}
         returned = (returned["o"], returned["lse"]) if lse else returned["o"]
+    if rotary and found["k_cache"].shape == after["k_cache"].shape:
+        found = {**found, "k_cache": found["k_cache"].clone()}
+    for n in range(b) if new else ():
+        place = slot_of[n], slice(filled[n], filled[n] + new_of[n])
+        for name, x in (("k_cache", "k_new"), ("v_cache", "v_new")):
+            if name in after:
+                after[name][place] = written[x][n]
+        if rotary and found["k_cache"].shape == after["k_cache"].shape:  # a zero that was turned has any sign
+            found["k_cache"][place] += 0.0
+            after["k_cache"][place] += 0.0
     if spoilt is not None:
         for name, x in after.items():
             same = found[name].shape == x.shape and not found[name].contiguous().view(torch.uint8).ne(x.view(torch.uint8)).any()

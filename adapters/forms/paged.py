@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attnspec.spec.turns import cos_and_sin, turned
+
 
 def paged(
     attend,
@@ -19,6 +21,11 @@ def paged(
     unused=0,
     seed=0,
     shared=0,
+    rotary=0,
+    interleaved=False,
+    told=False,
+    steady=False,
+    latent=False,
     spoilt=None,
     lse=False,
     **options,
@@ -29,6 +36,10 @@ def paged(
     table[sequence, j // s]; table is (b columns) int32. lengths (b) int32: the keys of each sequence that are there before the
     call. Where it gets new keys and values, packed as k_new (m g d) and v_new (m g e), cu_new (b + 1) int32 says where those of
     each begin; it writes them behind the others, and attends to them, too. o is (n h e), an lse (h n).
+
+    Where new keys are turned, the call gets cos and sin (rows pairs), of which row t is that of position t. A new key stands at
+    lengths + a, a query at lengths + i, and `interleaved` names the pairs where a call does. Pages of latents are k_pages alone:
+    v_pages is None, k_new comes without v_new, and value_width says how many of its first channels are the values.
     """
     import random
 
@@ -73,22 +84,41 @@ def paged(
 
     filled = [k_lengths[n] - new_of[n] for n in range(b)]
     rows, cu_q = packed(q, [0] * b, q_lengths)
-    given = {"q": rows, "cu_q": cu_q, "k_pages": pool(k), "v_pages": pool(v)}
+    given = {"q": rows, "cu_q": cu_q, "k_pages": pool(k), "v_pages": None if latent else pool(v)}
     given["table"] = torch.tensor([[*x, *[unused] * (width - len(x))] for x in table], **ints).view(b, width)
     given["lengths"] = torch.tensor(filled, **ints)
     if new:
         given["k_new"], given["cu_new"] = packed(k, filled, k_lengths)
         given["v_new"], _ = packed(v, filled, k_lengths)
-    after = {name: x.clone() for name, x in given.items()}
+    if rotary:
+        longest = max((n + max(i, a) for n, i, a in zip(filled, q_lengths, new_of, strict=True)), default=0)
+        given["cos"], given["sin"] = cos_and_sin(range(max(width * size, longest)), rotary // 2, steady, q)
+        for name, counts in (("q", q_lengths), ("k_new", new_of)):
+            at = [filled[n] + t for n in range(b) for t in range(counts[n])]
+            given[name] = (
+                turned(given[name].transpose(0, 1), at, rotary, interleaved, steady, back=True).transpose(0, 1).contiguous()
+            )
+        options |= {"interleaved": interleaved} if told else {}
+    if latent:
+        given.pop("v_new", None)
+        options["value_width"] = v.shape[3]
+    after = {name: x.clone() for name, x in given.items() if x is not None}
     returned = attend(**given, max_q=max(q_lengths, default=0), **options, **({"lse": True} if lse else {}))
-    for n in range(b):
-        for j in range(filled[n], k_lengths[n]):
-            for name, x in (("k_pages", k), ("v_pages", v)):
-                after[name][table[n][j // size], j % size] = x.detach()[n, :, j]
     found = given
     if isinstance(returned, dict):
         found = {**given, **{name: returned[name] for name in ("k_pages", "v_pages") if name in returned}}
         returned = (returned["o"], returned["lse"]) if lse else returned["o"]
+    if rotary and found["k_pages"].shape == after["k_pages"].shape:
+        found = {**found, "k_pages": found["k_pages"].clone()}
+    for n in range(b):
+        for j in range(filled[n], k_lengths[n]):
+            place = table[n][j // size], j % size
+            for name, x in (("k_pages", k), ("v_pages", v)):
+                if name in after:
+                    after[name][place] = x.detach()[n, :, j]
+            if rotary and found["k_pages"].shape == after["k_pages"].shape:  # a zero that was turned has any sign
+                found["k_pages"][place] += 0.0
+                after["k_pages"][place] += 0.0
     if spoilt is not None:
         for name, x in after.items():
             same = found[name].shape == x.shape and not found[name].contiguous().view(torch.uint8).ne(x.view(torch.uint8)).any()

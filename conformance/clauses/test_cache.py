@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from attnspec.conformance.clauses.test_varlen import must_not_see, must_not_see_poison
-from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors.ragged import form_of
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.outcomes import Broken, must_agree, must_be_right
+from attnspec.conformance.testing.outcomes import must_agree, must_be_right
 from attnspec.conformance.testing.plan import agrees, on_cases, once
-from attnspec.conformance.testing.sequences import answered, asked, carried, must_be_as, one_token_after_another
+from attnspec.conformance.testing.sequences import answered, asked, carried, must_be_as, must_leave, one_token_after_another
 
 
 def cached(case: Case) -> bool:
@@ -63,11 +62,7 @@ def test_new_rows_are_written_and_nothing_else(subject: Subject, case: Case) -> 
 
 def must_write_what_is_new(subject: Subject, case: Case) -> None:
     """What a call leaves is what was there before, and its new keys and values behind it."""
-    problem = subject.problem(case)
-    answer = answered(subject, problem)
-    if answer.changed:
-        what = "holds other rows than before and the new ones behind them"
-        raise Broken(Finding("changed", "call", f"after the call {' and '.join(answer.changed)} {what}"), problem)
+    must_leave(subject, subject.problem(case), "holds other rows than before and the new ones behind them")
 
 
 @clause("CACHE-5")

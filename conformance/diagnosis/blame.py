@@ -8,6 +8,7 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.factors.core import GRADIENT
 from attnspec.conformance.problems.factors.factor import Failing
+from attnspec.conformance.problems.factors.ragged import carrier_clause
 from attnspec.spec import CHOICES, Dialect
 
 FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "device": "DTYPE-3", "changed": "PURITY-1"}
@@ -54,7 +55,10 @@ def blame(
         return choice_clause(finding, dialect, observed)
     gradient = finding.of_gradient
     if finding.kind in FORM_CLAUSE:
-        return "DTYPE-2" if gradient else "LSE-5" if finding.output == "lse" else FORM_CLAUSE[finding.kind]
+        found = "DTYPE-2" if gradient else "LSE-5" if finding.output == "lse" else FORM_CLAUSE[finding.kind]
+        # What a call of many sequences may write, and what it may not, stands in the chapter of its form.
+        written = Failing("changed", finding.output, gradient, has_empty, dialect, outranked)
+        return (finding.kind == "changed" and carrier_clause(case, written)) or found
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
     # A row without a key that is off by little has no fault of arithmetic that other rows have not: what is left would lack it.
     accuracy = "" if has_empty else accuracy_clause(finding, case.dtype, plain)

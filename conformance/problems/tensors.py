@@ -65,7 +65,10 @@ def build(case: Case, device: str = "cpu", gradients: tuple[str, ...] = DIFFEREN
         if case.lse in GRADED:
             dlse = cotangent_of_lse(case, rng["do"].spawn(1)[0], made.get("dlse", "")).to(device)
         wrt = asked(case.wrt, present)
-    return Problem(q_, k_, v_, mask, bias, do=do, dlse=dlse, wrt=wrt, **own, **given(case))
+    options = given(case)
+    if getattr(options.get("carrier"), "latent", False):
+        v_ = k_[..., : v_.shape[-1]]
+    return Problem(q_, k_, v_, mask, bias, do=do, dlse=dlse, wrt=wrt, **own, **options)
 
 
 def asked(wrt: str, present: tuple[str, ...]) -> tuple[str, ...]:

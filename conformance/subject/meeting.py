@@ -204,6 +204,8 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
             return []
         asked = subject.problem(replace(case, i=3, j=4, sinks="normal", lse="returned"))
         return [Question(asked, asked.replace(lse=False))]
+    if CHOICES[choice].of == "rotary":
+        return _turned(subject, choice, case)
     causal = subject.offers("causal")
     if choice == "window_count":
         window = "2:1" if subject.offers("window_right") else "2:"
@@ -234,6 +236,26 @@ def questions(subject: Subject, choice: str, dtype: str) -> list[Question]:
         found.append(Question(plain.replace(bias=hidden), plain.replace(bias=torch.zeros_like(hidden))))
     if choice == "lse_empty":
         return [Question(asked.problem.replace(lse=True), asked.plain) for asked in found] if subject.offers("lse") else []
+    return found
+
+
+def _turned(subject: Subject, choice: str, case: Case) -> list[Question]:
+    """New keys and queries that a call turns by itself, in each form that is offered; it does not name the pairs of channels.
+
+    One query stands at the first new key, whatever the choice.
+    """
+    found, i = [], 1 if choice == "rotary_pairs" else 3
+    width = 16 if not subject.offers("rotary_any_width") else min(case.d, 8) // 2 * 2
+    d = case.d if subject.adapter.widths is not None else max(case.d, width)
+    for kind in ("cached", "paged"):
+        if subject.offers(f"{kind}_rotary", f"{kind}_append") and 0 < width <= d:
+            asked = fit(
+                replace(case, b=1, i=i, j=i + 4, d=d, values="peaked", carrier=f"{kind}+append", lengths="full"), subject.adapter
+            )
+            plain = subject.problem(asked)
+            pairs = subject.dialect.rotary_pairs == "interleaved"
+            turns = replace(plain.carrier, rotary=width, interleaved=pairs)  # type: ignore[type-var]
+            found.append(Question(plain.replace(carrier=turns), plain))
     return found
 
 

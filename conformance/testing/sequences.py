@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from attnspec.adapters import Answer
+from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors.ragged import form_of
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.outcomes import NotApplicable, must_agree, must_answer
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, must_agree, must_answer
 from attnspec.spec import Problem
 from attnspec.spec.ragged import EACH, Carrier, alone
 
@@ -89,6 +90,13 @@ def answered(subject: Subject, problem: Problem) -> Answer:
     return must_answer(subject, problem)
 
 
+def must_leave(subject: Subject, problem: Problem, what: str) -> None:
+    """A call must write what its carrier says, and nothing else. Raises Broken with what the memory holds in words."""
+    answer = answered(subject, problem)
+    if answer.changed:
+        raise Broken(Finding("changed", "call", f"after the call {' and '.join(answer.changed)} {what}"), problem)
+
+
 def is_a(form: str) -> Any:
     """Which cases have a form."""
     return lambda case: form_of(case) == form
@@ -96,13 +104,14 @@ def is_a(form: str) -> Any:
 
 def one_token_after_another(problem: Problem, n: int, new: int) -> list[Problem]:
     """The calls that append each of the last `new` keys of batch item n alone, with the query that stands there."""
-    found, one = [], alone(problem, n)
+    found, one, whole = [], alone(problem, n), carrier_of(problem)
+    rest: dict[str, Any] = {name: plain for name, plain in {"slots": (), "left": (), "spare": 0}.items() if hasattr(whole, name)}
     for a in range(new):
         keys = one.j - new + a + 1
         query = one.i - new + a
         if query < 0:
             raise NotApplicable
         part: dict[str, Any] = {"q": one.q[:, :, query : query + 1], "k": one.k[:, :, :keys], "v": one.v[:, :, :keys]}
-        carrier = replace(carrier_of(problem), q_lengths=(1,), k_lengths=(keys,), new=(1,), slots=(), left=(), spare=0)  # type: ignore[call-arg]
+        carrier = replace(whole, q_lengths=(1,), k_lengths=(keys,), new=(1,), **rest)  # type: ignore[call-arg]
         found.append(one.replace(**part, carrier=carrier))
     return found

@@ -86,6 +86,8 @@ def choices_of(problem: Problem, exact: Exact) -> dict[str, str]:
         "window_count": problem.window is not None,
         "softcap_order": problem.softcap is not None and (problem.bias is not None or slopes),
         "alibi_form": slopes,
+        "rotary_pairs": False,  # files hold no calls with new keys
+        "rotary_query": False,
         "lse_base": problem.lse,
         "lse_empty": problem.lse and (has_empty or of_keys),
         "lse_dtype": problem.lse,

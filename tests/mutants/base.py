@@ -38,6 +38,8 @@ FAMILIES = (
     "position",
     "determinism",
     "together",
+    "rotary",
+    "mla",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attnspec.conformance.problems.factors.factor import Changes, Factor, Failing, Offer
-from attnspec.spec.ragged import FORMS, POISONS, Cached, Carrier, Packed, Paged
+from attnspec.spec.ragged import FORMS, POISONS, Cached, Carrier, Kept, Packed, Paged
 
 if TYPE_CHECKING:
     from attnspec.conformance.problems.case import Case
@@ -57,7 +57,23 @@ SAID = {
     "minus": "−1 in table entries that are not used",
     "beyond": "a page that there is not in table entries that are not used",
     "dealt": "pages in any order",
+    "rotary": "new keys and queries that the call turns",
+    "interleaved": "in pairs of neighbours",
+    "told": "by angles that are told",
+    "steady": "by one angle",
+    "latent": "values that are the first channels of the keys",
 }
+TURNS: dict[str, dict[str, Any]] = {
+    "rotary": {"rotary": ...},
+    "interleaved": {"interleaved": True},
+    "told": {"told": True},
+    "steady": {"steady": True},
+    "latent": {"latent": True},
+}
+WORDS["cached"] |= TURNS
+WORDS["paged"] |= TURNS
+NEEDS |= {f"{form}+{word}": f"{form}_{word}" for form in ("cached", "paged") for word in ("rotary", "latent")}
+NEEDS |= {f"{form}+told": "rotary_told" for form in ("cached", "paged")}
 SIZE = 16  # rows of a page, where a level says nothing of it
 
 
@@ -114,7 +130,16 @@ def carrier_of(case: Case) -> Carrier | None:
         own["new"] = tuple(min(k, max(q, 1)) for q, k in zip(q_lengths, k_lengths, strict=True))
     if form == "paged" and "seed" in own:
         own["seed"] = case.seed + 1
+    if own.get("rotary") is ...:
+        own["rotary"] = turning(case.d) if own.get("new") else 0
+    if own.get("latent") and (case.g != 1 or case.e > case.d):
+        own["latent"] = False
     return FORMS[form](q_lengths, k_lengths, **own)
+
+
+def turning(d: int) -> int:
+    """How many of d channels turn: a multiple of 16 where they are as many, and not all of them where they are more than two."""
+    return max(16, d // 32 * 16) if d >= 16 else max(d // 4, min(d // 2, 1)) * 2
 
 
 def written(carrier: Carrier) -> str:
@@ -131,6 +156,8 @@ def written(carrier: Carrier) -> str:
     if isinstance(carrier, Paged):
         there = {"append": any(carrier.new), "spare": carrier.spare, "dealt": carrier.seed}
         there |= {"minus": carrier.unused < 0, "beyond": carrier.unused > 0, "columns": carrier.columns and not carrier.unused}
+    if isinstance(carrier, Kept):
+        there |= {word: getattr(carrier, word) for word in TURNS}
     return "+".join([*words, *(word for word, given in there.items() if given)])
 
 
@@ -249,8 +276,8 @@ def simpler_lengths(case: Case) -> Iterable[Changes]:
 
 def carrier_clause(case: Case, failing: Failing) -> str:
     """Of a carrier, by its form and by what is beside it: a dense call with the same options is right."""
-    if case.carrier == "none":
-        return ""
+    if case.carrier == "none" or (own := turned_clause(case, failing)):
+        return "" if case.carrier == "none" else own
     q_lengths, k_lengths = lengths_of(case)
     zero = 0 in q_lengths or 0 in k_lengths
     moved = case.causal or case.window != "none" or case.alibi_slopes != "none"
@@ -296,6 +323,22 @@ OF_NOBODY = {
     "PAGED-5": "PAGED-3",
     "PAGED-6": "PAGED-3",
 }
+
+
+def turned_clause(case: Case, failing: Failing) -> str:
+    """Of latents, and of new keys that are turned; "" where there are neither."""
+    form, *words = case.carrier.split("+")
+    if "latent" in words:
+        return "MLA-6" if failing.kind == "changed" else "MLA-7" if failing.output == "lse" else f"MLA-{1 + (form == 'cached')}"
+    if "rotary" not in words:
+        return ""
+    if failing.kind == "changed":
+        return "ROTARY-8"
+    if "left" in words:
+        return "ROTARY-9"
+    if case.causal or case.window != "none":
+        return "ROTARY-2"
+    return "ROTARY-1" if case.i == 1 else "ROTARY-5" if failing.dialect.rotary_query == "first" else "ROTARY-4"
 
 
 def other_carrier(case: Case) -> Mapping[str, Changes]:
