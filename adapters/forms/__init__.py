@@ -6,9 +6,10 @@ answer back. A form is a function of its own, without annotations and with its i
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from attnspec.adapters.answer import Unsupported
@@ -18,7 +19,7 @@ from attnspec.adapters.forms.padded import padded
 from attnspec.adapters.forms.paged import paged
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.ragged import FORMS, whole
+from attnspec.spec.ragged import FORMS
 
 
 class Form(NamedTuple):
@@ -36,6 +37,12 @@ BY_FEATURE = {
     "paged": Form("attend_paged", paged, {"k_new": "paged_append"}),
 }
 ALWAYS = {"packed": ("packed_long",), "paged": ("paged_queries", "paged_any_size", "paged_any_entry")}
+
+
+@cache
+def text_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The lines of a function, which scripts of failures hold."""
+    return tuple(inspect.getsource(function).splitlines())
 
 
 def features_of(feature: str, method: Callable[..., Any]) -> frozenset[str]:
@@ -65,7 +72,7 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     form = BY_FEATURE[carrier.feature]
     given = {x: value for x, value in carrier.data().items() if x != "form"}
     function = partial(form.puts, attend, spoilt=spoilt)
-    text = ("", "", *inspect.getsource(form.puts).splitlines(), "", "", "def attend(**given):")
+    text = ("", "", *text_of(form.puts), "", "", "def attend(**given):")
     return Call(
         function,
         {"q": problem.q, "k": problem.k, "v": problem.v, **given, **options},
@@ -86,7 +93,9 @@ def as_a_form(problem: Problem, feature: str) -> Problem:
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
         raise Unsupported(f"a {feature} call has no {what}")
-    return whole(problem, FORMS[feature])
+    other = copy.copy(problem)  # and not checked: sizes that do not fit are for the implementation to refuse
+    object.__setattr__(other, "carrier", FORMS[feature]((problem.i,) * problem.b, (problem.j,) * len(problem.k)))
+    return other
 
 
-__all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered"]
+__all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered", "text_of"]

@@ -31,7 +31,7 @@ def packed(
 
     def rows(x, lengths, gap):
         """The rows of all sequences, with poison in gaps and behind the last; where each sequence begins, and all its places."""
-        pieces, begins, at = [], [0], 0
+        pieces, begins, at = [x[:, :, :0].transpose(1, 2).flatten(0, 1)], [0], 0
         lure = x.detach().transpose(1, 2).flatten(0, 1)
         fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
         for n in order or range(len(lengths)):
