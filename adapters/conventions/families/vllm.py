@@ -1,4 +1,4 @@
-"""vLLM's flash-attention, whose varlen function takes pages, and its unified attention in Triton, both with lengths after a call."""
+"""vLLM's flash-attention, whose varlen function takes pages, and its unified attention, both with lengths after a call."""
 
 # mypy: allow-untyped-defs, no-check-untyped-defs
 # Scripts of failures hold the text of functions: it has no types, which would have to be imported there.
