@@ -129,7 +129,7 @@ class Adapter:
         """The call that puts this problem. Raises Unsupported if the calling convention can't express it."""
         form = "" if has_own(self) else offered(self)
         if problem.carrier is None and form:
-            problem = as_a_form(problem, form)
+            problem = as_a_form(problem, form, self.restrictions)
         if problem.carrier is not None:
             return self.carried(problem)
         options = problem.given()

@@ -39,6 +39,10 @@ def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapte
             from attnspec.adapters.remote.isolated import isolated  # which asks a worker that imports this
 
             adapters = list(isolated(target, kwargs))
+        elif isinstance(target, str) and target.endswith(".json"):
+            from attnspec.adapters.solutions.adapter import solutions
+
+            adapters = solutions(target, kwargs)
         elif isinstance(target, str):
             found, source = load(target)
             adapters = _adapt(found, target, source, kwargs)

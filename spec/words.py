@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from attnspec.spec.problem import DIFFERENTIABLE, OPTIONS
+from attnspec.spec.ragged import FEATURES as OF_CARRIERS
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Output = Literal["o", "dq", "dk", "dv", "dbias", "dalibi_slopes", "dsinks", "lse"]
@@ -57,6 +58,8 @@ FEATURES: dict[str, str] = {
     **{own.gradient: f"the gradient of the {name.replace('_', ' ')}" for name, own in OPTIONS.items() if own.gradient},
     "module": "a module with train() and eval()",
 }
+# Of calls of many sequences, which have tensors of their own; the others are of a dense call.
+RAGGED = tuple(feature for feature in FEATURES if feature in OF_CARRIERS)
 # What a mask says, where a function takes one.
 MASKS = {
     "shows": "a mask is True where a query may attend",

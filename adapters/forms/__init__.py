@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ from attnspec.adapters.forms.cached import cached
 from attnspec.adapters.forms.packed import packed
 from attnspec.adapters.forms.padded import padded
 from attnspec.adapters.forms.paged import paged
+from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.ragged import FORMS
+from attnspec.spec.ragged import FORMS, Carrier, Paged
 
 
 class Form(NamedTuple):
@@ -88,14 +90,16 @@ def offered(adapter: Any) -> str:
     return ""
 
 
-def as_a_form(problem: Problem, feature: str) -> Problem:
+def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) -> Problem:
     """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one."""
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
         raise Unsupported(f"a {feature} call has no {what}")
-    other = copy.copy(problem)  # and not checked: sizes that do not fit are for the implementation to refuse
-    object.__setattr__(other, "carrier", FORMS[feature]((problem.i,) * problem.b, (problem.j,) * len(problem.k)))
-    return other
+    rows = sizes(restrictions).get("page_size")
+    carrier: Carrier = FORMS[feature]((problem.i,) * problem.b, (problem.j,) * len(problem.k))
+    found = copy.copy(problem)  # and not checked: sizes that do not fit are for the implementation to refuse
+    object.__setattr__(found, "carrier", replace(carrier, size=rows) if rows and isinstance(carrier, Paged) else carrier)
+    return found
 
 
 __all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered", "text_of"]

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnspec.adapters import RESTRICTIONS
 from attnspec.adapters.conventions.layout import AXES
-from attnspec.adapters.restrictions import NO_BACKWARD
+from attnspec.adapters.restrictions import NO_BACKWARD, means
 from attnspec.conformance import __version__
 from attnspec.conformance.report.environment import device_data, device_name, versions
 from attnspec.conformance.run.run import Run
@@ -22,7 +21,7 @@ from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec import SPEC_VERSION, index
-from attnspec.spec.words import FEATURES, MASKS
+from attnspec.spec.words import FEATURES, MASKS, RAGGED
 
 
 def header(run: Run) -> list[str]:
@@ -45,7 +44,8 @@ def header(run: Run) -> list[str]:
         if subject.read_from:
             lines.append(f"    {'; '.join(called_as(subject))}")
         offered = [name for name in FEATURES if subject.offers(name)]
-        absent = [name for name in FEATURES if not subject.offers(name)]
+        ragged = any(subject.offers(name) for name in RAGGED)  # who takes no call of many sequences misses each of its forms
+        absent = [name for name in FEATURES if not subject.offers(name) and (ragged or name not in RAGGED)]
         lines.append(f"    offers {', '.join(offered)}" + (f"; not {', '.join(absent)}" if absent else ""))
         lines += [f"    {name} = {getattr(subject.dialect, name)} ({source})" for name, source in subject.sources.items()]
         if subject.refused_dtypes:
@@ -95,12 +95,11 @@ def restrictions(subject: Subject) -> dict[str, tuple[str, str]]:
     """What each restriction of a subject means, and who says so."""
     said = {}
     for name in sorted(subject.adapter.restrictions):
-        known = RESTRICTIONS["no_backward:DEVICE" if name.startswith(NO_BACKWARD) else name]
         found = subject.found.get(name)
         source = "declared by its adapter" if found is None else f"found: each of the first calls raised {found[:100]}"
         if name.startswith(NO_BACKWARD) and found is not None:
             source += "; --without=backward declares it"
-        said[name] = (known.means, source)
+        said[name] = (means(name), source)
     return said
 
 

@@ -20,6 +20,7 @@ from attnspec.conformance.judging.finding import Judgement
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import sized
 from attnspec.conformance.problems.tensors import build, restricted
 from attnspec.conformance.problems.words import describe_problem
 from attnspec.conformance.verdicts.lines import Share, worse
@@ -124,8 +125,10 @@ class Subject:
 
     def problem(self, case: Case) -> Problem:
         """The tensors of a case, on the device."""
-        problem = build(case, self.device, differentiable(self.adapter.offers), self.adapter.reading)
-        return restricted(problem, self.adapter.restrictions) if self.adapter.restrictions else problem
+        restrictions = self.adapter.restrictions
+        asked = sized(case, restrictions) if restrictions else case
+        problem = build(asked, self.device, differentiable(self.adapter.offers), self.adapter.reading)
+        return restricted(problem, restrictions) if restrictions else problem
 
     def run(self, problem: Problem, within: Within = PLAINLY) -> Answer:
         """The implementation's answer. What the call changes around it is remembered, and set back."""

@@ -133,7 +133,7 @@ KVCACHE: Convention = replace(
     paths=("flash_attn.flash_attn_with_kvcache", "flash_attn.flash_attn_interface.flash_attn_with_kvcache"),
     reading=AS_IT_IS,
     without=frozenset({"alibi_grad", "lse_grad", "paged_any_size", "paged_queries"}),
-    restrictions=frozenset({"pages_of_256"}),
+    restrictions=frozenset({"page_size:256"}),
     forms={"cached": flash_2_cached, "paged": flash_2_paged},
 )
 KVCACHE_3 = replace(

@@ -201,7 +201,7 @@ VARLEN = replace(
     paths=("flash_attn.flash_attn_varlen_func", "flash_attn.flash_attn_interface.flash_attn_varlen_func"),
     reading=AS_IT_IS,
     without=frozenset({"alibi_grad", "lse_grad", "packed_long", "paged_any_size"}),
-    restrictions=frozenset({"pages_of_256"}),
+    restrictions=frozenset({"page_size:256"}),
     forms={"packed": flash_2_packed, "paged": flash_2_paged},
 )
 KV_PACKED = replace(

@@ -201,7 +201,10 @@ def simpler_lengths(case: Case) -> Iterable[Changes]:
     each = list(zip(*lengths_of(case), strict=True))
     yield {"lengths": "full"}
     for q, k in dict.fromkeys(each):
-        yield {"lengths": f"{q}:{k}", "b": 1, "i": max(q, 1), "j": max(k, 1)}
+        if len(each) > 1 or (q, k) != (case.i, case.keys):
+            alone: Changes = {"lengths": f"{q}:{k}", "b": 1, "i": max(q, 1), "j": max(k, 1)}
+            if any(getattr(case, name) != x for name, x in alone.items()):
+                yield alone
     for n in range(len(each)) if len(each) > 1 else ():
         fewer = [*each[:n], *each[n + 1 :]]
         yield {"lengths": "/".join(f"{q}:{k}" for q, k in fewer), "b": len(fewer)}
