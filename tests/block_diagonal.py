@@ -115,7 +115,7 @@ def _efficient(query, key, value, attn_bias, p, scale):  # type: ignore[no-untyp
     assert sum(attn_bias.q_seqlen) == len(q)
     keys = attn_bias.keys(k, v)
     if attn_bias.causal == "top_left":  # as many keys as queries, or the keys that the last query sees
-        keys = [(x[:i], y[:i]) for i, (x, y) in zip(attn_bias.q_seqlen, keys, strict=True)]
+        keys = Keys(k, v, [(x[:i], y[:i]) for i, (x, y) in zip(attn_bias.q_seqlen, keys, strict=True)])
     begins = after_each(attn_bias.q_seqlen)[:-1]
     o, lse = each(q, begins, attn_bias.q_seqlen, keys, bool(attn_bias.causal), (attn_bias.window, -1), scale=scale, dropout=p)
     o = o.unflatten(1, query.shape[2:4]) if query.ndim == 5 else o

@@ -6,7 +6,7 @@ The order of parameters, their names and their defaults are those of the package
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,13 @@ def has(name: str) -> int:
 
 # THE HONEST CORE
 
-Keys = Sequence[tuple[Tensor, Tensor]]  # of each sequence its keys (j g d) and values (j g e)
+
+class Keys(list[tuple[Tensor, Tensor]]):
+    """Of each sequence its keys (j g d) and values (j g e); and what all of them are of."""
+
+    def __init__(self, k: Tensor, v: Tensor, each_has: Iterable[Any]) -> None:
+        super().__init__(each_has)
+        self.whole = k, v
 
 
 def each(
@@ -61,10 +67,10 @@ def each(
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Each sequence alone: o (n h e) and lse (h n). Rows that no sequence has are NaN, as memory may be that nobody writes."""
-    h, e = q.shape[1], keys[0][1].shape[2] if keys else q.shape[2]
+    h, e = q.shape[1], keys.whole[1].shape[-1]
     begins, counts = [int(x) for x in begins], [int(x) for x in counts]
     longest = max(counts, default=0), max((len(k) for k, _ in keys), default=0)
-    nothing = q[:0, :, :1].expand(-1, -1, e) + sum(k[:0].sum() + v[:0].sum() for k, v in keys)
+    nothing = q[:0, :, :1].expand(-1, -1, e) + sum(x[:0].sum() for x in keys.whole)
     outputs, lses, at = [nothing], [q.new_empty(h, 0, dtype=torch.float32)], 0
     for n, (a, i, (k, v)) in enumerate(zip(begins, counts, keys, strict=True)):
         sizes = longest if has("longest") else (i, len(k))
@@ -83,7 +89,7 @@ def each(
 def packed_keys(k: Tensor, v: Tensor, begins: Iterable[int], counts: Iterable[int]) -> Keys:
     assert len(k) == len(v)
     both = [(int(a), int(a) + int(j) + has("one_more")) for a, j in zip(begins, counts, strict=True)]
-    return [(k[a:b], v[a:b]) for a, b in both]
+    return Keys(k, v, [(k[a:b], v[a:b]) for a, b in both])
 
 
 def cached_keys(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, left: Tensor | None, slots: Tensor | None) -> Keys:
@@ -92,7 +98,7 @@ def cached_keys(k_cache: Tensor, v_cache: Tensor, lengths: Tensor, left: Tensor 
         slot = n if slots is None or has("own_slot") else int(slots[n])
         a, b = 0 if left is None or has("not_left") else int(left[n]), length + has("one_more")
         found.append((k_cache[slot, a:b], v_cache[slot, a:b]))
-    return found
+    return Keys(k_cache, v_cache, found)
 
 
 def paged_keys(k_pages: Tensor, v_pages: Tensor, table: Any, lengths: Iterable[int]) -> Keys:
@@ -101,7 +107,7 @@ def paged_keys(k_pages: Tensor, v_pages: Tensor, table: Any, lengths: Iterable[i
         pages = torch.as_tensor(table[n])[: -(-j // size)].long()
         pages = torch.arange(len(pages)) if has("in_order") else pages
         found.append(tuple(x[pages].flatten(0, 1)[: j + has("one_more")] for x in (k_pages, v_pages)))
-    return found
+    return Keys(k_pages, v_pages, found)
 
 
 def int32(*given: Tensor | None) -> None:
