@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gpu_signatures
 import torch
 from ragged_signatures import Keys, each, packed_keys, paged_keys
 from torch import Tensor
@@ -110,6 +111,8 @@ KINDS: dict[str, type[Any]] = {
 
 
 def _efficient(query, key, value, attn_bias, p, scale):  # type: ignore[no-untyped-def]
+    if not isinstance(attn_bias, Blocks):
+        return gpu_signatures._efficient(query, key, value, attn_bias, p, scale)
     q, k, v = (x[0].flatten(1, 2) if x.ndim == 5 else x[0] for x in (query, key, value))
     assert len(query) == 1
     assert sum(attn_bias.q_seqlen) == len(q)
