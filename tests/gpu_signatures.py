@@ -181,48 +181,6 @@ def wrong_aiter_flash_attn_func(
     return (o, lse.detach()) if return_lse else o
 
 
-def sequences(q, k, v, starts_q, starts_k, causal, window, alibi_slopes, **options):  # type: ignore[no-untyped-def]
-    """Each sequence for itself; outputs ((b i) h d), and lses (h (b i))."""
-    assert len(k) == len(v)
-    nothing = q[None, :0, :, :1].expand(-1, -1, -1, v.shape[2]) + k[:0].sum() + v[:0].sum()
-    found = [(nothing, q.new_empty(1, q.shape[1], 0, dtype=torch.float32))]
-    for n, (a, b, c, d) in enumerate(zip(starts_q[:-1], starts_q[1:], starts_k[:-1], starts_k[1:], strict=True)):
-        own = alibi_slopes[n] if alibi_slopes is not None and alibi_slopes.ndim == 2 else alibi_slopes
-        found.append(dense(q[None, a:b], k[None, c:d], v[None, c:d], causal, window, own, **options))
-    return torch.cat([o[0] for o, _ in found]), torch.cat([lse[0] for _, lse in found], -1)
-
-
-def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
-):  # fmt: skip
-    options = {"scale": softmax_scale, "softcap": softcap, "dropout": dropout_p}
-    o, lse = sequences(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, window_size, alibi_slopes, **options)
-    return (o, lse.detach(), None) if return_attn_probs else o
-
-
-def wrong_flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
-    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None,
-):  # fmt: skip
-    """All is one sequence."""
-    one = [torch.stack([x[0], x[-1]]) for x in (cu_seqlens_q, cu_seqlens_k)]
-    own = alibi_slopes if alibi_slopes is None or alibi_slopes.ndim == 1 else alibi_slopes[0]
-    options = {"scale": softmax_scale, "softcap": softcap, "dropout": dropout_p}
-    o, lse = sequences(q, k, v, *one, causal, window_size, own, **options)
-    return (o, lse.detach(), None) if return_attn_probs else o
-
-
-def vllm_flash_attn_varlen_func(
-    q, k, v, max_seqlen_q, cu_seqlens_q, max_seqlen_k, cu_seqlens_k=None, seqused_k=None, q_v=None, dropout_p=0.0,
-    softmax_scale=None, causal=False, window_size=None, softcap=0.0, alibi_slopes=None, deterministic=False,
-    return_attn_probs=False, block_table=None, return_softmax_lse=False, out=None, num_splits=0, fa_version=2, s_aux=None,
-):  # fmt: skip
-    options = {"scale": softmax_scale, "softcap": softcap, "sinks": s_aux}
-    o, lse = sequences(q, k, v, cu_seqlens_q, cu_seqlens_k, causal, window_size or (-1, -1), alibi_slopes, **options)
-    return (o.detach(), lse.detach()) if return_softmax_lse else o.detach()
-
-
 # XFORMERS
 
 

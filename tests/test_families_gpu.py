@@ -7,6 +7,7 @@ from types import ModuleType
 
 import gpu_signatures as gpu
 import pytest
+import ragged_signatures as ragged
 from judging import ended, judge
 
 from attnspec.adapters import resolve
@@ -46,6 +47,11 @@ ROWS = "mha strided backward causal scale window window_right softcap lse"
 def met(target: object):
     (adapter,) = resolve(target)
     return meet(adapter.on("cpu"), "cpu", {}, None, ("float32",))
+
+
+def published(name: str):
+    """A function with a published signature, for dense problems or for many sequences."""
+    return getattr(gpu if hasattr(gpu, name) else ragged, name)
 
 
 def wrong(subject, *cases: Case) -> list[Case]:
@@ -189,14 +195,14 @@ def biases(installed):
     ],
 )
 def test_a_function_with_a_published_signature_is_recognised_and_called_so(name, convention, offers, cases, broken, shows, biases):
-    subject = met(getattr(gpu, name))
+    subject = met(published(name))
     assert subject.adapter.convention.name == convention
     assert subject.adapter.read_by == convention
     assert set(subject.adapter.offers) == set(offers.split())
     assert subject.read_from == f"promised by {convention}"
     assert wrong(subject, *cases) == []
     if broken is not None:
-        subject = met(getattr(gpu, broken))
+        subject = met(published(broken))
         assert subject.adapter.convention.name == convention
         assert shows in wrong(subject, shows)
 
@@ -268,7 +274,7 @@ def test_paths_of_packages_are_known(convention):
 )
 def test_a_script_of_a_failure_holds_how_the_family_is_called(name, clause, case, tmp_path):
     """It ends with 1 on the wrong function, and with 0 on the right one."""
-    subject = met(getattr(gpu, f"wrong_{name}"))
+    subject = met(published(f"wrong_{name}"))
     problem = subject.problem(case)
     exact = subject.solve(problem)
     finding = subject.judge(subject.run(problem), exact).findings[0]

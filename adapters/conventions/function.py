@@ -19,7 +19,7 @@ from attnspec.adapters.conventions.convention import Convention, convention_of
 from attnspec.adapters.conventions.layout import AXES, Reading
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.conventions.wording import passed
-from attnspec.adapters.forms import BY_FEATURE, Form, as_a_form, features_of
+from attnspec.adapters.forms import BY_FEATURE, Form, as_a_form, features_of, text_of
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.problem import gradient_features
@@ -51,7 +51,7 @@ class OfAFamily(Adapter):
         """Python that defines what the family's own function makes of this one, under a name."""
         bridge = (*source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
         fixed = "".join(f", {x}={value!r}" for x, value in self.convention.fixed.items())
-        text = ("", "", *inspect.getsource(own).splitlines(), "", *bridge, "", f"def {name}(**given):")
+        text = ("", "", *text_of(own), "", *bridge, "", f"def {name}(**given):")
         return (*self.source, "function = attend", *text, f"    return {own.__name__}(function, **given{fixed})")
 
 

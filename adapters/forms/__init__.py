@@ -6,10 +6,11 @@ answer back. A form is a function of its own, without annotations and with its i
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from attnspec.adapters.answer import Unsupported
@@ -20,7 +21,7 @@ from attnspec.adapters.forms.paged import paged
 from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.ragged import FORMS, Paged, whole
+from attnspec.spec.ragged import FORMS, Carrier, Paged
 from attnspec.spec.turns import cos_and_sin, turned
 
 
@@ -56,6 +57,12 @@ BY_FEATURE = {
 ALWAYS = {"packed": ("packed_long",), "paged": ("paged_queries", "paged_any_size", "paged_any_entry")}
 
 
+@cache
+def text_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The lines of a function, which scripts of failures hold."""
+    return tuple(inspect.getsource(function).splitlines())
+
+
 def features_of(feature: str, method: Callable[..., Any]) -> frozenset[str]:
     """What an adapter offers that has this method for a form, as its parameters show."""
     form, takes = BY_FEATURE[feature], inspect.signature(method).parameters
@@ -85,7 +92,7 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     given = {x: value for x, value in carrier.data().items() if x != "form"}
     function = partial(form.puts, attend, spoilt=spoilt)
     parts = (cos_and_sin, turned, form.puts) if getattr(carrier, "rotary", 0) else (form.puts,)
-    text = (*(line for part in parts for line in ("", "", *inspect.getsource(part).splitlines())), "", "", "def attend(**given):")
+    text = (*(line for part in parts for line in ("", "", *text_of(part))), "", "", "def attend(**given):")
     return Call(
         function,
         {"q": problem.q, "k": problem.k, "v": problem.v, **given, **options},
@@ -106,9 +113,11 @@ def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) 
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
         raise Unsupported(f"a {feature} call has no {what}")
-    found = whole(problem, FORMS[feature])
     rows = sizes(restrictions).get("page_size")
-    return found.replace(carrier=replace(found.carrier, size=rows)) if rows and isinstance(found.carrier, Paged) else found
+    carrier: Carrier = FORMS[feature]((problem.i,) * problem.b, (problem.j,) * len(problem.k))
+    found = copy.copy(problem)  # and not checked: sizes that do not fit are for the implementation to refuse
+    object.__setattr__(found, "carrier", replace(carrier, size=rows) if rows and isinstance(carrier, Paged) else carrier)
+    return found
 
 
-__all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered"]
+__all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered", "text_of"]

@@ -29,13 +29,16 @@ def packed(
     """
     import torch
 
-    def rows(x, lengths, gap):
-        """The rows of all sequences, with poison in gaps and behind the last; where each sequence begins, and all its places."""
-        pieces, begins, at = [], [0], 0
+    def rows(x, lengths, gap, most):
+        """The rows of all sequences, with poison in gaps and behind the last; where each sequence begins, and all its places.
+
+        A sequence as long as any has all rows that are there, so that what misfits arrives.
+        """
+        pieces, begins, at = [x[:, :, :0].transpose(1, 2).flatten(0, 1)], [0], 0
         lure = x.detach().transpose(1, 2).flatten(0, 1)
         fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
         for n in order or range(len(lengths)):
-            pieces.append(x[n, :, : lengths[n]].transpose(0, 1))
+            pieces.append((x[n] if lengths[n] == most else x[n, :, : lengths[n]]).transpose(0, 1))
             pieces.append(other_rows(x, lure, gap, fill))
             at += lengths[n] + gap
             begins.append(at)
@@ -48,7 +51,8 @@ def packed(
             return lure[torch.arange(n, device=x.device) * 7 % len(lure)] * 2
         return x.new_full((n, x.shape[1], x.shape[3]), 2.0 if fill is None else fill)
 
-    packs = {"q": rows(q, q_lengths, q_gap), "k": rows(k, k_lengths, k_gap), "v": rows(v, k_lengths, k_gap)}
+    i, j = q.shape[2], k.shape[2]
+    packs = {"q": rows(q, q_lengths, q_gap, i), "k": rows(k, k_lengths, k_gap, j), "v": rows(v, k_lengths, k_gap, j)}
     whole = {name: x for name, (x, _) in packs.items()}
     ints = {"dtype": torch.int64 if long else torch.int32, "device": q.device}
     starts = {name: torch.tensor(packs[name][1], **ints) for name in "qk"}

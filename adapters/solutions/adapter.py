@@ -37,7 +37,9 @@ class Solved(Adapter):
         says = "causal" in definition.name and "qo_indptr" in definition.inputs or "seq_indptr" in definition.inputs
         self._causal = says if causal is None else causal
         self._path = str(solution.path.resolve())
-        outputs = [(name, x.dtype, [definition.axes[axis] for axis in (x.shape or ())[1:]]) for name, x in definition.outputs.items()]
+        outputs = [
+            (name, x.dtype, [definition.axes[axis] for axis in (x.shape or ())[1:]]) for name, x in definition.outputs.items()
+        ]
         self._words = {"inputs": list(definition.inputs), "outputs": outputs, "in_place": solution.in_place}
         self.dtypes = (_dtype(definition, self.of),)
         self.widths = _widths(self)

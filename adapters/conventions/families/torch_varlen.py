@@ -59,7 +59,7 @@ def varlen_cached(
     import torch
     from torch.nn.attention.varlen import AuxRequest
 
-    (b, i), (s, c) = q.shape[:2], k_cache.shape[:2]
+    (b, i), c = q.shape[:2], k_cache.shape[1]
     left, right = (-1 if side is None else side for side in window or (None, None))
     options = {"scale": scale, "window_size": (left, 0) if causal else (left, right)}
     if lse:

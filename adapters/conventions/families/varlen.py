@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.families.flash import AITER, FLASH_2, FLASH_3, FLASH_4
 from attnspec.adapters.conventions.layout import AS_IT_IS
 

@@ -1,4 +1,4 @@
-"""vLLM's flash-attention, whose varlen function takes pages, and its unified attention in Triton. Both get the length after the call."""
+"""vLLM's flash-attention, whose varlen function takes pages, and its unified attention, both with lengths after a call."""
 
 # mypy: allow-untyped-defs, no-check-untyped-defs
 # Scripts of failures hold the text of functions: it has no types, which would have to be imported there.
@@ -84,10 +84,6 @@ def unified_paged(
     sinks=None,
 ):
     """It writes into `out`, and is causal always. Its scale is a number, and a window's left side the only one that it reads."""
-    if alibi_slopes is not None and sinks is not None:
-        from attnspec.adapters import Unsupported
-
-        raise Unsupported("its distance is that from the first query, which moves a whole row, and not its sink")
     out = q.new_empty(*q.shape[:2], v_pages.shape[3])
     options = {"cu_seqlens_q": cu_q, "max_seqlen_q": max_q, "seqused_k": lengths, "max_seqlen_k": max(lengths.tolist(), default=0)}
     options |= {"softmax_scale": q.shape[2] ** -0.5 if scale is None else scale, "causal": causal, "block_table": table}
@@ -111,7 +107,9 @@ VLLM: Convention = replace(
     },
     forms={"packed": fork_packed, "paged": fork_paged},
 )
-# Its slopes are one for each head. Which distance they have shows only beside sinks.
+# Its slopes are one for each head, and its distance is that from the first query: it moves a row as a whole, and not its sink. So
+# slopes and sinks are asked for apart.
+NO_WORDS = frozenset({"alibi_batch", "alibi_grad", "sinks_grad", "paged_any_size"})
 UNIFIED = Convention(
     name="vLLM's unified attention",
     of="vllm, vllm.v1.attention.ops.triton_unified_attention.unified_attention",
@@ -121,7 +119,7 @@ UNIFIED = Convention(
     ),
     reading=AS_IT_IS,
     offers=frozenset({"gqa", "mqa"}),
-    without=frozenset({"alibi_batch", "alibi_grad", "sinks_grad", "paged_any_size"}),
+    variants={"slopes": {"without": NO_WORDS | {"sinks"}}, "sinks": {"without": NO_WORDS | {"alibi"}}},
     restrictions=frozenset({"always_causal"}),
     dialect={"causal_alignment": "bottom_right", "head_grouping": "blocked", "window_count": "inclusive"},
     dtypes=("float16", "bfloat16", "float32"),

@@ -89,6 +89,8 @@ def with_blocks(  # type: ignore[no-untyped-def]
     There is a causal bias that is aligned top-left: it is used where each block has as many keys as queries. The other is refused
     where a block has fewer keys, and a window has one beside causal alone.
     """
+    from itertools import pairwise
+
     from xformers.ops.fmha import attn_bias as biases
 
     from attnspec.adapters import Unsupported
@@ -96,7 +98,7 @@ def with_blocks(  # type: ignore[no-untyped-def]
     starts = [[*cu.tolist(), *([len(x)] if len(x) > cu[-1] else [])] for cu, x in ((cu_q, q), (cu_k, k))]
     if len(starts[0]) != len(starts[1]):
         raise Unsupported("rows behind the last sequence are a block of their own: of queries and of keys")
-    lengths = [[b - a for a, b in zip(x, x[1:], strict=False)] for x in starts]
+    lengths = [[b - a for a, b in pairwise(x)] for x in starts]
     attn_bias = biases.BlockDiagonalMask.from_seqlens(*lengths, device=q.device)
     if window is not None and not (causal and window[0] is not None):
         raise Unsupported("a block has a window beside causal alone, which limits the past")
