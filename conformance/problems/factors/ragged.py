@@ -272,12 +272,12 @@ def carrier_clause(case: Case, failing: Failing) -> str:
 
 
 def turned_clause(case: Case, failing: Failing) -> str:
-    """Of latents, and of new keys that are turned; "" where there are neither."""
+    """Of latents, of new keys that are turned, and of pages of two widths; "" where there is none of them."""
     form, *words = case.carrier.split("+")
     if "latent" in words:
         return "MLA-6" if failing.kind == "changed" else "MLA-7" if failing.output == "lse" else f"MLA-{1 + (form == 'cached')}"
     if "rotary" not in words:
-        return ""
+        return "MLA-9" if form == "paged" and case.width != case.d and failing.kind in ("value", "nonfinite") else ""
     if failing.kind == "changed":
         return "ROTARY-8"
     if "left" in words:
