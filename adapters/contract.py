@@ -27,7 +27,7 @@ from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden,
 from attnspec.adapters.watch.compiled import given_up
 from attnspec.adapters.watch.state import RANDOM, no_second_run, watched
 from attnspec.adapters.watch.trace import Trace, operators, wholly
-from attnspec.adapters.within import CAPTURED, COMPILED, PLAINLY, SECOND, STREAM, Call, Within, made, quiet, surrounded
+from attnspec.adapters.within import CAPTURED, COMPILED, PLAINLY, SECOND, STREAM, Call, Within, made, quiet, surrounded, with_flag
 from attnspec.spec import CHOICES, OPTIONS, Problem
 from attnspec.spec.place import Place
 from attnspec.spec.words import CLASSES, DTYPES, FEATURES
@@ -45,7 +45,7 @@ class Adapter:
     dtypes: the dtypes that it promises; None for all in which it answers a plain call.
     widths: the widths d of queries and keys that it takes; None for all.
     devices: the types of device on which the suite tests it; None for the cpu and the accelerator that torch reports.
-    deterministic: True if it claims the same bits on every call.
+    deterministic: True if it claims the same bits on every call: short for offers of deterministic and deterministic_backward.
     source: lines of Python that define `attend`, for the script of a failure.
     docs/adapter.md explains each.
     """
@@ -97,9 +97,15 @@ class Adapter:
     attend_cached: Callable[..., Any] | None = None
     attend_paged: Callable[..., Any] | None = None
     kept: Answer | None = None  # an answer that is read again later
+    flagged: bool = False  # whether calls ask for the same bits each time
     isolated: bool = False  # whether the implementation is in a process of its own
     endings: Mapping[str, int] = {}  # how often that ended, by how
     spoilt: list[str] = []
+
+    @property
+    def dense_form(self) -> str:
+        """The form in which dense problems are put that have no attend() of their own; '' where they have one."""
+        return "" if has_own(self) else offered(self)
 
     @property
     def kernel(self) -> Any:
@@ -127,9 +133,8 @@ class Adapter:
 
     def call(self, problem: Problem) -> Call:
         """The call that puts this problem. Raises Unsupported if the calling convention can't express it."""
-        form = "" if has_own(self) else offered(self)
-        if problem.carrier is None and form:
-            problem = as_a_form(problem, form)
+        if problem.carrier is None and self.dense_form:
+            problem = as_a_form(problem, self.dense_form, self.restrictions)
         if problem.carrier is not None:
             return self.carried(problem)
         options = problem.given()
@@ -175,6 +180,10 @@ class Adapter:
 
     def fresh(self) -> Adapter | None:
         """This adapter with an implementation that was never called, or None if it can't make one."""
+        return None
+
+    def elsewhere(self) -> Adapter | None:
+        """This adapter with its implementation in another process that begins anew, or None if it can't make one."""
         return None
 
     def trace(self, problem: Problem) -> Trace:
@@ -307,6 +316,7 @@ class Adapter:
         installed = handlers()
         try:
             call = made(self.call(problem), within)
+            call = with_flag(call) if self.flagged else call
             given += [(name, x, copy.deepcopy(x)) for name, x in call.arguments.items() if _of_whole_numbers(x)]
             o, lse = pair(call.function(**call.arguments)) if problem.lse else (call.function(**call.arguments), None)
             o, lse = plain(o), plain(lse)
@@ -389,7 +399,7 @@ def check(adapter: Adapter) -> None:
     ):
         if given:
             raise ValueError(f"{name}.{what} names unknown {', '.join(sorted(given))}; choose from {', '.join(there)}")
-    takes = options_of(adapter.attend) if type(adapter).call is Adapter.call else None
+    takes = _taken(adapter) if type(adapter).call is Adapter.call else None
     for feature in sorted(adapter.offers):
         words_for = [name for name, option in OPTIONS.items() if feature in option.features]
         if takes is not None and words_for and takes.isdisjoint(words_for):
@@ -408,6 +418,14 @@ def check(adapter: Adapter) -> None:
                 f"{name}.dialect has {key}={value}; choose from "
                 + "; ".join(f"{choice.name} = {' | '.join(choice.values)}" for choice in CHOICES.values())
             )
+
+
+def _taken(adapter: Adapter) -> frozenset[str] | None:
+    """The options for which attend() or one of the methods of forms has parameters; None where one takes any name."""
+    forms = [method for form in BY_FEATURE.values() if (method := getattr(adapter, form.method)) is not None]
+    each = [options_of(method) for method in (adapter.attend, *forms)]
+    known = [takes for takes in each if takes is not None]
+    return frozenset({"carrier"} if forms else ()).union(*known) if len(known) == len(each) else None
 
 
 def _must_stand_for(adapter: Adapter, method: str, own: Callable[..., Any]) -> None:

@@ -39,6 +39,10 @@ def resolve(target: Any, kwargs: Mapping[str, Any] | None = None) -> list[Adapte
             from attnspec.adapters.remote.isolated import isolated  # which asks a worker that imports this
 
             adapters = list(isolated(target, kwargs))
+        elif isinstance(target, str) and target.endswith(".json"):
+            from attnspec.adapters.solutions.adapter import solutions
+
+            adapters = solutions(target, kwargs)
         elif isinstance(target, str):
             found, source = load(target)
             adapters = _adapt(found, target, source, kwargs)
@@ -94,7 +98,7 @@ def _adapt(found: Any, name: str, source: tuple[str, ...], kwargs: Mapping[str, 
         return [_named(found, name, (*source, "attend = attend.attend"))]
     adapters: list[Adapter] = []
     try:
-        if inspect.isclass(found) and (family := family_of(found, name)).attend is not None:
+        if inspect.isclass(found) and ((family := family_of(found, name)).attend is not None or family.forms):
             made = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
             with_options = (*source, f"from functools import partial; attend = partial(attend, {made})") if kwargs else source
             adapters = adapted(partial(found, **kwargs) if kwargs else found, name, with_options, family, kwargs)

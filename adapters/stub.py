@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from attnspec.adapters.conventions.signature import FIELD_OF, UnknownSignature, signature_of
 from attnspec.spec import OPTIONS
-from attnspec.spec.words import FEATURES
+from attnspec.spec.words import FEATURES, RAGGED
 
 
 def ten_lines(found: Any, name: str, problem: str) -> str:
@@ -82,7 +82,7 @@ def stub(found: Any, name: str) -> str:
     from {module} import {imported}
 
     class Attention(Adapter):
-        offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(FEATURES)}
+        offers = {{{", ".join(f'"{x}"' for x in offers)}}}       # of {", ".join(x for x in FEATURES if x not in RAGGED)}
 
         def attend(self, q, k, v{", *" if options else ""}{keywords}):{fill}
             # q (b h i d), k (b g j d), v (b g j e)  →  o (b h i e); the suite passes only options that are offered

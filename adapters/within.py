@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -110,6 +112,59 @@ def _after_a_draw(adapter: Any, device: str) -> contextlib.AbstractContextManage
     return contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def _loaded(adapter: Any, device: str) -> Iterator[None]:
+    """Other threads multiply matrices meanwhile, on the same device."""
+    over, busy = threading.Event(), threading.Barrier(3, timeout=60)
+
+    def work() -> None:
+        with torch.inference_mode():
+            x = torch.ones(192, 192, device=device)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                busy.wait()
+            while not over.is_set():
+                torch.mm(x, x)
+                if device != "cpu":
+                    torch.get_device_module(device).synchronize()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    with contextlib.suppress(threading.BrokenBarrierError):
+        busy.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@contextlib.contextmanager
+def _other_threads(adapter: Any, device: str) -> Iterator[None]:
+    """Torch computes with another number of threads: one, or three where it has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 3)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _flagged(adapter: Any, device: str) -> Iterator[None]:
+    """The same bits are asked for: by torch's flag, and by a parameter `deterministic` where there is one."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    adapter.flagged = True
+    try:
+        yield
+    finally:
+        adapter.flagged = False
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
+LOADED, OTHER_THREADS, FLAGGED = "under load", "another number of threads", "a flag for the same bits"
 SURROUNDINGS: dict[str, Surroundings] = {
     "no_grad": Surroundings(lambda adapter, device: torch.no_grad(), "with torch.no_grad():\n    {call}"),
     "inference_mode": Surroundings(lambda adapter, device: torch.inference_mode(), "with torch.inference_mode():\n    {call}"),
@@ -120,6 +175,9 @@ SURROUNDINGS: dict[str, Surroundings] = {
     "unwatched": Surroundings(_unwatched),
     "unmerged": Surroundings(_unmerged),
     "after a draw": Surroundings(_after_a_draw),
+    LOADED: Surroundings(_loaded),
+    OTHER_THREADS: Surroundings(_other_threads, "torch.set_num_threads(1 if torch.get_num_threads() > 1 else 3)\n{call}"),
+    FLAGGED: Surroundings(_flagged, "torch.use_deterministic_algorithms(True, warn_only=True)\n{call}"),
 }
 
 
@@ -170,6 +228,17 @@ def made(call: Call, within: Within) -> Call:
         torch.compiler.reset()  # what was compiled too often runs as it is, and would say nothing
         return replace(call, function=torch.compile(call.function, backend=within.surroundings.removeprefix(COMPILED)))
     return call
+
+
+def with_flag(call: Call) -> Call:
+    """The call with its parameter `deterministic` True, where it has one that nobody else gives a value."""
+    try:
+        parameters = inspect.signature(call.function).parameters
+    except (TypeError, ValueError):
+        return call
+    if "deterministic" not in parameters or "deterministic" in call.arguments:
+        return call
+    return replace(call, arguments={**call.arguments, "deterministic": True})
 
 
 def direction(q: torch.Tensor) -> torch.Tensor:

@@ -175,9 +175,10 @@ def _subject(options: argparse.Namespace) -> Any:
     from attnspec.conformance.plugin.options import _dialect, _dtypes, _without
     from attnspec.conformance.subject.subject import Subject
     from attnspec.spec import Dialect
-    from attnspec.spec.words import CLASSES, DTYPES, FEATURES
+    from attnspec.spec.words import CLASSES, DTYPES, FEATURES, PROMISES, RAGGED
 
-    unsaid = {"strided", "module", "dropout"}  # of files: all tensors are dense, and nobody can say what was dropped
+    # Of files: all tensors are dense and hold one sequence a batch item, nobody can say what was dropped, and no two calls are compared.
+    unsaid = {"strided", "module", "dropout", *RAGGED, *PROMISES}
     offers = {x for x in options.offers.split(",") if x} or FEATURES.keys() - unsaid
     if offers - FEATURES.keys():
         raise ResolveError(f"--offers: unknown {', '.join(sorted(offers - FEATURES.keys()))}; choose from {', '.join(FEATURES)}")

@@ -64,7 +64,7 @@ class RaggedExact(Exact):
         return found[0], found[1]
 
     def _put(self, name: str, parts: Sequence[Array]) -> Array:
-        return _joined(self.problem, name, parts, self.parts)
+        return joined(self.problem, name, parts, self.parts)
 
 
 @implements("VARLEN-1", "VARLEN-2", "VARLEN-3", "VARLEN-4", "VARLEN-9", "VARLEN-12")
@@ -76,7 +76,7 @@ def solve_ragged(problem: Problem, dialect: Dialect, each: Solve) -> RaggedExact
     parts = tuple(each(_as_it_turns(problem, dialect, n, one)) for n, one in enumerate(sequences(problem)))
 
     def put(name: str, of: Callable[[Exact], Array]) -> Array:
-        return _joined(problem, name, [of(x) for x in parts], parts)
+        return joined(problem, name, [of(x) for x in parts], parts)
 
     names = ("o", *(("lse",) if problem.lse else ()), *(f"d{x}" for x in problem.wrt if problem.differentiated))
     values = {name: put(name, lambda x, name=name: x.values[name]) for name in names}  # type: ignore[misc]
@@ -137,7 +137,7 @@ def _scattered(parts: Sequence[Array], shape: tuple[int, ...], dtype: type = flo
     return found
 
 
-def _joined(problem: Problem, name: str, parts: Sequence[Array], exacts: Sequence[Exact]) -> Array:
+def joined(problem: Problem, name: str, parts: Sequence[Array], exacts: Sequence[Exact]) -> Array:
     """What is said of an output, sequence by sequence, in the output's shape; of a head's own gradient the sum, or any.
 
     The bound of a sum grows by the rounding of its terms.

@@ -35,6 +35,8 @@ def solve(problem: Problem, dialect: Dialect, keep: Array | None = None, *, orac
     Raises ValueError if dropout is active without `keep`, and ImportError for "arb" without python-flint.
     """
     if problem.carrier is not None:
+        if problem.carrier.feature in ("cached", "paged"):  # there a query's place is that of its key, whatever dense calls do
+            dialect = replace(dialect, causal_alignment="bottom_right")
         return solve_ragged(problem, dialect, lambda one: solve(one, dialect, oracle=oracle))
     if problem.training and 0 < problem.dropout < 1 and keep is None:
         raise ValueError("with dropout in training the answer depends on the keep mask; give `keep` (b h i j)")

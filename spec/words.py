@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from attnspec.spec.problem import DIFFERENTIABLE, OPTIONS
+from attnspec.spec.ragged import FEATURES as OF_CARRIERS
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Output = Literal["o", "dq", "dk", "dv", "dbias", "dalibi_slopes", "dsinks", "lse"]
@@ -39,6 +40,17 @@ CLASSES: tuple[AccuracyClass, ...] = get_args(AccuracyClass)  # the strictest fi
 RETURNED = ("o", "lse")  # by the call; the others are gradients
 INPUT_OF = {f"d{name}": name for name in DIFFERENTIABLE}  # of each gradient
 
+# What an implementation may promise beyond right numbers: the same bits. Few do, and nobody misses what is not promised.
+PROMISES: dict[str, str] = {
+    "deterministic": "the same bits of the output and of the lse on every call",
+    "deterministic_backward": "the same bits of the gradients on every call",
+    "deterministic_flag": "the same bits on every call that asks for them, by torch's flag or by a parameter `deterministic`",
+    "same_when_asked": "the same bits of the output, whether gradients and the lse are asked for or not",
+    "batch_invariant": "the same bits of a row of the output and of the lse, whatever its companions in the call",
+    "batch_invariant_backward": "the same bits of the gradients of a batch item, whatever its companions in the call",
+    "row_invariant": "the same bits of a row of the output and of the lse, whatever other queries its sequence has in the call",
+}
+REPEATING = ("deterministic", "deterministic_backward")  # what an adapter says by deterministic = True
 # What an implementation may offer, in words: forms of the inputs, what an option on its line in Problem says, and ways of use.
 FEATURES: dict[str, str] = {
     "mha": "as many key/value heads as query heads",
@@ -56,7 +68,10 @@ FEATURES: dict[str, str] = {
     "backward": "gradients of q, k, v",
     **{own.gradient: f"the gradient of the {name.replace('_', ' ')}" for name, own in OPTIONS.items() if own.gradient},
     "module": "a module with train() and eval()",
+    **PROMISES,
 }
+# Of calls of many sequences, which have tensors of their own; the others are of a dense call.
+RAGGED = tuple(feature for feature in FEATURES if feature in OF_CARRIERS)
 # What a mask says, where a function takes one.
 MASKS = {
     "shows": "a mask is True where a query may attend",

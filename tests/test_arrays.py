@@ -23,7 +23,7 @@ from attnspec.conformance.problems.array import array, core_rows
 from attnspec.conformance.problems.arrays import make
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.coverage import Space, share_in_words
-from attnspec.conformance.problems.extension import EXTENSIONS, Arrays, Extension
+from attnspec.conformance.problems.extension import CARRIED, EXTENSIONS, Arrays, Extension
 from attnspec.conformance.problems.factors import ALIKE, COST, LEVELS, NOT_DENSE, alike, level_of
 from attnspec.conformance.problems.fit import SQUARE, decodes, fit
 from attnspec.conformance.problems.reduce import descend, simpler, stripped
@@ -155,7 +155,7 @@ def test_a_level_stands_for_itself_first_and_a_value_for_one_level() -> None:
 
 def test_the_factors_of_a_case_are_those_of_the_arrays() -> None:
     """In the header of the files, which `read` compares, and in Case; the first level is the default."""
-    own = {name for extension in EXTENSIONS for name in extension.levels}
+    own = {name for extension in (*EXTENSIONS, *(one.about for one in CARRIED.values())) for name in extension.levels}
     assert [f.name for f in fields(Case) if f.name not in own] == [*LEVELS, "seed", "numbers"]
     assert own == {name for name, factor in FACTORS.items() if factor.array not in ("", "core")}
     for name, levels in LEVELS.items():
@@ -196,7 +196,7 @@ def with_extensions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three that are made up of factors that a case has."""
     monkeypatch.setattr(arrays, "ARRAYS", folder)
     monkeypatch.setattr(extension, "EXTENSIONS", TOGETHER.extensions)
-    for name, value in {"ALONE": ALONE, "TOGETHER": TOGETHER}.items():
+    for name, value in {"ALONE": ALONE, "TOGETHER": TOGETHER, "CARRIED": {}}.items():
         monkeypatch.setattr(extension, name, value)
         monkeypatch.setattr(arrays, name, value)
 
@@ -237,7 +237,9 @@ def test_extensions_meet_each_other_and_what_they_need(name: str, strength: int,
 
 
 @pytest.mark.parametrize(("name", "strength"), make.STRENGTH.items())
-@pytest.mark.parametrize("beside", [*extension.ALONE.values(), extension.TOGETHER], ids=lambda beside: beside.name)
+@pytest.mark.parametrize(
+    "beside", [*extension.ALONE.values(), *extension.CARRIED.values(), extension.TOGETHER], ids=lambda beside: beside.name
+)
 def test_each_array_that_there_is_meets_what_it_names(beside: Arrays, name: str, strength: int) -> None:
     """All of its combinations that make sense: what is not in them nobody asks."""
     assert holds(arrays.read(arrays.ARRAYS / beside.name, name, beside.levels), beside, strength) == []
@@ -252,8 +254,7 @@ def holds(rows: tuple[Case, ...], beside: Arrays, strength: int) -> list[dict[st
         held = {tuple(level_of(f, getattr(case, f)) if f in LEVELS else getattr(case, f) for f in factors) for case in rows}
         for levels in set(product(*(beside.levels[factor] for factor in factors))) - held:
             chosen = dict(zip(factors, levels, strict=True))
-            free = (replace(Case(mask="ij", bias="ij", wrt="all"), window=window) for window in ("none", "3:"))
-            cases = [replace(case, **chosen) for case in free]  # type: ignore[arg-type]
+            cases = [replace(case, **chosen) for case in make.hosts(beside)]  # type: ignore[arg-type]
             if beside.there(chosen) and beside.goes(chosen) and any(fit(case, everything) == case for case in cases):
                 missing.append(chosen)
     return missing

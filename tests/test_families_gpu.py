@@ -107,7 +107,7 @@ def biases(installed):
         (
             "flash_attn_varlen_func",
             "flash-attention 2, varlen",
-            ROWS + " gqa mqa dropout alibi alibi_batch",
+            ROWS + " gqa mqa dropout alibi alibi_batch packed paged paged_queries paged_any_entry",
             (*PLAIN, *WINDOWS, *GROUPED, CAPPED, ALIBI, LSE),
             "wrong_flash_attn_varlen_func",
             PLAIN[2],
@@ -115,7 +115,7 @@ def biases(installed):
         (
             "vllm_flash_attn_varlen_func",
             "vLLM's flash-attention",
-            "mha strided causal scale window window_right softcap lse gqa mqa sinks",
+            "mha strided causal scale window window_right softcap lse gqa mqa sinks packed paged paged_queries paged_any_entry",
             (*PLAIN, *WINDOWS, *GROUPED, CAPPED, LSE, SUNK[0]),
             None,
             None,
@@ -171,7 +171,8 @@ def biases(installed):
         (
             "memory_efficient_attention",
             "xformers",
-            "mha strided backward causal scale window window_right value_width mask key_padding rank3 bias bias_grad dropout",
+            "mha strided backward causal scale window window_right value_width mask key_padding rank3 bias bias_grad dropout"
+            " packed cached cached_left cached_slots paged paged_queries",
             (*PLAIN, *WINDOWS, *MASKED, *BIASED, *MERGED, Case(i=3, j=5, d=8, e=4)),
             "wrong_memory_efficient_attention",
             PLAIN[1],
@@ -179,7 +180,8 @@ def biases(installed):
         (
             "memory_efficient_attention_partial",
             "xformers, partial",
-            "mha strided causal scale window window_right value_width mask key_padding rank3 bias lse gqa mqa",
+            "mha strided causal scale window window_right value_width mask key_padding rank3 bias lse gqa mqa"
+            " packed cached cached_left cached_slots paged paged_queries",
             (*PLAIN, *WINDOWS, *MASKED, *GROUPED, LSE, Case(b=2, heads="4/2", i=3, j=5, d=8, mask="bhij", lse="returned")),
             None,
             None,

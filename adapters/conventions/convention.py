@@ -17,9 +17,13 @@ FAMILIES = (  # modules of the folder families
     "tinygrad",
     "torch",
     "varlen",
+    "kvcache",
+    "vllm",
+    "torch_varlen",
     "flash",
     "xformers",
     "flashinfer",
+    "flashinfer_batch",
     "transformer_engine",
     "cudnn",
     "transformers",
@@ -51,6 +55,7 @@ class Convention:
     its text: it imports what it needs inside, and has a name of its own.
     forms: for calls of many sequences, family(function, q, …) for each of packed, padded, cached and paged that it takes, as an
     adapter's attend_packed and so on have it (:mod:`attnspec.adapters.forms`). Without `attend`, dense problems take the first.
+    plain: dense problems are put as its parameters show, beside its forms.
     untested: why its package does not run on a CPU, where it doesn't; functions with its signature are then what tests have asked.
     """
 
@@ -75,6 +80,7 @@ class Convention:
     merges: bool = False
     attend: Callable[..., Any] | None = None
     forms: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    plain: bool = False
     untested: str = ""
 
     def shows(self, parameters: frozenset[str], used: frozenset[str]) -> bool:

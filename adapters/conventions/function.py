@@ -26,7 +26,36 @@ from attnspec.spec.problem import gradient_features
 from attnspec.spec.words import MASKS
 
 
-class FunctionAdapter(Adapter):
+class OfAFamily(Adapter):
+    """A function whose family has words for calls of many sequences."""
+
+    function: Any
+    convention: Convention
+
+    def take_forms(self) -> frozenset[str]:
+        """Take over the forms of the family: a method for each, and what they offer."""
+        for feature, form in self.convention.forms.items():
+            setattr(self, BY_FEATURE[feature].method, partial(form, self._bridged, **self.convention.fixed))
+        return frozenset().union(*(features_of(feature, form) for feature, form in self.convention.forms.items()))
+
+    @property
+    def _bridged(self) -> Callable[..., Any]:
+        """The function as it takes the suite's tensors."""
+        return bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function
+
+    def lines_of(self, form: Form) -> tuple[str, ...]:
+        """Python that defines what takes a form."""
+        return self._said(self.convention.forms[next(x for x, own in BY_FEATURE.items() if own is form)], form.method)
+
+    def _said(self, own: Any, name: str) -> tuple[str, ...]:
+        """Python that defines what the family's own function makes of this one, under a name."""
+        bridge = (*source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
+        fixed = "".join(f", {x}={value!r}" for x, value in self.convention.fixed.items())
+        text = ("", "", *inspect.getsource(own).splitlines(), "", *bridge, "", f"def {name}(**given):")
+        return (*self.source, "function = attend", *text, f"    return {own.__name__}(function, **given{fixed})")
+
+
+class FunctionAdapter(OfAFamily):
     """A function of tensors. What is offered follows from its parameters, and from what its family is known to take.
 
     With torch SDPA's parameters it promises torch's semantics: `attn_mask` is bool or float, the causal alignment is
@@ -64,8 +93,8 @@ class FunctionAdapter(Adapter):
             offers |= said.features
             self.dialect = {**said.dialect, **self.dialect}
         self.returned = lses.Returned()
-        self.offers = frozenset(offers - convention.without)
         promise(self, convention)
+        self.offers = frozenset((offers | self.take_forms()) - convention.without)
 
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
         """Mask, bias and causal: with torch's parameters causal goes into a mask beside it, and the mask into a bias."""
@@ -87,8 +116,10 @@ class FunctionAdapter(Adapter):
 
     def call(self, problem: Problem) -> Call:
         """The function's own arguments for a problem."""
-        if problem.carrier is not None:
+        if problem.carrier is not None and not self.convention.forms:
             raise Unsupported(f"{self.name} takes no {problem.carrier.feature} call")
+        if problem.carrier is not None:
+            return self.carried(problem)
         if problem.shared:
             raise Unsupported("a function of (b h j d) keys has no form for one shared head (b j d)")
         fields = self.signature.fields
@@ -117,59 +148,45 @@ class FunctionAdapter(Adapter):
         return read(Call(called, arguments, source), self.reading, tuple(fields[x] for x in "qkv"), self.returned, problem)
 
 
-class FamilyAdapter(Adapter):
+class FamilyAdapter(OfAFamily):
     """A function whose family says in functions of its own how it is called: attend(function, q, …), one a form, or both."""
 
     def __init__(self, function: Callable[..., Any], name: str, source: tuple[str, ...], convention: Convention) -> None:
         self.function, self.name, self.convention = function, name, convention
         self.own = convention.attend
-        for feature, form in convention.forms.items():
-            setattr(self, BY_FEATURE[feature].method, partial(form, self._called, **convention.fixed))
-        self.source = (*source, "function = attend")
+        promise(self, convention)
+        self.source = source
         said = (*filter(None, (self.own,)), *convention.forms.values())
         takes = frozenset().union(*(options_of(one) or () for one in said))
         backward = {"backward"} if self.own is None and convention.forms.keys().isdisjoint(("packed", "padded")) else set()
         offers = DEFAULT_OFFERS.union(convention.offers, *(OPTIONS[name].features for name in takes)) - backward
-        offers = offers.union(*(features_of(feature, form) for feature, form in convention.forms.items()))
-        self.offers, self.dialect = offers - convention.without, dict(convention.dialect)
+        self.offers, self.dialect = (offers | self.take_forms()) - convention.without, dict(convention.dialect)
         self.returned = lses.Returned()
-        promise(self, convention)
 
     @property
-    def _called(self) -> Callable[..., Any]:
-        """The function as it takes the suite's tensors."""
-        return bridged(self.function, self.reading.arrays) if self.reading.arrays else self.function
+    def dense_form(self) -> str:
+        """The first form that the family has words for, where it has none for dense problems."""
+        return "" if self.own is not None else next(iter(self.convention.forms))
 
     @property
     def attend(self) -> Callable[..., Any]:
         """What the family's own function makes of this one. Raises AttributeError where it has one for forms alone."""
         if self.own is None:
             raise AttributeError(f"{self.convention.name} has calls of many sequences alone")
-        return partial(self.own, self._called, **self.convention.fixed)
+        return partial(self.own, self._bridged, **self.convention.fixed)
 
     def call(self, problem: Problem) -> Call:
         """The call by which the family puts a problem. Raises Unsupported where it has no words for it."""
         for name in problem.given():  # its neighbours take what its own function does not
             if (feature := OPTIONS[name].feature) and not {feature, *OPTIONS[name].forms} - self.convention.without:
                 raise Unsupported(f"{self.convention.name} has no words for {name}")
-        if problem.carrier is None and self.own is None:
-            problem = as_a_form(problem, next(iter(self.convention.forms)))
+        if problem.carrier is None and self.dense_form:
+            problem = as_a_form(problem, self.dense_form, self.restrictions)
         plain = super().call(problem)
         if problem.carrier is None:
             plain = Call(plain.function, plain.arguments, (*self._said(self.own, "attend"),))
         called = lses.picked(plain.function, self.returned, problem.q) if problem.lse else plain.function
         return Call(called, plain.arguments, plain.source)
-
-    def lines_of(self, form: Form) -> tuple[str, ...]:
-        """Python that defines what takes a form."""
-        return self._said(self.convention.forms[next(x for x, own in BY_FEATURE.items() if own is form)], form.method)
-
-    def _said(self, own: Any, name: str) -> tuple[str, ...]:
-        """Python that defines what the family's own function makes of this one, under a name."""
-        bridge = (*source_of(self.reading.arrays), "function = bridged(function)") if self.reading.arrays else ()
-        fixed = "".join(f", {x}={value!r}" for x, value in self.convention.fixed.items())
-        text = ("", "", *inspect.getsource(own).splitlines(), "", *bridge, "", f"def {name}(**given):")
-        return (*self.source, *text, f"    return {own.__name__}(function, **given{fixed})")
 
 
 def promise(adapter: Adapter, convention: Convention) -> None:
@@ -213,7 +230,8 @@ def adapted(
     """
     adapters: list[Adapter] = []
     for label, convention in family.each(given).items():
-        kind = FunctionAdapter if convention.attend is None and not convention.forms else FamilyAdapter
+        by_parameters = convention.plain or (convention.attend is None and not convention.forms)
+        kind = FunctionAdapter if by_parameters else FamilyAdapter
         adapters.append(kind(function, name, source, convention))
         adapters[-1].variant = label
     return adapters

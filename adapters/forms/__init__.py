@@ -7,7 +7,8 @@ answer back. A form is a function of its own, without annotations and with its i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from attnspec.adapters.forms.cached import cached
 from attnspec.adapters.forms.packed import packed
 from attnspec.adapters.forms.padded import padded
 from attnspec.adapters.forms.paged import paged
+from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.ragged import FORMS, whole
+from attnspec.spec.ragged import FORMS, Paged, whole
 from attnspec.spec.turns import cos_and_sin, turned
 
 
@@ -71,9 +73,11 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     carrier = problem.carrier
     assert carrier is not None
     options = {x: value for x, value in problem.given().items() if x not in ("carrier", "training", "dropout", "q_start")}
-    if problem.q_start is not None or (problem.training and problem.dropout):
-        raise Unsupported(f"{name}() has no parameter for {'q_start' if problem.q_start is not None else 'dropout'}")
+    if problem.q_start is not None:
+        raise Unsupported(f"{name}() has no parameter for q_start")
     takes = inspect.signature(attend).parameters
+    if problem.dropout and (problem.training or "training" in takes):  # only in training does anything drop out
+        options |= {"dropout": problem.dropout, "training": problem.training}
     unsaid = options.keys() - takes.keys() if not any(p.kind is p.VAR_KEYWORD for p in takes.values()) else set()
     if unsaid:
         raise Unsupported(f"{name}() has no parameter {', '.join(sorted(unsaid))}")
@@ -97,12 +101,14 @@ def offered(adapter: Any) -> str:
     return ""
 
 
-def as_a_form(problem: Problem, feature: str) -> Problem:
+def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) -> Problem:
     """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one."""
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
         raise Unsupported(f"a {feature} call has no {what}")
-    return whole(problem, FORMS[feature])
+    found = whole(problem, FORMS[feature])
+    rows = sizes(restrictions).get("page_size")
+    return found.replace(carrier=replace(found.carrier, size=rows)) if rows and isinstance(found.carrier, Paged) else found
 
 
 __all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered"]

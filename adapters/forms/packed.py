@@ -78,6 +78,8 @@ def packed(
             missing = list(own.shape)
             missing[axis] = n - q_lengths[sequence]
             found.append(torch.cat([own, own.new_zeros(missing)], axis))
+        if not found:  # no sequence: nothing of what was returned, and its gradients
+            return x.new_zeros([0, *x.shape[:axis], n, *x.shape[axis + 1 :]]) + x.sum()
         return torch.stack(found)
 
     n, h = whole["q"].shape[:2]

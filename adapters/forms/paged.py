@@ -134,6 +134,8 @@ def paged(
             missing = list(one.shape)
             missing[axis] = q.shape[2] - q_lengths[n]
             pieces.append(torch.cat([one, one.new_zeros(missing)], axis))
+        if not pieces:
+            return x.new_zeros([0, *x.shape[:axis], q.shape[2], *x.shape[axis + 1 :]])
         return torch.stack(pieces)
 
     if isinstance(o, torch.Tensor) and o.ndim == 3 and o.shape[:2] == rows.shape[:2]:

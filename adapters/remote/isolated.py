@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import shlex
 import sys
@@ -258,6 +259,12 @@ class Isolated(Adapter):
         self.reading, self.read_by = Reading.of(told.get("reading", {})), str(told.get("read_by", ""))
         self.arrays, self.masks = tuple(told.get("arrays", ())), tuple(told.get("masks", ("shows",)))
         self._kernel, self._presents = told.get("kernel"), bool(told.get("presents"))
+        self._dense_form = str(told.get("dense_form", ""))
+
+    @property
+    def dense_form(self) -> str:
+        """The form in which the implementation's own process puts dense problems."""
+        return self._dense_form
 
     @property
     def endings(self) -> Mapping[str, int]:  # type: ignore[override]
@@ -301,6 +308,18 @@ class Isolated(Adapter):
     def fresh(self) -> Adapter | None:
         """The same, of which nothing was asked yet."""
         return self._derived("fresh") if "fresh" in self.does else None
+
+    def elsewhere(self) -> Adapter | None:
+        """The same in a further process, which knows nothing of what this one was asked."""
+        return self._of(Peer(self.peer.implementation, self.peer.kwargs, self.peer.limits))
+
+    def _of(self, peer: Peer) -> Isolated:
+        other = copy.copy(self)
+        other.peer, other._starts = peer, -1
+        how, *rest = self._made
+        if how != "described":
+            other._made = (how, rest[0]._of(peer), *rest[1:])
+        return other
 
     # ASKING
 

@@ -85,6 +85,7 @@ def declared(number: int, adapter: Adapter) -> dict[str, Any]:
         "read_by": adapter.read_by,
         "arrays": list(adapter.arrays),
         "masks": list(adapter.masks),
+        "dense_form": adapter.dense_form,
         "presents": type(adapter).presented is not Adapter.presented,
         "does": [x for x in ABILITIES if x != "fresh" or type(adapter).fresh is not Adapter.fresh],
         **settings(adapter),

@@ -97,6 +97,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "flash": ("true or false", _flag),
     "torch_convention": ("true or false", _flag),
     "presents": ("true or false", _flag),
+    "dense_form": ("a text", _text),
     "kernel": ("a text", _text),
     "reading": ("an object", _object),
     "read_by": ("a text", _text),

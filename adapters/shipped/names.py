@@ -18,7 +18,9 @@ SHIPPED = {
         ("attnspec.adapters.shipped.seeds", "published"),
     ),
     **dict.fromkeys(
-        ("onnx-reference", "onnxruntime", "onnxruntime-mha", "onnxruntime-gqa"), ("attnspec.adapters.shipped.onnx", "nodes")
+        ("onnx-reference", "onnxruntime", "onnxruntime-mha", "onnxruntime-gqa", "onnxruntime-gqa-cache"),
+        ("attnspec.adapters.shipped.onnx", "nodes"),
     ),
+    "transformers-packed": ("attnspec.adapters.shipped.transformers", "packed"),
     "openvino": ("attnspec.adapters.shipped.openvino", "compiled"),
 }

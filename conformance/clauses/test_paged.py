@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from attnspec.adapters.restrictions import sizes
 from attnspec.conformance.clauses.test_cache import must_write_what_is_new
 from attnspec.conformance.clauses.test_varlen import must_not_see, must_not_see_poison
 from attnspec.conformance.problems.case import Case
@@ -35,7 +36,7 @@ def size_of(case: Case) -> int:
 
 def rows_of_a_page(subject: Subject) -> int:
     """A size of pages that is offered."""
-    return 3 if subject.offers("paged_any_size") else 16
+    return sizes(subject.adapter.restrictions).get("page_size") or (3 if subject.offers("paged_any_size") else 16)
 
 
 @clause("PAGED-1")

@@ -18,13 +18,16 @@ from attnspec.conformance.diagnosis.evidence import ENORMOUS, calmer
 from attnspec.conformance.diagnosis.explained import By, Explained, comparable, in_empty_row, in_outranked_row
 from attnspec.conformance.diagnosis.match import explained_by, placed
 from attnspec.conformance.diagnosis.names import Diagnosis, other_choice
+from attnspec.conformance.diagnosis.nobodys import READ, reads_nobodys
 from attnspec.conformance.diagnosis.order import BY_ADDRESS, KEPT, earlier, kept_by_address
 from attnspec.conformance.diagnosis.purse import COMPARING, OTHERS, SIMPLER
 from attnspec.conformance.diagnosis.recognize import Recognizer
 from attnspec.conformance.judging.coarser import with_class
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
+from attnspec.conformance.mistakes.ragged import TOO_FAR
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.factors.ragged import OF_NOBODY
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import SMALL, descend, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
@@ -276,6 +279,10 @@ class Explainer(Recognizer):
             clause = "CAUSAL-6"  # in a row that the two leave without a key, too
         if clause == "WINDOW-6" and diagnosis is not None and diagnosis.best and "window_corner" not in diagnosis.best:
             clause = "WINDOW-1"  # one query that sees two keys is the smallest problem also of a right end that is lost
+        if finding.of_numbers and not finding.hint and self._reads_nobodys(problem, finding):
+            message = f"{finding.message}; {READ}" if finding.message else READ
+            too_far = diagnosis is None or not diagnosis.best or diagnosis.best[0].startswith(TOO_FAR)
+            clause, finding = OF_NOBODY.get(clause, clause) if too_far else clause, replace(finding, message=message)
         clause = rounded_clause(finding, case.dtype, diagnosis.best if diagnosis is not None else ()) or clause
         if diagnosed(diagnosis) if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
@@ -284,7 +291,10 @@ class Explainer(Recognizer):
     def _blamed(self, case: Case, finding: Finding, exact: Exact) -> str:
         """The clause that a reduced case breaks."""
         found = in_empty_row(finding, exact), in_outranked_row(finding, exact)
-        return blame(case, finding, self.subject.dialect, self.subject.observed, *found)
+        if case.carrier == "none" and case.b > 1 and self.subject.adapter.dense_form:  # its batch items are sequences
+            case = replace(case, carrier=self.subject.adapter.dense_form)
+        clause = blame(case, finding, self.subject.dialect, self.subject.observed, *found)
+        return "PAGED-1" if clause == "PAGED-6" and not self.subject.offers("paged_queries") else clause
 
     def _by_address(self, finding: Finding, problem: Problem) -> bool:
         """Whether an output is wrong by what an earlier call left under the address of its memory."""
@@ -292,6 +302,12 @@ class Explainer(Recognizer):
             return False
         with contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
             return kept_by_address(self.subject, problem, (finding.output,))
+        return False
+
+    def _reads_nobodys(self, problem: Problem, finding: Finding) -> bool:
+        """Whether the answer depends on rows that belong to no sequence."""
+        with contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
+            return reads_nobodys(self.subject, problem, finding.output)
         return False
 
     def _coarse(self, seen: Case, finding: Finding) -> bool:

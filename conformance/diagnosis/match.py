@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 
+from attnspec.adapters.forms import as_a_form
 from attnspec.conformance.diagnosis.names import Diagnosis
 from attnspec.conformance.judging.judge import form, together
 from attnspec.conformance.mistakes.power import combined
+from attnspec.conformance.mistakes.ragged import RAGGED
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
@@ -46,6 +48,9 @@ class Seen:
         found = []
         for exact in (self.exact, self.presented):
             if exact is None:
+                continue
+            in_a_form = exact is not self.exact and exact.problem.carrier is not self.problem.carrier
+            if in_a_form and mistake not in RAGGED.mistakes:  # it is the same dense problem, in other tensors
                 continue
             merged = exact is not self.exact and exact.problem.mask is None and mistake.startswith("mask_")
             name = mistake.replace("mask_", "bias_", 1) if merged else mistake  # it is read as the bias is
@@ -129,9 +134,17 @@ def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen
         with np.errstate(invalid="ignore"):
             wrong = ~((np.abs(x - value) <= bound) | (x == value) | (np.isnan(x) & np.isnan(value))) & ~exempt
         got[name], right[name], bounds[name], outside[name] = x, value, bound, wrong
-    put = subject.adapter.presented(problem)
-    other = put.mask is not problem.mask or put.bias is not problem.bias
+    put = _presented(subject, problem)
+    other = put.mask is not problem.mask or put.bias is not problem.bias or put.carrier is not problem.carrier
     return Seen(problem, exact, got, right, bounds, outside, subject.solve(put) if other else None)
+
+
+def _presented(subject: Subject, problem: Problem) -> Problem:
+    """The problem as the convention puts it: merged, or in a form where it has no other words for a dense one."""
+    form = subject.adapter.dense_form
+    if form and problem.carrier is None and problem.mask is None and problem.bias is None and not problem.shared:
+        return as_a_form(problem, form)
+    return subject.adapter.presented(problem)
 
 
 def _room(seen: Seen, name: str, wrong: Array) -> Array:

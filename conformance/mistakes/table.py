@@ -6,7 +6,7 @@ are special cases of them, or rarer: a diagnosis knows both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,9 @@ from numpy import ndarray as Array
 
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.reference import Exact
+from attnspec.reference.ragged import RaggedExact, joined
 from attnspec.spec import Dialect, Problem
+from attnspec.spec.ragged import sequences
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Mistake:
     of: str = ""
 
 
-kernel_at = lru_cache(maxsize=2)(Kernel)  # all mistakes are asked of one problem after the other, as given and as presented
+# All mistakes are asked of one problem after the other, as given and as presented, or of its sequences.
+kernel_at = lru_cache(maxsize=12)(Kernel)
+sequences_of = lru_cache(maxsize=4)(sequences)
 
 
 class Chapter:
@@ -50,6 +54,8 @@ class Chapter:
 
         def given(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
             lacking = any(getattr(problem, field) is None or getattr(problem, field) is False for field in needs.split())
+            if problem.carrier is not None and not lacking:
+                return of_each(given, problem, dialect, exact)
             return None if lacking else wrong(kernel_at(problem, dialect))
 
         assert name not in self.mistakes, f"two mistakes are called {name}"
@@ -64,6 +70,29 @@ class Chapter:
             return wrong(x) if x.b * x.h * x.g * x.i * x.j * x.problem.d * x.problem.e else None
 
         self.enter(name, says, some, needs, special=True, of=of, coarse=coarse)
+
+
+def of_each(wrong: Callable[[Problem, Dialect, Exact], Wrong], problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
+    """What a mistake gives that is made in each sequence of a ragged problem; None where it can show in none of them."""
+    assert isinstance(exact, RaggedExact)
+    each = sequences_of(problem)
+    found = [wrong(one, dialect, right) for one, right in zip(each, exact.parts, strict=True)]
+    return put_together(problem, exact, found)
+
+
+def put_together(problem: Problem, exact: RaggedExact, found: Sequence[Wrong]) -> Wrong:
+    """Outputs of a ragged problem from those of its sequences, of which None is right; None where all of them are."""
+    names = dict.fromkeys(name for one in found for name in one or () if name in exact.values)
+    if not names:
+        return None
+    parts = {
+        name: [
+            right.values[name] if one is None else one.get(name, right.values[name])
+            for one, right in zip(found, exact.parts, strict=True)
+        ]
+        for name in names
+    }
+    return {name: joined(problem, name, each, exact.parts) for name, each in parts.items()}
 
 
 def without(j: int, start: int, stop: int) -> Array:

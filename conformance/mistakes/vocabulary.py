@@ -21,6 +21,7 @@ from attnspec.conformance.mistakes.mask import MASK
 from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
 from attnspec.conformance.mistakes.position import POSITION
+from attnspec.conformance.mistakes.ragged import RAGGED
 from attnspec.conformance.mistakes.scale import SCALE
 from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
@@ -47,6 +48,7 @@ CHAPTERS = (
     ALIBI,
     SINK,
     POSITION,
+    RAGGED,
 )
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.
 NAMED_FIRST = (EMPTY, SCALE, SOFTMAX, OUTPUT, GRADIENTS)

@@ -19,7 +19,7 @@ from attnspec.adapters.remote.process import COMMAND, Process, worker
 from attnspec.conformance.diagnosis.purse import EXPLAIN_BUDGET
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec.problem import gradient_features
-from attnspec.spec.words import CLASSES, MASKS
+from attnspec.spec.words import CLASSES, MASKS, REPEATING
 
 
 def _seed(given: str) -> int | str:
@@ -252,7 +252,9 @@ def make_run(option: Callable[[str], Any], adapters: list[Any], record: Any) -> 
     shard = Shard.parse(option("--shard")) if option("--shard") else None
     draft = Draft(new_file(option("--write-known-issues")) if option("--write-known-issues") else None)
     for adapter in adapters:
-        adapter.offers = frozenset(adapter.offers) - without
+        promised = REPEATING if adapter.deterministic else ()
+        adapter.offers = frozenset(adapter.offers).union(promised) - without
+        adapter.deterministic = adapter.deterministic and without.isdisjoint(REPEATING)
     subjects = _subjects(option, adapters, dialect, dtypes or ((case.dtype,) if case else None), record)
     for subject in subjects:
         subject.same_side = partial(_on_each_side, (known.same_side(subject), inherited.same_side(subject)))

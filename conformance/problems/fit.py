@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from attnspec.adapters import Adapter
+from attnspec.adapters.restrictions import sizes
 from attnspec.conformance.problems.case import FACTORS, PLAIN, Case
 from attnspec.conformance.problems.factors import COST
 from attnspec.conformance.problems.factors.factor import Offer
-from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, form_of
+from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, SIZE, form_of, lengths_of
 from attnspec.conformance.problems.factors.sizes import heads_of
 
 SQUARE = 5 * COST  # of as many queries as keys, so that four heads of 1025 fit, and one of 2049: a gigabyte
@@ -30,12 +31,12 @@ def grows(trial: Case, case: Case, most: int = COST) -> bool:
     return trial.cost > max(most, case.cost)
 
 
-def affordable(case: Case, widths: Iterable[int] | None, most: int = COST) -> Case:
-    """The same case with widths, then lengths, halved until it costs no more than `most`. Offered widths stay."""
-    while case.cost > most:
-        if case.d > 16 and widths is None:
+def affordable(case: Case, adapter: Adapter, most: int = COST) -> Case:
+    """The same case with widths, then lengths, halved until it costs no more than `most`. Sizes that alone are taken stay."""
+    while case.cost > most and case.i * case.keys > 1:
+        if case.d > 16 and adapter.widths is None:
             case = replace(case, d=case.d // 2, e=case.e // 2)
-        elif case.e > 16:
+        elif case.e > 16 and "value_width" not in sizes(adapter.restrictions):
             case = replace(case, e=case.e // 2)
         elif not case.j:
             case = replace(case, i=case.i // 2)
@@ -47,14 +48,16 @@ def affordable(case: Case, widths: Iterable[int] | None, most: int = COST) -> Ca
 
 def thinner(trial: Case, case: Case, adapter: Adapter) -> Case:
     """What was made of a case, with one batch item and smaller where it costs more than the case and than a large square."""
-    grown = grows(trial, case, SQUARE)
-    return affordable(replace(trial, b=1), adapter.widths, SQUARE) if grown else trial
+    if not grows(trial, case, SQUARE):
+        return trial
+    alone = trial.carrier == "none" or "heads" not in sizes(adapter.restrictions)  # several sequences are what a carrier is for
+    return affordable(replace(trial, b=1) if alone else trial, adapter, SQUARE)
 
 
 def fit(case: Case, adapter: Adapter) -> Case:
     """The nearest case that uses nothing but what is offered, and nothing that a restriction leaves out."""
     if adapter.restrictions:
-        case = thinner(_restricted(case, set(adapter.restrictions)), case, adapter)
+        case = thinner(_restricted(sized(case, adapter.restrictions), set(adapter.restrictions)), case, adapter)
     offer = Offer(frozenset(adapter.offers), adapter.widths)
     fitted = object.__new__(Case)  # a copy that is still in the making: what a rule reads of it is fitted already
     levels = vars(fitted)
@@ -63,6 +66,7 @@ def fit(case: Case, adapter: Adapter) -> Case:
         levels[name] = rule(fitted, offer)
     if fitted.carrier != "none":
         levels.update(_ragged(fitted, offer))
+        levels.update(_lengths(fitted, adapter.restrictions))
     return case if levels == vars(case) else fitted
 
 
@@ -78,6 +82,32 @@ def _ragged(case: Case, offer: Offer) -> dict[str, Any]:
     if gives.get("wrt") == "none" and case.lse != "none":
         gives["lse"] = "returned"
     return gives
+
+
+def _lengths(case: Case, restrictions: Iterable[str]) -> dict[str, Any]:
+    """The lengths of sequences that have all one number of queries, or as many queries as keys."""
+    number, same = sizes(restrictions).get("queries"), "equal_lengths" in restrictions and form_of(case) in ("packed", "padded")
+    q_lengths, k_lengths = lengths_of(case)
+    wanted = tuple(number or (k if same else q) for q, k in zip(q_lengths, k_lengths, strict=True))
+    return {} if wanted == q_lengths else {"lengths": "/".join(f"{q}:{k}" for q, k in zip(wanted, k_lengths, strict=True))}
+
+
+def sized(case: Case, restrictions: Iterable[str]) -> Case:
+    """The case with the sizes that alone are taken, and without rows behind packed sequences where none are."""
+    only, changes = sizes(restrictions), dict[str, Any]()
+    if "heads" in only:
+        changes["heads"] = only["heads"]
+    if "value_width" in only:
+        changes["e"] = only["value_width"] if only["value_width"] != case.d else 0
+    if "queries" in only and case.i != only["queries"]:
+        changes |= {"i": only["queries"], "j": case.keys}
+    form, *words = case.carrier.split("+")
+    if form == "paged" and "page_size" in only:
+        rows = only["page_size"]
+        words = [*([str(rows)] if rows != SIZE else []), *(word for word in words if not word.isdecimal())]
+    if form == "packed" and "no_tail" in restrictions:
+        words = [word for word in words if word != "tail"]
+    return replace(case, **changes, carrier="+".join([form, *words]))
 
 
 def _restricted(case: Case, restrictions: set[str]) -> Case:

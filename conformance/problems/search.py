@@ -58,7 +58,7 @@ def cases(adapter: Adapter, dtype: str) -> st.SearchStrategy[Case]:
     def asked(case: Case) -> Case:
         # Every other problem of few queries and more keys asks for no gradients, as such problems do in use.
         case = replace(case, wrt="none") if decodes(case) and case.seed % 2 else case
-        return affordable(fit(case, adapter), adapter.widths)
+        return affordable(fit(case, adapter), adapter)
 
     return drawn.map(asked)
 

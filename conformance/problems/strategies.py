@@ -14,9 +14,10 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.search import cases
 from attnspec.conformance.problems.tensors import build
 from attnspec.spec import Problem, differentiable
-from attnspec.spec.words import DTYPES, FEATURES
+from attnspec.spec.words import DTYPES, FEATURES, RAGGED
 
-NEVER_DRAWN = ("dropout", "module")  # dropout draws a mask that nobody knows; a module is not part of a problem
+# Dropout draws a mask that nobody knows; a module is not part of a problem; a carrier is one for who asks for it.
+NEVER_DRAWN = ("dropout", "module", *RAGGED)
 
 
 def problems(
@@ -30,7 +31,8 @@ def problems(
 ) -> st.SearchStrategy[Problem]:
     """A strategy of attention problems: lengths, heads, masks, biases, layouts and numbers as the search of the suite draws them.
 
-    offers: the features that your kernel has, of attnspec.adapters.FEATURES; no problem needs another (default: all but dropout).
+    offers: the features that your kernel has, of attnspec.adapters.FEATURES; no problem needs another (default: all of dense
+    calls but dropout).
     With "backward" a problem has a cotangent `do` (b h i e), and `wrt` names the inputs whose gradients are asked for.
     dtype: of q, k, v and do. causal: True or False for all problems (default: both).
     max_len: the most queries, and the most keys (default: those of the suite).

@@ -84,9 +84,11 @@ def given(case: Case) -> dict[str, Any]:
 
 
 def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
-    """The problem in the form that every call has: causal, or queries, keys and values that are one tensor."""
+    """The problem in the form that every call has: causal, or with values that are keys, in whole or in part."""
     if "one_tensor" in restrictions and problem.q.shape == problem.k.shape == problem.v.shape:
         problem = problem.replace(k=problem.q, v=problem.q)
+    if "latent_values" in restrictions and not problem.shared and problem.e <= problem.d:
+        problem = problem.replace(v=problem.k[..., : problem.e].clone(memory_format=torch.contiguous_format))
     return problem.replace(causal=True) if "always_causal" in restrictions and not problem.causal else problem
 
 

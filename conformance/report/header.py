@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnspec.adapters import RESTRICTIONS
 from attnspec.adapters.conventions.layout import AXES
-from attnspec.adapters.restrictions import NO_BACKWARD
+from attnspec.adapters.restrictions import NO_BACKWARD, means
 from attnspec.conformance import __version__
 from attnspec.conformance.report.environment import device_data, device_name, versions
 from attnspec.conformance.run.run import Run
@@ -22,7 +21,7 @@ from attnspec.conformance.subject.subject import ORACLE, Subject
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import RANDOM
 from attnspec.spec import SPEC_VERSION, index
-from attnspec.spec.words import FEATURES, MASKS
+from attnspec.spec.words import FEATURES, MASKS, PROMISES, RAGGED
 
 
 def header(run: Run) -> list[str]:
@@ -44,9 +43,13 @@ def header(run: Run) -> list[str]:
             lines.append(f"    backend seen in a plain {subject.dtypes[0]} call: {subject.backend}")
         if subject.read_from:
             lines.append(f"    {'; '.join(called_as(subject))}")
-        offered = [name for name in FEATURES if subject.offers(name)]
-        absent = [name for name in FEATURES if not subject.offers(name)]
+        offered = [name for name in FEATURES if subject.offers(name) and name not in PROMISES]
+        ragged = any(subject.offers(name) for name in RAGGED)  # who takes no call of many sequences misses each of its forms
+        unsaid = {*PROMISES, *(() if ragged else RAGGED)}
+        absent = [name for name in FEATURES if not subject.offers(name) and name not in unsaid]
         lines.append(f"    offers {', '.join(offered)}" + (f"; not {', '.join(absent)}" if absent else ""))
+        if promised := [name for name in PROMISES if subject.offers(name)]:  # few make one: what is not promised is not said
+            lines.append(f"    promises bits: {', '.join(promised)}")
         lines += [f"    {name} = {getattr(subject.dialect, name)} ({source})" for name, source in subject.sources.items()]
         if subject.refused_dtypes:
             lines.append("    refused: " + "; ".join(f"{d} ({why[:80]})" for d, why in subject.refused_dtypes.items()))
@@ -95,12 +98,11 @@ def restrictions(subject: Subject) -> dict[str, tuple[str, str]]:
     """What each restriction of a subject means, and who says so."""
     said = {}
     for name in sorted(subject.adapter.restrictions):
-        known = RESTRICTIONS["no_backward:DEVICE" if name.startswith(NO_BACKWARD) else name]
         found = subject.found.get(name)
         source = "declared by its adapter" if found is None else f"found: each of the first calls raised {found[:100]}"
         if name.startswith(NO_BACKWARD) and found is not None:
             source += "; --without=backward declares it"
-        said[name] = (known.means, source)
+        said[name] = (means(name), source)
     return said
 
 
@@ -151,7 +153,7 @@ def header_data(run: Run) -> dict[str, Any]:
                     **({"strided": s.refused_strides} if s.refused_strides else {}),
                     **({"lse_grad": s.refused_lse_grad} if s.refused_lse_grad else {}),
                 },
-                "offers": sorted(s.adapter.offers),
+                "offers": sorted(s.offered),
                 "restrictions": {name: source for name, (_, source) in restrictions(s).items()},
                 **({"isolated": True} if s.adapter.isolated else {}),
                 **({"called_as": called_as(s)} if s.read_from else {}),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 from attnspec.conformance.diagnosis.folding import fold
 from attnspec.conformance.problems.coverage import Space, share_in_words
@@ -50,11 +51,8 @@ def table(run: Run) -> list[str]:
         dtypes = [d for d in subject.dtypes if any(cell[1] == d for cell in record.counts)]
         title = f"{subject.adapter.name} {subject.adapter.variant}".strip() + f" on {subject.device}"
         lines += ["", title, f"  {'clause':12}{''.join(f'{d:>18}' for d in dtypes)}"]
-        for id_ in index():
-            cells = [weighed.get((id_, d, subject.label, subject.device)) for d in dtypes]
-            if any(cells):
-                level = "" if index()[id_].binding else " should"
-                lines.append(f"  {id_:12}{''.join(f'{mark(c):>18}' for c in cells)}{level}")
+        marks = {id_: [weighed.get((id_, d, subject.label, subject.device)) for d in dtypes] for id_ in index()}
+        lines += _rows({id_: [mark(cell) for cell in cells] for id_, cells in marks.items() if any(cells)})
         lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
         if subject.compared:
             lines.append(f"  {'covered':12}  {covered(subject)}")
@@ -68,6 +66,18 @@ def table(run: Run) -> list[str]:
         f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)"
     )
     return [visible(line) for line in lines]
+
+
+def _rows(marks: Mapping[str, list[str]]) -> list[str]:
+    """A line a clause; where neighbours of a chapter are all unsupported, one for all of them."""
+    lines = []
+    of_chapter = groupby(marks, key=lambda id_: (index()[id_].chapter, id_ if set(marks[id_]) != {"unsupported"} else ""))
+    for _, some in of_chapter:
+        first, *others = some
+        name = f"{first}…{others[-1].rpartition('-')[2]}" if others else first
+        level = "" if others or index()[first].binding else " should"
+        lines.append(f"  {name:12}{''.join(f'{one:>18}' for one in marks[first])}{level}")
+    return lines
 
 
 def covered(subject: Subject) -> str:

@@ -31,6 +31,7 @@ from attnspec.conformance.verdicts.record import Failure, Record
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.reference import stricter
 from attnspec.spec import index
+from attnspec.spec.words import REPEATING
 
 
 @dataclass
@@ -279,6 +280,8 @@ class Run:
             for dtype in subject.dtypes:
                 if dtype in subject.long:
                     self.record.note(f"{subject.label}, {dtype} on {subject.device}: {subject.long[dtype].words()}")
+            if subject.repeated and not subject.offers(*REPEATING):
+                self.record.note(f"{subject.label} on {subject.device}: {subject.repetitions()}")
 
     def note_endings(self) -> None:
         """Say how often the process of the implementation ended, and was started again."""
@@ -326,6 +329,7 @@ class Run:
                     s.judged,
                     [list(astuple(case)) for case in s.compared],
                     {dtype: list(seen) for dtype, seen in s.long.items()},
+                    {dtype: list(seen) for dtype, seen in s.repeated.items()},
                 ]
                 for s in self.subjects
             ],
@@ -347,7 +351,8 @@ class Run:
         weighed = {tuple(identity): said for identity, *said in taken["weighed"]}
         for failure in self.record.failures:
             failure.diagnosis, failure.names = weighed.get(failure.identity, (failure.diagnosis, failure.names))
-        for subject, (held, exempt, elements, judged, compared, long) in zip(self.subjects, taken["subjects"], strict=True):
+        for subject, seen_there in zip(self.subjects, taken["subjects"], strict=True):
+            held, exempt, elements, judged, compared, long, repeated = seen_there
             for dtype, class_ in held.items():
                 ladder = stricter(subject.required_class(dtype), dtype)
                 subject.held[dtype] = max(class_, subject.held.get(dtype, class_), key=ladder.index)
@@ -358,3 +363,5 @@ class Run:
             subject.compared |= {Case(*values) for values in compared}
             for dtype, seen in long.items():
                 subject.lean(dtype, LongRows(*seen))
+            for dtype, differed in repeated.items():
+                subject.repeated[dtype] = tuple(dict.fromkeys((*subject.repeated.get(dtype, ()), *differed)))

@@ -20,12 +20,13 @@ from attnspec.conformance.judging.finding import Judgement
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import sized
 from attnspec.conformance.problems.tensors import build, restricted
 from attnspec.conformance.problems.words import describe_problem
 from attnspec.conformance.verdicts.lines import Share, worse
 from attnspec.reference import Exact, default_class, solve, stricter, to_float64
 from attnspec.spec import Clause, Dialect, Problem, differentiable
-from attnspec.spec.words import DTYPES, FEATURES
+from attnspec.spec.words import DTYPES, FEATURES, REPEATING, RETURNED
 
 ORACLE = "arb" if find_spec("flint") else "float64"
 OBSERVED, ASSUMED = "observed", "assumed canonical"  # how the source of a choice begins that nobody promised
@@ -59,6 +60,7 @@ class Subject:
     masks_from: str = ""  # who says what its masks say, where that was looked for
     found: dict[str, str] = field(default_factory=dict)  # restriction that nobody declared → what showed it
     held: dict[str, str] = field(default_factory=dict)  # dtype → strictest class that no right answer left; none: no entry
+    repeated: dict[str, tuple[str, ...]] = field(default_factory=dict)  # dtype → outputs whose bits differed in repeated calls
     long: dict[str, LongRows] = field(default_factory=dict)  # dtype → right outputs of long rows, where class C is asked for
     generic: int = 0  # problems from which the tier tells whether errors lean in one direction
     siblings: tuple[Subject, ...] = ()  # other variants of the same implementation, on the same device
@@ -88,7 +90,24 @@ class Subject:
 
     def offers(self, *features: str) -> bool:
         """True where all of these features are promised."""
-        return set(features) <= set(self.adapter.offers)
+        return self.offered.issuperset(features)
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """The features that are promised."""
+        return frozenset(self.adapter.offers).union(REPEATING if self.adapter.deterministic else ())
+
+    def repeats(self, output: str) -> bool:
+        """Whether the same bits of an output are promised on every call."""
+        return self.offers("deterministic" if output in RETURNED else "deterministic_backward")
+
+    def repetitions(self) -> str:
+        """What was seen of the bits of repeated calls, which nobody promised all of."""
+        outputs = dict.fromkeys(name for differed in self.repeated.values() for name in differed)
+        if not outputs:
+            return f"repeated calls gave the same bits each time; who wants to be held to that offers {', '.join(REPEATING)}"
+        where = (f"{name} in {', '.join(dtype for dtype, seen in self.repeated.items() if name in seen)}" for name in outputs)
+        return f"repeated calls gave other bits of {', '.join(where)}; right answers may, where nobody promises bits"
 
     def exempt_from(self, clause: Clause) -> str:
         """Why a clause does not bind this subject: it follows another dialect, or does not offer the feature; '' if it binds."""
@@ -124,8 +143,10 @@ class Subject:
 
     def problem(self, case: Case) -> Problem:
         """The tensors of a case, on the device."""
-        problem = build(case, self.device, differentiable(self.adapter.offers), self.adapter.reading)
-        return restricted(problem, self.adapter.restrictions) if self.adapter.restrictions else problem
+        restrictions = self.adapter.restrictions
+        asked = sized(case, restrictions) if restrictions else case
+        problem = build(asked, self.device, differentiable(self.adapter.offers), self.adapter.reading)
+        return restricted(problem, restrictions) if restrictions else problem
 
     def run(self, problem: Problem, within: Within = PLAINLY) -> Answer:
         """The implementation's answer. What the call changes around it is remembered, and set back."""

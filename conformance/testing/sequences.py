@@ -71,12 +71,16 @@ def must_be_as(
 
 
 def asked(subject: Subject, case: Case, **levels: Any) -> Problem:
-    """The problem of a small case in a form with these levels. Raises NotApplicable where they are not offered."""
+    """The problem of a small case in a form with these levels. Raises NotApplicable where they are not offered.
+
+    Who takes only as many keys as queries gets sequences with as many keys as they have queries.
+    """
     found = fit(
         replace(Case(dtype=case.dtype, heads="4/2", d=case.d, values="peaked", b=3, i=3, j=9, wrt="none"), **levels),
         subject.adapter,
     )
-    if any(getattr(found, name) != level for name, level in levels.items() if name in ("carrier", "lengths")):
+    kept = ("carrier",) if "equal_lengths" in subject.adapter.restrictions else ("carrier", "lengths")
+    if any(getattr(found, name) != level for name, level in levels.items() if name in kept):
         raise NotApplicable
     return subject.problem(found)
 

@@ -36,6 +36,7 @@ FAMILIES = (
     "window",
     "alibi",
     "position",
+    "determinism",
     "together",
     "rotary",
     "mla",

@@ -165,6 +165,72 @@ def flex(
     return (found[0], getattr(found[1], "lse", found[1])) if lse else found
 
 
+def flex_documents(
+    function,
+    q,
+    k,
+    v,
+    cu_q,
+    cu_k,
+    max_q,
+    max_k,
+    *,
+    used_q=None,
+    used_k=None,
+    causal=False,
+    scale=None,
+    softcap=None,
+    window=None,
+    alibi_slopes=None,
+    lse=False,
+):
+    """One call of all sequences in one batch item, whose mask_mod sees keys of the query's own document, as its authors write it.
+
+    Places are those within a document. Rows that belong to none have a document of their own.
+    """
+    import torch
+    from torch.nn.attention import flex_attention as words
+
+    if softcap is not None and softcap <= 0:
+        raise ValueError("a soft cap is above 0")
+
+    def documents(x, starts, used, nobody):
+        """The document of each row and its place there."""
+        rows = torch.arange(len(x), device=x.device)
+        own = torch.searchsorted(starts.long(), rows, right=True) - 1
+        first = starts.long()[own]
+        lengths = starts.diff() if used is None else used
+        there = (own < len(lengths)) & (rows - first < torch.cat([lengths, lengths.new_zeros(1)])[own])
+        return torch.where(there, own, nobody), rows - first
+
+    (of_q, at_q), (of_k, at_k) = documents(q, cu_q, used_q, -1), documents(k, cu_k, used_k, -2)
+    left, right = window or (None, None)
+    slopes = None if alibi_slopes is None else alibi_slopes.expand(len(cu_q) - 1, q.shape[1])
+
+    def score_mod(score, item, head, row, column):
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        if slopes is not None:
+            score = score - slopes[of_q[row].clamp(0), head] * (at_k[column] - at_q[row]).abs()
+        return score
+
+    def mask_mod(item, head, row, column):
+        seen, ahead = of_q[row] == of_k[column], at_k[column] - at_q[row]
+        if left is not None:
+            seen = seen & (ahead >= -left)
+        if right is not None:
+            seen = seen & (ahead <= right)
+        return seen & (ahead <= 0) if causal else seen
+
+    given = {"score_mod": score_mod} if softcap is not None or slopes is not None else {}
+    given["block_mask"] = words.create_block_mask(mask_mod, None, None, len(q), len(k), device=q.device)
+    if lse:
+        given |= {"return_aux": words.AuxRequest(lse=True)} if hasattr(words, "AuxRequest") else {"return_lse": True}
+    found = function(*(x.transpose(0, 1)[None] for x in (q, k, v)), scale=scale, enable_gqa=q.shape[1] != k.shape[1], **given)
+    o = (found[0] if lse else found)[0].transpose(0, 1)
+    return (o, getattr(found[1], "lse", found[1])[0]) if lse else o
+
+
 # Alignment, order of the cap, count of a window and distance are those of the functions above, which its documentation writes so.
 FLEX = Convention(
     name="torch flex_attention",
@@ -184,5 +250,6 @@ FLEX = Convention(
         "lse_base": "e",
     },
     attend=flex,
+    forms={"packed": flex_documents},
 )
 CONVENTIONS = (MULTIHEAD, FLEX, SDPA)

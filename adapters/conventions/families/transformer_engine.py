@@ -55,6 +55,46 @@ def dot_product_attention(  # type: ignore[no-untyped-def]
     return o.unflatten(2, (h, v.shape[3])).transpose(1, 2)
 
 
+def thd(  # type: ignore[no-untyped-def]
+    function,
+    q,
+    k,
+    v,
+    cu_q,
+    cu_k,
+    max_q,
+    max_k,
+    *,
+    used_q=None,
+    used_k=None,
+    causal=False,
+    scale=None,
+    dropout=0.0,
+    training=False,
+    window=None,
+):
+    """Its format for packed sequences, in which a mask is padding. With gaps cu_seqlens counts the rows that there are.
+
+    Where slots begin is then cu_seqlens_padded. The output is (n (h d)).
+    """
+    import torch
+
+    (h, d), g, e = q.shape[1:], k.shape[1], v.shape[2]
+    causal = causal or window == (None, 0)
+    kind = "padding_causal_bottom_right" if causal else "padding"
+    made = {"num_gqa_groups": g, "attention_dropout": dropout, "qkv_format": "thd", "attn_mask_type": kind, "softmax_scale": scale}
+    made["attention_type"] = "self" if len(q) == len(k) and torch.equal(cu_q, cu_k) else "cross"
+    module = function(h, d if e == d else (d, e), **made).train(training)
+    options: dict[str, object] = {"max_seqlen_q": max_q, "max_seqlen_kv": max_k}
+    if window is not None:
+        options["window_size"] = (-1 if window[0] is None else window[0], 0 if causal else -1 if window[1] is None else window[1])
+    if used_q is not None:
+        options |= {"cu_seqlens_q_padded": cu_q, "cu_seqlens_kv_padded": cu_k, "pad_between_seqs": True}
+        cu_q, cu_k = (torch.nn.functional.pad(x.cumsum(0, dtype=torch.int32), (1, 0)) for x in (used_q, used_k))
+    o = module(q, k, v, cu_seqlens_q=cu_q, cu_seqlens_kv=cu_k, **options)
+    return o.unflatten(1, (h, e))
+
+
 # What its documentation writes of slopes favours keys behind the query, and its source does not: that is observed.
 DPA = Convention(
     name="TransformerEngine",
@@ -66,11 +106,12 @@ DPA = Convention(
     ),
     reading=AS_IT_IS,
     offers=frozenset({"gqa", "mqa", "value_width"}),
-    without=frozenset({"alibi_grad"}),
+    without=frozenset({"alibi_grad", "packed_long"}),
     restrictions=frozenset({"mask_or_causal"}),
     dialect={"causal_alignment": "bottom_right", "head_grouping": "blocked", "window_count": "inclusive"},
     devices=("cuda",),
     attend=dot_product_attention,
+    forms={"packed": thd},
     untested="it is built for GPUs only",
 )
 CONVENTIONS = (DPA,)

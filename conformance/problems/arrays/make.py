@@ -95,11 +95,7 @@ class Covering:
     def _wanted(self, chosen: dict[str, Any]) -> bool:
         """Whether a combination has an extension, and some problem holds it."""
         assert self.beside is not None
-        free = [replace(Case(mask="ij", bias="ij", wrt="all"), window=window) for window in ("none", "3:")]
-        if self.beside.about is not None:
-            carriers, forms = self.levels[self.names.index("carrier")], ("all", "none")
-            free = [Case(b=3, i=8, j=17, carrier=x, lengths="mixed", wrt=wrt) for x in carriers for wrt in forms]
-        problems = (replace(case, **chosen) for case in free)
+        problems = (replace(case, **chosen) for case in hosts(self.beside))
         return bool(self.beside.there(chosen)) and self.beside.goes(chosen) and any(map(stands, problems))
 
     def _together(self) -> list[list[Array]]:
@@ -215,6 +211,13 @@ class Covering:
                 count[held(row, n)] += 1
                 used[n].update([best])
         return rows
+
+
+def hosts(beside: Arrays) -> list[Case]:
+    """Problems in one of which each combination that makes sense makes sense."""
+    if beside.about is None:
+        return [Case(mask="ij", bias="ij", wrt="all", window=window) for window in ("none", "3:")]
+    return [Case(b=3, i=8, j=17, carrier=x, lengths="mixed", wrt=wrt) for x in beside.own["carrier"] for wrt in ("all", "none")]
 
 
 def stands(case: Case) -> bool:

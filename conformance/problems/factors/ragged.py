@@ -42,6 +42,27 @@ NEEDS = {  # of a word: the feature without which it is left out
     "paged+minus": "paged_any_entry",
     "paged+beyond": "paged_any_entry",
 }
+SAID = {
+    "gaps": "room behind each sequence",
+    "tail": "rows behind the last sequence",
+    "slack": "larger longest lengths than there are",
+    "turned": "the last sequence first",
+    "long": "lengths in int64",
+    "append": "with new keys",
+    "left": "rows before the first key",
+    "room": "room behind the longest sequence",
+    "slots": "slots in another order and one to spare",
+    "spare": "pages to spare",
+    "columns": "columns of the table to spare",
+    "minus": "−1 in table entries that are not used",
+    "beyond": "a page that there is not in table entries that are not used",
+    "dealt": "pages in any order",
+    "rotary": "new keys and queries that the call turns",
+    "interleaved": "in pairs of neighbours",
+    "told": "by angles that are told",
+    "steady": "by one angle",
+    "latent": "values that are the first channels of the keys",
+}
 TURNS: dict[str, dict[str, Any]] = {
     "rotary": {"rotary": ...},
     "interleaved": {"interleaved": True},
@@ -194,7 +215,8 @@ def in_words(case: Case) -> str:
     """What a carrier shows."""
     if case.carrier == "none":
         return ""
-    return case.carrier.replace("+", ", ")
+    form, *words = case.carrier.split("+")
+    return ", ".join([form, *(f"pages of {word}" if word.isdecimal() else SAID[word] for word in words)])
 
 
 def lengths_in_words(case: Case) -> str:
@@ -202,9 +224,16 @@ def lengths_in_words(case: Case) -> str:
     if case.carrier == "none":
         return ""
     q_lengths, k_lengths = lengths_of(case)
+    some = "one sequence" if case.b == 1 else "sequences"
+    keys = f"{_listed(k_lengths)} key{'s' * (k_lengths != (1,))}"
     if form_of(case) == "cached":
-        return f"keys {', '.join(map(str, k_lengths))}"
-    return f"queries {', '.join(map(str, q_lengths))} and keys {', '.join(map(str, k_lengths))}"
+        return f"{some} of {keys}"
+    return f"{some} of {_listed(q_lengths)} {'query' if q_lengths == (1,) else 'queries'} and {keys}"
+
+
+def _listed(lengths: tuple[int, ...]) -> str:
+    """Numbers, one for each sequence."""
+    return ", ".join(map(str, lengths))
 
 
 def simpler(case: Case) -> Iterable[Changes]:
@@ -217,18 +246,29 @@ def simpler(case: Case) -> Iterable[Changes]:
 
 
 def simpler_lengths(case: Case) -> Iterable[Changes]:
-    """One length for all, each sequence's own in one batch item, fewer sequences, then smaller numbers."""
+    """One length for all, each sequence's own in one batch item, fewer sequences, then smaller numbers.
+
+    A sequence without rows is nothing simple: one that has some is simpler, and none is made that has not.
+    """
     if case.carrier == "none" or case.lengths == "full":
         return
     each = list(zip(*lengths_of(case), strict=True))
     yield {"lengths": "full"}
     for q, k in dict.fromkeys(each):
-        yield {"lengths": f"{q}:{k}", "b": 1, "i": max(q, 1), "j": max(k, 1)}
+        if len(each) > 1 or (q, k) != (case.i, case.keys):
+            alone: Changes = {"lengths": f"{q}:{k}", "b": 1, "i": max(q, 1), "j": max(k, 1)}
+            if any(getattr(case, name) != x for name, x in alone.items()):
+                yield alone
     for n in range(len(each)) if len(each) > 1 else ():
         fewer = [*each[:n], *each[n + 1 :]]
         yield {"lengths": "/".join(f"{q}:{k}" for q, k in fewer), "b": len(fewer)}
     for n, (q, k) in enumerate(each):
-        for q_, k_ in ((min(q, 1), k), (q, min(k, 1)), (q // 2, k), (q, k // 2), (max(0, q - 1), k), (q, max(0, k - 1))):
+        least = [(q_, k_) for q_, k_ in ((max(q, 1), max(k, 1)), (max(q, 1), k), (q, max(k, 1))) if not q * k]
+        smaller = [(min(q, 1), k), (q, min(k, 1)), (q // 2, k), (q, k // 2), (q - 1, k), (q, k - 1)]
+        for q_, k_ in (
+            *least,
+            *(pair for pair in smaller if all(new > 0 or new == old for new, old in zip(pair, (q, k), strict=True))),
+        ):
             if (q_, k_) != (q, k):
                 changed = [*each[:n], (q_, k_), *each[n + 1 :]]
                 yield {"lengths": "/".join(f"{x}:{y}" for x, y in changed)}
@@ -241,7 +281,6 @@ def carrier_clause(case: Case, failing: Failing) -> str:
     q_lengths, k_lengths = lengths_of(case)
     zero = 0 in q_lengths or 0 in k_lengths
     moved = case.causal or case.window != "none" or case.alibi_slopes != "none"
-    ragged = len({*zip(q_lengths, k_lengths, strict=True)}) > 1
     match form_of(case):
         case "packed":
             if "gaps" in case.carrier:
@@ -250,7 +289,7 @@ def carrier_clause(case: Case, failing: Failing) -> str:
                 return "VARLEN-4"
             if zero:
                 return "VARLEN-3"
-            return "VARLEN-2" if moved and ragged else "VARLEN-1"
+            return "VARLEN-2" if moved else "VARLEN-1"
         case "padded":
             return "VARLEN-12"
         case "cached":
@@ -260,15 +299,30 @@ def carrier_clause(case: Case, failing: Failing) -> str:
                 return "CACHE-2"
             if "left" in case.carrier or "slots" in case.carrier:
                 return "CACHE-6" if "left" in case.carrier else "CACHE-7"
-            return "CACHE-8" if moved else "CACHE-1"
+            return "CACHE-10" if zero else "CACHE-8" if moved else "CACHE-1"
         case _:
             if failing.kind == "changed" or "append" in case.carrier:
                 return "PAGED-7"
             if zero:
                 return "PAGED-5"
-            if len(set(q_lengths)) > 1:
+            if len(set(q_lengths)) > 1 or case.causal or case.window != "none":
                 return "PAGED-6"
             return "PAGED-1"
+
+
+# What a clause becomes where the answer depends on rows that belong to no sequence.
+OF_NOBODY = {
+    "VARLEN-1": "VARLEN-5",
+    "VARLEN-2": "VARLEN-5",
+    "VARLEN-3": "VARLEN-5",
+    "VARLEN-4": "VARLEN-5",
+    "CACHE-1": "CACHE-3",
+    "CACHE-8": "CACHE-3",
+    "CACHE-10": "CACHE-3",
+    "PAGED-1": "PAGED-3",
+    "PAGED-5": "PAGED-3",
+    "PAGED-6": "PAGED-3",
+}
 
 
 def turned_clause(case: Case, failing: Failing) -> str:

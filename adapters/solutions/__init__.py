@@ -1,0 +1,1 @@
+"""Kernels that were written for FlashInfer-Bench: a Solution in JSON, called as its Definition says."""

@@ -1,0 +1,257 @@
+"""A fault of a call of many sequences is reduced to the fewest and shortest that show it, has its clause, and is told by name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import many
+import pytest
+import torch
+from many import Plan, Told, Wrong, each, kernel, keys, of, start
+
+from attnspec.adapters import resolve
+from attnspec.conformance.diagnosis.explain import Explainer
+from attnspec.conformance.diagnosis.explained import Explained
+from attnspec.conformance.diagnosis.names import sentence
+from attnspec.conformance.diagnosis.nobodys import reads_nobodys
+from attnspec.conformance.mistakes.power import multiple
+from attnspec.conformance.mistakes.ragged import RAGGED
+from attnspec.conformance.mistakes.vocabulary import MISTAKES
+from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.shrink import shrink
+from attnspec.conformance.problems.tensors import build
+from attnspec.conformance.problems.words import describe
+from attnspec.conformance.report.repro import script
+from attnspec.conformance.subject.meeting import meet
+from attnspec.conformance.subject.subject import Subject
+from attnspec.reference import solve
+from attnspec.spec import Dialect
+
+BASE = "heads=4/2,b=3,i=4,j=11,d=8,values=peaked,wrt=none,"
+EVERY = (
+    "carrier=packed+gaps+tail+slack+turned,lengths=mixed,alibi_slopes=bh",
+    "carrier=packed+tail,lengths=zero_first,causal=True",
+    "carrier=packed,lengths=crossed,window=2:0",
+    "carrier=padded,lengths=mixed,causal=True,alibi_slopes=bh",
+    "carrier=cached,lengths=mixed,causal=True",
+    "carrier=cached+append+left+room+slots,lengths=mixed,causal=True,alibi_slopes=bh",
+    "carrier=cached+append+left+room+slots,lengths=mixed",
+    "carrier=paged+3+append+dealt+spare+columns,lengths=crossed,causal=True",
+    "carrier=paged+3+dealt,lengths=zero_first,window=3:",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def no_borders(plans: list[Plan], told: Told) -> None:
+    rows, at = [row for plan in plans for row in plan.keys], 0
+    for plan in plans:
+        plan.keys, plan.start = rows, at + sum(told.j) - sum(told.i)
+        at += len(plan.queries)
+
+
+def stale(plan: Plan, told: Told, n: int) -> None:
+    old = told.j[n] - told.new[n]
+    plan.keys = plan.keys[:old] + [row + told.count for row in plan.keys[old:]] if told.new[n] else plan.keys
+
+
+def own_slot(plan: Plan, told: Told, n: int) -> None:
+    plan.keys = [row % told.room + n * told.room for row in plan.keys]
+
+
+def in_pool_order(plans: list[Plan], told: Told) -> None:
+    page = 0
+    for n, plan in enumerate(plans):
+        plan.keys = [(page + at // told.size) * told.size + at % told.size for at in range(told.j[n])]
+        page += -(-told.j[n] // told.size)
+
+
+def first_slopes(plan: Plan, told: Told, n: int) -> None:
+    plan.slopes = 0
+
+
+TOO_FAR = keys(lambda told, n: told.j[n] + 1)
+LONGEST = keys(lambda told, n: max(told.j))
+NAMED: list[tuple[str, Wrong, str, str, str]] = [  # form, what is wrong, a case, the clause, the mistake
+    ("packed", keys(lambda told, n: told.j[n] - 1), "carrier=packed,lengths=mixed", "VARLEN-1", "last_key_dropped"),
+    ("packed", no_borders, "carrier=packed,lengths=mixed", "VARLEN-1", "no_borders"),
+    ("packed", of(lambda told, n: n + 1), "carrier=packed,lengths=crossed", "VARLEN-1", "keys_of_next"),
+    (
+        "packed",
+        start(lambda told, n: max(told.j) - max(told.i)),
+        "carrier=packed,lengths=mixed,causal=True",
+        "VARLEN-2",
+        "placed_by_longest",
+    ),
+    ("packed", start(lambda told, n: 0), "carrier=packed,lengths=mixed,causal=True", "VARLEN-2", "placed_at_zero"),
+    ("padded", TOO_FAR, "carrier=padded,lengths=mixed", "VARLEN-12", "length_one_more"),
+    ("padded", each(first_slopes), "carrier=padded,lengths=mixed,alibi_slopes=bh", "VARLEN-12", "slopes_of_first_sequence"),
+    ("cached", LONGEST, "carrier=cached+room,lengths=mixed", "CACHE-3", "length_of_longest"),
+    ("cached", each(stale), "carrier=cached+append,lengths=mixed", "CACHE-2", "new_keys_stale"),
+    ("cached", each(own_slot), "carrier=cached+slots+left,lengths=mixed", "CACHE-7", "slots_ignored"),
+    ("paged", in_pool_order, "carrier=paged+3+dealt,lengths=mixed", "PAGED-1", "table_ignored"),
+    (
+        "paged",
+        keys(lambda told, n: -(-told.j[n] // told.size) * told.size),
+        "carrier=paged+3,lengths=mixed",
+        "PAGED-3",
+        "page_read_whole",
+    ),
+]
+
+
+def explained(wrong: type[many.Many], token: str) -> tuple[Subject, Explained]:
+    """What is said of a kernel that fails on a case."""
+    subject = meet(resolve(wrong)[0], "cpu", {}, None, None)
+    case = fit(Case.parse(BASE + token), subject.adapter)
+    return subject, Explainer(subject).explain(case, subject.judgement(case).findings[0])[0].explained
+
+
+@pytest.mark.parametrize(("form", "wrong", "token", "clause", "name"), NAMED, ids=[f"{x[0]}-{x[4]}" for x in NAMED])
+def test_a_fault_of_a_form_has_its_clause_and_its_name(form: str, wrong: Wrong, token: str, clause: str, name: str) -> None:
+    subject, found = explained(kernel(wrong, form), token)
+    assert found.diagnosis is not None
+    assert (found.clause, found.diagnosis.best) == (clause, (name,))
+    assert "this reproduces the wrong answer on" in sentence(found.diagnosis)
+    assert found.case.carrier != "none"
+    assert found.problem.q.numel() <= 4
+    again = Case.parse(found.case.token())
+    assert any(one.likeness == found.finding.likeness for one in subject.judgement(again).findings)
+
+
+def test_where_the_dense_call_is_wrong_as_well_its_clause_is_blamed() -> None:
+    """A kernel that has no other call than a packed one: its dense problems are sequences of one length."""
+    wrong = kernel(keys(lambda told, n: told.j[n] - 1), "packed", attend=many.Adapter.attend)
+    _, found = explained(wrong, "carrier=packed,lengths=mixed")
+    assert (found.clause, found.case.carrier) == ("SOFTMAX-1", "none")
+    assert found.diagnosis is not None
+    assert found.diagnosis.best == ("last_key_dropped",)
+
+
+def test_dense_problems_that_are_sequences_are_told_by_mistakes_of_sequences() -> None:
+    """Two batch items are two sequences: what is wrong between them is no fault of a dense call."""
+    wrong = kernel(no_borders, "packed", attend=many.Adapter.attend)
+    _, found = explained(wrong, "carrier=packed,lengths=mixed")
+    assert (found.clause, found.case.b) == ("VARLEN-1", 2)
+    assert found.diagnosis is not None
+    assert found.diagnosis.best == ("no_borders",)
+
+
+def test_a_kernel_that_reads_what_belongs_to_nobody_is_told_so() -> None:
+    """Whatever it finds there; one that reads other sequences' rows alone is not."""
+    for wrong, form, reads in ((TOO_FAR, "padded", True), (of(lambda told, n: 0), "packed", False), (None, "paged", False)):
+        subject = meet(resolve(kernel(wrong, form))[0], "cpu", {}, None, None)
+        word = {"padded": "", "packed": "+tail", "paged": "+3+spare"}[form]
+        problem = subject.problem(fit(Case.parse(f"{BASE}carrier={form}{word},lengths=mixed"), subject.adapter))
+        assert reads_nobodys(subject, problem, "o") == reads
+        assert not reads_nobodys(subject, problem.replace(carrier=None), "o")
+
+
+# MISTAKES
+
+
+@pytest.mark.parametrize("poison", ["nan", "lure"])
+def test_each_mistake_of_sequences_can_show(poison: str) -> None:
+    """None is another name of the right answer, and each gives what has the form of one."""
+    left = set(RAGGED.mistakes)
+    for token in EVERY:
+        case = Case.parse(BASE.replace("wrt=none", "wrt=all") + f"{token},poison={poison}")
+        problem = build(case if case.carrier.startswith("pa") and "paged" not in case.carrier else replace(case, wrt="none"))
+        exact = solve(problem, Dialect())
+        for name, one in RAGGED.mistakes.items():
+            wrong = one.wrong(problem, exact.dialect, exact)
+            for output, x in (wrong or {}).items():
+                assert x.shape == exact.values[output].shape, (name, output)
+            left -= {name} if wrong and multiple(wrong, exact, "A") > 1 else set()
+    assert left == set()
+
+
+@pytest.mark.parametrize("name", ["scale_missing", "causal_ignored", "last_key_dropped"])
+def test_a_mistake_of_a_dense_call_is_made_in_each_sequence(name: str) -> None:
+    problem = build(Case.parse(BASE + "carrier=packed+gaps,lengths=zero_middle,causal=True"))
+    exact = solve(problem, Dialect())
+    wrong = MISTAKES[name].wrong(problem, exact.dialect, exact)
+    assert wrong is not None
+    for n, part in enumerate(exact.parts):  # type: ignore[attr-defined]
+        one = MISTAKES[name].wrong(part.problem, exact.dialect, part)
+        expected = part.values["o"] if one is None else one["o"]
+        assert (wrong["o"][n, :, : part.problem.i] == expected[0]).all()
+        assert not wrong["o"][n, :, part.problem.i :].any()
+
+
+# AS IT IS READ
+
+
+def test_a_reduced_problem_is_read_as_sequences() -> None:
+    said = describe(Case.parse("b=2,i=1,j=2,d=1,carrier=paged+3+dealt,lengths=1:1/1:2"))
+    assert said == (
+        "float32: 2 batch items, 1 head, 1 query, 2 keys, width 1; paged, pages of 3, pages in any order; "
+        "sequences of 1, 1 queries and 1, 2 keys"
+    )
+
+
+def test_a_sequence_without_rows_is_left_only_where_the_fault_needs_it() -> None:
+    _, found = explained(kernel(keys(lambda told, n: told.j[n] + 1), "packed"), "carrier=packed,lengths=zero_middle")
+    assert (found.clause, "0" in found.case.lengths) == ("VARLEN-1", False)
+
+
+def test_a_ragged_problem_without_a_case_is_cut() -> None:
+    """To the sequence that is wrong, with its own lengths."""
+    subject = meet(resolve(kernel(None, "packed"))[0], "cpu", {}, None, None)
+    problem = subject.problem(fit(Case.parse(BASE + "carrier=packed,lengths=mixed"), subject.adapter))
+    small = shrink(problem, subject.adapter, lambda trial: trial.carrier is not None and max(trial.carrier.k_lengths) > 3)
+    assert small.carrier is not None
+    assert (small.b, max(small.carrier.k_lengths), small.i) == (1, 4, 1)
+
+
+SCRIPTED = [
+    ("packed", "PackedFirst", "carrier=packed+turned,lengths=mixed"),
+    ("cached", "CachedStale", "carrier=cached+append+left,lengths=mixed"),
+    ("paged", "PagedFar", "carrier=paged+3+dealt,lengths=mixed"),
+]
+KERNELS = """
+import many
+
+
+class PackedFirst(many.kernel(many.of(lambda told, n: 0), "packed")):
+    pass
+
+
+class CachedStale(many.kernel(many.keys(lambda told, n: told.j[n] - told.new[n]), "cached")):
+    pass
+
+
+class PagedFar(many.kernel(many.keys(lambda told, n: told.j[n] + 1), "paged")):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("form", "name", "token"), SCRIPTED)
+def test_a_script_lays_the_call_out_and_shows_the_same_number(form: str, name: str, token: str, tmp_path, monkeypatch) -> None:
+    (tmp_path / "scripted_kernels.py").write_text(KERNELS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "scripted_kernels", raising=False)
+    subject, found = explained(getattr(__import__("scripted_kernels"), name), token)
+    text = script(subject, found, None)
+    assert text is not None
+    (tmp_path / "repro.py").write_text(text, encoding="utf-8")
+    path = f"{tmp_path}:{Path(__file__).parent}"
+    ran = subprocess.run(
+        [sys.executable, "repro.py"], cwd=tmp_path, env={"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    shown = re.search(r"o\[[\d, ]+\] = ([-\w.]+),", ran.stdout)
+    assert shown is not None, ran.stdout
+    got = subject.run(found.problem).o[found.finding.index]  # type: ignore[index]
+    assert f"o{list(found.finding.index)} = {got.item()!r}" in ran.stdout
