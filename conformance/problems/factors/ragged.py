@@ -59,8 +59,8 @@ SAID = {
     "dealt": "pages in any order",
     "rotary": "new keys and queries that the call turns",
     "interleaved": "in pairs of neighbours",
-    "told": "by angles that are told",
-    "steady": "by one angle",
+    "told": "in pairs that the call names",
+    "steady": "by the same angle more for each position",
     "latent": "values that are the first channels of the keys",
 }
 TURNS: dict[str, dict[str, Any]] = {
