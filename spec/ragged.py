@@ -144,8 +144,9 @@ class Kept(Carrier):
             raise ValueError(f"rotary is an even number of the {problem.d} channels; found {self.rotary}")
         if self.rotary and not self.new:
             raise ValueError("a call turns new keys, and there are none")
-        if self.latent and not _one_memory(problem):
-            raise ValueError("latents are the keys of one head, and the values are their first channels; found others")
+        if self.latent and (problem.g != 1 or problem.e > problem.d):
+            found = f"{problem.g} heads, {problem.d} channels and {problem.e} of values"
+            raise ValueError(f"latents are keys of one head, whose first channels are the values; found {found}")
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,8 @@ def alone(problem: Problem, n: int) -> Problem:
     i, j = carrier.q_lengths[n], carrier.k_lengths[n]
     changes: dict[str, Any] = {"carrier": None, "q": problem.q[n : n + 1, :, :i]}
     changes |= {name: getattr(problem, name)[n : n + 1, :, :j] for name in "kv"}
+    if isinstance(carrier, Kept) and carrier.latent:  # the call gets no values
+        changes["v"] = changes["k"][..., : problem.e]
     changes |= {name: x[n : n + 1, :, :i] for name in ("do", "dlse") if (x := getattr(problem, name)) is not None}
     if problem.alibi_slopes is not None and problem.alibi_slopes.ndim == 2:
         changes["alibi_slopes"] = problem.alibi_slopes[n : n + 1]
@@ -313,14 +316,6 @@ def sequences(problem: Problem) -> tuple[Problem, ...]:
 def whole(problem: Problem, kind: type[Carrier]) -> Problem:
     """A dense problem in another form: each batch item is a sequence, as long as all others."""
     return problem.replace(carrier=kind((problem.i,) * problem.b, (problem.j,) * problem.b))
-
-
-def _one_memory(problem: Problem) -> bool:
-    """Whether the values are the first channels of the only head of keys, number by number."""
-    if problem.g != 1 or problem.e > problem.d:
-        return False
-    same = problem.v.detach() == problem.k.detach()[..., : problem.e]
-    return bool(same.all())
 
 
 def _whole(x: Any) -> bool:

@@ -125,3 +125,73 @@ def test_what_can_not_turn_is_refused(change: dict, says: str) -> None:
     problem = rotated.turns()[0]
     with pytest.raises(ValueError, match=says):
         problem.replace(carrier=replace(problem.carrier, **change))  # type: ignore[type-var]
+
+
+# CALLS OF RELEASED KERNELS, as CPU functions with their signatures
+
+
+def flash_attn_with_kvcache(
+    q,
+    k_cache,
+    v_cache,
+    k=None,
+    v=None,
+    rotary_cos=None,
+    rotary_sin=None,
+    cache_seqlens=None,
+    cache_batch_idx=None,
+    cache_leftpad=None,
+    block_table=None,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    rotary_interleaved=True,
+    alibi_slopes=None,
+    num_splits=0,
+    return_softmax_lse=False,
+):
+    """flash-attention 2's, with its rule for queries and its default of pairs."""
+    assert rotary_cos is None or rotary_cos.shape[1] % 8 == 0
+    window = None if window_size == (-1, -1) else tuple(None if side < 0 else side for side in window_size)
+    how = {
+        "cos": rotary_cos,
+        "sin": rotary_sin,
+        "causal": causal,
+        "scale": softmax_scale,
+        "window": window,
+        "lse": return_softmax_lse,
+    }
+    how |= {"interleaved": rotary_interleaved}
+    kernel = rotated.LikeTheFirst()
+    if block_table is None:
+        return kernel.attend_cached(
+            q, k_cache, v_cache, cache_seqlens, k_new=k, v_new=v, left=cache_leftpad, slots=cache_batch_idx, **how
+        )
+    b, i, *_ = q.shape
+    starts = torch.arange(b + 1)
+    of_new = {} if k is None else {"k_new": k.flatten(0, 1), "v_new": v.flatten(0, 1), "cu_new": starts * k.shape[1]}
+    o = kernel.attend_paged(q.flatten(0, 1), starts * i, i, k_cache, v_cache, block_table, cache_seqlens, **of_new, **how)
+    return o.unflatten(0, (b, i))
+
+
+def test_flash_attentions_rotary_is_called_by_its_signature() -> None:
+    """Both pairs, the default, all queries like the first, in a cache and in pages."""
+    from attnspec.adapters.conventions.families.kvcache import KVCACHE
+    from attnspec.adapters.conventions.function import FamilyAdapter
+
+    adapter = FamilyAdapter(flash_attn_with_kvcache, "flash_attn_with_kvcache", (), replace(KVCACHE, dtypes=None, devices=None))
+    assert {"rotary", "cached_rotary", "paged_rotary", "rotary_told"} <= set(adapter.offers)
+    assert "rotary_any_width" not in adapter.offers
+    dialect = Dialect(rotary_pairs="interleaved", rotary_query="first")
+    for carrier, causal in (("cached+append+left", False), ("cached+append", True), ("paged+256+append", False)):
+        problem = build(
+            Case(heads="4/2", b=2, i=3, j=9, d=32, values="peaked", carrier=carrier, lengths="3:9/3:5", causal=causal, wrt="none")
+        )
+        for interleaved, told in ((False, True), (True, True), (True, False)):
+            how = {"rotary": 16, "interleaved": interleaved, "told": told}
+            asked = problem.replace(carrier=replace(problem.carrier, **how))  # type: ignore[type-var]
+            answer = adapter.run(asked)
+            assert answer.unsupported is None
+            assert not answer.changed
+            assert not judge(answer, solve(asked, dialect), "A").findings

@@ -18,6 +18,7 @@ FAMILIES = (  # modules of the folder families
     "torch",
     "varlen",
     "kvcache",
+    "mla",
     "vllm",
     "torch_varlen",
     "flash",

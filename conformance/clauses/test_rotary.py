@@ -85,10 +85,10 @@ def several(case: Case) -> bool:
 
 
 def must_turn_a_few(subject: Subject, case: Case, what: str) -> None:
-    """Three queries without causal, behind other keys and behind none, in each form."""
+    """Two, three and five queries without causal, behind other keys and behind none, in each form."""
     for kind in kinds(subject):
-        for lengths in ("3:9/3:4/3:8", "3:3/3:9"):
-            must_turn(subject, small(subject, case, kind, lengths=lengths), what)
+        for lengths in ("3:9/3:4/3:8", "3:3/3:9", "2:9/2:4", "5:9/5:5"):
+            must_turn(subject, small(subject, case, kind, i=int(lengths[0]), lengths=lengths), what)
 
 
 @clause("ROTARY-4")

@@ -20,6 +20,9 @@ def flash_2_cached(
     *,
     k_new=None,
     v_new=None,
+    cos=None,
+    sin=None,
+    interleaved=None,
     left=None,
     slots=None,
     causal=False,
@@ -33,6 +36,7 @@ def flash_2_cached(
     options = {"softmax_scale": scale, "causal": causal, "softcap": 0.0 if softcap is None else softcap, "return_softmax_lse": lse}
     options["window_size"] = (-1, -1) if window is None else tuple(-1 if side is None else side for side in window)
     options |= {"cache_seqlens": lengths, "cache_batch_idx": slots, "cache_leftpad": left, "alibi_slopes": alibi_slopes}
+    options |= {"rotary_cos": cos, "rotary_sin": sin} | ({} if interleaved is None else {"rotary_interleaved": interleaved})
     returned = function(q, k_cache, v_cache, k=k_new, v=v_new, **options)
     return returned[:2] if lse else returned
 
@@ -50,6 +54,9 @@ def flash_2_paged(
     k_new=None,
     v_new=None,
     cu_new=None,
+    cos=None,
+    sin=None,
+    interleaved=None,
     causal=False,
     scale=None,
     window=None,
@@ -68,6 +75,7 @@ def flash_2_paged(
 
             raise Unsupported("each sequence gets as many new keys")
         options |= {"k": k_new.unflatten(0, (b, len(k_new) // max(b, 1))), "v": v_new.unflatten(0, (b, len(v_new) // max(b, 1)))}
+    options |= {"rotary_cos": cos, "rotary_sin": sin} | ({} if interleaved is None else {"rotary_interleaved": interleaved})
     returned = function(q.unflatten(0, (b, max_q)), k_pages, v_pages, **options)
     o = (returned[0] if lse else returned).flatten(0, 1)
     return (o, returned[1].transpose(0, 1).flatten(1)) if lse else o
@@ -82,6 +90,9 @@ def flash_3_cached(
     *,
     k_new=None,
     v_new=None,
+    cos=None,
+    sin=None,
+    interleaved=None,
     left=None,
     slots=None,
     causal=False,
@@ -94,6 +105,7 @@ def flash_3_cached(
     options = {"softmax_scale": scale, "causal": causal, "softcap": 0.0 if softcap is None else softcap, "return_softmax_lse": lse}
     options["window_size"] = (-1, -1) if window is None else tuple(-1 if side is None else side for side in window)
     options |= {"cache_seqlens": lengths, "cache_batch_idx": slots, "cache_leftpad": left}
+    options |= {"rotary_cos": cos, "rotary_sin": sin} | ({} if interleaved is None else {"rotary_interleaved": interleaved})
     returned = function(q, k_cache, v_cache, k=k_new, v=v_new, **options)
     return returned[:2] if lse else returned
 
@@ -111,6 +123,9 @@ def flash_3_paged(
     k_new=None,
     v_new=None,
     cu_new=None,
+    cos=None,
+    sin=None,
+    interleaved=None,
     causal=False,
     scale=None,
     window=None,
@@ -121,6 +136,7 @@ def flash_3_paged(
     options = {"softmax_scale": scale, "causal": causal, "softcap": 0.0 if softcap is None else softcap, "return_softmax_lse": lse}
     options["window_size"] = (-1, -1) if window is None else tuple(-1 if side is None else side for side in window)
     options |= {"cache_seqlens": lengths, "page_table": table, "cu_seqlens_q": cu_q, "max_seqlen_q": max_q}
+    options |= {"rotary_cos": cos, "rotary_sin": sin} | ({} if interleaved is None else {"rotary_interleaved": interleaved})
     returned = function(q, k_pages, v_pages, k=k_new, v=v_new, cu_seqlens_k_new=cu_new, **options)
     return returned[:2] if lse else returned
 
@@ -132,7 +148,8 @@ KVCACHE: Convention = replace(
     of="flash-attn 2.8, flash_attn.flash_attn_with_kvcache",
     paths=("flash_attn.flash_attn_with_kvcache", "flash_attn.flash_attn_interface.flash_attn_with_kvcache"),
     reading=AS_IT_IS,
-    without=frozenset({"alibi_grad", "lse_grad", "paged_any_size", "paged_queries"}),
+    without=frozenset({"alibi_grad", "lse_grad", "paged_any_size", "paged_queries", "rotary_any_width"}),
+    dialect={**FLASH_2.dialect, "rotary_pairs": "interleaved", "rotary_query": "first"},
     restrictions=frozenset({"page_size:256"}),
     forms={"cached": flash_2_cached, "paged": flash_2_paged},
 )
@@ -142,7 +159,8 @@ KVCACHE_3 = replace(
     of="flash-attention 3, hopper/flash_attn_interface.flash_attn_with_kvcache",
     paths=tuple(path.replace("flash_attn_func", "flash_attn_with_kvcache") for path in FLASH_3.paths),
     reading=AS_IT_IS,
-    without=frozenset({"lse_grad"}),
+    without=frozenset({"lse_grad", "rotary_any_width"}),
+    dialect={**FLASH_3.dialect, "rotary_pairs": "interleaved", "rotary_query": "first"},
     forms={"cached": flash_3_cached, "paged": flash_3_paged},
 )
 OWN = ("k_cache", "v_cache", "cache_seqlens", "cache_batch_idx", "cache_leftpad")

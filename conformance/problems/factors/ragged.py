@@ -59,8 +59,8 @@ SAID = {
     "dealt": "pages in any order",
     "rotary": "new keys and queries that the call turns",
     "interleaved": "in pairs of neighbours",
-    "told": "by angles that are told",
-    "steady": "by one angle",
+    "told": "in pairs that the call names",
+    "steady": "by the same angle more for each position",
     "latent": "values that are the first channels of the keys",
 }
 TURNS: dict[str, dict[str, Any]] = {
@@ -326,12 +326,12 @@ OF_NOBODY = {
 
 
 def turned_clause(case: Case, failing: Failing) -> str:
-    """Of latents, and of new keys that are turned; "" where there are neither."""
+    """Of latents, of new keys that are turned, and of pages of two widths; "" where there is none of them."""
     form, *words = case.carrier.split("+")
     if "latent" in words:
         return "MLA-6" if failing.kind == "changed" else "MLA-7" if failing.output == "lse" else f"MLA-{1 + (form == 'cached')}"
     if "rotary" not in words:
-        return ""
+        return "MLA-9" if form == "paged" and case.width != case.d and failing.kind in ("value", "nonfinite") else ""
     if failing.kind == "changed":
         return "ROTARY-8"
     if "left" in words:
