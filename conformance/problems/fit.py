@@ -96,6 +96,14 @@ def _restricted(case: Case, restrictions: set[str]) -> Case:
         q_lengths, k_lengths = lengths_of(case)
         if q_lengths != k_lengths:
             case = replace(case, lengths="/".join(f"{n}:{n}" for n in q_lengths))
+    if "always_append" in restrictions and form_of(case) == "cached":
+        most = max(case.i, case.keys)
+        case = replace(case, j=most if most > case.keys else case.j)
+        k_lengths = lengths_of(case)[1]
+        if min(k_lengths, default=case.i) < case.i:
+            case = replace(case, lengths="/".join(f"{case.i}:{max(n, case.i)}" for n in k_lengths))
+        if "append" not in case.carrier.split("+"):
+            case = replace(case, carrier=case.carrier.replace("cached", "cached+append"))
     for n, (a, b) in enumerate((("mask", "bias"), ("mask", "causal"), ("bias", "causal"))):
         if f"{a}_or_{b}" in restrictions and getattr(case, a) != PLAIN[a] and getattr(case, b) != PLAIN[b]:
             dropped = a if case.seed >> n & 1 or (b == "causal" and "always_causal" in restrictions) else b
