@@ -204,7 +204,7 @@ def onnx_cache(  # type: ignore[no-untyped-def]
     from attnspec.adapters import Unsupported
 
     left, right = (-1 if side is None else side for side in window or (None, None))
-    options = {"left_window_size": (left, -1), "right_window_size": (right, -1), "is_causal": (int(causal), 0)}
+    options: dict[str, Any] = {"left_window_size": (left, -1), "right_window_size": (right, -1), "is_causal": (int(causal), 0)}
     options |= {"scale": (scale, None), "softcap": (softcap, None)}
     given = {name: x for name, (x, default) in options.items() if x != default}
     if k_new is None:
@@ -396,7 +396,17 @@ class Node:
     opset: int = 21
 
 
-GROUPED = (*QUERIES, *CACHE, "seqlens_k", "total_sequence_length", "cos", "sin", "places", "attention_bias", "head_sink")
+GROUPED: tuple[str, ...] = (
+    *QUERIES,
+    *CACHE,
+    "seqlens_k",
+    "total_sequence_length",
+    "cos",
+    "sin",
+    "places",
+    "attention_bias",
+    "head_sink",
+)
 GROUPED += ("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens")
 OWN = {
     "onnx-reference": Node(
