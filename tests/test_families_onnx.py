@@ -32,18 +32,19 @@ PACKAGES = {
 SHARED = {"mha", "strided", "scale", "bias", "rank3"}
 MASKS, HEADS = {"mask", "key_padding"}, {"gqa", "mqa"}
 START = {"q_start", "q_start_batch", "q_start_negative"}
+MANY = {"padded", "cached", "cached_append"}
 ATTENTION = SHARED | MASKS | HEADS | {"value_width", "causal", "softcap"}
 OFFERS = {
-    "onnx-reference": ATTENTION | START | {"window", "window_right"},
-    "onnxruntime": ATTENTION | START,
-    "onnxruntime-mha": SHARED | {"key_padding", "value_width", "causal"},
+    "onnx-reference": ATTENTION | START | MANY | {"window", "window_right"},
+    "onnxruntime": ATTENTION | START | MANY,
+    "onnxruntime-mha": SHARED | MANY | {"key_padding", "value_width", "causal"},
     "onnxruntime-gqa": SHARED | HEADS | {"causal", "softcap", "window", "sinks"},
     "openvino": SHARED | MASKS | {"value_width", "causal"},
 }
 RESTRICTED = {
     "onnx-reference": {"mask_or_bias"},
     "onnxruntime": {"mask_or_bias"},
-    "onnxruntime-mha": set(),
+    "onnxruntime-mha": {"always_append"},
     "onnxruntime-gqa": {"always_causal", "equal_lengths"},
     "openvino": {"mask_or_bias", "mask_or_causal", "bias_or_causal"},
 }
@@ -134,7 +135,9 @@ def test_each_opset_in_three_axes_and_in_four(name: str, opset: int) -> None:
     for rank in (3, 4):
         subject = met(name, opset=opset, rank=rank)
         offered = set(subject.adapter.offers)
-        assert offered == ATTENTION | (START if opset > 23 else set()) | ({"window", "window_right"} if opset > 24 else set())
+        assert offered == ATTENTION | (START | MANY if opset > 23 else set()) | (
+            {"window", "window_right"} if opset > 24 else set()
+        )
         assert [token for token in (*PLAIN, *GROUPED, *(PLACED if opset > 23 else ())) if findings(subject, token)] == []
 
 

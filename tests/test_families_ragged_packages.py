@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,11 @@ import torch
 
 from attnspec.adapters import resolve
 from attnspec.adapters.forms import BY_FEATURE
+from attnspec.adapters.forms.paged import paged
+from attnspec.adapters.restrictions import forbidden
 from attnspec.conformance.problems.case import Case
+from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.meeting import meet
 from attnspec.conformance.subject.subject import Subject
 
@@ -130,3 +135,39 @@ def test_a_query_beside_a_cache_stands_at_its_key_in_every_dialect() -> None:
     dense = subject.problem(Case.parse("heads=2/2,b=1,i=2,j=6,causal=True,wrt=none"))
     assert subject.solve(dense).forward.visible[0, 0].sum(-1).tolist() == [1, 2]
     assert not torch.equal(torch.from_numpy(exact.values["o"]), torch.from_numpy(subject.solve(dense).values["o"]))
+
+
+def test_a_pool_has_a_page_if_nobody_has_a_key() -> None:
+    """An array without a page can't be read at any entry, which JAX refuses before it knows the lengths."""
+    seen = []
+
+    def attend(k_pages: torch.Tensor, table: torch.Tensor, q: torch.Tensor, **given: Any) -> torch.Tensor:
+        seen.append((tuple(k_pages.shape), table.tolist()))
+        return torch.zeros_like(q)
+
+    none = torch.zeros(1, 2, 0, 8)
+    paged(attend, torch.zeros(1, 2, 3, 8), none, none, q_lengths=(3,), k_lengths=(0,), size=4, columns=1, unused=-1)
+    assert seen == [((1, 4, 2, 8), [[-1]])]
+
+
+def test_who_always_appends_is_asked_for_a_key_for_each_query() -> None:
+    """Longer caches where there were fewer keys than queries, and no call that only reads."""
+    adapter = SimpleNamespace(offers={"mha", "cached", "cached_append"}, restrictions={"always_append"}, widths=None)
+    for token in ("b=3,i=5,j=3,carrier=cached,lengths=mixed", "b=2,i=3,j=9,carrier=cached+append,lengths=3:1/3:9"):
+        case = fit(Case.parse(f"{token},wrt=none"), adapter)  # type: ignore[arg-type]
+        problem = build(case)
+        assert forbidden({"always_append"}, problem) == "", case
+        assert problem.carrier.new == (case.i,) * case.b  # type: ignore[union-attr]
+    assert forbidden({"always_append"}, build(Case.parse("i=3,j=9,carrier=cached,wrt=none")))
+
+
+def test_who_takes_as_many_keys_as_queries_is_asked_for_them_in_each_sequence() -> None:
+    adapter = SimpleNamespace(offers={"mha", "packed", "padded", "padded_queries"}, restrictions={"equal_lengths"}, widths=None)
+    for form in ("packed", "padded"):
+        for lengths in ("mixed", "crossed", "zero_first", "no_keys", "5:2/3:9"):
+            case = fit(Case.parse(f"b=3,i=5,j=9,carrier={form},lengths={lengths},wrt=none"), adapter)  # type: ignore[arg-type]
+            carrier = build(case).carrier
+            assert carrier is not None
+            assert carrier.q_lengths == carrier.k_lengths
+            assert forbidden({"equal_lengths"}, build(case)) == ""
+    assert forbidden({"equal_lengths"}, build(Case.parse("b=2,i=5,j=5,carrier=packed,lengths=5:3/2:5,wrt=none")))

@@ -48,6 +48,7 @@ def paged(
     b, new_of = len(q_lengths), new or (0,) * len(q_lengths)
     counts = [-(-n // size) for n in k_lengths]
     own = sum(n - shared for n in counts) + shared
+    spare = max(spare, 1 - own)  # a pool has a page, if nobody has a key
     places = list(range(own + spare))
     if seed:
         random.Random(seed).shuffle(places)

@@ -184,14 +184,12 @@ def onnxruntime_gqa(  # type: ignore[no-untyped-def]
 # THE SAME FOR CALLS OF MANY SEQUENCES
 
 
-def onnx_lengths(function, q, k, v, k_lengths, q_lengths=None, *, causal=False, scale=None, softcap=None):  # type: ignore[no-untyped-def]
+def onnx_lengths(function, q, k, v, k_lengths, *, causal=False, scale=None, softcap=None):  # type: ignore[no-untyped-def]
     """ONNX Attention of keys of which the first of each batch item are there. Beside them causal is of a cache."""
     from attnspec.adapters import Unsupported
 
-    if q_lengths is not None or causal:
-        raise Unsupported(
-            "it is told no number of queries" if q_lengths is not None else "beside lengths causal is that of a cache"
-        )
+    if causal:
+        raise Unsupported("beside lengths causal is that of a cache")
     options = {name: x for name, x in (("scale", scale), ("softcap", softcap)) if x is not None}
     return function(Q=q, K=k, V=v, nonpad_kv_seqlen=k_lengths.long(), **options)
 
@@ -206,7 +204,7 @@ def onnx_cache(  # type: ignore[no-untyped-def]
     from attnspec.adapters import Unsupported
 
     left, right = (-1 if side is None else side for side in window or (None, None))
-    options = {"left_window_size": (left, -1), "right_window_size": (right, -1), "is_causal": (int(causal), 0)}
+    options: dict[str, Any] = {"left_window_size": (left, -1), "right_window_size": (right, -1), "is_causal": (int(causal), 0)}
     options |= {"scale": (scale, None), "softcap": (softcap, None)}
     given = {name: x for name, (x, default) in options.items() if x != default}
     if k_new is None:
@@ -230,14 +228,12 @@ def onnx_cache(  # type: ignore[no-untyped-def]
     return o.transpose(1, 2)
 
 
-def onnxruntime_mha_lengths(function, q, k, v, k_lengths, q_lengths=None, *, scale=None):  # type: ignore[no-untyped-def]
+def onnxruntime_mha_lengths(function, q, k, v, k_lengths, *, scale=None):  # type: ignore[no-untyped-def]
     """com.microsoft MultiHeadAttention, whose key_padding_mask may be the number of each batch item's keys."""
     from attnspec.adapters import Unsupported
 
-    if q_lengths is not None or k.shape[1] != q.shape[1]:
-        raise Unsupported(
-            "it is told no number of queries" if q_lengths is not None else "it has as many heads of keys as of queries"
-        )
+    if k.shape[1] != q.shape[1]:
+        raise Unsupported("it has as many heads of keys as of queries")
     return function(query=q, key=k, value=v, key_padding_mask=k_lengths, **({} if scale is None else {"scale": scale}))
 
 
@@ -247,8 +243,8 @@ def onnxruntime_mha_cache(function, q, k_cache, v_cache, lengths, *, k_new=None,
 
     if k_new is None or (lengths != lengths[:1]).any():
         raise Unsupported("it appends" if k_new is None else "its past is as long for each batch item")
-    if k_new.shape[2] != q.shape[2]:
-        raise Unsupported("it has as many heads of keys as of queries")
+    if k_new.shape[2] != q.shape[2] or v_new.shape[3] != q.shape[3]:
+        raise Unsupported("its past has the heads and the width of its queries")
     if causal and k_new.shape[1] != q.shape[1]:
         raise Unsupported("its first query stands behind the past")
     filled = int(lengths[0]) if len(lengths) else 0
@@ -352,6 +348,7 @@ MHA = Convention(
     reading=Reading(arrays="numpy"),
     offers=frozenset({"value_width"}),
     without=frozenset({"mask"}),  # of those that are not key padding it takes some
+    restrictions=frozenset({"always_append"}),
     dialect={"causal_alignment": "top_left"},  # its source hides what is behind a query's own place from the first key on
     attend=onnxruntime_mha,
     forms={"padded": onnxruntime_mha_lengths, "cached": onnxruntime_mha_cache},
@@ -374,7 +371,7 @@ CACHED = replace(
     GQA,
     name="com.microsoft GroupQueryAttention, with a past",
     without=GQA.without | {"backward"},
-    restrictions=frozenset({"always_causal"}),
+    restrictions=frozenset({"always_causal", "always_append"}),
     attend=None,
     forms={"cached": onnxruntime_gqa_cache},
     variants={
@@ -399,7 +396,17 @@ class Node:
     opset: int = 21
 
 
-GROUPED = (*QUERIES, *CACHE, "seqlens_k", "total_sequence_length", "cos", "sin", "places", "attention_bias", "head_sink")
+GROUPED: tuple[str, ...] = (
+    *QUERIES,
+    *CACHE,
+    "seqlens_k",
+    "total_sequence_length",
+    "cos",
+    "sin",
+    "places",
+    "attention_bias",
+    "head_sink",
+)
 GROUPED += ("k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens")
 OWN = {
     "onnx-reference": Node(

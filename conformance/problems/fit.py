@@ -122,6 +122,14 @@ def _restricted(case: Case, restrictions: set[str]) -> Case:
     if "padding_only" in restrictions and case.mask != "none":
         changes["mask"] = "padding"
     case = replace(case, **changes)
+    if "always_append" in restrictions and form_of(case) == "cached":
+        most = max(case.i, case.keys)
+        case = replace(case, j=most if most > case.keys else case.j)
+        k_lengths = lengths_of(case)[1]
+        if min(k_lengths, default=case.i) < case.i:
+            case = replace(case, lengths="/".join(f"{case.i}:{max(n, case.i)}" for n in k_lengths))
+        if "append" not in case.carrier.split("+"):
+            case = replace(case, carrier=case.carrier.replace("cached", "cached+append"))
     for n, (a, b) in enumerate((("mask", "bias"), ("mask", "causal"), ("bias", "causal"))):
         if f"{a}_or_{b}" in restrictions and getattr(case, a) != PLAIN[a] and getattr(case, b) != PLAIN[b]:
             dropped = a if case.seed >> n & 1 or (b == "causal" and "always_causal" in restrictions) else b

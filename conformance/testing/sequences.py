@@ -73,14 +73,18 @@ def must_be_as(
 def asked(subject: Subject, case: Case, **levels: Any) -> Problem:
     """The problem of a small case in a form with these levels. Raises NotApplicable where they are not offered.
 
-    Who takes only as many keys as queries gets sequences with as many keys as they have queries.
+    Who takes only as many keys as queries gets sequences with as many keys as they have queries; who always appends gets new keys.
     """
     found = fit(
         replace(Case(dtype=case.dtype, heads="4/2", d=case.d, values="peaked", b=3, i=3, j=9, wrt="none"), **levels),
         subject.adapter,
     )
-    kept = ("carrier",) if "equal_lengths" in subject.adapter.restrictions else ("carrier", "lengths")
-    if any(getattr(found, name) != level for name, level in levels.items() if name in kept):
+    wanted = {name: level for name, level in levels.items() if name in ("carrier", "lengths")}
+    if "always_append" in subject.adapter.restrictions and wanted["carrier"] == "cached":
+        wanted = {"carrier": "cached+append"}
+    if "equal_lengths" in subject.adapter.restrictions:
+        wanted.pop("lengths", None)
+    if any(getattr(found, name) != level for name, level in wanted.items()):
         raise NotApplicable
     return subject.problem(found)
 
