@@ -82,13 +82,17 @@ def offered(adapter: Any) -> str:
 
 
 def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) -> Problem:
-    """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one."""
+    """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one.
+
+    Where it has rows that are nobody's, they hold finite numbers: what those do is for problems that have a carrier to show.
+    """
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
         raise Unsupported(f"a {feature} call has no {what}")
     found = whole(problem, FORMS[feature])
-    rows = sizes(restrictions).get("page_size")
-    return found.replace(carrier=replace(found.carrier, size=rows)) if rows and isinstance(found.carrier, Paged) else found
+    if not isinstance(found.carrier, Paged):
+        return found
+    return found.replace(carrier=replace(found.carrier, poison="lure", size=sizes(restrictions).get("page_size", found.carrier.size)))
 
 
 __all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered"]

@@ -52,7 +52,7 @@ class Solved(Adapter):
             wide = definition.outputs["lse"].dtype == "float32"
             self.dialect |= {"lse_base": "2", "lse_empty": "minus_inf", "lse_dtype": "wide" if wide else "operand"}
         try:
-            self._solves = entry_of(self._path)
+            self._solves = entry_of(self._path)  # type: ignore[no-untyped-call]
         except (Exception, SystemExit) as error:
             raise ResolveError(f"importing the sources of {solution.path} raised {said_of(error)}") from None
         if not callable(self._solves):

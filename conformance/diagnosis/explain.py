@@ -25,7 +25,7 @@ from attnspec.conformance.judging.coarser import with_class
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.fit import avoidable, fit
 from attnspec.conformance.problems.reduce import SMALL, descend, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.reference import Exact, to_float64
@@ -283,6 +283,7 @@ class Explainer(Recognizer):
 
     def _blamed(self, case: Case, finding: Finding, exact: Exact) -> str:
         """The clause that a reduced case breaks."""
+        case = avoidable(case, self.subject.adapter, self.subject.dialect)
         found = in_empty_row(finding, exact), in_outranked_row(finding, exact)
         return blame(case, finding, self.subject.dialect, self.subject.observed, *found)
 
