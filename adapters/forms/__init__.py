@@ -92,7 +92,9 @@ def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) 
     found = whole(problem, FORMS[feature])
     if not isinstance(found.carrier, Paged):
         return found
-    return found.replace(carrier=replace(found.carrier, poison="lure", size=sizes(restrictions).get("page_size", found.carrier.size)))
+    return found.replace(
+        carrier=replace(found.carrier, poison="lure", size=sizes(restrictions).get("page_size", found.carrier.size))
+    )
 
 
 __all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered"]
