@@ -112,7 +112,7 @@ def sized(case: Case, restrictions: Iterable[str]) -> Case:
 
 
 def avoidable(case: Case, adapter: Adapter, dialect: Dialect) -> Case:
-    """The case without what every case of this adapter has, which can't be blamed: its only heads, and causal that hides nothing."""
+    """The case without what every case of this adapter has and nobody can blame: its only heads, and causal that hides nothing."""
     only, changes = sizes(adapter.restrictions), dict[str, Any]()
     if case.heads == only.get("heads"):
         changes["heads"] = FACTORS["heads"].plain
