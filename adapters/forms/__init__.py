@@ -109,14 +109,18 @@ def offered(adapter: Any) -> str:
 
 
 def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) -> Problem:
-    """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one."""
+    """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one.
+
+    Where it has rows that are nobody's, they hold finite numbers: what those do is for problems that have a carrier to show.
+    """
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
         raise Unsupported(f"a {feature} call has no {what}")
-    rows = sizes(restrictions).get("page_size")
     carrier: Carrier = FORMS[feature]((problem.i,) * problem.b, (problem.j,) * len(problem.k))
+    if isinstance(carrier, Paged):
+        carrier = replace(carrier, poison="lure", size=sizes(restrictions).get("page_size", carrier.size))
     found = copy.copy(problem)  # and not checked: sizes that do not fit are for the implementation to refuse
-    object.__setattr__(found, "carrier", replace(carrier, size=rows) if rows and isinstance(carrier, Paged) else carrier)
+    object.__setattr__(found, "carrier", carrier)
     return found
 
 

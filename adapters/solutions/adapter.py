@@ -27,14 +27,14 @@ KNOWN = ("causal", "definition")
 
 
 class Solved(Adapter):
-    """A Solution of FlashInfer-Bench. It runs as it is: with the heads, the widths and the rows of a page that its Definition has."""
+    """A Solution of FlashInfer-Bench, with the heads, the widths and the rows of a page that its Definition has."""
 
     def __init__(self, solution: Solution, definition: Definition, causal: bool | None = None) -> None:
         self.definition, self.of = definition, _form(definition)
         self.form = "packed" if self.of == "packed" else "paged"
         self.name = solution.name
         self._latent = definition.size("ckv_cache", -1) or 0 if self.of == "latent" else 0
-        says = "causal" in definition.name and "qo_indptr" in definition.inputs or "seq_indptr" in definition.inputs
+        says = ("causal" in definition.name and "qo_indptr" in definition.inputs) or "seq_indptr" in definition.inputs
         self._causal = says if causal is None else causal
         self._path = str(solution.path.resolve())
         outputs = [
@@ -52,7 +52,7 @@ class Solved(Adapter):
             wide = definition.outputs["lse"].dtype == "float32"
             self.dialect |= {"lse_base": "2", "lse_empty": "minus_inf", "lse_dtype": "wide" if wide else "operand"}
         try:
-            self._solves = entry_of(self._path)
+            self._solves = entry_of(self._path)  # type: ignore[no-untyped-call]
         except (Exception, SystemExit) as error:
             raise ResolveError(f"importing the sources of {solution.path} raised {said_of(error)}") from None
         if not callable(self._solves):
@@ -109,7 +109,8 @@ def _dtype(definition: Definition, form: str) -> str:
     found = {definition.inputs[name].dtype for name in INPUTS[form][0]}
     if len(found) > 1 or not found <= set(DTYPES):
         raise ResolveError(
-            f"{definition.name} has queries, keys and values in {', '.join(sorted(found))}; attnspec asks one of {', '.join(DTYPES)}"
+            f"{definition.name} has queries, keys and values in {', '.join(sorted(found))}; "
+            f"attnspec asks one of {', '.join(DTYPES)}"
         )
     return found.pop()
 

@@ -58,8 +58,8 @@ def read_solution(path: Path) -> Solution:
     data = _json(path)
     if "sources" not in data or "spec" not in data:
         raise ResolveError(
-            f"--impl={path} holds no Solution of FlashInfer-Bench: it has the fields {', '.join(data) or 'none'}, and a Solution has "
-            "name, definition, spec and sources"
+            f"--impl={path} holds no Solution of FlashInfer-Bench: it has the fields {', '.join(data) or 'none'}, and a Solution "
+            "has name, definition, spec and sources"
         )
     name, definition = (_field(data, key, str, path) for key in ("name", "definition"))
     spec = _field(data, "spec", dict, path)

@@ -124,6 +124,7 @@ def test_mask_and_causal_both_hold(subject: Subject, case: Case) -> None:
     causal=True,
     q_start="none",
     wrt="none",
+    carrier="none",
 )
 def test_a_decode_step_follows_the_same_alignment(subject: Subject, case: Case) -> None:
     """The last query alone, against all keys."""

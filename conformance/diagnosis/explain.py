@@ -28,7 +28,7 @@ from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.ragged import TOO_FAR
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors.ragged import OF_NOBODY
-from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.fit import avoidable, fit
 from attnspec.conformance.problems.reduce import SMALL, descend, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
 from attnspec.reference import Exact, to_float64
@@ -290,6 +290,7 @@ class Explainer(Recognizer):
 
     def _blamed(self, case: Case, finding: Finding, exact: Exact) -> str:
         """The clause that a reduced case breaks."""
+        case = avoidable(case, self.subject.adapter, self.subject.dialect)
         found = in_empty_row(finding, exact), in_outranked_row(finding, exact)
         if case.carrier == "none" and case.b > 1 and self.subject.adapter.dense_form:  # its batch items are sequences
             case = replace(case, carrier=self.subject.adapter.dense_form)

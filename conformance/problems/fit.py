@@ -13,6 +13,7 @@ from attnspec.conformance.problems.factors import COST
 from attnspec.conformance.problems.factors.factor import Offer
 from attnspec.conformance.problems.factors.ragged import DENSE_ALONE, SIZE, form_of, lengths_of
 from attnspec.conformance.problems.factors.sizes import heads_of
+from attnspec.spec import Dialect
 
 SQUARE = 5 * COST  # of as many queries as keys, so that four heads of 1025 fit, and one of 2049: a gigabyte
 RULED = [(name, factor.fitted) for name, factor in FACTORS.items() if factor.ruled]
@@ -108,6 +109,18 @@ def sized(case: Case, restrictions: Iterable[str]) -> Case:
     if form == "packed" and "no_tail" in restrictions:
         words = [word for word in words if word != "tail"]
     return replace(case, **changes, carrier="+".join([form, *words]))
+
+
+def avoidable(case: Case, adapter: Adapter, dialect: Dialect) -> Case:
+    """The case without what every case of this adapter has and nobody can blame: its only heads, and causal that hides nothing."""
+    only, changes = sizes(adapter.restrictions), dict[str, Any]()
+    if case.heads == only.get("heads"):
+        changes["heads"] = FACTORS["heads"].plain
+    if case.width == only.get("value_width"):
+        changes["e"] = FACTORS["e"].plain
+    if "always_causal" in adapter.restrictions and case.i == 1 and dialect.causal_alignment == "bottom_right":
+        changes["causal"] = False
+    return replace(case, **changes)
 
 
 def _restricted(case: Case, restrictions: set[str]) -> Case:

@@ -53,8 +53,8 @@ def header(run: Run) -> list[str]:
         lines += [f"    {name} = {getattr(subject.dialect, name)} ({source})" for name, source in subject.sources.items()]
         if subject.refused_dtypes:
             lines.append("    refused: " + "; ".join(f"{d} ({why[:80]})" for d, why in subject.refused_dtypes.items()))
-        for name, (means, source) in restrictions(subject).items():
-            lines.append(f"    restricted, {name}: {means} ({source})")
+        for name, (meaning, source) in restrictions(subject).items():
+            lines.append(f"    restricted, {name}: {meaning} ({source})")
         if subject.refused_strides:
             lines.append(f"    a plain call refuses a last dimension that is not dense ({subject.refused_strides[:80]})")
         if subject.refused_lse_grad:
