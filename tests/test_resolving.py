@@ -23,8 +23,8 @@ from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.kernel import Kernel
 from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.position import POSITION
-from attnspec.conformance.mistakes.ragged import RAGGED
 from attnspec.conformance.mistakes.power import multiple, power
+from attnspec.conformance.mistakes.ragged import RAGGED
 from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.vocabulary import MISTAKES

@@ -74,8 +74,13 @@ def longer(by: Callable[[Sequences, int], int]) -> Rows:
 
 
 def told(x: Sequences) -> int:
-    """The longest length that the call is told."""
+    """The most keys that a sequence has, as the call is told."""
     return int(x.given["max_k"]) if x.form == "packed" else max(x.j)
+
+
+def told_queries(x: Sequences) -> int:
+    """The most queries that a sequence has, as the call is told."""
+    return int(x.given["max_q"]) if x.form == "packed" else max(x.i)
 
 
 both("length_one_more", "each sequence is read one key further than its length", longer(lambda x, n: x.j[n] + 1))
@@ -430,9 +435,9 @@ def bottom(x: Sequences) -> bool:
 
 
 for name, says, start, forms in (
-    ("longest", "positions follow from the longest sequences' lengths", lambda x, n: told(x) - max(x.i), ALL),
+    ("longest", "positions follow from the longest sequences' lengths", lambda x, n: told(x) - told_queries(x), ALL),
     ("longest_keys", "positions follow from the longest sequence's keys", lambda x, n: told(x) - x.i[n], ALL),
-    ("longest_queries", "positions follow from the most queries that a sequence has", lambda x, n: x.j[n] - max(x.i), ALL),
+    ("longest_queries", "positions follow from the most queries that a sequence has", lambda x, n: x.j[n] - told_queries(x), ALL),
     ("totals", "positions follow from how many queries and keys there are in all", lambda x, n: sum(x.j) - sum(x.i), ("packed",)),
     ("room", "positions follow from the room of a slot", lambda x, n: x.room - x.i[n], ("padded", "cached")),
     ("first", "positions follow from the first sequence's lengths", lambda x, n: x.j[0] - x.i[0], ALL),
