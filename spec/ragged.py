@@ -250,7 +250,7 @@ def cut(carrier: Carrier, places: Mapping[str, Any]) -> Carrier:
             changes[name] = tuple(min(x, most) for x in changes.get(name, getattr(carrier, name)))
     if getattr(carrier, "new", ()):
         k_lengths: tuple[int, ...] = changes.get("k_lengths", carrier.k_lengths)
-        new: tuple[int, ...] = changes.get("new") or getattr(carrier, "new", ())
+        new: tuple[int, ...] = changes.get("new", getattr(carrier, "new", ()))
         changes["new"] = tuple(min(a, b) for a, b in zip(new, k_lengths, strict=True))
     return dataclasses.replace(carrier, **changes)
 

@@ -19,8 +19,7 @@ from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.names import sentence
 from attnspec.conformance.diagnosis.nobodys import reads_nobodys
 from attnspec.conformance.mistakes.power import multiple
-from attnspec.conformance.mistakes.ragged import RAGGED
-from attnspec.conformance.mistakes.vocabulary import MISTAKES
+from attnspec.conformance.mistakes.vocabulary import MISTAKES, OF_SEQUENCES
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.shrink import shrink
@@ -164,13 +163,13 @@ def test_a_kernel_that_reads_what_belongs_to_nobody_is_told_so() -> None:
 @pytest.mark.parametrize("poison", ["nan", "lure"])
 def test_each_mistake_of_sequences_can_show(poison: str) -> None:
     """None is another name of the right answer, and each gives what has the form of one."""
-    left = set(RAGGED.mistakes)
+    left = set(OF_SEQUENCES)
     for token in EVERY:
         case = Case.parse(BASE.replace("wrt=none", "wrt=all") + f"{token},poison={poison}")
         problem = build(case if case.carrier.startswith("pa") and "paged" not in case.carrier else replace(case, wrt="none"))
         exact = solve(problem, Dialect())
         for name in sorted(left):
-            wrong = RAGGED.mistakes[name].wrong(problem, exact.dialect, exact)
+            wrong = OF_SEQUENCES[name].wrong(problem, exact.dialect, exact)
             for output, x in (wrong or {}).items():
                 assert x.shape == exact.values[output].shape, (name, output)
             left -= {name} if wrong and multiple(wrong, exact, "A") > 1 else set()
