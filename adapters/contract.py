@@ -162,6 +162,9 @@ class Adapter:
     def lines_of(self, form: Form) -> tuple[str, ...]:
         """Python that defines what takes a form, under the name of its method."""
         kind = type(self)
+        if self.source and self.source[-1].startswith("attend = ") and self.source[-1].endswith(".attend"):
+            made = self.source[-1].removeprefix("attend = ").removesuffix("attend")
+            return (*self.source[:-1], f"{form.method} = {made}{form.method}")
         return (f"from {kind.__module__} import {kind.__qualname__}", f"{form.method} = {kind.__qualname__}().{form.method}")
 
     def presented(self, problem: Problem) -> Problem:

@@ -23,11 +23,10 @@ from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.kernel import Kernel
 from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.position import POSITION
-from attnspec.conformance.mistakes.ragged import RAGGED
 from attnspec.conformance.mistakes.power import multiple, power
 from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
-from attnspec.conformance.mistakes.vocabulary import MISTAKES
+from attnspec.conformance.mistakes.vocabulary import MISTAKES, OF_SEQUENCES
 from attnspec.conformance.mistakes.window import WINDOW
 from attnspec.conformance.problems.array import array
 from attnspec.conformance.problems.case import Case
@@ -141,7 +140,7 @@ def test_every_mistake_is_shown(dtype: str, triples: Found) -> None:
             if case.dtype == dtype:
                 times[mistake].append(multiple_)
     # Of an option that these implementations do not offer its own tests say it.
-    own = SOFTCAP.mistakes | WINDOW.mistakes | LSE.mistakes | ALIBI.mistakes | SINK.mistakes | POSITION.mistakes | RAGGED.mistakes
+    own = SOFTCAP.mistakes | WINDOW.mistakes | LSE.mistakes | ALIBI.mistakes | SINK.mistakes | POSITION.mistakes | OF_SEQUENCES
     canonical = {name for name, mistake in MISTAKES.items() if not mistake.special and name not in own}
     assert canonical - times.keys() - RARE == NEVER
     short = {}

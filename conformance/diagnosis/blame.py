@@ -54,11 +54,8 @@ def blame(
     if finding.hint:  # another dialect explains the answer
         return choice_clause(finding, dialect, observed)
     gradient = finding.of_gradient
-    if finding.kind in FORM_CLAUSE:
-        found = "DTYPE-2" if gradient else "LSE-5" if finding.output == "lse" else FORM_CLAUSE[finding.kind]
-        # What a call of many sequences may write, and what it may not, stands in the chapter of its form.
-        written = Failing("changed", finding.output, gradient, has_empty, dialect, outranked)
-        return (finding.kind == "changed" and carrier_clause(case, written)) or found
+    if finding.kind in FORM_CLAUSE and not (finding.kind == "changed" and case.carrier != "none"):  # some of it is to be written
+        return "DTYPE-2" if gradient else "LSE-5" if finding.output == "lse" else FORM_CLAUSE[finding.kind]
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
     # A row without a key that is off by little has no fault of arithmetic that other rows have not: what is left would lack it.
     accuracy = "" if has_empty else accuracy_clause(finding, case.dtype, plain)

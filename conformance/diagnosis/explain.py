@@ -399,7 +399,8 @@ class Explainer(Recognizer):
 
         left: what is left of a problem that a test made by itself, after it was made smaller; that says the clause then.
         """
-        if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
+        written = finding.kind == "changed" and problem.carrier is not None
+        if finding.kind in FORM_CLAUSE and finding.output in ("o", "call") and not written:
             return FORM_CLAUSE[finding.kind], finding, None
         if clause == "DROPOUT-1" and finding.of_gradient:  # what the output shows was dropped, backward must drop
             clause = "DROPOUT-2"

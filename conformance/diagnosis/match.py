@@ -14,8 +14,7 @@ from attnspec.adapters.forms import as_a_form
 from attnspec.conformance.diagnosis.names import Diagnosis
 from attnspec.conformance.judging.judge import form, together
 from attnspec.conformance.mistakes.power import combined
-from attnspec.conformance.mistakes.ragged import RAGGED
-from attnspec.conformance.mistakes.vocabulary import MISTAKES
+from attnspec.conformance.mistakes.vocabulary import MISTAKES, OF_SEQUENCES
 from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import Exact, to_float64
 from attnspec.reference.dense import reduce_to
@@ -50,7 +49,7 @@ class Seen:
             if exact is None:
                 continue
             in_a_form = exact is not self.exact and exact.problem.carrier is not self.problem.carrier
-            if in_a_form and mistake not in RAGGED.mistakes:  # it is the same dense problem, in other tensors
+            if in_a_form and mistake not in OF_SEQUENCES:  # it is the same dense problem, in other tensors
                 continue
             merged = exact is not self.exact and exact.problem.mask is None and mistake.startswith("mask_")
             name = mistake.replace("mask_", "bias_", 1) if merged else mistake  # it is read as the bias is

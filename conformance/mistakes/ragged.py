@@ -74,8 +74,13 @@ def longer(by: Callable[[Sequences, int], int]) -> Rows:
 
 
 def told(x: Sequences) -> int:
-    """The longest length that the call is told."""
+    """The most keys that a sequence has, as the call is told."""
     return int(x.given["max_k"]) if x.form == "packed" else max(x.j)
+
+
+def told_queries(x: Sequences) -> int:
+    """The most queries that a sequence has, as the call is told."""
+    return int(x.given["max_q"]) if x.form == "packed" else max(x.i)
 
 
 both("length_one_more", "each sequence is read one key further than its length", longer(lambda x, n: x.j[n] + 1))
@@ -430,9 +435,9 @@ def bottom(x: Sequences) -> bool:
 
 
 for name, says, start, forms in (
-    ("longest", "positions follow from the longest sequences' lengths", lambda x, n: told(x) - max(x.i), ALL),
+    ("longest", "positions follow from the longest sequences' lengths", lambda x, n: told(x) - told_queries(x), ALL),
     ("longest_keys", "positions follow from the longest sequence's keys", lambda x, n: told(x) - x.i[n], ALL),
-    ("longest_queries", "positions follow from the most queries that a sequence has", lambda x, n: x.j[n] - max(x.i), ALL),
+    ("longest_queries", "positions follow from the most queries that a sequence has", lambda x, n: x.j[n] - told_queries(x), ALL),
     ("totals", "positions follow from how many queries and keys there are in all", lambda x, n: sum(x.j) - sum(x.i), ("packed",)),
     ("room", "positions follow from the room of a slot", lambda x, n: x.room - x.i[n], ("padded", "cached")),
     ("first", "positions follow from the first sequence's lengths", lambda x, n: x.j[0] - x.i[0], ALL),
@@ -477,56 +482,3 @@ def slopes_of(name: str, says: str, other: Callable[[Sequences, int], int | None
 
 slopes_of("slopes_of_first_sequence", "all sequences have the slopes of the first", lambda x, n: 0)
 slopes_of("slopes_of_next_sequence", "each sequence has the slopes of the next one", following, special=True)
-
-# GRADIENTS
-
-
-def gradients(
-    name: str, says: str, change: Callable[[Sequences, dict[str, Array]], dict[str, Array]], *, special: bool = True
-) -> None:
-    """Enter a mistake of gradients alone: what it makes of the right ones."""
-
-    def wrong(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
-        if problem.carrier is None or not problem.differentiated or not isinstance(exact, RaggedExact):
-            return None
-        right = {key: exact.values[key].copy() for key in ("dq", "dk", "dv") if key in exact.values}
-        return change(sequences_at(problem, dialect), right) or None
-
-    RAGGED.mistakes[name] = Mistake(name, says, wrong, special=special)
-
-
-def each_of(
-    names: tuple[str, ...], change: Callable[[Sequences, Array, int, int], None]
-) -> Callable[[Sequences, dict[str, Array]], dict[str, Array]]:
-    """Changes these gradients of each sequence, of which there are so many rows."""
-
-    def changed(x: Sequences, right: dict[str, Array]) -> dict[str, Array]:
-        found = {name: right[name] for name in names if name in right}
-        for name, whole in found.items():
-            for n in range(x.b):
-                change(x, whole, n, x.i[n] if name == "dq" else x.j[n])
-        return found
-
-    return changed
-
-
-def without_last(x: Sequences, whole: Array, n: int, rows: int) -> None:
-    """Zero in the last row of a sequence."""
-    whole[n, :, max(rows - 1, 0) : rows] = 0
-
-
-def without_others(x: Sequences, whole: Array, n: int, rows: int) -> None:
-    """Zero in all sequences but the first."""
-    if n != x.turn[0]:
-        whole[n] = 0
-
-
-for which, says in (("dk", "of keys"), ("dv", "of values"), ("dk dv", "of keys and values"), ("dq", "of queries")):
-    stem = "".join(which.split())
-    names = tuple(which.split())
-    gradients(f"{stem}_without_last_row", f"the gradients {says} lack the last row of each sequence", each_of(names, without_last))
-    gradients(
-        f"{stem}_of_first_alone",
-        f"the gradients {says} are those of the first sequence, zero elsewhere",
-        each_of(names, without_others),
-    )

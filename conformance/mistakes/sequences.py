@@ -17,6 +17,8 @@ from attnspec.reference import solve, to_float64
 from attnspec.reference.ragged import RaggedExact
 from attnspec.spec import Dialect, Problem
 
+HELD_IN = {"packed": ("k", "v"), "padded": ("k", "v"), "cached": ("k_cache", "v_cache"), "paged": ("k_pages", "v_pages")}
+
 
 class _LaidOut(Exception):
     """What a call gets."""
@@ -70,7 +72,7 @@ class Sequences:
         self.new: list[int] = list(getattr(self.carrier, "new", ()) or [0] * self.b)
         self.left: list[int] = list(getattr(self.carrier, "left", ()) or [0] * self.b)
         self.given = laid_out(problem)
-        k, v = (self._rows(self.given[name]) for name in self._names())
+        k, v = (self._rows(self.given[name]) for name in HELD_IN[self.form])
         self.count, self.size = len(k), int(getattr(self.carrier, "size", 0))
         after_k, after_v = k.copy(), v.copy()
         for n in range(self.b):
@@ -79,11 +81,6 @@ class Sequences:
                 written = to_float64(own[n, :, old : self.j[n]].detach()).swapaxes(0, 1)
                 whole[self.rows(n)[old:]] = written
         self.keys, self.values = np.concatenate([after_k, k]), np.concatenate([after_v, v])
-
-    def _names(self) -> tuple[str, str]:
-        return {"packed": ("k", "v"), "padded": ("k", "v"), "cached": ("k_cache", "v_cache"), "paged": ("k_pages", "v_pages")}[
-            self.form
-        ]  # type: ignore[return-value]
 
     def _rows(self, x: torch.Tensor) -> Array:
         whole = to_float64(x)
@@ -136,7 +133,7 @@ class Sequences:
             found = np.where(place < self.room, n * self.room + place, -1)
         elif self.form == "cached":
             place = self.left[n] + place
-            slot = self.carrier.slots[n] if getattr(self.carrier, "slots", ()) else n
+            slot = (getattr(self.carrier, "slots", ()) or range(self.b))[n]
             found = np.where(place < self.room, slot * self.room + place, -1)
         else:
             found = self.in_pages(self.table[n], place)
@@ -173,7 +170,7 @@ class Sequences:
     def reading(self, exact: RaggedExact, read: Callable[[int], Read | None]) -> Wrong:
         """The answer where each sequence reads something else; None where all read what they are to."""
         asked = [name for name in ("dk", "dv") if self.problem.differentiated and name in exact.values]
-        gradients = {name: np.zeros(exact.values[name].shape) for name in asked}
+        gradients: dict[str, Array] = {name: np.zeros(exact.values[name].shape) for name in asked}
         found: list[Wrong] = []
         changed = False
         for n in range(self.b):
@@ -209,13 +206,11 @@ class Sequences:
                 name: np.full((*x.shape[:2], len(rows), x.shape[3]) if name in ("dk", "dv") else x.shape, np.nan)
                 for name, x in exact.values.items()
             }
-        changes: dict[str, Any] = {"k": torch.from_numpy(k.copy()), "v": torch.from_numpy(v.copy())}
-        changes |= {name: x.detach().double() for name in ("q", "do", "dlse") if (x := getattr(one, name)) is not None}
+        given: dict[str, Any] = one.inputs() | one.cotangents()
         if self.problem.alibi_slopes is not None and self.problem.alibi_slopes.ndim == 2:
-            changes["alibi_slopes"] = self.problem.alibi_slopes[read.slopes : read.slopes + 1]
-        changes |= {name: x.detach().double() for name in ("sinks",) if (x := getattr(one, name)) is not None}
-        if changes.get("alibi_slopes", one.alibi_slopes) is not None:
-            changes["alibi_slopes"] = changes.get("alibi_slopes", one.alibi_slopes).detach().double()
+            given["alibi_slopes"] = self.problem.alibi_slopes[read.slopes : read.slopes + 1]
+        given |= {"k": torch.from_numpy(k.copy()), "v": torch.from_numpy(v.copy())}
+        changes: dict[str, Any] = {name: x.detach().double() for name, x in given.items()}
         if self.placed and read.start is not None:
             changes["q_start"] = read.start
         return dict(solve(one.replace(**changes), self.dialect).values)
@@ -241,6 +236,7 @@ def reads(
         found = rows(n)
         if found is None:
             return None
-        return x.own(n)._replace(rows=found, **({} if start is None else {"start": start(n)}))
+        own = x.own(n)
+        return Read(found, own.start if start is None else start(n), own.slopes)
 
     return read

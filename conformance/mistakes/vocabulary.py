@@ -22,6 +22,7 @@ from attnspec.conformance.mistakes.memory import MEMORY
 from attnspec.conformance.mistakes.output import OUTPUT
 from attnspec.conformance.mistakes.position import POSITION
 from attnspec.conformance.mistakes.ragged import RAGGED
+from attnspec.conformance.mistakes.ragged_gradients import RAGGED_GRADIENTS
 from attnspec.conformance.mistakes.scale import SCALE
 from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
@@ -49,7 +50,9 @@ CHAPTERS = (
     SINK,
     POSITION,
     RAGGED,
+    RAGGED_GRADIENTS,
 )
+OF_SEQUENCES = RAGGED.mistakes | RAGGED_GRADIENTS.mistakes
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.
 NAMED_FIRST = (EMPTY, SCALE, SOFTMAX, OUTPUT, GRADIENTS)
 

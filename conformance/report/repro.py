@@ -171,7 +171,8 @@ def script(subject: Subject, explained: Explained, other: Problem | None) -> str
     lines += [f"attend.train({explained.problem.training})"] if modes else []
     if finding.kind == "crash":
         lines += [f"print({finding.message!r}, flush=True)  # the call that follows ends this process, too"]
-    call = _call(subject, explained.problem, "", _asks_for(finding), explained.within, missing=finding.kind == "missing")
+    kinds = {"missing": finding.kind == "missing", "spoilt": finding.kind == "changed" and explained.problem.carrier is not None}
+    call = _call(subject, explained.problem, "", _asks_for(finding), explained.within, **kinds)
     lines += _ending(call, ends)
     if other is not None:
         second = _ending(_call(subject, other, "_2", _asks_for(finding)), ends)
@@ -190,9 +191,19 @@ def _asks_for(finding: Finding) -> str:
 
 
 def _call(
-    subject: Subject, problem: Problem, suffix: str, output: str, within: Within = PLAINLY, *, missing: bool = False
+    subject: Subject,
+    problem: Problem,
+    suffix: str,
+    output: str,
+    within: Within = PLAINLY,
+    *,
+    missing: bool = False,
+    spoilt: bool = False,
 ) -> list[str]:
-    """The tensors, the call and, where one is asked for, the gradient; that may be `missing`. Raises Unsupported."""
+    """The tensors, the call and, where one is asked for, the gradient; that may be `missing`. Raises Unsupported.
+
+    spoilt: the call says in a list of this name what it changed that it may not.
+    """
     call = subject.adapter.script(problem, within)
     lines, names = [], {}
     by_id: dict[int, str] = {}
@@ -204,6 +215,9 @@ def _call(
             names[parameter] = by_id[id(value)]
         else:
             names[parameter] = repr(value)
+    if spoilt:
+        lines.append("spoilt = []")
+        names["spoilt"] = "spoilt"
     leaves = {name: by_id.get(id(getattr(problem, name))) for name in problem.wrt}
     joined = problem.bias is not None and "bias" in leaves and leaves["bias"] is None
     if joined:  # with a mask, into an argument that has the gradient of the bias, repeated
@@ -303,6 +317,8 @@ def _missing(explained: Explained) -> list[str]:
 
 def _changed(explained: Explained) -> list[str]:
     message = explained.finding.message
+    if explained.problem.carrier is not None:
+        return [f"print({message!r}, spoilt)", "end(int(bool(spoilt)))"]
     names = [name for name in explained.problem.inputs() if name in message.split()]
     return [f"print({message!r})", f"# compare {', '.join(names)} before and after the call", "end(1)"]
 

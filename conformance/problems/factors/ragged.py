@@ -284,6 +284,8 @@ def carrier_clause(case: Case, failing: Failing) -> str:
     moved = case.causal or case.window != "none" or case.alibi_slopes != "none"
     match form_of(case):
         case "packed":
+            if failing.kind == "changed":
+                return "VARLEN-11"
             if "gaps" in case.carrier:
                 return "VARLEN-9"
             if failing.gradient:
@@ -292,7 +294,7 @@ def carrier_clause(case: Case, failing: Failing) -> str:
                 return "VARLEN-3"
             return "VARLEN-2" if moved else "VARLEN-1"
         case "padded":
-            return "VARLEN-12"
+            return "PURITY-1" if failing.kind == "changed" else "VARLEN-12"
         case "cached":
             if failing.kind == "changed":
                 return "CACHE-4"
