@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from attnspec.adapters import Answer, same_bits
 from attnspec.adapters.within import FLAGGED, LOADED, OTHER_THREADS, PLAINLY, Within
@@ -24,7 +25,7 @@ def calls(subject: Subject, case: Case, more: int, times: int = TIMES) -> list[t
 
     more: keys, for no two tests ask the same shapes: the first call with a shape may be another.
     """
-    base = {"dtype": case.dtype, "heads": "4/2", "d": subject.width, "wrt": "all", "lse": "both"}
+    base: dict[str, Any] = {"dtype": case.dtype, "heads": "4/2", "d": subject.width, "wrt": "all", "lse": "both"}
     cases = [Case(**base, b=2, i=5, j=300 + more), Case(**base, i=33, j=64 + more, causal=True)]
     cases += [Case(**base, b=3, i=4, j=70 + more, carrier=form, lengths="mixed") for form in forms_of(subject)]
     asked = dict.fromkeys(fit(one, subject.adapter) for one in cases)
