@@ -177,7 +177,7 @@ def _subject(options: argparse.Namespace) -> Any:
     from attnspec.spec import Dialect
     from attnspec.spec.words import CLASSES, DTYPES, FEATURES, PROMISES, RAGGED
 
-    # Of files: all tensors are dense and hold one sequence a batch item, nobody can say what was dropped, and no two calls are compared.
+    # Of files: all tensors are dense, one sequence a batch item; nobody can say what was dropped, and no two calls are compared.
     unsaid = {"strided", "module", "dropout", *RAGGED, *PROMISES}
     offers = {x for x in options.offers.split(",") if x} or FEATURES.keys() - unsaid
     if offers - FEATURES.keys():

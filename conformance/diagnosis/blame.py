@@ -8,7 +8,6 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.factors.core import GRADIENT
 from attnspec.conformance.problems.factors.factor import Failing
-from attnspec.conformance.problems.factors.ragged import carrier_clause
 from attnspec.spec import CHOICES, Dialect
 
 FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "device": "DTYPE-3", "changed": "PURITY-1"}
