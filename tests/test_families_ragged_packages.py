@@ -56,7 +56,6 @@ ASKED = {
             f"{APPEND},lengths=2:7/2:3,causal=True",
             f"{APPEND}+room,lengths=2:7/2:3,causal=True,window=3:",
             "heads=4/2,b=2,i=1,j=7,d=8,carrier=cached+append+room,lengths=1:7/1:2,causal=True,softcap=1.0",
-            "heads=4/2,b=2,i=1,j=7,d=8,carrier=cached,lengths=1:7/1:2,causal=True",
         ],
     ),
     "jax.nn.dot_product_attention": (
