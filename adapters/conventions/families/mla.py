@@ -38,8 +38,8 @@ def flashinfer_mla(
     return (returned[0], returned[1].transpose(0, 1)) if lse else returned
 
 
-# They take no rows that are no latents: values are the first channels of the keys in every problem. Sparse calls, which name keys by
-# indices, are none of the suite's.
+# They take no rows that are no latents: values are the first channels of the keys in every problem. Sparse calls, which name keys
+# by indices, are none of the suite's.
 NO_VALUES = frozenset({"latent_values", "value_width:512"})
 FLASH_MLA = Convention(
     name="FlashMLA",
