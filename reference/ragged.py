@@ -121,11 +121,12 @@ def _as_it_turns(problem: Problem, dialect: Dialect, n: int, one: Problem) -> Pr
     alike = dialect.rotary_query == "first" and not problem.causal and problem.window is None
     if pairs == carrier.interleaved and not alike:
         return one
+    turn: Callable[..., torch.Tensor] = turned
     queries, keys = range(first, first + one.i), range(first, first + carrier.new[n])
-    q = turned(one.q, queries, width, carrier.interleaved, steady, back=True)
-    k_new = turned(one.k[:, :, one.j - carrier.new[n] :], keys, width, carrier.interleaved, steady, back=True)
-    q = turned(q, [first] * one.i if alike else queries, width, pairs, steady)
-    k = torch.cat([one.k[:, :, : one.j - carrier.new[n]], turned(k_new, keys, width, pairs, steady)], 2)
+    q = turn(one.q, queries, width, carrier.interleaved, steady, back=True)
+    k_new = turn(one.k[:, :, one.j - carrier.new[n] :], keys, width, carrier.interleaved, steady, back=True)
+    q = turn(q, [first] * one.i if alike else queries, width, pairs, steady)
+    k = torch.cat([one.k[:, :, : one.j - carrier.new[n]], turn(k_new, keys, width, pairs, steady)], 2)
     return one.replace(q=q, k=k)
 
 

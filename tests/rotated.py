@@ -91,6 +91,7 @@ class Honest(Adapter):
     offers = OFFERS
     dialect = {"causal_alignment": "bottom_right", "window_count": "inclusive", "head_grouping": "blocked"}
     default = False  # of interleaved
+    latent = False  # whether the call that is answered is one of latents
     all_like_the_first = False
 
     # POSITIONS AND TURNS
@@ -178,6 +179,7 @@ class Honest(Adapter):
         window=None,
         lse=False,
     ):
+        self.latent = value_width is not None
         turn = self.turn(cos, sin, interleaved)
         e = v_cache.shape[-1] if value_width is None else value_width
         found = []
@@ -219,6 +221,7 @@ class Honest(Adapter):
         window=None,
         lse=False,
     ):
+        self.latent = value_width is not None
         turn, size = self.turn(cos, sin, interleaved), k_pages.shape[1]
         e = v_pages.shape[-1] if value_width is None else value_width
         outs, sums = [q.new_zeros(0, q.shape[1], e)], [torch.zeros(q.shape[1], 0, dtype=wide(q).dtype)]

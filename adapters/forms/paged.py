@@ -94,8 +94,8 @@ def paged(
     if rotary:
         longest = max((n + max(i, a) for n, i, a in zip(filled, q_lengths, new_of, strict=True)), default=0)
         given["cos"], given["sin"] = cos_and_sin(range(max(width * size, longest)), rotary // 2, steady, q)
-        for name, counts in (("q", q_lengths), ("k_new", new_of)):
-            at = [filled[n] + t for n in range(b) for t in range(counts[n])]
+        for name, each in (("q", q_lengths), ("k_new", new_of)):
+            at = [filled[n] + t for n in range(b) for t in range(each[n])]
             given[name] = (
                 turned(given[name].transpose(0, 1), at, rotary, interleaved, steady, back=True).transpose(0, 1).contiguous()
             )

@@ -57,7 +57,7 @@ class LatentMergeAssumesOneWidth(Honest):
 
     def weighted(self, s: Tensor, v: Tensor) -> Tensor:
         j, e, d = s.shape[-1], v.shape[-1], self.width
-        if j <= 16 or e == d:
+        if j <= 16 or e == d or not self.latent:
             return super().weighted(s, v)
         p = s.softmax(-1).nan_to_num()
         parts = [torch.einsum("hij,jhe->ihe", p[..., a:b], v[a:b]) for a, b in ((0, 16), (16, j))]
@@ -80,7 +80,7 @@ class LatentScaleOfTheValues(Honest):
     """The default scale is that of the values' width."""
 
     def scaled(self, one: Sequence, e: int) -> float:
-        return e**-0.5 if one.scale is None else one.scale
+        return e**-0.5 if one.scale is None and self.latent else super().scaled(one, e)
 
 
 @latent("MLA-3")
@@ -88,15 +88,15 @@ class LatentScaleOfBothWidths(Honest):
     """The default scale is that of the widths of rows and of values together."""
 
     def scaled(self, one: Sequence, e: int) -> float:
-        return (e + one.q.shape[2]) ** -0.5 if one.scale is None else one.scale
+        return (e + one.q.shape[2]) ** -0.5 if one.scale is None and self.latent else super().scaled(one, e)
 
 
 @latent("MLA-1")
 class LatentGivenScaleIsNotRead(Honest):
-    """The scale is that of the row's width, whatever is given."""
+    """Of latents the scale is that of the row's width, whatever is given."""
 
     def scaled(self, one: Sequence, e: int) -> float:
-        return one.q.shape[2] ** -0.5
+        return one.q.shape[2] ** -0.5 if self.latent else super().scaled(one, e)
 
 
 class Scored(Honest):
@@ -106,7 +106,7 @@ class Scored(Honest):
         return super().scores(q, k, 0)
 
     def scores(self, q: Tensor, k: Tensor, e: int) -> Tensor:
-        if e >= q.shape[2]:
+        if e >= q.shape[2] or not self.latent:
             return super().scores(q, k, e)
         return super().scores(q[..., :e], k[..., :e], e) + self.of_turned(q[..., e:], k[..., e:])
 
@@ -157,7 +157,7 @@ class LatentLseOfTheLatentsAlone(Honest):
 
     def attended(self, one: Sequence, e: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         found = super().attended(one, e)
-        if e >= one.q.shape[2]:
+        if e >= one.q.shape[2] or not self.latent:
             return found
         cut = [x[..., :e] for x in (one.q, torch.cat([one.k, one.k_new]))]
         s = torch.einsum("ihd,jhd->hij", wide(cut[0]), wide(cut[1].expand(-1, one.q.shape[1], -1))) * self.scaled(one, e)
