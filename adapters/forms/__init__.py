@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from attnspec.adapters.answer import Unsupported
@@ -63,12 +63,18 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     form = BY_FEATURE[carrier.feature]
     given = {x: value for x, value in carrier.data().items() if x != "form"}
     function = partial(form.puts, attend, spoilt=spoilt)
-    text = ("", "", *inspect.getsource(form.puts).splitlines(), "", "", "def attend(**given):")
+    text = ("", "", *_lines(form.puts), "", "", "def attend(**given):")
     return Call(
         function,
         {"q": problem.q, "k": problem.k, "v": problem.v, **given, **options},
         (*source, *text, f"    return {form.puts.__name__}({form.method}, **given)"),
     )
+
+
+@cache
+def _lines(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The text of a function, read once: every call holds it."""
+    return tuple(inspect.getsource(function).splitlines())
 
 
 def offered(adapter: Any) -> str:

@@ -44,6 +44,17 @@ def test_the_table_says_where_a_key_lies(subject: Subject, case: Case) -> None:
     """Pages in order and dealt out, of several sizes."""
 
 
+@clause("PAGED-1")
+@once("paged", "strided")
+def test_pages_that_are_views_of_one_pool(subject: Subject, case: Case) -> None:
+    """Each page of keys beside the page of values that belongs to it."""
+    size = "+3" if subject.offers("paged_any_size") else ""
+    append = "+append" if subject.offers("paged_append") else ""
+    for carrier in dict.fromkeys((f"paged{size}+dealt+fused", f"paged{size}{append}+dealt+fused")):
+        problem = asked(subject, case, carrier=carrier, lengths="1:9/1:4/1:6", i=1, e=5)
+        must_be_right(subject, problem, "pages of keys and of values in one pool")
+
+
 @clause("PAGED-2")
 @on_cases(offering=("paged",), where=paged)
 def test_where_a_page_lies_does_not_matter(subject: Subject, case: Case) -> None:

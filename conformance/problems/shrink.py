@@ -20,6 +20,7 @@ from attnspec.conformance.problems.factors.ragged import lengths_written
 from attnspec.conformance.problems.tensors import GIVEN_BY_CASE, MADE_BY_FACTOR
 from attnspec.spec import OPTIONS, SCALARS, Problem, differentiable
 from attnspec.spec.memory import expanded
+from attnspec.spec.ragged import cut
 
 TRIALS = 120  # answers that the reduction of one problem may ask for
 LARGE = 80.0  # scores beyond which exp leaves float32
@@ -164,12 +165,12 @@ def _part(problem: Problem, places: dict[str, Any]) -> Problem | None:
         own = letters.replace("g", "") if problem.shared and name in "kv" else letters
         own = "bj" if name == "mask" and x.ndim == 2 else own[len(own) - x.ndim :]
         sizes = {"b": problem.b, "h": problem.h, "g": problem.g, "i": problem.i, "j": problem.j, "d": problem.d, "e": problem.e}
-        cut = x
+        kept = x
         for axis, letter in enumerate(own):
             if letter in places and x.shape[axis] == sizes[letter] and (x.shape[axis] > 1):
-                cut = _at(cut, axis, places[letter])
-        key = (id(x), str(tuple(cut.shape)))
-        changes[name] = once.setdefault(key, _compact(cut) if _plain(x) else cut)
+                kept = _at(kept, axis, places[letter])
+        key = (id(x), str(tuple(kept.shape)))
+        changes[name] = once.setdefault(key, _compact(kept) if _plain(x) else kept)
     if problem.carrier is not None:
         changes["carrier"] = cut(problem.carrier, places)
     if "b" in places and isinstance(problem.q_start, tuple):

@@ -37,6 +37,9 @@ FAMILIES = (
     "alibi",
     "position",
     "together",
+    "varlen",
+    "cache",
+    "paged",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
 

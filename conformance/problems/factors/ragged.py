@@ -20,9 +20,16 @@ WORDS: dict[str, dict[str, dict[str, Any]]] = {
         "slack": {"slack": 5},
         "turned": {"order": ...},
         "long": {"long": True},
+        "fused": {"fused": True},
     },
     "padded": {},
-    "cached": {"append": {"new": ...}, "left": {"left": ...}, "room": {"room": 3}, "slots": {"slots": ..., "spare": 1}},
+    "cached": {
+        "append": {"new": ...},
+        "left": {"left": ...},
+        "room": {"room": 3},
+        "slots": {"slots": ..., "spare": 1},
+        "fused": {"fused": True},
+    },
     "paged": {
         "append": {"new": ...},
         "spare": {"spare": 2},
@@ -30,11 +37,15 @@ WORDS: dict[str, dict[str, dict[str, Any]]] = {
         "minus": {"columns": 1, "unused": -1},
         "beyond": {"columns": 1, "unused": 1 << 20},
         "dealt": {"seed": 1},
+        "fused": {"fused": True},
     },
 }
 NEEDS = {  # of a word: the feature without which it is left out
     "packed+gaps": "packed_gaps",
     "packed+long": "packed_long",
+    "packed+fused": "strided",
+    "cached+fused": "strided",
+    "paged+fused": "strided",
     "cached+append": "cached_append",
     "cached+left": "cached_left",
     "cached+slots": "cached_slots",
@@ -42,6 +53,7 @@ NEEDS = {  # of a word: the feature without which it is left out
     "paged+minus": "paged_any_entry",
     "paged+beyond": "paged_any_entry",
 }
+WRITES = {"packed": "VARLEN-11", "cached": "CACHE-4", "paged": "PAGED-7"}  # of a form: the clause of what a call may write
 SIZE = 16  # rows of a page, where a level says nothing of it
 
 
@@ -109,11 +121,12 @@ def written(carrier: Carrier) -> str:
     there: dict[str, Any] = {}
     if isinstance(carrier, Packed):
         there = {"gaps": carrier.q_gap or carrier.k_gap, "tail": carrier.tail, "slack": carrier.slack}
-        there |= {"turned": carrier.order, "long": carrier.long}
+        there |= {"turned": carrier.order, "long": carrier.long, "fused": carrier.fused}
     if isinstance(carrier, Cached):
         there = {"append": carrier.new, "left": carrier.left, "room": carrier.room, "slots": carrier.slots or carrier.spare}
+        there |= {"fused": carrier.fused}
     if isinstance(carrier, Paged):
-        there = {"append": any(carrier.new), "spare": carrier.spare, "dealt": carrier.seed}
+        there = {"append": any(carrier.new), "spare": carrier.spare, "dealt": carrier.seed, "fused": carrier.fused}
         there |= {"minus": carrier.unused < 0, "beyond": carrier.unused > 0, "columns": carrier.columns and not carrier.unused}
     return "+".join([*words, *(word for word, given in there.items() if given)])
 
@@ -232,15 +245,13 @@ def carrier_clause(case: Case, failing: Failing) -> str:
         case "padded":
             return "VARLEN-12"
         case "cached":
-            if failing.kind == "changed":
-                return "CACHE-4"
             if "append" in case.carrier:
                 return "CACHE-2"
             if "left" in case.carrier or "slots" in case.carrier:
                 return "CACHE-6" if "left" in case.carrier else "CACHE-7"
             return "CACHE-8" if moved else "CACHE-1"
         case _:
-            if failing.kind == "changed" or "append" in case.carrier:
+            if "append" in case.carrier:
                 return "PAGED-7"
             if zero:
                 return "PAGED-5"
