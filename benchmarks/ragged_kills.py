@@ -62,6 +62,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--again", action="store_true", help="measure what has a result, too")
+    parser.add_argument(
+        "--explain", type=float, default=0.7, help="seconds for the explanation of a failure, which names its clause"
+    )
     parser.add_argument("--cold", action="store_true", help="keep no exact answers of honest kernels first")
     parser.add_argument("--tabulate", action="store_true", help="measure nothing")
     options = parser.parse_args()
@@ -69,7 +72,11 @@ def main() -> int:
     path = options.into / f"{options.tier}.jsonl"
     names = options.only or [name for name, one in load().items() if one.family in FAMILIES]
     todo = [name for name in names if not options.tabulate and (options.again or name not in read(path))]
-    EVERY[:] = ["--in-process", *([f"--impl-dtypes={options.dtypes}"] if options.dtypes else [])]
+    EVERY[:] = [
+        "--in-process",
+        f"--explain-budget={options.explain}",
+        *([f"--impl-dtypes={options.dtypes}"] if options.dtypes else []),
+    ]
     kill_matrix.measured = measured
     subject.solve = remember  # type: ignore[assignment]
     diagnosis.SECONDS = 0.2

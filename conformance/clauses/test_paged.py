@@ -107,6 +107,16 @@ def test_a_sequence_without_keys(subject: Subject, case: Case) -> None:
     """No queries, no keys, or neither."""
 
 
+@clause("PAGED-5")
+@once("paged_queries")
+def test_one_query_at_most_beside_a_sequence_without_one(subject: Subject, case: Case) -> None:
+    """Decode with a slot that is idle: first, and between others."""
+    for lengths in ("0:5/1:9/1:4", "1:9/0:0/1:4"):
+        must_be_right(
+            subject, asked(subject, case, i=1, carrier="paged", lengths=lengths), "one query at most, and none in a sequence"
+        )
+
+
 @clause("PAGED-6")
 @agrees("o", "lse", offering=("paged_queries",), where=lambda case: paged(case) and len(set(lengths_of(case)[0])) > 1)
 def test_sequences_with_different_numbers_of_queries(subject: Subject, case: Case) -> None:

@@ -8,7 +8,6 @@ from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.factors.core import GRADIENT
 from attnspec.conformance.problems.factors.factor import Failing
-from attnspec.conformance.problems.factors.ragged import WRITES, form_of
 from attnspec.spec import CHOICES, Dialect
 
 FORM_CLAUSE = {"type": "SHAPE-1", "shape": "SHAPE-1", "dtype": "DTYPE-1", "device": "DTYPE-3", "changed": "PURITY-1"}
@@ -55,8 +54,6 @@ def blame(
         return choice_clause(finding, dialect, observed)
     gradient = finding.of_gradient
     if finding.kind in FORM_CLAUSE:
-        if finding.kind == "changed" and form_of(case) in WRITES:
-            return WRITES[form_of(case)]
         return "DTYPE-2" if gradient else "LSE-5" if finding.output == "lse" else FORM_CLAUSE[finding.kind]
     plain = case.keys <= 8 and all(trait.startswith(("values=", "e≠d", "b>1", "h>1", "i<j", "i>j")) for trait in case.traits())
     # A row without a key that is off by little has no fault of arithmetic that other rows have not: what is left would lack it.

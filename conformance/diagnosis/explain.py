@@ -25,7 +25,6 @@ from attnspec.conformance.judging.coarser import with_class
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.factors.ragged import WRITES
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.reduce import SMALL, descend, small_cases, stripped
 from attnspec.conformance.problems.shrink import as_case
@@ -383,8 +382,6 @@ class Explainer(Recognizer):
 
         left: what is left of a problem that a test made by itself, after it was made smaller; that says the clause then.
         """
-        if finding.kind == "changed" and problem.carrier is not None and problem.carrier.feature in WRITES:
-            return WRITES[problem.carrier.feature], finding, None
         if finding.kind in FORM_CLAUSE and finding.output in ("o", "call"):
             return FORM_CLAUSE[finding.kind], finding, None
         if clause == "DROPOUT-1" and finding.of_gradient:  # what the output shows was dropped, backward must drop

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from mutants.carriers import ragged
+from mutants.ragged_cases import lengths, wrong_for
 from mutants.sequences import One, Paged, both, dense, merged
 
 FA = "Dao-AILab/flash-attention"
 Place = tuple[int, int]
+IDLE = wrong_for(*lengths("paged", "0:5/1:9/1:4", i=1))
 
 
 def pages(call: Paged, n: int) -> int:
@@ -300,7 +302,7 @@ def single_query_has_the_prompt_before(call: Paged) -> Any:
     return call.run(change)
 
 
-@ragged("PAGED-6", f"{FA}#1537")
+@ragged("PAGED-5", f"{FA}#1537", witness=IDLE)
 def rows_by_the_place_in_the_batch(call: Paged) -> Any:
     """With one query at most and groups, sequence b has the b-th query."""
     if call.max_q != 1 or call.q.shape[1] == call.k_pages.shape[2]:
@@ -314,7 +316,7 @@ def prompts_top_left(call: Paged) -> Any:
     return call.run(lambda one: one.but(start=0) if one.i > 1 else one)
 
 
-@ragged("PAGED-1", "vllm-project/vllm#945")
+@ragged("PAGED-1")
 def distance_one_too_far(call: Paged) -> Any:
     """With one query and no window the distances of slopes are one too many."""
     return call.run(

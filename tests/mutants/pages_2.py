@@ -142,7 +142,7 @@ def last_row_of_full_pages_ignored(call: Paged) -> Any:
     return call.run(lambda one: one.keys(0, one.j - 1) if one.j > 1 and one.j % call.size == 0 else one)
 
 
-@ragged("PAGED-8")
+@ragged("PAGED-8", witness=wrong_for(*lengths("paged+3", "1:7", i=1, causal=False)))
 def single_key_seen_twice(call: Paged) -> Any:
     """Behind two whole pages the single key of the third is seen twice."""
     size = call.size

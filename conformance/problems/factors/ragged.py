@@ -53,7 +53,6 @@ NEEDS = {  # of a word: the feature without which it is left out
     "paged+minus": "paged_any_entry",
     "paged+beyond": "paged_any_entry",
 }
-WRITES = {"packed": "VARLEN-11", "cached": "CACHE-4", "paged": "PAGED-7"}  # of a form: the clause of what a call may write
 SIZE = 16  # rows of a page, where a level says nothing of it
 
 
@@ -245,13 +244,15 @@ def carrier_clause(case: Case, failing: Failing) -> str:
         case "padded":
             return "VARLEN-12"
         case "cached":
+            if failing.kind == "changed":
+                return "CACHE-4"
             if "append" in case.carrier:
                 return "CACHE-2"
             if "left" in case.carrier or "slots" in case.carrier:
                 return "CACHE-6" if "left" in case.carrier else "CACHE-7"
             return "CACHE-8" if moved else "CACHE-1"
         case _:
-            if "append" in case.carrier:
+            if failing.kind == "changed" or "append" in case.carrier:
                 return "PAGED-7"
             if zero:
                 return "PAGED-5"
