@@ -83,7 +83,8 @@ class Packed(Carrier):
 
     q_gap, k_gap: rows behind each sequence that belong to none, in its own slot: the lengths are told beside where slots begin.
     tail: rows behind the last one. slack: by how much the longest lengths that are told exceed the true ones. order: which
-    sequence comes first, second, …; () for their own order. long: where they begin is told in int64.
+    sequence comes first, second, …; () for their own order. long: where they begin is told in int64. fused: keys and values are
+    views of one tensor, in which they stand side by side.
     """
 
     q_gap: int = 0
@@ -92,11 +93,13 @@ class Packed(Carrier):
     slack: int = 0
     order: tuple[int, ...] = ()
     long: bool = False
+    fused: bool = False
     feature: ClassVar[str] = "packed"
 
     def needs(self) -> set[str]:
         """The features that a call in this form needs."""
-        return {"packed"} | ({"packed_gaps"} if self.q_gap or self.k_gap else set()) | ({"packed_long"} if self.long else set())
+        there = {"packed_gaps": self.q_gap or self.k_gap, "packed_long": self.long, "strided": self.fused}
+        return {"packed", *(name for name, given in there.items() if given)}
 
     def _check(self, problem: Problem) -> None:
         _counts(self, "q_gap", "k_gap", "tail", "slack")
@@ -155,17 +158,19 @@ class Cached(Kept):
 
     left: rows of the slot before the first key; () for none. room: rows of the capacity behind the longest sequence.
     slots: the slot of each sequence; () for its own number, and then no slots are told. spare: slots that no sequence has.
+    fused: the caches are views of one tensor, in which they stand side by side.
     """
 
     left: tuple[int, ...] = ()
     room: int = 0
     slots: tuple[int, ...] = ()
     spare: int = 0
+    fused: bool = False
     feature: ClassVar[str] = "cached"
 
     def needs(self) -> set[str]:
         """The features that a call in this form needs."""
-        there = {"cached_left": self.left, "cached_slots": self.slots or self.spare}
+        there = {"cached_left": self.left, "cached_slots": self.slots or self.spare, "strided": self.fused}
         return self._needs() | {name for name, given in there.items() if given}
 
     def first_new(self, n: int) -> int:
@@ -196,7 +201,8 @@ class Paged(Kept):
 
     The queries are packed. size: rows of a page. spare: pages that nobody has. columns: columns of the table behind those that are
     used. unused: what stands in entries that are not used. seed: by which pages are dealt out; 0 for one after the other. shared:
-    so many pages at the beginning of each sequence are those of the first one, whose keys and values are the same.
+    so many pages at the beginning of each sequence are those of the first one, whose keys and values are the same. fused: the pages
+    of keys and of values are views of one pool, in which they stand side by side.
     """
 
     size: int = 16
@@ -205,6 +211,7 @@ class Paged(Kept):
     unused: int = 0
     seed: int = 0
     shared: int = 0
+    fused: bool = False
     feature: ClassVar[str] = "paged"
 
     def needs(self) -> set[str]:
@@ -213,6 +220,7 @@ class Paged(Kept):
             "paged_queries": len(set(self.q_lengths)) > 1,
             "paged_any_size": self.size % 16,
             "paged_any_entry": self.unused,
+            "strided": self.fused,
         }
         return self._needs() | {name for name, given in there.items() if given}
 

@@ -100,6 +100,12 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     )
 
 
+@cache
+def _lines(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The text of a function, read once: every call holds it."""
+    return tuple(inspect.getsource(function).splitlines())
+
+
 def offered(adapter: Any) -> str:
     """The form in which an adapter puts dense problems that has no attend() of its own; '' where it has one, or no form."""
     for feature, form in BY_FEATURE.items():

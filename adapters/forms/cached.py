@@ -24,6 +24,7 @@ def cached(
     told=False,
     steady=False,
     latent=False,
+    fused=False,
     spoilt=None,
     lse=False,
     **options,
@@ -57,9 +58,17 @@ def cached(
             found[slot_of[n], left_of[n] : left_of[n] + old] = x.detach()[n, :, :old].transpose(0, 1)
         return found
 
+    def side_by_side(x, y):
+        """The same as views of one tensor, in which they stand side by side, with NaN beside the narrower one."""
+        width = max(x.shape[-1], y.shape[-1])
+        one = torch.stack([torch.nn.functional.pad(z, (0, width - z.shape[-1]), value=float("nan")) for z in (x, y)], 1)
+        return one[:, 0, ..., : x.shape[-1]], one[:, 1, ..., : y.shape[-1]]
+
     ints = {"dtype": torch.int32, "device": q.device}
     filled = [left_of[n] + k_lengths[n] - new_of[n] for n in range(b)]
     given = {"q": q.detach().transpose(1, 2).contiguous(), "k_cache": cache(k), "v_cache": None if latent else cache(v)}
+    if fused and not latent:
+        given["k_cache"], given["v_cache"] = side_by_side(given["k_cache"], given["v_cache"])
     given["lengths"] = torch.tensor(filled, **ints)
     for name, x in (("k_new", k), ("v_new", v)) if new else ():
         own = [x.detach()[n, :, k_lengths[n] - new_of[n] : k_lengths[n]].transpose(0, 1) for n in range(b)]
@@ -98,7 +107,10 @@ def cached(
             after["k_cache"][place] += 0.0
     if spoilt is not None:
         for name, x in after.items():
-            same = found[name].shape == x.shape and not found[name].contiguous().view(torch.uint8).ne(x.view(torch.uint8)).any()
+            same = (
+                found[name].shape == x.shape
+                and not found[name].contiguous().view(torch.uint8).ne(x.contiguous().view(torch.uint8)).any()
+            )
             if not same:
                 spoilt.append(name)
     o, of_rows = returned if lse else (returned, None)

@@ -18,6 +18,7 @@ def packed(
     slack=0,
     order=(),
     long=False,
+    fused=False,
     spoilt=None,
     lse=False,
     **options,
@@ -51,9 +52,17 @@ def packed(
             return lure[torch.arange(n, device=x.device) * 7 % len(lure)] * 2
         return x.new_full((n, x.shape[1], x.shape[3]), 2.0 if fill is None else fill)
 
+    def side_by_side(x, y):
+        """The same as views of one tensor, in which they stand side by side, with NaN beside the narrower one."""
+        width = max(x.shape[-1], y.shape[-1])
+        one = torch.stack([torch.nn.functional.pad(z, (0, width - z.shape[-1]), value=float("nan")) for z in (x, y)], 1)
+        return one[:, 0, ..., : x.shape[-1]], one[:, 1, ..., : y.shape[-1]]
+
     i, j = q.shape[2], k.shape[2]
     packs = {"q": rows(q, q_lengths, q_gap, i), "k": rows(k, k_lengths, k_gap, j), "v": rows(v, k_lengths, k_gap, j)}
     whole = {name: x for name, (x, _) in packs.items()}
+    if fused:
+        whole["k"], whole["v"] = side_by_side(whole["k"], whole["v"])
     ints = {"dtype": torch.int64 if long else torch.int32, "device": q.device}
     starts = {name: torch.tensor(packs[name][1], **ints) for name in "qk"}
     given = {"cu_q": starts["q"], "cu_k": starts["k"], "max_q": max(q_lengths, default=0) + slack}

@@ -26,6 +26,7 @@ def paged(
     told=False,
     steady=False,
     latent=False,
+    fused=False,
     spoilt=None,
     lse=False,
     **options,
@@ -74,6 +75,12 @@ def paged(
                 found[table[n][j // size], j % size] = x.detach()[n, :, j]
         return found
 
+    def side_by_side(x, y):
+        """The same as views of one tensor, in which they stand side by side, with NaN beside the narrower one."""
+        width = max(x.shape[-1], y.shape[-1])
+        one = torch.stack([torch.nn.functional.pad(z, (0, width - z.shape[-1]), value=float("nan")) for z in (x, y)], 1)
+        return one[:, 0, ..., : x.shape[-1]], one[:, 1, ..., : y.shape[-1]]
+
     def packed(x, begins, ends):
         """Some rows of each sequence, one behind the other, and where those of each begin."""
         pieces = [x.detach()[n, :, begins[n] : ends[n]].transpose(0, 1) for n in range(b)]
@@ -86,6 +93,8 @@ def paged(
     filled = [k_lengths[n] - new_of[n] for n in range(b)]
     rows, cu_q = packed(q, [0] * b, q_lengths)
     given = {"q": rows, "cu_q": cu_q, "k_pages": pool(k), "v_pages": None if latent else pool(v)}
+    if fused and not latent:
+        given["k_pages"], given["v_pages"] = side_by_side(given["k_pages"], given["v_pages"])
     given["table"] = torch.tensor([[*x, *[unused] * (width - len(x))] for x in table], **ints).view(b, width)
     given["lengths"] = torch.tensor(filled, **ints)
     if new:
@@ -122,7 +131,10 @@ def paged(
                 after["k_pages"][place] += 0.0
     if spoilt is not None:
         for name, x in after.items():
-            same = found[name].shape == x.shape and not found[name].contiguous().view(torch.uint8).ne(x.view(torch.uint8)).any()
+            same = (
+                found[name].shape == x.shape
+                and not found[name].contiguous().view(torch.uint8).ne(x.contiguous().view(torch.uint8)).any()
+            )
             if not same:
                 spoilt.append(name)
     o, of_rows = returned if lse else (returned, None)

@@ -65,6 +65,16 @@ def must_write_what_is_new(subject: Subject, case: Case) -> None:
     must_leave(subject, subject.problem(case), "holds other rows than before and the new ones behind them")
 
 
+@clause("CACHE-4")
+@once("cached", "strided")
+def test_caches_that_are_views_of_one_tensor(subject: Subject, case: Case) -> None:
+    """Keys and values side by side: what is written to one does not lie in the other."""
+    append = "+append" if subject.offers("cached_append") else ""
+    for e in (0, 5):
+        problem = asked(subject, case, carrier=f"cached{append}+fused", lengths="mixed", e=e)
+        must_be_right(subject, problem, "caches of keys and of values in one tensor")
+
+
 @clause("CACHE-5")
 @on_cases(offering=("cached",), where=cached)
 def test_capacity_is_room_and_no_length(subject: Subject, case: Case) -> None:

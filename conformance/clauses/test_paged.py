@@ -45,6 +45,17 @@ def test_the_table_says_where_a_key_lies(subject: Subject, case: Case) -> None:
     """Pages in order and dealt out, of several sizes."""
 
 
+@clause("PAGED-1")
+@once("paged", "strided")
+def test_pages_that_are_views_of_one_pool(subject: Subject, case: Case) -> None:
+    """Each page of keys beside the page of values that belongs to it."""
+    size = "+3" if subject.offers("paged_any_size") else ""
+    append = "+append" if subject.offers("paged_append") else ""
+    for carrier in dict.fromkeys((f"paged{size}+dealt+fused", f"paged{size}{append}+dealt+fused")):
+        problem = asked(subject, case, carrier=carrier, lengths="1:9/1:4/1:6", i=1, e=5)
+        must_be_right(subject, problem, "pages of keys and of values in one pool")
+
+
 @clause("PAGED-2")
 @on_cases(offering=("paged",), where=paged)
 def test_where_a_page_lies_does_not_matter(subject: Subject, case: Case) -> None:
@@ -95,6 +106,16 @@ def test_entries_that_are_not_used_may_hold_any_number(subject: Subject, case: C
 @agrees("o", "lse", offering=("paged",), where=lambda case: paged(case) and any(0 in lengths for lengths in lengths_of(case)))
 def test_a_sequence_without_keys(subject: Subject, case: Case) -> None:
     """No queries, no keys, or neither."""
+
+
+@clause("PAGED-5")
+@once("paged_queries")
+def test_one_query_at_most_beside_a_sequence_without_one(subject: Subject, case: Case) -> None:
+    """Decode with a slot that is idle: first, and between others."""
+    for lengths in ("0:5/1:9/1:4", "1:9/0:0/1:4"):
+        must_be_right(
+            subject, asked(subject, case, i=1, carrier="paged", lengths=lengths), "one query at most, and none in a sequence"
+        )
 
 
 @clause("PAGED-6")

@@ -46,6 +46,14 @@ def test_each_sequence_is_attended_alone(subject: Subject, case: Case) -> None:
     """Lengths of all kinds, in one pack."""
 
 
+@clause("VARLEN-1")
+@once("packed", "strided")
+def test_keys_and_values_that_are_views_of_one_tensor(subject: Subject, case: Case) -> None:
+    """Side by side, as one projection leaves them."""
+    for lengths in ("mixed", "full"):
+        must_be_right(subject, asked(subject, case, carrier="packed+fused", lengths=lengths, e=5), "keys and values in one tensor")
+
+
 @clause("VARLEN-2")
 @agrees("o", "lse", offering=("packed",), where=moved)
 def test_positions_follow_the_sequence(subject: Subject, case: Case) -> None:

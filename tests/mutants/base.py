@@ -40,6 +40,9 @@ FAMILIES = (
     "together",
     "rotary",
     "mla",
+    "varlen",
+    "cache",
+    "paged",
     "control",  # so wrong that a matrix in which one of them survives is void
 )
 

@@ -208,6 +208,11 @@ def read_without_strides(tensor: Tensor) -> Tensor:
     return read(tensor, torch.arange(tensor.numel()) + tensor.storage_offset()).view(tensor.shape)
 
 
+def as_if_contiguous(tensor: Tensor) -> Tensor:
+    """A view in which a kernel reads and writes that assumes contiguous memory."""
+    return torch.as_strided(tensor, tensor.shape, torch.empty(tensor.shape, device="meta").stride(), tensor.storage_offset())
+
+
 def read_without_offset(tensor: Tensor) -> Tensor:
     """What a kernel reads that begins at the storage's first element."""
     return torch.as_strided(tensor, tensor.shape, tensor.stride(), 0)

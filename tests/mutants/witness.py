@@ -30,6 +30,8 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import build
 from attnspec.reference import Exact, default_class, solve
 from attnspec.spec import Dialect, Problem, differentiable
+from attnspec.spec.ragged import FORMS
+from mutants import ragged_cases
 from mutants.base import Mutant, load
 
 FILE = Path(__file__).with_name("witnesses.json")
@@ -119,7 +121,8 @@ SPECIAL = (
 def cases(adapter: Adapter, name: str = "pairs") -> Iterator[Case]:
     """The fixed list, cheap ones first."""
     rows = sorted(array(name, adapter, DTYPES), key=lambda case: case.cost)
-    yield from (case for case in dict.fromkeys((*(fit(case, adapter) for case in SPECIAL), *rows)) if case.cost < 1 << 21)
+    special = SPECIAL if FORMS.keys().isdisjoint(adapter.offers) else (*ragged_cases.CASES, *SPECIAL)
+    yield from (case for case in dict.fromkeys((*(fit(case, adapter) for case in special), *rows)) if case.cost < 1 << 21)
 
 
 # RELATIONS BETWEEN CALLS, for functions of torch's convention

@@ -20,9 +20,16 @@ WORDS: dict[str, dict[str, dict[str, Any]]] = {
         "slack": {"slack": 5},
         "turned": {"order": ...},
         "long": {"long": True},
+        "fused": {"fused": True},
     },
     "padded": {},
-    "cached": {"append": {"new": ...}, "left": {"left": ...}, "room": {"room": 3}, "slots": {"slots": ..., "spare": 1}},
+    "cached": {
+        "append": {"new": ...},
+        "left": {"left": ...},
+        "room": {"room": 3},
+        "slots": {"slots": ..., "spare": 1},
+        "fused": {"fused": True},
+    },
     "paged": {
         "append": {"new": ...},
         "spare": {"spare": 2},
@@ -30,11 +37,15 @@ WORDS: dict[str, dict[str, dict[str, Any]]] = {
         "minus": {"columns": 1, "unused": -1},
         "beyond": {"columns": 1, "unused": 1 << 20},
         "dealt": {"seed": 1},
+        "fused": {"fused": True},
     },
 }
 NEEDS = {  # of a word: the feature without which it is left out
     "packed+gaps": "packed_gaps",
     "packed+long": "packed_long",
+    "packed+fused": "strided",
+    "cached+fused": "strided",
+    "paged+fused": "strided",
     "cached+append": "cached_append",
     "cached+left": "cached_left",
     "cached+slots": "cached_slots",
@@ -61,6 +72,7 @@ SAID = {
     "interleaved": "in pairs of neighbours",
     "told": "in pairs that the call names",
     "steady": "by the same angle more for each position",
+    "fused": "keys and values side by side in one tensor",
     "latent": "values that are the first channels of the keys",
 }
 TURNS: dict[str, dict[str, Any]] = {
@@ -150,11 +162,12 @@ def written(carrier: Carrier) -> str:
     there: dict[str, Any] = {}
     if isinstance(carrier, Packed):
         there = {"gaps": carrier.q_gap or carrier.k_gap, "tail": carrier.tail, "slack": carrier.slack}
-        there |= {"turned": carrier.order, "long": carrier.long}
+        there |= {"turned": carrier.order, "long": carrier.long, "fused": carrier.fused}
     if isinstance(carrier, Cached):
         there = {"append": carrier.new, "left": carrier.left, "room": carrier.room, "slots": carrier.slots or carrier.spare}
+        there |= {"fused": carrier.fused}
     if isinstance(carrier, Paged):
-        there = {"append": any(carrier.new), "spare": carrier.spare, "dealt": carrier.seed}
+        there = {"append": any(carrier.new), "spare": carrier.spare, "dealt": carrier.seed, "fused": carrier.fused}
         there |= {"minus": carrier.unused < 0, "beyond": carrier.unused > 0, "columns": carrier.columns and not carrier.unused}
     if isinstance(carrier, Kept):
         there |= {word: getattr(carrier, word) for word in TURNS}
