@@ -316,6 +316,13 @@ def cut(carrier: Carrier, places: Mapping[str, Any]) -> Carrier:
     return dataclasses.replace(carrier, **changes)
 
 
+def repeated_carrier(carrier: Carrier, times: int) -> Carrier:
+    """The carrier of a problem that has each batch item so many times: those that are new have slots and places of their own."""
+    own: dict[str, Any] = {name: x * times for name in EACH if (x := getattr(carrier, name, None))}
+    own |= {name: () for name in ("order", "slots") if getattr(carrier, name, None)}
+    return dataclasses.replace(carrier, **own)
+
+
 def sequences(problem: Problem) -> tuple[Problem, ...]:
     """The sequences of a ragged problem, each as a dense problem of its own."""
     return tuple(alone(problem, n) for n in range(problem.b))

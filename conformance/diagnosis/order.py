@@ -15,6 +15,7 @@ from attnspec.conformance.problems.case import OPTIONS, PLAIN, Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import in_memory, surrounded
 from attnspec.spec import Problem
+from attnspec.spec.ragged import repeated_carrier
 from attnspec.spec.words import OUTPUTS, RETURNED
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def wrong_by_itself(subject: Subject, problem: Problem, first: Problem, outputs:
         return None
 
     wrong = partial(_wrong, subject, outputs)
-    by_place = any(x.causal or x.window is not None or x.alibi_slopes is not None for x in (problem, first))
+    by_place = any(
+        x.causal or x.window is not None or x.alibi_slopes is not None or x.carrier is not None for x in (problem, first)
+    )
 
     def in_new_shapes(more: int) -> tuple[Problem, Problem]:
         one, other = (_more_items(x, 11 + more) if by_place else _repeated(x, 3 + more, 5 + more) for x in (problem, first))
@@ -156,4 +159,5 @@ def _more_items(problem: Problem, times: int) -> Problem:
     bias = repeated(bias, bias is not None and bias.ndim == 4)
     slopes = repeated(problem.alibi_slopes, problem.alibi_slopes is not None and problem.alibi_slopes.ndim == 2)
     start = problem.q_start * times if isinstance(problem.q_start, tuple) else problem.q_start
-    return problem.replace(**own, mask=mask, bias=bias, alibi_slopes=slopes, q_start=start)
+    carrier = None if problem.carrier is None else repeated_carrier(problem.carrier, times)
+    return problem.replace(**own, mask=mask, bias=bias, alibi_slopes=slopes, q_start=start, carrier=carrier)
