@@ -27,7 +27,7 @@ def turned(x, positions, width, interleaved, steady, back=False):  # type: ignor
 
     Pairs are (2r, 2r + 1) where they are interleaved, else (r, r + width/2). A zero comes without its sign.
     """
-    cos, sin = cos_and_sin(positions, width // 2, steady, x)  # type: ignore[no-untyped-call]
+    cos, sin = cos_and_sin(positions, width // 2, steady, x)
     sin = -sin if back else sin
     first = slice(0, width, 2) if interleaved else slice(0, width // 2)
     second = slice(1, width, 2) if interleaved else slice(width // 2, width)

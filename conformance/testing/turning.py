@@ -76,4 +76,4 @@ def by_hand(problem: Problem, positions: list[int], name: str, back: bool = Fals
     """A tensor of the problem, of one batch item, turned as its carrier says by these positions."""
     carrier = carrier_of(problem)
     assert isinstance(carrier, Kept)
-    return turned(getattr(problem, name), positions, carrier.rotary, carrier.interleaved, carrier.steady, back)  # type: ignore[no-untyped-call]
+    return turned(getattr(problem, name), positions, carrier.rotary, carrier.interleaved, carrier.steady, back)
