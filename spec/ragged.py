@@ -328,11 +328,6 @@ def sequences(problem: Problem) -> tuple[Problem, ...]:
     return tuple(alone(problem, n) for n in range(problem.b))
 
 
-def whole(problem: Problem, kind: type[Carrier]) -> Problem:
-    """A dense problem in another form: each batch item is a sequence, as long as all others."""
-    return problem.replace(carrier=kind((problem.i,) * problem.b, (problem.j,) * problem.b))
-
-
 def _whole(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= 0
 

@@ -227,9 +227,12 @@ def lengths_offered(case: Case, offer: Offer) -> str:
 
 def in_words(case: Case) -> str:
     """What a carrier shows."""
-    if case.carrier == "none":
-        return ""
-    form, *words = case.carrier.split("+")
+    return "" if case.carrier == "none" else level_in_words(case.carrier)
+
+
+def level_in_words(level: str) -> str:
+    """The form of a level, and what it adds."""
+    form, *words = level.split("+")
     return ", ".join([form, *(f"pages of {word}" if word.isdecimal() else SAID[word] for word in words)])
 
 
@@ -237,10 +240,14 @@ def lengths_in_words(case: Case) -> str:
     """The lengths of the sequences."""
     if case.carrier == "none":
         return ""
-    q_lengths, k_lengths = lengths_of(case)
-    some = "one sequence" if case.b == 1 else "sequences"
+    return sequences_in_words(form_of(case), *lengths_of(case))
+
+
+def sequences_in_words(form: str, q_lengths: tuple[int, ...], k_lengths: tuple[int, ...]) -> str:
+    """How long the sequences of a form are; beside a cache they have the same queries."""
+    some = "one sequence" if len(k_lengths) == 1 else "sequences"
     keys = f"{_listed(k_lengths)} key{'s' * (k_lengths != (1,))}"
-    if form_of(case) == "cached":
+    if form == "cached":
         return f"{some} of {keys}"
     return f"{some} of {_listed(q_lengths)} {'query' if q_lengths == (1,) else 'queries'} and {keys}"
 
