@@ -7,13 +7,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import many
 import pytest
 import torch
+from judging import judge
 from many import Plan, Told, Wrong, each, kernel, keys, of, start
 
-from attnspec.adapters import resolve
+from attnspec.adapters import Adapter, resolve
 from attnspec.conformance.diagnosis.explain import Explainer
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.names import sentence
@@ -260,3 +262,32 @@ def test_a_script_lays_the_call_out_and_shows_the_same(form: str, name: str, tok
         return
     got = subject.run(found.problem).o[found.finding.index]  # type: ignore[index]
     assert f"o{list(found.finding.index)} = {got.item()!r}" in ran.stdout
+
+
+class OneTooFar(Adapter):
+    """Pages alone, one query for each sequence: it reads a row behind the last key."""
+
+    offers = ("mha", "mqa", "gqa", "scale", "paged")
+    restrictions = ("queries:1",)
+    dialect: ClassVar[dict[str, str]] = {"causal_alignment": "bottom_right"}
+
+    def attend_paged(  # type: ignore[no-untyped-def]
+        self, q, cu_q, max_q, k_pages, v_pages, table, lengths, *, scale=None
+    ):
+        rows, group = [], q.shape[1] // k_pages.shape[2]
+        for n, length in enumerate(lengths.tolist()):
+            k, v = (
+                x[table[n, : -(-length // x.shape[1])].long()].flatten(0, 1)[: length + 1].repeat_interleave(group, 1)
+                for x in (k_pages, v_pages)
+            )
+            s = torch.einsum("hd,jhd->hj", q[n], k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+            rows.append(torch.einsum("hj,jhe->he", s.softmax(-1), v))
+        return torch.stack(rows) if rows else q[..., : v_pages.shape[-1]]
+
+
+def test_who_has_no_dense_call_breaks_the_clause_of_its_form() -> None:
+    """A plain problem showed it, and SOFTMAX-1 was blamed. It is asked again by a test of dense calls."""
+    outcome = judge("test_ragged_diagnosis.OneTooFar", "--clauses=SOFTMAX-1", "--impl-dtypes=float32")
+    assert [failure.clause for failure in outcome.failures] == ["PAGED-3"]
+    assert "each sequence is read one key further than its length" in outcome.screen
+    assert "--clauses=SOFTMAX-1 --case=" in outcome.screen

@@ -26,6 +26,7 @@ from attnspec.conformance.judging.coarser import with_class
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.mistakes.ragged import TOO_FAR
+from attnspec.conformance.mistakes.vocabulary import OF_SEQUENCES
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors.ragged import OF_NOBODY
 from attnspec.conformance.problems.fit import avoidable, fit
@@ -279,6 +280,10 @@ class Explainer(Recognizer):
             clause = "CAUSAL-6"  # in a row that the two leave without a key, too
         if clause == "WINDOW-6" and diagnosis is not None and diagnosis.best and "window_corner" not in diagnosis.best:
             clause = "WINDOW-1"  # one query that sees two keys is the smallest problem also of a right end that is lost
+        form, dense, best = self.subject.adapter.dense_form, "", set(diagnosis.best if diagnosis is not None else ())
+        if case.carrier == "none" and form and best and OF_SEQUENCES.keys() >= best:  # who has no dense call breaks it in its form
+            dense, clause = clause, self._blamed(replace(case, carrier=form), finding, exact)
+            clause = OF_NOBODY.get(clause, clause) if any(name.startswith(TOO_FAR) for name in best) else clause
         if finding.of_numbers and not finding.hint and self._reads_nobodys(problem, finding):
             message = f"{finding.message}; {READ}" if finding.message else READ
             too_far = diagnosis is None or not diagnosis.best or diagnosis.best[0].startswith(TOO_FAR)
@@ -286,7 +291,7 @@ class Explainer(Recognizer):
         clause = rounded_clause(finding, case.dtype, diagnosis.best if diagnosis is not None else ()) or clause
         if diagnosed(diagnosis) if not clause.startswith("ACCURACY") else not self._coarse(seen, finding):
             finding = replace(finding, class_="")
-        return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis)
+        return Explained(clause, case, finding, problem, exact, diagnosis=diagnosis, asked_by=dense)
 
     def _blamed(self, case: Case, finding: Finding, exact: Exact) -> str:
         """The clause that a reduced case breaks."""

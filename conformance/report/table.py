@@ -70,13 +70,14 @@ def table(run: Run) -> list[str]:
 
 def _rows(marks: Mapping[str, list[str]]) -> list[str]:
     """A line a clause; where neighbours of a chapter are all unsupported, one for all of them."""
-    lines = []
+    lines: list[str] = []
     of_chapter = groupby(marks, key=lambda id_: (index()[id_].chapter, id_ if set(marks[id_]) != {"unsupported"} else ""))
     for _, some in of_chapter:
         first, *others = some
         name = f"{first}…{others[-1].rpartition('-')[2]}" if others else first
         level = "" if others or index()[first].binding else " should"
-        lines.append(f"  {name:12}{''.join(f'{one:>18}' for one in marks[first])}{level}")
+        columns = "".join(f"{one:>18}" for one in marks[first])
+        lines.append(f"  {name}{columns[max(0, len(name) - 12) :] if len(name) > 12 else ' ' * (12 - len(name)) + columns}{level}")
     return lines
 
 
