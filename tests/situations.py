@@ -21,15 +21,15 @@ from attnspec.conformance.subject.subject import Subject
 from attnspec.reference import solve
 from attnspec.reference.dense import Forward
 from attnspec.spec import CANONICAL, Problem
-from attnspec.spec.words import FEATURES
+from attnspec.spec.words import FEATURES, RAGGED
 
 EDGES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 
 
 class Everything(Adapter):
-    """Offers all that there is."""
+    """Offers all that there is in dense calls."""
 
-    offers = frozenset(FEATURES)
+    offers = frozenset(FEATURES) - set(RAGGED)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from situations import BUILT, PLAIN, SITUATIONS, Drawn, Everything, searches, tail
 
 from attnspec.adapters import Adapter
 from attnspec.conformance.problems.array import array
+from attnspec.conformance.problems.case import FACTORS, Case
 from attnspec.conformance.problems.factors import LEVELS, OPEN_SIZES, level_of
+from attnspec.conformance.problems.factors.ragged import form_of
 from attnspec.conformance.problems.fit import fit
+from attnspec.conformance.problems.search import cases
 from attnspec.conformance.run.tier import TIERS
+from attnspec.spec.words import FEATURES
 
 FALSE_ALARM = 1e-6  # of one test, where the stated probability is the true one; a higher one makes it rarer
 SEARCHES = 120
@@ -116,3 +121,27 @@ def test_searches_differ_by_seed_and_repeat_by_it(searched: list[list[Drawn]]) -
     again = [[x.case for x in search] for search in searches(5, TIERS["standard"].searched, first[0][0].dtype)]
     assert first == again
     assert len({case for search in first for case in search}) >= 25
+
+
+class Many(Everything):
+    """Takes many sequences in one call, too."""
+
+    offers = frozenset(FEATURES)
+
+
+def test_a_search_draws_calls_of_many_sequences() -> None:
+    """In every form and with every kind of lengths; as many problems are dense."""
+    drawn: list[Case] = []
+
+    @settings(max_examples=400, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @seed(1)
+    @given(cases(Many(), "float32"))
+    def draw(case: Case) -> None:
+        drawn.append(case)
+
+    draw()
+    carried = [case for case in drawn if case.carrier != "none"]
+    assert 0.3 < len(carried) / len(drawn) < 0.7
+    assert {form_of(case) for case in carried} == {"packed", "padded", "cached", "paged"}
+    assert {case.lengths for case in carried} >= set(FACTORS["lengths"].levels)
+    assert {case.poison for case in carried} == set(FACTORS["poison"].levels)
