@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as hypothesis_seed
 from situations import BUILT, PLAIN, SITUATIONS, Drawn, Everything, searches, tail
 
 from attnspec.adapters import Adapter
@@ -134,7 +135,7 @@ def test_a_search_draws_calls_of_many_sequences() -> None:
     drawn: list[Case] = []
 
     @settings(max_examples=400, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    @seed(1)
+    @hypothesis_seed(1)
     @given(cases(Many(), "float32"))
     def draw(case: Case) -> None:
         drawn.append(case)
