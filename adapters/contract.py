@@ -100,7 +100,7 @@ class Adapter:
     flagged: bool = False  # whether calls ask for the same bits each time
     isolated: bool = False  # whether the implementation is in a process of its own
     endings: Mapping[str, int] = {}  # how often that ended, by how
-    spoilt: list[str] = []
+    _spoilt: list[str] = []
 
     @property
     def dense_form(self) -> str:
@@ -156,8 +156,8 @@ class Adapter:
         method = getattr(self, form.method, None)
         if method is None:
             raise Unsupported(f"{kind.__name__} has no {form.method}()")
-        self.spoilt = []
-        return carried(method, form.method, problem, self.lines_of(form), self.spoilt)
+        self._spoilt = []
+        return carried(method, form.method, problem, self.lines_of(form), self._spoilt)
 
     def lines_of(self, form: Form) -> tuple[str, ...]:
         """Python that defines what takes a form, under the name of its method."""
@@ -312,7 +312,7 @@ class Adapter:
         given: list[tuple[str, Any, Any]] = []  # whole numbers that the convention made of an option, and a copy of each
         answer = self._called(problem, leaves, within, given)
         written = tuple(name for name, x, before in given if not (torch.equal(x, before) if isinstance(x, Tensor) else x == before))
-        written, self.spoilt = (*written, *self.spoilt), []
+        written, self._spoilt = (*written, *self._spoilt), []
         return replace(answer, changed=written) if written else answer
 
     def _called(self, problem: Problem, leaves: dict[str, Tensor], within: Within, given: list[tuple[str, Any, Any]]) -> Answer:

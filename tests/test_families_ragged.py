@@ -141,7 +141,7 @@ KERNELS: list[tuple[Any, str, str, dict[str, str]]] = [
         ragged.unified_attention,
         "vLLM's unified attention",
         "paged paged_queries paged_any_entry",
-        {"longest": "PAGED-6", "one_more": "PAGED-1"},
+        {"longest": "PAGED-6", "one_more": "PAGED-6"},
     ),
     (ragged.varlen_attn, "torch varlen_attn", "packed paged paged_queries", {"longest": "VARLEN-2", "in_order": "PAGED-1"}),
     (
@@ -180,7 +180,7 @@ KERNELS: list[tuple[Any, str, str, dict[str, str]]] = [
         "paged paged_any_size paged_any_entry",
         {"one_more": "PAGED-1"},
     ),
-    (ragged.trtllm_batch_decode_with_kv_cache, "TensorRT-LLM's decode in FlashInfer", "paged", {"one_more": "PAGED-1"}),
+    (ragged.trtllm_batch_decode_with_kv_cache, "TensorRT-LLM's decode in FlashInfer", "paged", {"one_more": "PAGED-6"}),
     ("transformer_engine.pytorch.DotProductAttention", "TransformerEngine", "packed packed_gaps", {"one_more": "VARLEN-9"}),
 ]
 
