@@ -220,7 +220,8 @@ class Record:
         for counts in self.counts.values():
             totals.update({str(verdict): n for verdict, n in counts.items()})
         failures = sum(line["kind"] == "failure" for line in self.lines.kept)
-        self.lines.add({"kind": "footer", "exit": exit_status, "problems": dict(totals), "failures": failures, **answers, **drawn})
+        problems = dict(sorted(totals.items()))  # whichever of several workers ended first
+        self.lines.add({"kind": "footer", "exit": exit_status, "problems": problems, "failures": failures, **answers, **drawn})
         self.lines.put_in_order()
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
