@@ -59,7 +59,7 @@ def gathered(subject: Subject, form: str, parts: list[Problem], **words: Any) ->
     """The call of these batch items, in a form or ("") dense; None where a restriction leaves it out."""
     i, j = (max(getattr(one, name) for one in parts) for name in "ij")
     changes: dict[str, Any] = {"q": _stacked([one.q for one in parts], i)}
-    changes |= {name: _stacked([getattr(one, name) for one in parts], j) for name in "kv"}
+    changes |= {name: _stacked([getattr(one, name) for one in parts], j, -2) for name in "kv"}
     changes |= {name: _stacked([one.cotangents()[name] for one in parts], i) for name in parts[0].cotangents()}
     if form:
         changes["carrier"] = FORMS[form](tuple(one.i for one in parts), tuple(one.j for one in parts), **words)
@@ -69,11 +69,13 @@ def gathered(subject: Subject, form: str, parts: list[Problem], **words: Any) ->
     return None if forbidden(subject.adapter.restrictions, problem) else problem
 
 
-def _stacked(tensors: list[Tensor], length: int) -> Tensor:
-    """Along the batch, each filled with zeros up to this length."""
-    out = tensors[0].new_zeros((len(tensors), tensors[0].shape[1], length, *tensors[0].shape[3:]))
+def _stacked(tensors: list[Tensor], length: int, axis: int = 2) -> Tensor:
+    """Along the batch, each filled with zeros up to this length of an axis; that of keys is the last but one."""
+    shape = [len(tensors), *tensors[0].shape[1:]]
+    shape[axis] = length
+    out = tensors[0].new_zeros(shape)
     for n, x in enumerate(tensors):
-        out[n, :, : x.shape[2]] = x[0]
+        out[n : n + 1].narrow(axis, 0, x.shape[axis]).copy_(x)
     return out
 
 
@@ -87,7 +89,7 @@ def dense_companies(subject: Subject, case: Case, **levels: Any) -> Iterator[tup
     for causal in (False, True) if subject.offers("causal") else (False,):
         one, *others = (part(subject, case, n, i=5, j=300, causal=causal, **levels) for n in range(4))
         alone = gathered(subject, "", [one])
-        if alone is None or one.shared:
+        if alone is None:
             continue
         found = []
         for count, place in AMONG:
@@ -105,8 +107,8 @@ def carried_companies(subject: Subject, case: Case, form: str, **levels: Any) ->
         free = subject.offers(FREE_QUERIES.get(form, "")) if form in FREE_QUERIES else False
         sizes = [(3, 140), (1 if free else 3, 5), (6 if free else 3, 600), (3, 140)]
         one, short, long, like = (part(subject, case, n, i=i, j=j, causal=causal, **levels) for n, (i, j) in enumerate(sizes))
-        alone = gathered(subject, form, [one])
-        if alone is None or one.shared:
+        alone = None if one.shared else gathered(subject, form, [one])
+        if alone is None:
             continue
         calls: list[tuple[str, list[Problem], int, dict[str, Any]]] = [
             ("alone, and behind a short sequence", [short, one], 1, {}),
@@ -126,7 +128,7 @@ def pieces(subject: Subject, case: Case, form: str) -> Iterator[tuple[Problem, l
     """Some queries of an item as a call of its own, where they stand, with the call of all of them."""
     for causal in (False, True) if subject.offers("causal") else (False,):
         one = part(subject, case, 0, i=5, j=140, causal=causal)
-        whole = gathered(subject, form, [one])
+        whole = None if form and one.shared else gathered(subject, form, [one])
         if whole is None or one.i < 5:
             continue
         first = one.causal and subject.dialect.causal_alignment != "bottom_right"
