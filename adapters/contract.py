@@ -100,12 +100,12 @@ class Adapter:
     flagged: bool = False  # whether calls ask for the same bits each time
     isolated: bool = False  # whether the implementation is in a process of its own
     endings: Mapping[str, int] = {}  # how often that ended, by how
-    _spoilt: list[str] = []
+    _spoilt: list[str] = []  # each call of many sequences has its own: what it wrote that it may not
 
     @property
     def dense_form(self) -> str:
         """The form in which dense problems are put that have no attend() of their own; '' where they have one."""
-        return "" if has_own(self) else offered(self)
+        return "" if getattr(type(self), "attend", Adapter.attend) is not Adapter.attend else offered(self)
 
     @property
     def kernel(self) -> Any:
@@ -379,12 +379,6 @@ def options_of(attend: Callable[..., Any]) -> frozenset[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return frozenset(p.name for p in parameters) & OPTIONS.keys()
-
-
-def has_own(adapter: Adapter) -> bool:
-    """Whether an adapter has an attend() of its own."""
-    own = getattr(adapter, "own", ...)  # of a family: None where it has forms alone
-    return own is not None and getattr(type(adapter), "attend", Adapter.attend) is not Adapter.attend
 
 
 def _of_whole_numbers(x: Any) -> bool:

@@ -58,13 +58,6 @@ class Carrier:
         """As plain data, which :func:`carrier_from` reads."""
         return {"form": self.feature} | dataclasses.asdict(self)
 
-    def only(self, n: int) -> Carrier:
-        """The carrier of batch item n by itself."""
-        own: dict[str, Any] = {name: x[n : n + 1] for name in EACH if (x := getattr(self, name, None))}
-        if hasattr(self, "order"):
-            own["order"] = ()
-        return dataclasses.replace(self, **own)
-
 
 @dataclass(frozen=True)
 class Padded(Carrier):

@@ -16,6 +16,9 @@ from judging import judge
 from many import Plan, Told, Wrong, each, kernel, keys, of, start
 
 from attnspec.adapters import Adapter, resolve
+from attnspec.adapters.conventions.convention import Convention
+from attnspec.adapters.conventions.function import adapted
+from attnspec.adapters.conventions.layout import AS_IT_IS
 from attnspec.conformance.diagnosis.explain import Explainer
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.names import sentence
@@ -291,3 +294,18 @@ def test_who_has_no_dense_call_breaks_the_clause_of_its_form() -> None:
     assert [failure.clause for failure in outcome.failures] == ["PAGED-3"]
     assert "each sequence is read one key further than its length" in outcome.screen
     assert "--clauses=SOFTMAX-1 --case=" in outcome.screen
+
+
+def test_who_has_a_dense_call_by_parameters_has_it_blamed() -> None:
+    """A function whose family has a form beside it, as JAX's, was taken for one without a dense call."""
+
+    def attend(q, k, v, causal=False):  # type: ignore[no-untyped-def]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    def in_a_form(function, q, k, v, k_lengths, *, causal=False):  # type: ignore[no-untyped-def]
+        return function(q, k, v, causal)
+
+    convention = Convention("by parameters", "", reading=AS_IT_IS, plain=True, forms={"padded": in_a_form})
+    (adapter,) = adapted(attend, "attend", (), convention)
+    assert "padded" in adapter.offers
+    assert adapter.dense_form == ""

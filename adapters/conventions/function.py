@@ -19,7 +19,7 @@ from attnspec.adapters.conventions.convention import Convention, convention_of
 from attnspec.adapters.conventions.layout import AXES, Reading
 from attnspec.adapters.conventions.signature import Signature, UnknownSignature
 from attnspec.adapters.conventions.wording import passed
-from attnspec.adapters.forms import BY_FEATURE, Form, as_a_form, features_of, text_of
+from attnspec.adapters.forms import BY_FEATURE, Form, features_of, text_of
 from attnspec.adapters.within import Call
 from attnspec.spec import OPTIONS, Problem
 from attnspec.spec.problem import gradient_features
@@ -95,6 +95,11 @@ class FunctionAdapter(OfAFamily):
         self.returned = lses.Returned()
         promise(self, convention)
         self.offers = frozenset((offers | self.take_forms()) - convention.without)
+
+    @property
+    def dense_form(self) -> str:
+        """None: parameters say how a dense problem is put, whatever forms the family has beside it."""
+        return ""
 
     def merged(self, problem: Problem) -> tuple[Tensor | None, Tensor | None, bool]:
         """Mask, bias and causal: with torch's parameters causal goes into a mask beside it, and the mask into a bias."""
@@ -180,11 +185,9 @@ class FamilyAdapter(OfAFamily):
         for name in problem.given():  # its neighbours take what its own function does not
             if (feature := OPTIONS[name].feature) and not {feature, *OPTIONS[name].forms} - self.convention.without:
                 raise Unsupported(f"{self.convention.name} has no words for {name}")
-        if problem.carrier is None and self.dense_form:
-            problem = as_a_form(problem, self.dense_form, self.restrictions)
         plain = super().call(problem)
-        if problem.carrier is None:
-            plain = Call(plain.function, plain.arguments, (*self._said(self.own, "attend"),))
+        if problem.carrier is None and self.own is not None:
+            plain = Call(plain.function, plain.arguments, self._said(self.own, "attend"))
         called = lses.picked(plain.function, self.returned, problem.q) if problem.lse else plain.function
         return Call(called, plain.arguments, plain.source)
 

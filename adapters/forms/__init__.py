@@ -20,7 +20,7 @@ from attnspec.adapters.forms.padded import padded
 from attnspec.adapters.forms.paged import paged
 from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
-from attnspec.spec import OPTIONS, Problem
+from attnspec.spec import Problem
 from attnspec.spec.ragged import FORMS, Carrier, Paged
 from attnspec.spec.turns import cos_and_sin, turned
 
@@ -100,12 +100,6 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     )
 
 
-@cache
-def _lines(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The text of a function, read once: every call holds it."""
-    return tuple(inspect.getsource(function).splitlines())
-
-
 def offered(adapter: Any) -> str:
     """The form in which an adapter puts dense problems that has no attend() of its own; '' where it has one, or no form."""
     for feature, form in BY_FEATURE.items():
@@ -130,4 +124,4 @@ def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) 
     return found
 
 
-__all__ = ["BY_FEATURE", "OPTIONS", "as_a_form", "carried", "features_of", "offered", "text_of"]
+__all__ = ["BY_FEATURE", "Form", "as_a_form", "carried", "features_of", "offered", "text_of"]

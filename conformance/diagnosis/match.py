@@ -142,7 +142,7 @@ def _presented(subject: Subject, problem: Problem) -> Problem:
     """The problem as the convention puts it: merged, or in a form where it has no other words for a dense one."""
     form = subject.adapter.dense_form
     if form and problem.carrier is None and problem.mask is None and problem.bias is None and not problem.shared:
-        return as_a_form(problem, form)
+        return as_a_form(problem, form, subject.adapter.restrictions)
     return subject.adapter.presented(problem)
 
 
