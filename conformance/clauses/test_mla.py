@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from attnspec.conformance.clauses.test_varlen import must_not_see
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.outcomes import NotApplicable, must_be_right
+from attnspec.conformance.testing.outcomes import NotApplicable, must_answer, must_be_right
 from attnspec.conformance.testing.plan import once
-from attnspec.conformance.testing.sequences import answered, asked, carried, must_be_as, must_leave
+from attnspec.conformance.testing.sequences import asked, carried, must_be_as, must_leave, must_not_see
 from attnspec.spec import Problem
 from attnspec.spec.ragged import Paged
 
@@ -102,7 +101,7 @@ def test_absorbed_is_explicit(subject: Subject, case: Case) -> None:
         for causal in causals(subject):
             problem = latents(subject, case, "paged", d, e, causal=causal)
             other = carried(problem.replace(v=problem.v.clone()), latent=False)
-            before, after = answered(subject, problem), answered(subject, other)
+            before, after = must_answer(subject, problem), must_answer(subject, other)
             must_be_as(subject, before, after, problem, [0, 1, 2], "keys and values lie in pages of their own", other)
 
 
@@ -115,11 +114,11 @@ def test_the_turned_part_moves_scores_alone(subject: Subject, case: Case) -> Non
         q, k = problem.q.clone(), problem.k.clone()
         q[..., e:] = 0
         first = problem.replace(q=q)
-        before = answered(subject, first)
+        before = must_answer(subject, first)
         for what, part in (("is twice as large", 2 * k[..., e:]), ("is another key's", k[..., e:].flip(2))):
             keys = torch.cat([k[..., :e], part], -1)
             other = first.replace(k=keys, v=keys[..., :e])
-            must_be_as(subject, before, answered(subject, other), first, [0, 1, 2], f"k_pe {what}, and q_pe is zero", other)
+            must_be_as(subject, before, must_answer(subject, other), first, [0, 1, 2], f"k_pe {what}, and q_pe is zero", other)
 
 
 @clause("MLA-6")
@@ -129,7 +128,7 @@ def test_new_latents_are_written_once(subject: Subject, case: Case) -> None:
     for d, e in widths(subject)[:ASKED]:
         for carrier in ("paged+append", "paged+3+append") if subject.offers("paged_any_size") else ("paged+append",):
             problem = latents(subject, case, "paged", d, e, carrier=carrier)
-            must_leave(subject, problem, "holds other rows than before and the new ones behind them")
+            must_leave(subject, problem)
 
 
 @clause("MLA-7")

@@ -10,9 +10,22 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.choosing import must_follow_a_choice
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.outcomes import Broken, NotApplicable, must_agree, must_be_right, offered
+from attnspec.conformance.testing.outcomes import (
+    Broken,
+    NotApplicable,
+    must_agree,
+    must_answer,
+    must_be_right,
+    offered,
+)
 from attnspec.conformance.testing.plan import on_cases, once
-from attnspec.conformance.testing.sequences import answered, carried, carrier_of, must_be_as, must_leave, one_token_after_another
+from attnspec.conformance.testing.sequences import (
+    carried,
+    carrier_of,
+    must_be_as,
+    must_leave,
+    one_token_after_another,
+)
 from attnspec.conformance.testing.turning import appended, by_hand, kinds, pairs, placed, small, turning, widths
 from attnspec.spec import Problem
 from attnspec.spec.ragged import Kept
@@ -178,7 +191,7 @@ def test_to_turn_in_the_call_is_to_turn_before_it(subject: Subject, case: Case) 
     turns = turning(subject, problem)
     if case.i > 1 and not placed(case) and subject.dialect.rotary_query == "first":
         raise NotApplicable
-    before, after = answered(subject, problem), answered(subject, turns)
+    before, after = must_answer(subject, problem), must_answer(subject, turns)
     what = "the call turns queries and new keys, and those of the other one are turned already"
     must_be_as(subject, before, after, problem, list(range(problem.b)), what, turns)
 
@@ -191,12 +204,12 @@ def test_distances_alone_matter(subject: Subject, case: Case) -> None:
     i = 3 if causal else 1
     problem = small(subject, case, "cached", word="+left", b=1, i=i, j=9, lengths=f"{i}:9", causal=causal)
     problem = carried(problem, left=(1,), steady=True)
-    before = answered(subject, problem)
+    before = must_answer(subject, problem)
     for more in (1, 4):
         later = carried(problem, left=(1 + more,))
         later = later.replace(q=by_hand(later, [more] * i, "q"), k=by_hand(later, [more] * later.j, "k"))
         what = f"all positions are {more} later"
-        must_be_as(subject, before, answered(subject, later), problem, [0], what, later)
+        must_be_as(subject, before, must_answer(subject, later), problem, [0], what, later)
 
 
 @clause("ROTARY-12")
@@ -226,6 +239,6 @@ def test_other_pairs_are_another_order_of_channels(subject: Subject, case: Case)
         order = torch.arange(halves.d, device=halves.q.device)
         order[0:width:2], order[1:width:2] = torch.arange(width // 2), torch.arange(width // 2, width)
         other = carried(halves, interleaved=True).replace(q=halves.q[..., order], k=halves.k[..., order])
-        before, after = answered(subject, halves), answered(subject, other)
+        before, after = must_answer(subject, halves), must_answer(subject, other)
         what = "pairs are interleaved, and the channels are in that order"
         must_be_as(subject, before, after, halves, list(range(halves.b)), what, other)

@@ -7,12 +7,10 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.factors.ragged import form_of, lengths_of
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
-from attnspec.conformance.testing.outcomes import Broken, must_be_right, must_keep_bits, refused
+from attnspec.conformance.testing.outcomes import Broken, must_answer, must_be_right, refused
 from attnspec.conformance.testing.plan import agrees, on_cases, once
-from attnspec.conformance.testing.sequences import answered, asked, carried, in_order, must_be_as, with_one_more
+from attnspec.conformance.testing.sequences import asked, carried, in_order, must_be_as, must_not_see, with_one_more
 from attnspec.spec.words import OUTPUTS
-
-POISONED = {"huge": "huge numbers", "lure": "numbers of others"}
 
 
 def packed(case: Case) -> bool:
@@ -76,7 +74,7 @@ def test_the_gradients_of_a_sequence_are_its_own(subject: Subject, case: Case) -
 @on_cases(offering=("packed",), where=lambda case: form_of(case) == "packed" and ("tail" in case.carrier or "gaps" in case.carrier))
 def test_what_belongs_to_no_sequence_has_no_influence(subject: Subject, case: Case) -> None:
     """NaN, huge numbers, and the rows of others."""
-    must_not_see_poison(subject, case)
+    must_not_see(subject, subject.problem(case))
 
 
 @clause("VARLEN-5")
@@ -88,33 +86,16 @@ def test_what_is_behind_the_last_sequence_has_no_influence(subject: Subject, cas
             must_not_see(subject, asked(subject, case, carrier="packed+tail", lengths=lengths, wrt=wrt), tail=70)
 
 
-def must_not_see_poison(subject: Subject, case: Case) -> None:
-    """Whatever stands where nothing may be read, the bits are the same."""
-    must_not_see(subject, subject.problem(case))
-
-
-def must_not_see(subject: Subject, problem, **changes) -> None:  # type: ignore[no-untyped-def]
-    """The same of a problem whose carrier is changed first."""
-    first = carried(problem, poison="nan", **changes)
-    before = answered(subject, first)
-    for poison in ("huge", "lure"):
-        second = carried(first, poison=poison)
-        after = answered(subject, second)
-        for name in problem.outputs:
-            what = f"rows that belong to no sequence hold {POISONED[poison]} instead of NaN"
-            must_keep_bits(subject, first, before.output(name), after.output(name), name, what, second)
-
-
 @clause("VARLEN-6")
 @on_cases(offering=("packed",), where=packed)
 def test_the_longest_lengths_are_bounds(subject: Subject, case: Case) -> None:
     """One more, twice as many, and more than a block."""
     problem = carried(subject.problem(case), slack=0)
-    before = answered(subject, problem)
+    before = must_answer(subject, problem)
     for slack in (1, max(problem.i, problem.j), 150):
         longer = carried(problem, slack=slack)
         what = f"the longest lengths are told as {slack} more than they are"
-        must_be_as(subject, before, answered(subject, longer), problem, list(range(problem.b)), what, longer)
+        must_be_as(subject, before, must_answer(subject, longer), problem, list(range(problem.b)), what, longer)
 
 
 @clause("VARLEN-7")
@@ -122,11 +103,11 @@ def test_the_longest_lengths_are_bounds(subject: Subject, case: Case) -> None:
 def test_the_order_of_sequences_does_not_matter(subject: Subject, case: Case) -> None:
     """The other way round, and the last one first."""
     problem = carried(subject.problem(case), order=())
-    before = answered(subject, problem)
+    before = must_answer(subject, problem)
     for order in (list(range(problem.b))[::-1], [problem.b - 1, *range(problem.b - 1)]):
         other = in_order(problem, order)
         places = [order.index(n) for n in range(problem.b)]
-        must_be_as(subject, before, answered(subject, other), problem, places, f"the sequences come in the order {order}", other)
+        must_be_as(subject, before, must_answer(subject, other), problem, places, f"the sequences come in the order {order}", other)
 
 
 @clause("VARLEN-8")
@@ -134,12 +115,12 @@ def test_the_order_of_sequences_does_not_matter(subject: Subject, case: Case) ->
 def test_a_sequence_without_rows_changes_nothing(subject: Subject, case: Case) -> None:
     """Before, between and behind the others."""
     problem = carried(subject.problem(case), order=())
-    before = answered(subject, problem)
+    before = must_answer(subject, problem)
     for place in sorted({0, problem.b // 2, problem.b}):
         other = with_one_more(problem, place)
         places = [n + (n >= place) for n in range(problem.b)]
         what = f"a sequence without queries and keys is put at place {place}"
-        must_be_as(subject, before, answered(subject, other), problem, places, what, other)
+        must_be_as(subject, before, must_answer(subject, other), problem, places, what, other)
 
 
 @clause("VARLEN-9")
@@ -179,7 +160,7 @@ def test_a_length_of_each_batch_item(subject: Subject, case: Case) -> None:
 @on_cases(offering=("padded",), where=lambda case: padded(case) and case.lengths != "full")
 def test_padding_has_no_influence(subject: Subject, case: Case) -> None:
     """NaN, huge numbers, and what another batch item has there."""
-    must_not_see_poison(subject, case)
+    must_not_see(subject, subject.problem(case))
 
 
 @clause("VARLEN-13")

@@ -11,10 +11,9 @@ from torch import Tensor
 from attnspec.adapters import Answer
 from attnspec.conformance.judging.finding import Finding
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.factors.ragged import form_of
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.outcomes import Broken, NotApplicable, must_agree, must_answer
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, must_agree, must_answer, must_keep_bits
 from attnspec.spec import Problem
 from attnspec.spec.ragged import EACH, Carrier, alone
 
@@ -89,21 +88,23 @@ def asked(subject: Subject, case: Case, **levels: Any) -> Problem:
     return subject.problem(found)
 
 
-def answered(subject: Subject, problem: Problem) -> Answer:
-    """The answer to a problem, of the right form."""
-    return must_answer(subject, problem)
+def must_not_see(subject: Subject, problem: Problem, **changes: Any) -> None:
+    """Whatever stands where nothing may be read, the bits are the same. changes: of the carrier, first."""
+    first = carried(problem, poison="nan", **changes)
+    before = must_answer(subject, first)
+    for poison, numbers in (("huge", "huge numbers"), ("lure", "numbers of others")):
+        second = carried(first, poison=poison)
+        after = must_answer(subject, second)
+        for name in problem.outputs:
+            what = f"rows that belong to no sequence hold {numbers} instead of NaN"
+            must_keep_bits(subject, first, before.output(name), after.output(name), name, what, second)
 
 
-def must_leave(subject: Subject, problem: Problem, what: str) -> None:
+def must_leave(subject: Subject, problem: Problem, what: str = "holds other rows than before and the new ones behind them") -> None:
     """A call must write what its carrier says, and nothing else. Raises Broken with what the memory holds in words."""
-    answer = answered(subject, problem)
+    answer = must_answer(subject, problem)
     if answer.changed:
         raise Broken(Finding("changed", "call", f"after the call {' and '.join(answer.changed)} {what}"), problem)
-
-
-def is_a(form: str) -> Any:
-    """Which cases have a form."""
-    return lambda case: form_of(case) == form
 
 
 def one_token_after_another(problem: Problem, n: int, new: int) -> list[Problem]:
