@@ -1,7 +1,8 @@
 """Calls of many sequences: the same problem in other tensors, one module a form. They hold no mathematics.
 
 Each lays out what a call gets, puts poison where nothing may be read, calls, looks at what may not have been written, and reads the
-answer back. A form is a function of its own, without annotations and with its imports inside: scripts of failures hold its text.
+answer back. A form, and each of its parts, is a function without annotations and with its imports inside: scripts of failures hold
+their text.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from attnspec.adapters.forms.cached import cached
 from attnspec.adapters.forms.packed import packed
 from attnspec.adapters.forms.padded import padded
 from attnspec.adapters.forms.paged import paged
+from attnspec.adapters.forms.parts import apart, filling, look_at, nobodys, side_by_side
 from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
 from attnspec.spec import Problem
@@ -26,16 +28,20 @@ from attnspec.spec.turns import cos_and_sin, turned
 
 
 class Form(NamedTuple):
-    """A form: the method of an adapter that takes it, what lays it out, and the features that parameters of the method show."""
+    """A form: the method of an adapter that takes it, what lays it out, and the features that parameters of the method show.
+
+    parts: functions that what lays it out calls, in the order of a script that holds their text.
+    """
 
     method: str
     puts: Callable[..., Any]
     shown: dict[str, str]
+    parts: tuple[Callable[..., Any], ...]
 
 
 BY_FEATURE = {
-    "packed": Form("attend_packed", packed, {"used_q": "packed_gaps"}),
-    "padded": Form("attend_padded", padded, {"q_lengths": "padded_queries"}),
+    "packed": Form("attend_packed", packed, {"used_q": "packed_gaps"}, (filling, side_by_side, look_at, apart)),
+    "padded": Form("attend_padded", padded, {"q_lengths": "padded_queries"}, (filling, look_at)),
     "cached": Form(
         "attend_cached",
         cached,
@@ -47,11 +53,13 @@ BY_FEATURE = {
             "value_width": "cached_latent",
             "interleaved": "rotary_told",
         },
+        (filling, nobodys, side_by_side, look_at),
     ),
     "paged": Form(
         "attend_paged",
         paged,
         {"k_new": "paged_append", "cos": "paged_rotary", "value_width": "paged_latent", "interleaved": "rotary_told"},
+        (filling, nobodys, side_by_side, look_at, apart),
     ),
 }
 ALWAYS = {"packed": ("packed_long",), "paged": ("paged_queries", "paged_any_size", "paged_any_entry")}
@@ -91,8 +99,9 @@ def carried(attend: Callable[..., Any], name: str, problem: Problem, source: tup
     form = BY_FEATURE[carrier.feature]
     given = {x: value for x, value in carrier.data().items() if x != "form"}
     function = partial(form.puts, attend, spoilt=spoilt)
-    parts = (cos_and_sin, turned, form.puts) if getattr(carrier, "rotary", 0) else (form.puts,)
-    text = (*(line for part in parts for line in ("", "", *text_of(part))), "", "", "def attend(**given):")
+    turns = (cos_and_sin, turned) if getattr(carrier, "rotary", 0) else ()
+    used = (*form.parts, *turns, form.puts)
+    text = (*(line for part in used for line in ("", "", *text_of(part))), "", "", "def attend(**given):")
     return Call(
         function,
         {"q": problem.q, "k": problem.k, "v": problem.v, **given, **options},

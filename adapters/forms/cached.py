@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnspec.adapters.forms.parts import look_at, nobodys, side_by_side
 from attnspec.spec.turns import cos_and_sin, turned
 
 
@@ -48,21 +49,11 @@ def cached(
 
     def cache(x):
         """The slots with what was there before, and poison elsewhere."""
-        fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
-        shape = (b + spare, capacity, x.shape[1], x.shape[3])
-        found = x.new_full(shape, 2.0 if fill is None else fill)
-        if fill is None and x.numel():
-            found.copy_(2 * x.detach().reshape(-1)[torch.arange(found.numel(), device=x.device) * 7 % x.numel()].view(shape))
+        found = nobodys(x, (b + spare, capacity, x.shape[1], x.shape[3]), poison)
         for n in range(b):
             old = k_lengths[n] - new_of[n]
             found[slot_of[n], left_of[n] : left_of[n] + old] = x.detach()[n, :, :old].transpose(0, 1)
         return found
-
-    def side_by_side(x, y):
-        """The same as views of one tensor, in which they stand side by side, with NaN beside the narrower one."""
-        width = max(x.shape[-1], y.shape[-1])
-        one = torch.stack([torch.nn.functional.pad(z, (0, width - z.shape[-1]), value=float("nan")) for z in (x, y)], 1)
-        return one[:, 0, ..., : x.shape[-1]], one[:, 1, ..., : y.shape[-1]]
 
     ints = {"dtype": torch.int32, "device": q.device}
     filled = [left_of[n] + k_lengths[n] - new_of[n] for n in range(b)]
@@ -105,17 +96,7 @@ def cached(
         if rotary and found["k_cache"].shape == after["k_cache"].shape:  # a zero that was turned has any sign
             found["k_cache"][place] += 0.0
             after["k_cache"][place] += 0.0
-    if spoilt is not None:
-        for name, x in after.items():
-            same = (
-                found[name].shape == x.shape
-                and not found[name].contiguous().view(torch.uint8).ne(x.contiguous().view(torch.uint8)).any()
-            )
-            if not same:
-                spoilt.append(name)
+    look_at(found, after, spoilt)
     o, of_rows = returned if lse else (returned, None)
-    return (
-        (o.transpose(1, 2) if isinstance(o, torch.Tensor) and o.ndim == 4 else o, of_rows)
-        if lse
-        else (o.transpose(1, 2) if isinstance(o, torch.Tensor) and o.ndim == 4 else o)
-    )
+    o = o.transpose(1, 2) if isinstance(o, torch.Tensor) and o.ndim == 4 else o
+    return (o, of_rows) if lse else o

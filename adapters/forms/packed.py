@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attnspec.adapters.forms.parts import apart, filling, look_at, side_by_side
+
 
 def packed(
     attend,
@@ -37,7 +39,7 @@ def packed(
         """
         pieces, begins, at = [x[:, :, :0].transpose(1, 2).flatten(0, 1)], [0], 0
         lure = x.detach().transpose(1, 2).flatten(0, 1)
-        fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
+        fill = filling(x, poison)
         for n in order or range(len(lengths)):
             pieces.append((x[n] if lengths[n] == most else x[n, :, : lengths[n]]).transpose(0, 1))
             pieces.append(other_rows(x, lure, gap, fill))
@@ -51,12 +53,6 @@ def packed(
         if fill is None and len(lure):
             return lure[torch.arange(n, device=x.device) * 7 % len(lure)] * 2
         return x.new_full((n, x.shape[1], x.shape[3]), 2.0 if fill is None else fill)
-
-    def side_by_side(x, y):
-        """The same as views of one tensor, in which they stand side by side, with NaN beside the narrower one."""
-        width = max(x.shape[-1], y.shape[-1])
-        one = torch.stack([torch.nn.functional.pad(z, (0, width - z.shape[-1]), value=float("nan")) for z in (x, y)], 1)
-        return one[:, 0, ..., : x.shape[-1]], one[:, 1, ..., : y.shape[-1]]
 
     i, j = q.shape[2], k.shape[2]
     packs = {"q": rows(q, q_lengths, q_gap, i), "k": rows(k, k_lengths, k_gap, j), "v": rows(v, k_lengths, k_gap, j)}
@@ -76,28 +72,12 @@ def packed(
     looked_at = {**whole, **{name: x for name, x in given.items() if isinstance(x, torch.Tensor)}}
     before = {name: x.detach().clone() for name, x in looked_at.items()}
     returned = attend(**whole, **given, **options, **({"lse": True} if lse else {}))
-    if spoilt is not None:
-        for name, x in looked_at.items():
-            if x.detach().contiguous().view(torch.uint8).ne(before[name].contiguous().view(torch.uint8)).any():
-                spoilt.append(name)
+    look_at(looked_at, before, spoilt)
     o, of_rows = returned if lse else (returned, None)
-
-    def back(x, n, axis):
-        """The rows of each sequence, as many for each: zeros stand behind them."""
-        found = []
-        for sequence in range(len(q_lengths)):
-            first = packs["q"][1][turn.index(sequence)]
-            own = x.narrow(axis, first, q_lengths[sequence])
-            missing = list(own.shape)
-            missing[axis] = n - q_lengths[sequence]
-            found.append(torch.cat([own, own.new_zeros(missing)], axis))
-        if not found:  # no sequence: nothing of what was returned, and its gradients
-            return x.new_zeros([0, *x.shape[:axis], n, *x.shape[axis + 1 :]]) + x.sum()
-        return torch.stack(found)
-
+    begins = [packs["q"][1][turn.index(sequence)] for sequence in range(len(q_lengths))]
     n, h = whole["q"].shape[:2]
     if isinstance(o, torch.Tensor) and tuple(o.shape[:2]) == (n, h) and o.ndim == 3:
-        o = back(o, q.shape[2], 0).transpose(1, 2)
+        o = apart(o, begins, q_lengths, i, 0).transpose(1, 2)
     if isinstance(of_rows, torch.Tensor) and tuple(of_rows.shape) == (h, n):
-        of_rows = back(of_rows, q.shape[2], 1)
+        of_rows = apart(of_rows, begins, q_lengths, i, 1)
     return (o, of_rows) if lse else o

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attnspec.adapters.forms.parts import filling, look_at
+
 
 def padded(attend, q, k, v, *, q_lengths, k_lengths, poison="nan", spoilt=None, lse=False, **options):
     """Call attend(q, k, v, k_lengths) with q, k, v (b h i d) whose padding is poison, and return o (b h i e), zero in padding.
@@ -16,7 +18,7 @@ def padded(attend, q, k, v, *, q_lengths, k_lengths, poison="nan", spoilt=None, 
 
     def with_poison(x, lengths):
         """The rows behind each length are poison: NaN, huge, or twice what another batch item has there."""
-        fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
+        fill = filling(x, poison)
         other = 2 * x.detach().roll(1, 0) if fill is None else torch.full_like(x, fill)
         return torch.where(there(x, lengths), x, other)
 
@@ -26,10 +28,7 @@ def padded(attend, q, k, v, *, q_lengths, k_lengths, poison="nan", spoilt=None, 
         given["q_lengths"] = torch.tensor(q_lengths, dtype=torch.int32, device=q.device)
     before = {name: x.detach().clone() for name, x in given.items()}
     returned = attend(**given, **options, **({"lse": True} if lse else {}))
-    if spoilt is not None:
-        for name, x in given.items():
-            if x.detach().contiguous().view(torch.uint8).ne(before[name].contiguous().view(torch.uint8)).any():
-                spoilt.append(name)
+    look_at(given, before, spoilt)
     o, of_rows = returned if lse else (returned, None)
     own = there(q, q_lengths)
     if isinstance(o, torch.Tensor) and o.ndim == 4 and o.shape[:3] == q.shape[:3]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attnspec.adapters.forms.parts import apart, look_at, nobodys, side_by_side
 from attnspec.spec.turns import cos_and_sin, turned
 
 
@@ -65,21 +66,11 @@ def paged(
 
     def pool(x):
         """The pages with what was there before, and poison elsewhere."""
-        fill = {"nan": float("nan"), "huge": 1e30 if x.dtype != torch.float16 else 3e4}.get(poison)
-        shape = (own + spare, size, x.shape[1], x.shape[3])
-        found = x.new_full(shape, 2.0 if fill is None else fill)
-        if fill is None and x.numel():
-            found.copy_(2 * x.detach().reshape(-1)[torch.arange(found.numel(), device=x.device) * 7 % x.numel()].view(shape))
+        found = nobodys(x, (own + spare, size, x.shape[1], x.shape[3]), poison)
         for n in range(b):
             for j in range(k_lengths[n] - new_of[n]):
                 found[table[n][j // size], j % size] = x.detach()[n, :, j]
         return found
-
-    def side_by_side(x, y):
-        """The same as views of one tensor, in which they stand side by side, with NaN beside the narrower one."""
-        width = max(x.shape[-1], y.shape[-1])
-        one = torch.stack([torch.nn.functional.pad(z, (0, width - z.shape[-1]), value=float("nan")) for z in (x, y)], 1)
-        return one[:, 0, ..., : x.shape[-1]], one[:, 1, ..., : y.shape[-1]]
 
     def packed(x, begins, ends):
         """Some rows of each sequence, one behind the other, and where those of each begin."""
@@ -129,30 +120,11 @@ def paged(
             if rotary and found["k_pages"].shape == after["k_pages"].shape:  # a zero that was turned has any sign
                 found["k_pages"][place] += 0.0
                 after["k_pages"][place] += 0.0
-    if spoilt is not None:
-        for name, x in after.items():
-            same = (
-                found[name].shape == x.shape
-                and not found[name].contiguous().view(torch.uint8).ne(x.contiguous().view(torch.uint8)).any()
-            )
-            if not same:
-                spoilt.append(name)
+    look_at(found, after, spoilt)
     o, of_rows = returned if lse else (returned, None)
-
-    def back(x, axis):
-        """The rows of each sequence, as many for each: zeros stand behind them."""
-        pieces = []
-        for n in range(b):
-            one = x.narrow(axis, int(cu_q[n]), q_lengths[n])
-            missing = list(one.shape)
-            missing[axis] = q.shape[2] - q_lengths[n]
-            pieces.append(torch.cat([one, one.new_zeros(missing)], axis))
-        if not pieces:
-            return x.new_zeros([0, *x.shape[:axis], q.shape[2], *x.shape[axis + 1 :]])
-        return torch.stack(pieces)
-
+    begins, most = cu_q.tolist()[:b], q.shape[2]
     if isinstance(o, torch.Tensor) and o.ndim == 3 and o.shape[:2] == rows.shape[:2]:
-        o = back(o, 0).transpose(1, 2)
+        o = apart(o, begins, q_lengths, most, 0).transpose(1, 2)
     if isinstance(of_rows, torch.Tensor) and tuple(of_rows.shape) == (q.shape[1], len(rows)):
-        of_rows = back(of_rows, 1)
+        of_rows = apart(of_rows, begins, q_lengths, most, 1)
     return (o, of_rows) if lse else o
