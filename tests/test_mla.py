@@ -19,6 +19,8 @@ from attnspec.spec import CANONICAL, Dialect, Problem
 from attnspec.spec.ragged import Kept
 from attnspec.spec.words import DTYPES
 
+pytestmark = pytest.mark.filterwarnings("error:attnspec could not diagnose")  # a cache of latents has no values
+
 load()
 FAULTS = [one for one in MUTANTS.values() if one.family == "mla"]
 

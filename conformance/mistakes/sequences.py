@@ -72,7 +72,10 @@ class Sequences:
         self.new: list[int] = list(getattr(self.carrier, "new", ()) or [0] * self.b)
         self.left: list[int] = list(getattr(self.carrier, "left", ()) or [0] * self.b)
         self.given = laid_out(problem)
-        k, v = (self._rows(self.given[name]) for name in HELD_IN[self.form])
+        keys, values = (self.given[name] for name in HELD_IN[self.form])
+        k, v = (
+            self._rows(x) for x in (keys, keys[..., : problem.e] if values is None else values)
+        )  # of latents keys alone are there
         self.count, self.size = len(k), int(getattr(self.carrier, "size", 0))
         after_k, after_v = k.copy(), v.copy()
         for n in range(self.b):
