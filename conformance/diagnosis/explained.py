@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy import ndarray as Array
 
 from attnspec.adapters.within import PLAINLY, Within
 from attnspec.conformance.diagnosis.names import Diagnosis
@@ -22,13 +23,17 @@ NUMBER = re.compile(r"[\d.]+")
 
 def in_empty_row(finding: Finding, exact: Exact) -> bool:
     """Whether what was found may be about rows without a visible key: an output that is wrong in such a row, or all the rest."""
-    return bool(exact.empty[finding.index[:3] if not finding.of_gradient and len(finding.index) > 2 else ...].any())
+    return _in_one_of(exact.empty, finding)
 
 
 def in_outranked_row(finding: Finding, exact: Exact) -> bool:
     """Whether numbers are wrong in a row whose visible keys all have the lowest number while others are hidden: SOFTMAX-7."""
-    rows = exact.outranked
-    return finding.of_numbers and bool(rows[finding.index[:3] if not finding.of_gradient and len(finding.index) > 2 else ...].any())
+    return finding.of_numbers and _in_one_of(exact.outranked, finding)
+
+
+def _in_one_of(rows: Array, finding: Finding) -> bool:
+    """Whether what was found may be about one of these rows (b h i): its own where an output is wrong there, else any of them."""
+    return bool(rows[finding.index[:3] if not finding.of_gradient and len(finding.index) > 2 else ...].any())
 
 
 def comparable(one: Finding, other: Finding) -> bool:

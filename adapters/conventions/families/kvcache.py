@@ -9,9 +9,10 @@ from dataclasses import replace
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.families.flash import FLASH_2, FLASH_3
 from attnspec.adapters.conventions.layout import AS_IT_IS
+from attnspec.spec import OPTIONS
 
 
-def flash_2_cached(
+def flash_cached(
     function,
     q,
     k_cache,
@@ -35,7 +36,8 @@ def flash_2_cached(
     """cache_seqlens counts the rows before the call, those before the first key too. It writes into the caches."""
     options = {"softmax_scale": scale, "causal": causal, "softcap": 0.0 if softcap is None else softcap, "return_softmax_lse": lse}
     options["window_size"] = (-1, -1) if window is None else tuple(-1 if side is None else side for side in window)
-    options |= {"cache_seqlens": lengths, "cache_batch_idx": slots, "cache_leftpad": left, "alibi_slopes": alibi_slopes}
+    options |= {"cache_seqlens": lengths, "cache_batch_idx": slots, "cache_leftpad": left}
+    options |= {} if alibi_slopes is None else {"alibi_slopes": alibi_slopes}  # which flash-attention 3 does not know
     options |= {"rotary_cos": cos, "rotary_sin": sin} | ({} if interleaved is None else {"rotary_interleaved": interleaved})
     returned = function(q, k_cache, v_cache, k=k_new, v=v_new, **options)
     return returned[:2] if lse else returned
@@ -81,35 +83,6 @@ def flash_2_paged(
     return (o, returned[1].transpose(0, 1).flatten(1)) if lse else o
 
 
-def flash_3_cached(
-    function,
-    q,
-    k_cache,
-    v_cache,
-    lengths,
-    *,
-    k_new=None,
-    v_new=None,
-    cos=None,
-    sin=None,
-    interleaved=None,
-    left=None,
-    slots=None,
-    causal=False,
-    scale=None,
-    window=None,
-    softcap=None,
-    lse=False,
-):
-    """As in flash-attention 2, without slopes."""
-    options = {"softmax_scale": scale, "causal": causal, "softcap": 0.0 if softcap is None else softcap, "return_softmax_lse": lse}
-    options["window_size"] = (-1, -1) if window is None else tuple(-1 if side is None else side for side in window)
-    options |= {"cache_seqlens": lengths, "cache_batch_idx": slots, "cache_leftpad": left}
-    options |= {"rotary_cos": cos, "rotary_sin": sin} | ({} if interleaved is None else {"rotary_interleaved": interleaved})
-    returned = function(q, k_cache, v_cache, k=k_new, v=v_new, **options)
-    return returned[:2] if lse else returned
-
-
 def flash_3_paged(
     function,
     q,
@@ -151,7 +124,7 @@ KVCACHE: Convention = replace(
     without=frozenset({"alibi_grad", "lse_grad", "paged_any_size", "paged_queries", "rotary_any_width"}),
     dialect={**FLASH_2.dialect, "rotary_pairs": "interleaved", "rotary_query": "first"},
     restrictions=frozenset({"page_size:256"}),
-    forms={"cached": flash_2_cached, "paged": flash_2_paged},
+    forms={"cached": flash_cached, "paged": flash_2_paged},
 )
 KVCACHE_3 = replace(
     FLASH_3,
@@ -159,9 +132,9 @@ KVCACHE_3 = replace(
     of="flash-attention 3, hopper/flash_attn_interface.flash_attn_with_kvcache",
     paths=tuple(path.replace("flash_attn_func", "flash_attn_with_kvcache") for path in FLASH_3.paths),
     reading=AS_IT_IS,
-    without=frozenset({"lse_grad", "rotary_any_width"}),
+    without=frozenset({"lse_grad", "rotary_any_width", *OPTIONS["alibi_slopes"].features}),
     dialect={**FLASH_3.dialect, "rotary_pairs": "interleaved", "rotary_query": "first"},
-    forms={"cached": flash_3_cached, "paged": flash_3_paged},
+    forms={"cached": flash_cached, "paged": flash_3_paged},
 )
 OWN = ("k_cache", "v_cache", "cache_seqlens", "cache_batch_idx", "cache_leftpad")
 CONVENTIONS = (
