@@ -31,6 +31,7 @@ from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing import clause as clauses
 from attnspec.spec import Problem
+from attnspec.spec.words import FEATURES
 
 DTYPES = LEVELS["dtype"]
 
@@ -39,6 +40,12 @@ class Nothing(Adapter):
     """Offers multi-head attention without gradients, and nothing else."""
 
     offers = frozenset({"mha"})
+
+
+class Carrying(Adapter):
+    """Offers all that there is, calls of many sequences too."""
+
+    offers = frozenset(FEATURES)
 
 
 class Padding(Adapter):
@@ -247,7 +254,7 @@ def test_each_array_that_there_is_meets_what_it_names(beside: Arrays, name: str,
 
 def holds(rows: tuple[Case, ...], beside: Arrays, strength: int) -> list[dict[str, object]]:
     """The combinations that make sense and that none of the rows has; each row makes sense itself."""
-    everything = Everything()
+    everything = Carrying()
     assert all(fit(case, everything) == case for case in rows)
     missing: list[dict[str, object]] = []
     for factors in beside.meetings(strength):
