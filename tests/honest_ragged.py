@@ -7,7 +7,7 @@ document ids; batches that are padded; tiles or pages of keys, whose splits are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -93,39 +93,54 @@ def in_one(dtype: torch.dtype | None = None, stored: bool = False) -> Arithmetic
     return run
 
 
+class Operand(torch.autograd.Function):
+    """Weights as a product of half numbers has them: rounded on the way in. What comes back is wide, as the backward of a kernel
+    has it; `to` would round it too (class C)."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        return weights.to(dtype).to(weights.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
 def online(x: Batch, options: Any) -> tuple[Tensor, Tensor]:
-    """Splits of the keys, each tile by tile with a running maximum; weights are rounded as they are stored; merged by the lse."""
-    inner, j = wide(x.q.dtype), x.k.shape[2]
+    """Splits of the keys, each tile by tile with a running maximum; weights are rounded as operands are; merged by the lse."""
+    dtype, j = x.q.dtype, x.k.shape[2]
+    # Made wide once: a conversion in each tile would round each tile's part of a gradient.
+    x = replace(x, q=x.q.to(wide(dtype)), k=x.k.to(wide(dtype)), v=x.v.to(wide(dtype)))
     parts = []
     for part in range(SPLITS):
         tiles = range(0, j, TILE)[part::SPLITS]
         own = [Batch(x.q, x.k[:, :, t : t + TILE], x.v[:, :, t : t + TILE], x.at_q, *_cut(x, t), x.slopes) for t in (*tiles, j)]
-        parts.append(_part(own, options, inner))
+        parts.append(_part(own, options, dtype))
     z = column(parts[0][0], options.get("sinks"))
     lses = torch.stack([lse for _, lse in parts] + [z[..., 0]], -1)
     total = summed(lses)
     share = torch.exp(lses - total.masked_fill(total == -inf, 0.0)[..., None])
     o = torch.stack([o for o, _ in parts], -2).mul(share[..., :-1, None]).sum(-2)
-    return o.to(x.q.dtype), total.to(inner)
+    return o.to(dtype), total
 
 
 def _cut(x: Batch, t: int) -> tuple[Tensor, Tensor]:
     return x.at_k[:, t : t + TILE], x.there[..., t : t + TILE]
 
 
-def _part(tiles: list[Batch], options: Any, inner: torch.dtype) -> tuple[Tensor, Tensor]:
+def _part(tiles: list[Batch], options: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The output and the lse of some tiles, of which the last has no key."""
     b, h, i, _ = tiles[0].q.shape
-    o = tiles[-1].scores(options, lambda a, b: a.to(inner) @ b.to(inner)).masked_fill(torch.tensor(True), 0.0)
-    o = o @ tiles[-1].values.to(inner)
+    o = tiles[-1].scores(options, torch.matmul).masked_fill(torch.tensor(True), 0.0)
+    o = o @ tiles[-1].values
     total, peak = o[..., :0].sum(-1, keepdim=True), o.new_full((b, h, i, 1), -inf)  # zero, of which all have a gradient
     for x in tiles[:-1]:
-        s = x.scores(options, lambda a, b: a.to(inner) @ b.to(inner))
+        s = x.scores(options, torch.matmul)
         highest = torch.maximum(peak, s.detach().amax(-1, keepdim=True))
         pivot = highest.masked_fill(highest == -inf, 0.0)
         weights, shrink = torch.exp(s - pivot), torch.exp(peak - pivot)
         total = total * shrink + weights.sum(-1, keepdim=True)
-        o = o * shrink + weights.to(x.q.dtype).to(inner) @ x.values.to(inner)
+        o = o * shrink + Operand.apply(weights, dtype) @ x.values
         peak = highest
     some = total > 0
     total = torch.where(some, total, 1.0)
