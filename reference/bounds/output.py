@@ -152,12 +152,17 @@ def sweep(tiles: Tiles, keys: int, a: Arithmetic) -> tuple[Array, Array]:
     Counting blocks instead of soft records made the bound six times wider at 4096 keys. A sink, which may come first, last or
     between two blocks, is one record more; n blocks and a sink are rescaled n times at most.
     """
-    slack = records = np.zeros(())
+    slack = records = seen = np.zeros(())
     sinks: Array | int = 0
     for x in tiles(False):
         slack = np.maximum(slack, score_error(x, a).max(-1, initial=0.0))
         if x.sink:
             sinks = x.forward.visible[..., 0]
+        else:
+            seen = seen + x.forward.visible.sum(-1)
+    if keys <= a.block:
+        # One block. Of two keys the later one is a record, or lies so far below the first that this is one on the way back.
+        return slack, np.minimum((seen > 1) + sinks, -(-keys // a.block))
     for backwards in (False, True):
         running = np.full(slack.shape, -np.inf)
         for x in tiles(backwards):

@@ -36,11 +36,11 @@ def attend(problem: Problem, dialect: Dialect, keep: Tensor | None = None) -> di
             finite = lse.isfinite()
             outputs, cotangents = [*outputs, lse[finite]], [*cotangents, problem.dlse.to(torch.float64)[finite]]
         pairs = [(x, y) for x, y in zip(outputs, cotangents, strict=True) if x.requires_grad]
+        # A sum of products has the same gradients bit by bit; torch imports sympy for who gives it cotangents.
+        total = sum((x * y).sum() for x, y in pairs)
         grads = (
-            torch.autograd.grad(
-                [x for x, _ in pairs], list(leaves.values()), [y for _, y in pairs], allow_unused=True, materialize_grads=True
-            )
-            if pairs
+            torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            if isinstance(total, Tensor)
             else [torch.zeros_like(x) for x in leaves.values()]
         )
         answer |= {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
