@@ -138,8 +138,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     sweep = min(map(rank, ours), default=-1)
 
+    known = set(ours)
+
     def place(item: Any) -> tuple[bool, bool, int, int]:
-        if item not in ours:
+        if item not in known:
             return False, False, -1, rank(item)
         subject, dtype = (item.callspec.params[name] for name in ("subject", "dtype"))
         first, sweeps = dtype == subject.dtypes[0], rank(item) == sweep
@@ -160,10 +162,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Remember how many tests are to be asked."""
-    run = session.config.stash.get(_RUN, None)
-    if run is not None:
-        run.collected = len(session.items)
+    """Remember how many tests are to be asked.
+
+    What they log is not shown, so pytest need not look for it around each of them, unless somebody asked for it.
+    """
+    config = session.config
+    run = config.stash.get(_RUN, None)
+    if run is None:
+        return
+    run.collected = len(session.items)
+    ours = all(hasattr(getattr(item, "function", None), "clauses") for item in session.items)
+    if ours and config.pluginmanager.hasplugin("logging-plugin"):
+        wanted = any(config.getoption(name, None) or config.getini(name) for name in ("log_cli_level", "log_file"))
+        if not (wanted or config.getini("log_cli")):
+            config.pluginmanager.unregister(name="logging-plugin")
 
 
 @pytest.hookimpl(tryfirst=True)
