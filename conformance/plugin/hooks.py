@@ -334,7 +334,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)
-    terminalreporter.write_line(clock.phases(run, config.stash.get(_ASKED, time.monotonic())))
+    alone = not config.pluginmanager.hasplugin("dsession")
+    terminalreporter.write_line(clock.phases(run, config.stash.get(_ASKED, time.monotonic()), alone))
     for name in ("--verdicts", "--verdict-report"):
         if config.getoption(name):
             terminalreporter.write_line(f"{name.removeprefix('--').replace('-', ' ')}: {config.getoption(name)}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 BEGAN = time.monotonic()  # when the plugin was imported
+LONG = 60  # seconds of asking from which it is worth a word how to use more cores
+MOST = 8  # workers that are recommended: each imports torch and the implementation for itself
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
@@ -26,8 +29,8 @@ def wait_without_spinning() -> str:
     return ""
 
 
-def phases(run: Any, asked_until: float) -> str:
-    """The line at the end: seconds of each phase, on the clock."""
+def phases(run: Any, asked_until: float, alone: bool) -> str:
+    """The line at the end: seconds of each phase, on the clock. alone: this process has no workers."""
     explained = run.explaining
     parts = {
         "to import and to ask the first questions": run.started - BEGAN,
@@ -35,4 +38,15 @@ def phases(run: Any, asked_until: float) -> str:
         "to explain": explained,
         "to report": time.monotonic() - asked_until,
     }
-    return "time: " + ", ".join(f"{max(seconds, 0.0):.0f} s {what}" for what, seconds in parts.items())
+    line = "time: " + ", ".join(f"{max(seconds, 0.0):.0f} s {what}" for what, seconds in parts.items())
+    return f"{line}; {advice}" if alone and parts["to ask"] > LONG and (advice := on_more_cores()) else line
+
+
+def on_more_cores() -> str:
+    """What to add to the command so that all cores of this machine are used; "" where there is one, or no pytest-xdist."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < 2:
+        return ""
+    if find_spec("xdist") is None:
+        return f"with pytest-xdist and -n {min(cores, MOST)} more than one core is used"
+    return f"add -n {min(cores, MOST)} to use more than one core"
