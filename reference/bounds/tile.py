@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy import ndarray as Array
@@ -21,6 +21,7 @@ from attnspec.reference.stages.given import Given
 from attnspec.reference.stages.stage import ScoreMap
 
 T = TypeVar("T")
+_NOTHING = object()
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Tile:
     backward: Backward | None = None
     lam: Array | None = None  # λ (b h i), the cotangent of the natural lse; None for none
     sink: bool = False  # its one key is the sink; see with_sink
-    _memo: dict[tuple[str, Arithmetic], object] = field(default_factory=dict)
+    _memo: dict[tuple[str, object], Any] = field(default_factory=dict)
 
     @cached_property
     def scale(self) -> float:
@@ -174,10 +175,11 @@ def once(function: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(function)
     def remembered(tile: Tile, *arguments: object) -> T:
-        key = function.__name__, arguments[-1]
-        if key not in tile._memo:
-            tile._memo[key] = function(tile, *arguments)  # type: ignore[index]
-        return tile._memo[key]  # type: ignore[index, return-value]
+        key = function.__name__, arguments[-1]  # an arithmetic of twenty numbers is looked up, and so hashed, once
+        found = tile._memo.get(key, _NOTHING)
+        if found is _NOTHING:
+            found = tile._memo[key] = function(tile, *arguments)
+        return found
 
     return remembered
 
