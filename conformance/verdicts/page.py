@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.verdicts.lines import SIGNS, VerdictError, Verdicts, counts_of, judged, mark, standing, worst_of
+from attnspec.conformance.verdicts.site import address
 from attnspec.conformance.verdicts.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -75,7 +76,7 @@ def render(template: str, **data: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": code, "fence": fence, "prose": prose}
+    environment.filters |= {"code": code, "fence": fence, "prose": prose, "clause": _html_clause if html else _markdown_clause}
     environment.globals |= {name: globals()[name] for name in VIEWS}
     return environment.get_template(template).render(**data)
 
@@ -91,6 +92,14 @@ def prose(text: str) -> str:
     from markupsafe import escape as escaped
 
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escaped(text))))
+
+
+def _html_clause(id_: str) -> Any:
+    """The id of a clause, as a link to its text where the site has an address."""
+    from markupsafe import Markup
+
+    to = address(id_)
+    return Markup('<a href="{}">{}</a>').format(to, id_) if to else id_
 
 
 # WHAT THE TEMPLATES SHOW
@@ -243,6 +252,12 @@ def plain(text: object) -> Markdown:
     """Text in which no sign means anything to Markdown, and no name calls anybody."""
     said = visible(" ".join(str(text).split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return Markdown(re.sub(r"([\\`*_\[\]|~])", r"\\\1", said).replace("@", "@\u200b"))
+
+
+def _markdown_clause(id_: str) -> str:
+    """The id of a clause, as a link to its text where the site has an address."""
+    to = address(id_)
+    return Markdown(f"[{plain(id_)}]({to})") if to else id_
 
 
 def code(text: object) -> Markdown:
