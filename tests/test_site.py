@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from email.message import Message
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from verdict_lines import cell, failure, verdicts
 
 from attnspec.conformance.verdicts import page
-from attnspec.conformance.verdicts.site import VARIABLE, address, place, site
+from attnspec.conformance.verdicts.site import VARIABLE, address, documentation, place, site
 from attnspec.spec import index
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +87,7 @@ def test_a_folder_is_a_site_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_leads_to_a_site_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
-    monkeypatch.setattr("attnspec.conformance.verdicts.site.metadata", lambda _: type("", (), {"get_all": lambda *_: None})())
+    monkeypatch.setattr("attnspec.conformance.verdicts.site.documentation", lambda: "")
     assert site() == address("CAUSAL-2") == ""
     assert "<h3>CAUSAL-2 · " in page.html(RED)
     assert "**CAUSAL-2 · " in page.markdown(RED)
@@ -95,3 +96,14 @@ def test_nothing_leads_to_a_site_without_an_address(monkeypatch: pytest.MonkeyPa
 def test_a_clause_of_another_spec_has_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "https://example.org")
     assert address("CAUSAL-999") == ""
+
+
+@pytest.mark.parametrize(
+    ("urls", "found"), [(None, ""), (["Source, https://a.org", "Documentation, https://b.org/c"], "https://b.org/c")]
+)
+def test_the_address_is_that_of_the_package(urls: list[str] | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Message()
+    for url in urls or ():
+        package["Project-URL"] = url
+    monkeypatch.setattr("attnspec.conformance.verdicts.site.metadata", lambda _: package)
+    assert documentation.__wrapped__() == found

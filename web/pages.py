@@ -10,8 +10,11 @@ import posixpath
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from jinja2 import StrictUndefined, Template
+from markdown import Extension, Markdown
+from markdown.inlinepatterns import InlineProcessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -34,12 +37,37 @@ class Source(File):
         return True
 
 
+class ClauseLinks(InlineProcessor):
+    """The id of a clause leads to its text, wherever a page names it."""
+
+    ANCESTOR_EXCLUDES = ("a", "h1", "h2", "h3", "h4")
+    here = ""  # the path of the page that is being made
+
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element | None, int | None, int | None]:  # noqa: N802 (its name there)
+        """A link, where the spec has the clause."""
+        if m[0] not in index():
+            return None, None, None
+        to = f"../spec/clauses/{index()[m[0]].source}"
+        link = Element("a", href=f"{posixpath.relpath(to, posixpath.dirname(self.here) or '.')}#{m[0]}")
+        link.text = m[0]
+        return link, m.start(0), m.end(0)
+
+
+class ClauseLinking(Extension):
+    """Adds them to Markdown."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 (its name there)
+        """After code and links of the page's own."""
+        md.inlinePatterns.register(ClauseLinks(r"\b[A-Z]+-\d+\b", md), "clause", 50)
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the chapters into the navigation and the address into the pages, and give each page a folder: /bounds/ is an address.
 
     The plugin `offline` gives each page a file, bounds.html, beside which there could be no other bounds.html.
     """
     config.use_directory_urls = True
+    config.markdown_extensions = [*config.markdown_extensions, ClauseLinking()]
     config.site_url = site() if site().startswith("http") else ""
     chapters = [{chapter_of(path): f"../spec/clauses/{path.name}"} for path in CLAUSES[1:]]
     spec: list[Any] = [f"../spec/clauses/{CLAUSES[0].name}", *chapters]
@@ -68,9 +96,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The home says what README.md says, and shows a failure as it is printed; the changelog is a page like others."""
+    """The home says what README.md says and shows a failure as it is printed; the matrix, made by a campaign, leads to its page."""
+    ClauseLinks.here = page.file.src_uri
     if page.file.src_uri == "index.md":
         return Template(markdown, undefined=StrictUndefined).render(**home())
+    if page.file.src_uri == "matrix.md":
+        page.meta["hide"] = ["toc"]
+        return markdown.replace("\n\n", "\n\n[Chapter by chapter, with a report of each](matrix.html).\n\n", 1)
     return markdown.replace("](../CHANGELOG.md)", "](changelog.md)")
 
 
@@ -151,7 +183,7 @@ def printed() -> str:
     parts = [f"# What it prints\n\n{about}"]
     for path in sorted((ROOT / "docs/examples").glob("*.txt")):
         text = path.read_text(encoding="utf-8")
-        parts.append(f"## {path.stem.replace('-', ' ')}\n\n{fence(text, 'text')}")
+        parts.append(f"## {path.stem.replace('-', ' ').capitalize()}\n\n{fence(text, 'text')}")
     return "\n\n".join(parts)
 
 
@@ -200,5 +232,5 @@ def linked(file: File, files: Files) -> str:
 
     home = f'<p class="soft"><a href="{up}index.html">attnspec</a> · <a href="{up}matrix/index.html">who conforms to what</a></p>'
     shown = re.sub(r'href="(?:([^"#]+\.md)|#([^"]+))"', link, text)
-    shown = re.sub(r'(<h3>|<tr><th>|<th class="chapter">)([A-Z]+(?:-\d+)?)\b', name, shown)
+    shown = re.sub(r'(<h[34]>|<p class="breaks">|<span class="id">|<tr><th>|<th class="chapter">)([A-Z]+(?:-\d+)?)\b', name, shown)
     return shown.replace("<body>\n", f"<body>\n{home}\n", 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.verdicts.lines import SIGNS, VerdictError, Verdicts, counts_of, judged, mark, standing, worst_of
-from attnspec.conformance.verdicts.site import address
+from attnspec.conformance.verdicts.site import address, clause_link
 from attnspec.conformance.verdicts.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,7 +76,7 @@ def render(template: str, **data: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": code, "fence": fence, "prose": prose, "clause": _html_clause if html else _markdown_clause}
+    environment.filters |= {"code": code, "fence": fence, "prose": prose, "clause": clause_link if html else _clause}
     environment.globals |= {name: globals()[name] for name in VIEWS}
     return environment.get_template(template).render(**data)
 
@@ -92,14 +92,6 @@ def prose(text: str) -> str:
     from markupsafe import escape as escaped
 
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escaped(text))))
-
-
-def _html_clause(id_: str) -> Any:
-    """The id of a clause, as a link to its text where the site has an address."""
-    from markupsafe import Markup
-
-    to = address(id_)
-    return Markup('<a href="{}">{}</a>').format(to, id_) if to else id_
 
 
 # WHAT THE TEMPLATES SHOW
@@ -254,12 +246,6 @@ def plain(text: object) -> Markdown:
     return Markdown(re.sub(r"([\\`*_\[\]|~])", r"\\\1", said).replace("@", "@\u200b"))
 
 
-def _markdown_clause(id_: str) -> str:
-    """The id of a clause, as a link to its text where the site has an address."""
-    to = address(id_)
-    return Markdown(f"[{plain(id_)}]({to})") if to else id_
-
-
 def code(text: object) -> Markdown:
     """A span of code, whatever the text holds."""
     said = visible(" ".join(str(text).split())) or " "
@@ -273,3 +259,9 @@ def fence(lines: Sequence[str]) -> Markdown:
     said = "\n".join(map(visible, lines))
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", said)), default=0))
     return Markdown(f"{ticks}text\n{said}\n{ticks}")
+
+
+def _clause(id_: str) -> str:
+    """The id of a clause, as a link to its text where the site has an address."""
+    to = address(id_)
+    return Markdown(f"[{plain(id_)}]({to})") if to else id_
