@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.verdicts.lines import SIGNS, VerdictError, Verdicts, counts_of, judged, mark, standing, worst_of
+from attnspec.conformance.verdicts.site import address, clause_link
 from attnspec.conformance.verdicts.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -75,7 +76,7 @@ def render(template: str, **data: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": code, "fence": fence, "prose": prose}
+    environment.filters |= {"code": code, "fence": fence, "prose": prose, "clause": clause_link if html else _clause}
     environment.globals |= {name: globals()[name] for name in VIEWS}
     return environment.get_template(template).render(**data)
 
@@ -258,3 +259,9 @@ def fence(lines: Sequence[str]) -> Markdown:
     said = "\n".join(map(visible, lines))
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", said)), default=0))
     return Markdown(f"{ticks}text\n{said}\n{ticks}")
+
+
+def _clause(id_: str) -> str:
+    """The id of a clause, as a link to its text where the site has an address."""
+    to = address(id_)
+    return Markdown(f"[{plain(id_)}]({to})") if to else id_
