@@ -260,7 +260,7 @@ KERNELS = [
         "8 global state and cheating",
         "print options, decimal precision, SIGINT ignored",
         "OK",
-        replace(WRONG, says=(r"1\.53e\+05 × the bound",)),
+        replace(WRONG, says=(r"153,000 × the bound",)),
         each="import decimal; decimal.getcontext().prec = 2; torch.set_printoptions(precision=1); "
         "np.set_printoptions(precision=1); "
         "signal.signal(signal.SIGINT, signal.SIG_IGN)",

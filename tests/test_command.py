@@ -258,7 +258,7 @@ def test_a_failure_shows_what_a_reader_needs(off_by_one):
     assert "problem   float32: 1 batch item, 1 head," in said.screen
     assert re.search(r"output \[0, 0, \d+, 0\] = -?\d\S*, expected -?\d", said.screen)
     terms = r"\(accumulation \d+%.*\)"
-    assert re.search(rf"error \S+ = \S+ × the bound \(\S+\) of class A {terms}; \d+ of \d+ elements are outside", said.screen)
+    assert re.search(rf"error \S+ = \S+ × the bound \(\S+\) of class A {terms}; [\d,]+ of [\d,]+ elements are outside", said.screen)
     assert re.search(r"repro +python attnspec-repros/repro_CAUSAL-\d_float32_o\.py", said.screen)
     assert re.search(r"re-run +pytest --impl=command_kernels.py:causal_off_by_one .*--clauses=CAUSAL-\d --case=", said.screen)
 

@@ -15,10 +15,11 @@ from judging import judge
 from verdict_lines import CLAUSES, DTYPES, cell, failure, header, verdicts
 
 from attnspec.conformance import check
-from attnspec.conformance.verdicts import matrix, page
+from attnspec.conformance.verdicts import matrix, page, views
 from attnspec.conformance.verdicts.cli import main
 from attnspec.conformance.verdicts.lines import VerdictError, counts_of, read
 from attnspec.conformance.verdicts.plots import accuracy_plot
+from attnspec.spec import index
 
 EVIL = (
     "</pre></dd><script>alert(1)</script><img src=x onerror=alert(2)> ```\n</details> @everyone **b** | "
@@ -102,7 +103,11 @@ def test_the_page_says_what_broke_and_how_to_ask_again():
         "this is exactly what causal_alignment=top_left gives",
         "python attnspec-repros/r.py",
         "pytest --impl=mine.attend --case=i=2",
-        "The same in bfloat16, cpu",
+        "What is broken: 1 fault",
+        "1. off by one",
+        "MUST, float32; bfloat16",
+        "1 more failure of this fault",
+        "CAUSAL-1 in bfloat16, cpu",
         "2/5 ✗",
         "error as a share of the bound",
         "it follows causal_alignment = top_left",
@@ -145,9 +150,66 @@ def test_what_should_be_and_is_not_is_not_called_broken():
     should = cell("MASK-5", "float32", {"PASS": 1, "FAIL": 1}), failure("MASK-5", "float32")
     must = cell("CAUSAL-1", "float32", {"PASS": 2, "FAIL": 3}), failure("CAUSAL-1", "float32")
     texts = [harmless(page.html(verdicts(*lines))).text for lines in (should, (*should, *must))]
-    assert ["What it should do and does not" in text for text in texts] == [True, False]
-    assert ["What is broken" in text for text in texts] == [False, True]
-    assert all("tier standard, torch 2.5.0, any" in text[: text.index("Accuracy")] for text in texts)
+    assert ["What it should do and does not" in text for text in texts] == [True, True]
+    assert ["What is broken: 1 fault" in text for text in texts] == [False, True]
+    assert "What is broken" not in texts[0]
+
+
+def test_the_head_says_what_was_tested_where_and_when():
+    seen = harmless(page.html(verdicts(cell("CAUSAL-1", "float32", {"FAIL": 3}), failure("CAUSAL-1", "float32")))).text
+    head = " ".join(seen[: seen.index("What is broken")].split())
+    for words in (
+        "mine.attend 1.0 does not conform The past CAUSAL-1",
+        "2024-01-01 00:00 UTC, tier standard, attnspec 0.1.0, spec 0.1",
+        "cpu (x86_64, 1 threads): any",
+        "torch 2.5.0, Python 3.11.0",
+        "float32, bfloat16",
+        "pytest --impl=mine.attend",
+    ):
+        assert words in head, (words, head)
+    assert "Only" not in head
+    part = harmless(page.html(verdicts(drop=("SHAPE-1",), only=["CAUSAL"]))).text
+    assert "Only CAUSAL: that is 2 of 3 MUST clauses. The others were not tested." in part
+
+
+def test_one_card_for_each_fault_and_every_clause_leads_to_its_text():
+    """Three failures of one fault are one card; a clause that holds opens in its line, a broken one in the card."""
+    run = verdicts(
+        cell("CAUSAL-1", "float32", {"FAIL": 3}),
+        cell("CAUSAL-2", "float32", {"FAIL": 3}),
+        cell("MASK-5", "float32", {"FAIL": 1}),
+        failure(
+            "CAUSAL-1", "float32", fault=1, diagnosis="the triangle ends early; this reproduces the wrong answer on 9 problems"
+        ),
+        failure("CAUSAL-1", "bfloat16", fault=1),
+        failure("CAUSAL-2", "float32", fault=1),
+        failure("MASK-5", "float32", fault=2),
+    )
+    made = page.html(run)
+    harmless(made)
+    assert made.count("<article") == 2
+    assert re.findall(r'id="(fault-\d)"', made) == ["fault-1", "fault-2"]
+    assert re.search(r'<li><a href="#fault-1">the triangle ends early</a> <small>CAUSAL-1, CAUSAL-2</small>', made)
+    targets, ids = set(re.findall(r'href="#([^"]+)"', made)), re.findall(r' id="([^"]+)"', made)
+    assert targets <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert "SHAPE-1" in ids
+    begins = html.escape(index()["SHAPE-1"].sentence.split("`")[0])
+    assert begins in made
+    assert begins not in page.html(verdicts(spec="0.0")), "another spec may say something else"
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [(0.0, "0"), (0.123456, "0.12"), (4.714, "4.71"), (34.2, "×34"), (131.0, "×130"), (114551.6, "×110,000"), (1e12, "×1e+12")],
+)
+def test_a_large_error_reads_at_once(x, said):
+    assert views.share(x) == said
+
+
+def test_clauses_in_few_words():
+    assert views.ranges(["GRAD-1", "GRAD-2", "GRAD-3", "GRAD-5", "MASK-1", "MASK-2"]) == "GRAD-1…3, 5; MASK-1, 2"
+    assert views.ranges(["no id", "MADE-1"]) == "no id, MADE-1"
 
 
 # FOREIGN TEXT

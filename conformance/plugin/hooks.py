@@ -210,9 +210,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Begin the verdict file, whatever the terminal shows."""
     run = session.config.stash.get(_RUN, None)
     if run is not None:
+        from attnspec.conformance.plugin.live import Live, goes_on_in_a_line
         from attnspec.conformance.plugin.process import escape_letters
         from attnspec.conformance.report.header import header_data
 
+        if goes_on_in_a_line(session.config):
+            session.config.pluginmanager.register(Live(run, session.config), "attnspec-live")
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             escape_letters(getattr(reporter._tw, "_file", None))
@@ -324,10 +327,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     run = config.stash.get(_RUN, None)
     if run is None:
         return
+    from attnspec.conformance.plugin.live import pictures
     from attnspec.conformance.report.table import faults, table
 
+    paint = terminalreporter._tw.markup if pictures(config) else None
     sections = {"notes": lambda: run.record.notes, "faults": lambda: faults(run)}
-    for title, say in {**sections, "attention conformance": lambda: table(run)}.items():
+    for title, say in {**sections, "attention conformance": lambda: table(run, paint)}.items():
         lines: list[str] = []
         _attempt(config, f"the section {title}", lambda say=say, lines=lines: lines.extend(say()))  # type: ignore[misc]
         if lines:

@@ -18,7 +18,7 @@ from attnspec.conformance.report.repro import FOLDER, write
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.verdicts.record import Failure
-from attnspec.conformance.verdicts.text import visible
+from attnspec.conformance.verdicts.text import times, visible
 from attnspec.spec import Clause, Problem, index
 
 FEW = 16  # numbers of operands up to which they are shown
@@ -139,16 +139,17 @@ def found(explained: Explained, subject: Subject, show: str | None = None) -> li
     if show == "hex":
         ulps = abs(error / np.spacing(abs(finding.expected)) / (torch.finfo(getattr(torch, dtype)).eps * 2.0**52))
         lines.append(f"{finding.got.hex()}, {finding.expected.hex()}; {ulps:.4g} ulp of {dtype} apart")
+    outside = f"{finding.outside:,} of {finding.total:,} elements"
     if not finding.ratio < float("inf") and finding.bound != 0 and not abs(finding.got) < float("inf"):
-        lines.append(f"not finite, but the exact answer is; {finding.outside} of {finding.total} elements are outside their bounds")
+        lines.append(f"not finite, but the exact answer is; {outside} are outside their bounds")
     elif finding.bound == 0:
         same = "must be the same bit by bit" if finding.kind == "relation" else "must be exactly zero"
-        lines.append(f"error {error:.3g}, where it {same}; {finding.outside} of {finding.total} elements are not")
+        lines.append(f"error {error:.3g}, where it {same}; {outside} are not")
     else:
         terms = _terms(explained, subject)
         lines.append(
-            f"error {error:.3g} = {finding.ratio:.3g} × the bound ({finding.bound:.3g}) of class "
-            f"{subject.required_class(dtype)}{terms}; {finding.outside} of {finding.total} elements are outside"
+            f"error {error:.3g} = {times(finding.ratio)} × the bound ({finding.bound:.3g}) of class "
+            f"{subject.required_class(dtype)}{terms}; {outside} are outside"
         )
     if finding.class_:
         lines.append(f"it would be right in class {finding.class_}")

@@ -1,4 +1,4 @@
-"""What a reader sees: header, failures, the table at the end."""
+"""The end of a run as a reader sees it: faults, the table, what held."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import groupby
 
 from attnspec.conformance.diagnosis.folding import fold
 from attnspec.conformance.problems.coverage import Space, share_in_words
+from attnspec.conformance.report.bars import Paint, bars
 from attnspec.conformance.run.ending import incomplete
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
@@ -16,14 +17,6 @@ from attnspec.conformance.verdicts.record import Record
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import Verdict
 from attnspec.spec import index
-
-# HEADER
-
-
-# FAILURES
-
-
-# THE END
 
 
 def faults(run: Run) -> list[str]:
@@ -43,29 +36,31 @@ def faults(run: Run) -> list[str]:
     return [visible(line) for line in lines]
 
 
-def table(run: Run) -> list[str]:
-    """Clause × dtype for each variant: problems passed of those judged; then what held."""
-    record, lines, missing = run.record, [], incomplete(run)
+def table(run: Run, paint: Paint | None = None) -> list[str]:
+    """Clause × dtype for each variant: problems passed of those judged; then what held. paint: for bars of the errors, too."""
+    record, lines, end, missing = run.record, [], [""], incomplete(run)
     weighed = record.weighed()
     for subject in run.subjects:
         dtypes = [d for d in subject.dtypes if any(cell[1] == d for cell in record.counts)]
         title = f"{subject.adapter.name} {subject.adapter.variant}".strip() + f" on {subject.device}"
-        lines += ["", title, f"  {'clause':12}{''.join(f'{d:>18}' for d in dtypes)}"]
+        lines += ["", visible(title), f"  {'clause':12}{''.join(f'{d:>18}' for d in dtypes)}"]
         marks = {id_: [weighed.get((id_, d, subject.label, subject.device)) for d in dtypes] for id_ in index()}
         lines += _rows({id_: [mark(cell) for cell in cells] for id_, cells in marks.items() if any(cells)})
         lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
+        if paint is not None:
+            lines += bars(record, subject, dtypes, paint)
         if subject.compared:
             lines.append(f"  {'covered':12}  {covered(subject)}")
     of = ("INCOMPLETE · " if missing else "") + (f"shard {run.shard} · " if run.shard else "")
-    lines += ["", *(run.known.lines and [*run.known.lines, ""]), *totals(record, of), *(f"INCOMPLETE: {line}" for line in missing)]
+    end += [*(run.known.lines and [*run.known.lines, ""]), *totals(record, of), *(f"INCOMPLETE: {line}" for line in missing)]
     if run.hides_seed and run.searches:
-        lines.append(f"the seed was {run.seed}; --attnspec-seed={run.seed} searches the same again")
+        end.append(f"the seed was {run.seed}; --attnspec-seed={run.seed} searches the same again")
     exempt, elements = sum(s.exempt for s in run.subjects), sum(s.elements for s in run.subjects)
-    lines.append(
-        f"{sum(s.judged for s in run.subjects)} answers judged, {elements} elements, {exempt} of them exempt "
+    end.append(
+        f"{sum(s.judged for s in run.subjects):,} answers judged, {elements:,} elements, {exempt:,} of them exempt "
         f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)"
     )
-    return [visible(line) for line in lines]
+    return lines + [visible(line) for line in end]
 
 
 def _rows(marks: Mapping[str, list[str]]) -> list[str]:

@@ -65,6 +65,7 @@ class Run:
     show: str | None = None  # "hex": numbers of failures to the bit
     invocation: str = ""  # the full command, as it was given
     asking: str = ""  # clause and case that the run is at
+    tell: Callable[[Failure], None] = lambda failure: None  # gets each failure that decides, when it is found
     gone: str = ""  # why nothing can be asked any more: the device answers nothing
     home: Path = field(default_factory=Path.cwd)  # where the scripts of failures go, wherever a kernel changes to
     until: float = float("inf")  # when the test that is asked must let others ask

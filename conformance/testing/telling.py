@@ -29,6 +29,7 @@ class ClausesBroken(pytest.fail.Exception):  # type: ignore[name-defined, misc] 
 
     def __init__(self, failures: Sequence[Failure], *more: str) -> None:
         super().__init__("\n\n".join([*(failure.shown for failure in failures), *more]), pytrace=False)
+        self.failures, self.more = tuple(failures), more
         self.broken = tuple(dict.fromkeys(failure.clause for failure in failures))
 
 
@@ -115,6 +116,7 @@ class Telling:
             self.again[broken.id] = self.again.get(broken.id, 0) + 1
         elif self.run.decides(broken.id):
             self.shown.append(failure)
+            self.run.tell(failure)
 
     def _measure(self) -> None:
         """Keep the worst of the right answers, and the class that was held. A wrong answer counts where it is blamed."""

@@ -17,7 +17,7 @@ from attnspec.conformance.vectors.format import ANSWER, REFUSAL, Vector, VectorE
 from attnspec.conformance.verdicts.lines import Share, Why, mark, tally
 from attnspec.conformance.verdicts.lines import judged as judged_of
 from attnspec.conformance.verdicts.record import Cell, Failure, Record
-from attnspec.conformance.verdicts.text import visible
+from attnspec.conformance.verdicts.text import times, visible
 from attnspec.conformance.verdicts.verdict import BROKEN, Verdict
 from attnspec.spec import SPEC_VERSIONS, Dialect, index
 
@@ -183,11 +183,11 @@ def found_in(one: Judged) -> list[str]:
     at = ", ".join(map(str, finding.index))
     lines = [f"{finding.output} [{at}] = {finding.got:.9g}, expected {finding.expected:.9g} ± {finding.bound:.3g}"]
     how = (
-        f"{finding.ratio:.3g} × the bound of class {one.vector.class_}"
+        f"{times(finding.ratio)} × the bound of class {one.vector.class_}"
         if np.isfinite(finding.ratio)
         else "beyond any multiple of it"
     )
-    return [*lines, f"{how}; {finding.outside} of {finding.total} elements are outside their bounds"]
+    return [*lines, f"{how}; {finding.outside:,} of {finding.total:,} elements are outside their bounds"]
 
 
 def shown(record: Record) -> list[str]:

@@ -19,3 +19,11 @@ def visible(text: object, keep: str = "") -> str:
 def quoted(text: object) -> str:
     """One line for a docstring of Python, which it neither ends nor breaks."""
     return visible(text).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+
+
+def times(x: float, digits: int = 3) -> str:
+    """A ratio in a few digits: 0.12, 4.71, 115,000. One with too many zeros has a power of ten."""
+    if x == float("inf"):
+        return "∞"
+    shown = f"{x:.{digits}g}"
+    return f"{float(shown):,.0f}" if 10 ** (digits - 1) <= abs(x) < 1e9 else shown
