@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from attnspec.conformance.diagnosis.folding import fold
@@ -69,7 +69,7 @@ def table(run: Run) -> list[str]:
     return [visible(line) for line in lines]
 
 
-def _marks(cells: list[Counts | None]) -> list[str]:
+def _marks(cells: Sequence[Counts | None]) -> list[str]:
     """The marks of a row. What is unsupported in each dtype in which it was asked is so in the others, too."""
     marks = [mark(cell) for cell in cells]
     asked = {one for one, cell in zip(marks, cells, strict=True) if cell}
