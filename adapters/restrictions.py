@@ -35,6 +35,7 @@ RESTRICTIONS: dict[str, Restriction] = {
     "mask_or_bias": Restriction("a mask or a bias, not both", lambda x: x.mask is not None and x.bias is not None),
     "mask_or_causal": Restriction("a mask or causal, not both", lambda x: x.mask is not None and x.causal),
     "bias_or_causal": Restriction("a bias or causal, not both", lambda x: x.bias is not None and x.causal),
+    "window_with_causal": Restriction("a window beside causal alone", lambda x: x.window is not None and not x.causal),
     "backward_method": Restriction("gradients by Tensor.backward() alone: torch.autograd.grad is refused"),
     "no_tail": Restriction(
         "no rows behind the last of packed sequences", lambda x: isinstance(x.carrier, Packed) and x.carrier.tail > 0

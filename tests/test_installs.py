@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -60,32 +61,44 @@ def elsewhere(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of this source, which lies nowhere else any more."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source, wheels = folder / "source", folder / "wheels"
+def published(tmp_path_factory) -> Path:
+    """A folder with the archive of this source, and the wheel made from the archive. The source lies nowhere else any more."""
+    folder = tmp_path_factory.mktemp("published")
+    source, made = folder / "source", folder / "made"
     for name in ("spec", "reference", "conformance", "adapters"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    code, said = run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--quiet",
-        "--wheel-dir",
-        str(wheels),
-        str(source),
-        cwd=folder,
-    )
+    for path in ROOT.iterdir():
+        if path.is_file() and path.name != ".git":
+            shutil.copy(path, source / path.name)
+    (source / "tests").mkdir()
+    (source / "tests" / "test_rooms.py").write_text("")  # setuptools would take it, without the modules beside it
+    code, said = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(made), str(source), cwd=folder)
     assert code == 0, said
+    assert "is absent from" not in said, said  # a folder of data that setuptools takes for a package
     shutil.rmtree(source)
-    (made,) = wheels.glob("attnspec-*.whl")
     return made
+
+
+@pytest.fixture(scope="module")
+def wheel(published) -> Path:
+    (made,) = published.glob("attnspec-*.whl")
+    return made
+
+
+def test_what_is_published_is_well_formed(published):
+    pytest.importorskip("twine")
+    files = [str(path) for path in published.iterdir()]
+    assert len(files) == 2
+    code, said = run(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=published)
+    assert code == 0, said
+
+
+def test_the_archive_of_the_source_has_no_half_of_the_tests(published):
+    (archive,) = published.glob("attnspec-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        inside = {name.partition("/")[2] for name in opened.getnames()}
+    assert {"README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "SECURITY.md", "pyproject.toml"} <= inside
+    assert not [name for name in inside if name.startswith("tests")]
 
 
 def test_the_wheel_works_where_the_source_is_absent(elsewhere, wheel, tmp_path):

@@ -14,6 +14,7 @@ from numpy.random import Generator, default_rng
 from random_problems import WINDOWS, draw, share
 
 from attnspec.adapters import Adapter, Unsupported, resolve
+from attnspec.adapters.conventions.signature import Signature
 from attnspec.adapters.conventions.windows import Said
 from attnspec.conformance import check
 from attnspec.conformance.judging.judge import judge
@@ -213,8 +214,6 @@ def test_one_key_too_many_or_too_few_is_outside(off: tuple[int, int]) -> None:
 def said(signature: str) -> Said | None:
     scope: dict[str, Any] = {}
     exec(f"def attend({signature}): ...", scope)
-    from attnspec.adapters.conventions.signature import Signature
-
     found = Signature.of(scope["attend"]).said.get("window")
     assert found is None or isinstance(found, Said)
     return found
@@ -244,6 +243,24 @@ def test_what_a_parameter_is_given(parameter: str, window: Any, value: Any) -> N
             found.value(shaped(5, 5, window=window, causal=parameter.endswith("= 0")))
     else:
         assert found.value(shaped(5, 5, window=window)) == value
+
+
+def test_a_window_that_a_function_calculates_with_is_one_number() -> None:
+    """Its name alone would make it (left, right), and every call with a window would raise."""
+
+    def subtracted(q, k, v, causal=False, window=None):
+        return q if window is None else q - window
+
+    def compared(q, k, v, causal=False, window_size=None):
+        return q if window_size is None else (window_size > q)
+
+    def taken_apart(q, k, v, causal=False, window=None):
+        return q if window is None or window == (-1, -1) else q - window[0]
+
+    for function, value in ((subtracted, 2), (compared, 2), (taken_apart, (2, None))):
+        found = Signature.of(function).said["window"]
+        assert found.value(shaped(5, 5, window=(2, None), causal=True)) == value
+        assert found.dialect == ({"window_count": "inclusive"} if isinstance(value, tuple) else {})
 
 
 def test_first_tokens_are_a_parameter_or_the_third_number_of_a_window() -> None:

@@ -67,6 +67,7 @@ class AttendAdapter(Adapter):
         self.offers = self._offers() - self._refused()
         for wording in self.said.values():
             self.dialect = {**self.dialect, **wording.dialect}
+            self.restrictions = frozenset(self.restrictions) | wording.restrictions
 
     def _offers(self) -> frozenset[str]:
         free = {field for field, parameter in self.constructor.fields.items() if parameter not in self.kwargs}

@@ -94,6 +94,7 @@ class FunctionAdapter(OfAFamily):
             self.dialect = {**said.dialect, **self.dialect}
         self.returned = lses.Returned()
         promise(self, convention)
+        self.restrictions = frozenset(self.restrictions).union(*(said.restrictions for said in self.signature.said.values()))
         self.offers = frozenset((offers | self.take_forms()) - convention.without)
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from attnspec.adapters.conventions.wording import Wording
 from attnspec.spec import Problem
 
 # Parameters that take two numbers, (left, right), both how far the window reaches: flash-attention, torch's varlen_attn,
-# TransformerEngine, aiter; JAX. Where the default is one number, or the annotation says so, they take one.
+# TransformerEngine, aiter; JAX. Where the default is one number, or the annotation or the code says so, they take one.
 PAIRS = ("window_size", "window", "local_window_size", "local_window", "attention_window")
 # Parameters that take one number, and what it is known to count; "" where published kernels differ. transformers, gpt-oss and JAX's
 # paged attention keep the last w keys with the query's own; FlashInfer's window_left is how far it reaches; sglang's
@@ -47,11 +49,11 @@ class Said(Wording):
 
     @classmethod
     def of(cls, parameter: inspect.Parameter, function: Callable[..., Any] | None = None) -> Said:
-        """Read a parameter: its name, its default and its annotation."""
+        """Read a parameter: its name, its default, its annotation, and where these do not say it, the code."""
         default = None if parameter.default is parameter.empty else parameter.default
         noted = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
         several = isinstance(default, tuple | list) or bool(re.search(r"(?i)tuple|list|sequence", noted))
-        one = (isinstance(default, int) or bool(re.search(r"\bint\b", noted))) and not several
+        one = isinstance(default, int) or bool(re.search(r"\bint\b", noted)) or calculated_with(parameter.name, function)
         pair = several or (parameter.name in PAIRS and not one)
         numbers = default if isinstance(default, tuple | list) else (default,)
         unlimited: Any = -1 if any(isinstance(x, int) and x < 0 for x in numbers) else None
@@ -65,6 +67,11 @@ class Said(Wording):
     def features(self) -> frozenset[str]:
         """A right side, and first tokens."""
         return frozenset(feature for feature, said in (("window_right", self.pair), ("first_tokens", self.first)) if said)
+
+    @property
+    def restrictions(self) -> frozenset[str]:
+        """Of one number nobody knows what it shows behind the query, but for causal, which hides that."""
+        return frozenset() if self.pair or self.name == "window_left" else frozenset({"window_with_causal"})
 
     @property
     def dialect(self) -> dict[str, str]:
@@ -99,3 +106,18 @@ class Said(Wording):
         if left == 0 and self.count != "inclusive":
             raise Unsupported(f"{self.name} counts keys, and none of them is no window")
         return self.unlimited if left is None else left
+
+
+def calculated_with(name: str, function: Callable[..., Any] | None) -> bool:
+    """Whether the code of a function calculates with a parameter as it is, or asks whether it is less: it is then one number."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):  # compiled, or a string that was executed
+        return False
+    for node in ast.walk(tree):
+        parts: list[ast.expr] = [node.left, node.right] if isinstance(node, ast.BinOp) else []
+        if isinstance(node, ast.Compare) and any(isinstance(x, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for x in node.ops):
+            parts = [node.left, *node.comparators]
+        if any(isinstance(part, ast.Name) and part.id == name for part in parts):
+            return True
+    return False

@@ -28,6 +28,11 @@ class Wording:
         return {}
 
     @property
+    def restrictions(self) -> frozenset[str]:
+        """What it has no words for, of RESTRICTIONS."""
+        return frozenset()
+
+    @property
     def also(self) -> tuple[str, ...]:
         """The other options that it says."""
         return ()

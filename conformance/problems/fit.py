@@ -126,7 +126,8 @@ def avoidable(case: Case, adapter: Adapter, dialect: Dialect) -> Case:
 def _restricted(case: Case, restrictions: set[str]) -> Case:
     """The nearest case that the restrictions leave. Of two options that exclude each other the seed says which is dropped."""
     changes: dict[str, Any] = {}
-    if "always_causal" in restrictions:
+    causal = "always_causal" in restrictions or ("window_with_causal" in restrictions and case.window != PLAIN["window"])
+    if causal:
         changes["causal"] = True
     if restrictions & {"equal_lengths", "one_tensor"}:
         changes["j"] = 0
@@ -145,6 +146,6 @@ def _restricted(case: Case, restrictions: set[str]) -> Case:
             case = replace(case, carrier=case.carrier.replace("cached", "cached+append"))
     for n, (a, b) in enumerate((("mask", "bias"), ("mask", "causal"), ("bias", "causal"))):
         if f"{a}_or_{b}" in restrictions and getattr(case, a) != PLAIN[a] and getattr(case, b) != PLAIN[b]:
-            dropped = a if case.seed >> n & 1 or (b == "causal" and "always_causal" in restrictions) else b
+            dropped = a if case.seed >> n & 1 or (b == "causal" and causal) else b
             case = replace(case, **{dropped: PLAIN[dropped]})
     return case

@@ -89,7 +89,8 @@ def restricted(problem: Problem, restrictions: Iterable[str]) -> Problem:
         problem = problem.replace(k=problem.q, v=problem.q)
     if "latent_values" in restrictions and not problem.shared and problem.e <= problem.d:
         problem = problem.replace(v=problem.k[..., : problem.e].clone(memory_format=torch.contiguous_format))
-    return problem.replace(causal=True) if "always_causal" in restrictions and not problem.causal else problem
+    causal = "always_causal" in restrictions or ("window_with_causal" in restrictions and problem.window is not None)
+    return problem.replace(causal=True) if causal and not problem.causal else problem
 
 
 # VALUES

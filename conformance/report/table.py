@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from attnspec.conformance.diagnosis.folding import fold
@@ -12,7 +12,7 @@ from attnspec.conformance.report.bars import Paint, bars
 from attnspec.conformance.run.ending import incomplete
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.verdicts.lines import judged, mark, tally
+from attnspec.conformance.verdicts.lines import Counts, judged, mark, tally
 from attnspec.conformance.verdicts.record import Record
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import Verdict
@@ -30,6 +30,7 @@ def faults(run: Run) -> list[str]:
         first = fault.failure
         what = first.diagnosis or index()[first.clause].title
         what += f" (inherited from {first.inherited})" if first.inherited else ""
+        what += "" if index()[first.clause].binding else " (SHOULD)"
         lines.append(f"{n:3}. {first.clause} in {first.dtype}: {what}")
         if fault.also:
             lines.append(f"     also: {fault.also}")
@@ -45,7 +46,7 @@ def table(run: Run, paint: Paint | None = None) -> list[str]:
         title = f"{subject.adapter.name} {subject.adapter.variant}".strip() + f" on {subject.device}"
         lines += ["", visible(title), f"  {'clause':12}{''.join(f'{d:>18}' for d in dtypes)}"]
         marks = {id_: [weighed.get((id_, d, subject.label, subject.device)) for d in dtypes] for id_ in index()}
-        lines += _rows({id_: [mark(cell) for cell in cells] for id_, cells in marks.items() if any(cells)})
+        lines += _rows({id_: _marks(cells) for id_, cells in marks.items() if any(cells)})
         lines.append(f"  {'class held':12}" + "".join(f"{held(run, subject, d):>18}" for d in dtypes))
         if paint is not None:
             lines += bars(record, subject, dtypes, paint)
@@ -61,6 +62,13 @@ def table(run: Run, paint: Paint | None = None) -> list[str]:
         f"({exempt / max(elements, 1):.2%}: not promised, or a legal intermediate may leave the dtype's range)"
     )
     return lines + [visible(line) for line in end]
+
+
+def _marks(cells: Sequence[Counts | None]) -> list[str]:
+    """The marks of a row. What is unsupported in each dtype in which it was asked is so in the others, too."""
+    marks = [mark(cell) for cell in cells]
+    asked = {one for one, cell in zip(marks, cells, strict=True) if cell}
+    return ["unsupported"] * len(cells) if asked == {"unsupported"} else marks
 
 
 def _rows(marks: Mapping[str, list[str]]) -> list[str]:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from attnspec.conformance import __version__
 from attnspec.conformance.verdicts import diff, matrix, page
 from attnspec.conformance.verdicts.lines import VerdictError, read
 from attnspec.conformance.verdicts.text import visible
+from attnspec.spec import SPEC_VERSION
 
 
 def main(words: Sequence[str] | None = None, *, beside: Callable[[Any], None] | None = None) -> int:
@@ -111,6 +113,7 @@ def _needs_jinja() -> None:
 def _parser(beside: Callable[[Any], None] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("attnspec", description="Read what pytest --impl=… --verdicts=FILE wrote.")
     parser.set_defaults(foreign=True)
+    parser.add_argument("--version", action="version", version=f"attnspec {__version__} (spec {SPEC_VERSION})")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     report = commands.add_parser("report", help="make the page again, from a stored file")
