@@ -42,8 +42,7 @@ def enter(
         read = reads(x, lambda n: x.rows(n) if rows is None else rows(x, n), None if start is None else lambda n: start(x, n))
         return x.reading(exact, read)
 
-    assert name not in RAGGED.mistakes, f"two mistakes are called {name}"
-    RAGGED.mistakes[name] = Mistake(name, says, wrong, special=special, of=of)
+    RAGGED.add(Mistake(name, says, wrong, special=special, of=of))
 
 
 def from_rows(x: Sequences, n: int) -> None:
@@ -477,7 +476,7 @@ def slopes_of(name: str, says: str, other: Callable[[Sequences, int], int | None
         wrong = x.reading(exact, lambda n: None if (m := other(x, n)) is None else x.own(n)._replace(slopes=m))
         return None if wrong is None else {key: value for key, value in wrong.items() if key != "dalibi_slopes"}
 
-    RAGGED.mistakes[name] = Mistake(name, says, wrong, special=special)
+    RAGGED.add(Mistake(name, says, wrong, special=special))
 
 
 slopes_of("slopes_of_first_sequence", "all sequences have the slopes of the first", lambda x, n: 0)

@@ -27,7 +27,7 @@ def gradients(
         right: dict[str, Array] = {key: exact.values[key].copy() for key in ("dq", "dk", "dv") if key in exact.values}
         return change(sequences_at(problem, dialect), right) or None
 
-    RAGGED_GRADIENTS.mistakes[name] = Mistake(name, says, wrong, special=special)
+    RAGGED_GRADIENTS.add(Mistake(name, says, wrong, special=special))
 
 
 def each_of(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy import ndarray as Array
@@ -44,10 +44,19 @@ sequences_of = lru_cache(maxsize=4)(sequences)
 
 
 class Chapter:
-    """The mistakes of one chapter, by name, in the order in which they are entered."""
+    """The mistakes of one chapter, by name, in the order in which they are entered. No two of all chapters share a name."""
+
+    taken: ClassVar[set[str]] = set()
 
     def __init__(self) -> None:
         self.mistakes: dict[str, Mistake] = {}
+
+    def add(self, mistake: Mistake) -> None:
+        """Enter a mistake as it is. Raises ValueError where another one has its name: the vocabulary would lose one of the two."""
+        if mistake.name in self.taken:
+            raise ValueError(f"two mistakes are called {mistake.name}")
+        self.taken.add(mistake.name)
+        self.mistakes[mistake.name] = mistake
 
     def enter(self, name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", **of: Any) -> None:
         """Enter a canonical mistake, by which every problem is measured. `needs`: fields that a problem must have to show it."""
@@ -58,8 +67,7 @@ class Chapter:
                 return of_each(given, problem, dialect, exact)
             return None if lacking else wrong(kernel_at(problem, dialect))
 
-        assert name not in self.mistakes, f"two mistakes are called {name}"
-        self.mistakes[name] = Mistake(name, says, given, **of)
+        self.add(Mistake(name, says, given, **of))
 
     def special(
         self, name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", of: str = "", coarse: bool = False
