@@ -16,7 +16,7 @@ from numpy import ndarray as Array
 
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.reference import Exact
-from attnspec.reference.ragged import RaggedExact, joined
+from attnspec.reference.ragged import RaggedExact, as_it_turns, joined
 from attnspec.spec import Dialect, Problem
 from attnspec.spec.ragged import sequences
 
@@ -40,7 +40,12 @@ class Mistake:
 
 # All mistakes are asked of one problem after the other, as given and as presented, or of its sequences.
 kernel_at = lru_cache(maxsize=12)(Kernel)
-sequences_of = lru_cache(maxsize=4)(sequences)
+
+
+@lru_cache(maxsize=4)
+def sequences_of(problem: Problem, dialect: Dialect) -> tuple[Problem, ...]:
+    """The sequences of a ragged problem as a call of this dialect attends to them, each as a dense problem."""
+    return tuple(as_it_turns(problem, dialect, n, one) for n, one in enumerate(sequences(problem)))
 
 
 class Chapter:
@@ -83,7 +88,7 @@ class Chapter:
 def of_each(wrong: Callable[[Problem, Dialect, Exact], Wrong], problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
     """What a mistake gives that is made in each sequence of a ragged problem; None where it can show in none of them."""
     assert isinstance(exact, RaggedExact)
-    each = sequences_of(problem)
+    each = sequences_of(problem, dialect)
     found = [wrong(one, dialect, right) for one, right in zip(each, exact.parts, strict=True)]
     return put_together(problem, exact, found)
 
