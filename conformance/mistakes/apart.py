@@ -12,7 +12,7 @@ from attnspec.conformance.mistakes.kernel import Wrong
 from attnspec.conformance.mistakes.ragged import ALL, RAGGED, Rows, appends, enter, several
 from attnspec.conformance.mistakes.sequences import Sequences, sequences_at
 from attnspec.conformance.mistakes.table import Mistake
-from attnspec.reference import Exact
+from attnspec.reference import Exact, solve
 from attnspec.reference.ragged import RaggedExact
 from attnspec.spec import Dialect, Problem
 
@@ -144,6 +144,50 @@ def mean_of_room(x: Sequences, o: Array) -> None:
             o[n, :, : x.i[n]] = x.values[rows].mean(0).repeat(x.problem.h // x.problem.g, 0)[:, None]
 
 
+def mean_of_next(x: Sequences, o: Array) -> None:
+    """The mean of the next four rows in a sequence without keys."""
+    for n in range(x.b):
+        rows = np.arange(x.starts[n], min(x.starts[n] + 4, x.count))
+        if not x.j[n] and len(rows):
+            o[n, :, : x.i[n]] = x.values[rows].mean(0).repeat(x.problem.h // x.problem.g, 0)[:, None]
+
+
+def lse_by_rows(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
+    """The lse of a pack, (h n), written as (n h) and read as it is."""
+    carrier = problem.carrier
+    if carrier is None or carrier.feature not in ("packed", "paged") or not problem.lse or problem.h < 2:
+        return None
+    x, lse = sequences_at(problem, dialect), exact.values["lse"]
+    begins, n = x.given["cu_q"].tolist(), x.given["q"].shape[0]
+    memory, found = np.zeros((n, problem.h)), lse.copy()
+    rows = {m: slice(begins[place], begins[place] + x.i[m]) for place, m in enumerate(x.turn)}
+    for m, own in rows.items():
+        memory[own] = lse[m, :, : x.i[m]].T
+    for m, own in rows.items():
+        found[m, :, : x.i[m]] = memory.reshape(problem.h, n)[:, own]
+    return {"lse": found}
+
+
+RAGGED.add(Mistake("lse_by_rows", "the memory of the lse is (n h) where it is read as (h n)", lse_by_rows, special=True))
+output("no_keys_mean_of_next", "a sequence without keys gets the mean of the values behind it", mean_of_next, ("packed",))
+
+
+def second_without_options(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
+    """The second sequence without causal, window, cap and sinks where the first has no queries."""
+    if problem.carrier is None or not isinstance(exact, RaggedExact) or problem.b < 2:
+        return None
+    x, o = sequences_at(problem, dialect), exact.values["o"].copy()
+    first, second = x.turn[:2]
+    if x.i[first] or not x.i[second]:
+        return None
+    plain = {"causal": False, "window": None, "first_tokens": 0, "softcap": None, "sinks": None, "lse": False}
+    other = x.each[second].replace(**plain, do=None, dlse=None, wrt=("q", "k", "v"))
+    o[second, :, : x.i[second]] = solve(other, dialect).values["o"][0]
+    return {"o": o}
+
+
+says = "the sequence behind a first one without queries has no window, cap or sink, and is not causal"
+RAGGED.add(Mistake("second_without_options", says, second_without_options, special=True))
 output("last_sequences_left_out", "as many sequences are attended to as have rows, from the first on; the others are zero", fewer)
 output("no_keys_mean_of_room", "a sequence without keys gets the mean of what lies in its room", mean_of_room, ("padded", "cached"))
 
@@ -204,6 +248,12 @@ weighed(
     "values of the last page behind the last key are weighed with zero, and NaN there comes through",
     lambda x, n: behind(x, n, x.size),
     ("paged",),
+)
+weighed(
+    "pool_weighed_with_zero",
+    "values of all rows that there are have a weight, zero where they are another's, and NaN there comes through",
+    lambda x, n: np.arange(x.count),
+    ALL,
 )
 weighed(
     "free_slots_weighed_with_zero",

@@ -168,7 +168,7 @@ enter(
 
 
 def from_page(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
-    """The window begins with the page in which its first key lies."""
+    """The window of a single query begins with the page in which its first key lies."""
     carrier, window = problem.carrier, problem.window
     if not isinstance(carrier, Paged) or window is None or window[0] is None:
         return None
@@ -178,12 +178,14 @@ def from_page(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
         left, right = reach(problem.window, dialect.window_count)
         first = np.maximum(x.own() - left, 0) // carrier.size * carrier.size
         seen = (keys >= first) & (keys <= x.own() + right)
-        return x.seeing(x.masked & (seen & x.triangle() if problem.causal else seen)) if x.i * x.j else None
+        return x.seeing(x.masked & (seen & x.triangle() if problem.causal else seen)) if x.i == 1 and x.j else None
 
     return of_each(one, problem, dialect, exact)
 
 
-RAGGED.add(Mistake("window_begins_with_page", "the window begins at the first row of a page", from_page, special=True))
+RAGGED.add(
+    Mistake("window_begins_with_page", "the window of a single query begins at the first row of a page", from_page, special=True)
+)
 enter(
     "placed_by_table",
     "positions follow from the rows that a row of the table has room for",

@@ -366,6 +366,16 @@ for name, says, start, forms in (
     enter(
         f"placed_by_{name}", says, None, start, forms, bottom, special=name not in ("longest", "longest_keys", "room"), of=""
     )  # fmt: skip
+for name, says, step in (("late", "late", 1), ("early", "early", -1)):
+    enter(
+        f"placed_one_{name}",
+        f"queries stand one position too {says}",
+        None,
+        lambda x, n, step=step: x.start(n) + step,  # type: ignore[misc]
+        ALL,
+        bottom,
+        special=True,
+    )
 enter(
     "placed_by_slack",
     "queries stand as many places too late as the longest length that the call gives exceeds the true one",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.conformance.mistakes.kernel import Wrong
@@ -104,6 +105,13 @@ for which, says in (("dk", "of keys"), ("dv", "of values"), ("dq", "of queries")
     )
 gradients("dk_goes_on", "the first key of a sequence also gets the gradient of the last key of the one before", goes_on)
 gradients("dq_of_next", "the last query of a sequence has the gradient of the next one's first query", of_next)
+
+
+gradients(
+    "dq_zero_beside_no_keys",
+    "the gradients of queries are zero where some sequence has no keys",
+    lambda x, right: {} if all(x.j) or "dq" not in right else {"dq": np.zeros_like(right["dq"])},
+)
 
 
 def as_in(name: str) -> None:
