@@ -174,12 +174,21 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]],
     good = counts["right"] + counts["silent"]
     costs = [one["longest"] for one in results.values() if one.get("longest")]
     scripts = {name: one["script"] for name, one in results.items() if one.get("script") is not None}
-    lines = [
-        "# Is the right mistake named?",
-        "",
-        f"`python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` wrote this page. It asks each mutant the",
+    this = f"python {Path(__file__).relative_to(ROOT)}"
+    asks = [
+        f"`{this} --markdown docs/diagnosis.md` wrote this page. It asks each mutant the",
         "tests of its own clause in tier smoke. If they pass it asks all of smoke, and if that passes, too, the tests of its own",
         "clause in standard, each time up to the first failure. A name is right if tests/mutants/diagnoses.json expects it. If the",
+    ]
+    asks_ragged = [
+        f"`{this} --ragged --markdown …` wrote this page. It asks each mutant of many sequences, and of determinism, the",
+        "tests of its own clause in float32 and tier smoke. If they pass it asks those of its chapter, each time up to the first",
+        "failure. Which bits vary has no name. A name is right if tests/mutants/diagnoses.json expects it. If the",
+    ]
+    lines = [
+        f"# Is the right mistake named?{' Calls of many sequences' * ragged}",
+        "",
+        *(asks_ragged if ragged else asks),
         "suite says “either …, or …”, one of the two must be expected. Any other name is wrong; if none is expected, every name",
         "is. We wrote mutants and mistakes side by side. For a kernel that we did not think of, expect fewer names, given with the",
         "same care.",
@@ -193,9 +202,16 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]],
         f"The vocabulary has {len(MISTAKES)} mistakes. It took {median(costs or [0.0]):.1f} s at the median, and at most",
         f"{max(costs, default=0.0):.1f} s, to reduce or to diagnose one failure, on a machine that others used as well.",
         "",
-        f"{len(scripts)} mutants got a script with their first failure. {list(scripts.values()).count(1)} of these scripts show",
-        "the fault without the suite." + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
-        "",
+        *(
+            [
+                f"{len(scripts)} mutants got a script with their first failure. {list(scripts.values()).count(1)} of these show",
+                "the fault without the suite."
+                + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
+                "",
+            ]
+            if scripts
+            else []
+        ),
         "| family | mutants | right | rightly none | missed | wrong | did not fail |",
         "|---|" + "---|" * 6,
     ]

@@ -195,7 +195,10 @@ output("no_keys_mean_of_room", "a sequence without keys gets the mean of what li
 
 
 def weighed(name: str, says: str, rest: Rows, forms: tuple[str, ...]) -> None:
-    """Enter a mistake in which values of these rows have a weight of zero: NaN and infinity come through."""
+    """Enter a mistake in which values of these rows have a weight of zero: NaN and infinity come through.
+
+    Where several explain a failure, it is told as the first of them.
+    """
 
     def wrong(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
         if problem.carrier is None or problem.carrier.feature not in forms or not isinstance(exact, RaggedExact):
@@ -208,7 +211,12 @@ def weighed(name: str, says: str, rest: Rows, forms: tuple[str, ...]) -> None:
                 o[n, :, : x.i[n]] += spread[:, None]
         return {"o": o} if np.isnan(o).any() else None
 
-    RAGGED.add(Mistake(name, says, wrong))
+    RAGGED.add(Mistake(name, says, wrong, of="nobodys_rows_weighed_with_zero"))
+
+
+def nobodys(x: Sequences, n: int) -> Array:
+    """The rows that no sequence has."""
+    return np.setdiff1d(np.arange(x.count), list(x.owners))
 
 
 def behind(x: Sequences, n: int, step: int) -> Array:
@@ -231,6 +239,12 @@ def unused(x: Sequences, n: int) -> Array | None:
     return np.arange(page * x.size, (page + 1) * x.size)
 
 
+weighed(
+    "nobodys_rows_weighed_with_zero",
+    "values of rows that no sequence has are weighed with zero, and NaN there comes through",
+    nobodys,
+    ALL,
+)
 weighed(
     "rest_of_block_weighed_with_zero",
     "values behind the last key, up to a multiple of 16, are weighed with zero, and NaN there comes through",

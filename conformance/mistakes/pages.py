@@ -157,6 +157,14 @@ enter(
     special=True,
 )
 enter(
+    "single_row_page_skipped",
+    "a last page of a single row is not read",
+    longer(lambda x, n: x.j[n] - (x.size > 1 and x.j[n] > x.size and x.j[n] % x.size == 1)),
+    None,
+    ("paged",),
+    special=True,
+)
+enter(
     "pages_of_first_at_most",
     "no sequence has more pages than the first",
     longer(lambda x, n: min(x.j[n], -(-x.j[0] // x.size) * x.size or x.j[n])),

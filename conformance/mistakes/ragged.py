@@ -366,6 +366,11 @@ for name, says, start, forms in (
     enter(
         f"placed_by_{name}", says, None, start, forms, bottom, special=name not in ("longest", "longest_keys", "room"), of=""
     )  # fmt: skip
+for name, says, start in (
+    ("sizes", "positions follow from the padded numbers of queries and keys", lambda x, n: x.problem.j - x.problem.i),
+    ("queries", "positions follow from the padded number of queries", lambda x, n: x.j[n] - x.problem.i),
+):
+    enter(f"placed_by_padded_{name}", says, None, start, ("padded",), bottom, special=True)
 for name, says, step in (("late", "late", 1), ("early", "early", -1)):
     enter(
         f"placed_one_{name}",
