@@ -49,6 +49,7 @@ EVERY = (
     "carrier=cached+append+left+room+slots,lengths=mixed",
     "carrier=paged+3+append+dealt+spare+columns,lengths=crossed,causal=True",
     "carrier=paged+3+dealt,lengths=zero_first,window=3:",
+    "carrier=packed+gaps+tail,lengths=4:11/2:0/3:5",
     "carrier=paged+3+fused,lengths=zero_middle",
     "carrier=cached+fused+room,lengths=zero_middle",
 )

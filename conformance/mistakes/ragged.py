@@ -376,7 +376,7 @@ for name, says, step in (("late", "late", 1), ("early", "early", -1)):
         f"placed_one_{name}",
         f"queries stand one position too {says}",
         None,
-        lambda x, n, step=step: x.start(n) + step,  # type: ignore[misc]
+        lambda x, n, step=step: x.start(n) + step,
         ALL,
         bottom,
         special=True,

@@ -44,7 +44,7 @@ class Turn:
     def turned(self, x: Any, at: Iterable[int], interleaved: bool | None = None, *, back: bool = False) -> torch.Tensor:
         """Tensor x (1 g n d) turned by these positions, by the call's pairs or by others."""
         pairs = self.interleaved if interleaved is None else interleaved
-        return turned(x.detach(), list(at), self.width, pairs, self.carrier.steady, back)  # type: ignore[no-any-return]
+        return turned(x.detach(), list(at), self.width, pairs, self.carrier.steady, back)
 
     def again(self, keys: torch.Tensor) -> torch.Tensor:
         """All keys, of which these are the new ones."""
