@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnspec.spec import OPTIONS, Problem
-from attnspec.spec.ragged import Cached, Packed, Paged
+from attnspec.spec.ragged import Kept, Packed, Paged
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Restriction:
 
 
 def _appends_less(problem: Problem) -> bool:
-    """Whether a call with a cache has not a new key for each query."""
+    """Whether a call with a cache or pages has not a new key for each query."""
     carrier = problem.carrier
-    return isinstance(carrier, Cached) and (not carrier.new or set(carrier.new) != {problem.i})
+    return isinstance(carrier, Kept) and (not carrier.new or carrier.new != carrier.q_lengths)
 
 
 RESTRICTIONS: dict[str, Restriction] = {
     "always_causal": Restriction("every call is causal", lambda x: not x.causal),
     "some_heads": Restriction("at least one head", lambda x: not x.h),
     "equal_lengths": Restriction("as many keys as queries", lambda x: _other_lengths(x)),
-    "always_append": Restriction("a call with a cache appends a key for each query", _appends_less),
+    "always_append": Restriction("a call with a cache or pages appends a key for each query", _appends_less),
     "one_tensor": Restriction("queries, keys and values are one tensor", lambda x: not (x.q is x.k is x.v)),
     "padding_only": Restriction("a mask is key padding (b j)", lambda x: x.mask is not None and x.mask.ndim != 2),
     "mask_or_bias": Restriction("a mask or a bias, not both", lambda x: x.mask is not None and x.bias is not None),
@@ -126,6 +126,8 @@ def undeclared(offers: Iterable[str], restrictions: Iterable[str], problem: Prob
     beside a plain call: otherwise an adapter could conform by refusing what is hard.
     """
     offered = set(offers)
+    if "always_append" in restrictions and problem.i > problem.j:  # a dense problem of who has a form alone
+        return ""
     plain = next((heads for heads in ("mha", "shared_kv", "mqa") if heads in offered), "mha")
     beyond = needs(problem) - {plain, *(("causal",) if "always_causal" in restrictions else ())}
     if not needs(problem) <= offered or len(beyond) > 1:

@@ -2,11 +2,15 @@
 
     python benchmarks/diagnosis.py [--only NAME …] [--part 0/2] [--markdown docs/diagnosis.md]
     python benchmarks/diagnosis.py --tabulate --markdown docs/diagnosis.md      # what the results say so far
+    python benchmarks/diagnosis.py --ragged --into FOLDER --markdown results/DATE-ragged-diagnosis.md
 
 Each mutant runs in a process of its own, up to its first failure. The script asks it the tests of its own clause; if they pass,
 all tests; if those pass, too, the tests of its own clause in tier standard. tests/mutants/diagnoses.json holds the names that
 say what a mutant does, or none where the vocabulary has no word for it. The script appends results to INTO/diagnosis.jsonl. The
 same command goes on where it stopped, and several may run side by side, each with its part.
+
+--ragged asks the families of many sequences and of determinism, in float32 and in tier smoke alone: the own clause first, then
+its chapter.
 """
 
 from __future__ import annotations
@@ -35,14 +39,22 @@ from kill_matrix import read, remember  # noqa: E402
 from mutants.base import FAMILIES, load  # noqa: E402
 
 from attnspec.conformance.diagnosis import explain  # noqa: E402
-from attnspec.conformance.diagnosis.folding import PLAIN, Fault, fold  # noqa: E402
+from attnspec.conformance.diagnosis.folding import BY_CLAUSE, PLAIN, Fault, fold  # noqa: E402
 from attnspec.conformance.diagnosis.names import names_to_print  # noqa: E402
 from attnspec.conformance.mistakes.vocabulary import MISTAKES  # noqa: E402
 from attnspec.conformance.subject import subject  # noqa: E402
 from attnspec.spec import CHOICES, index  # noqa: E402
 
 EXPECTED = ROOT / "tests" / "mutants" / "diagnoses.json"
-LIMIT = 240  # seconds for one mutant
+LIMIT, LIMIT_RAGGED = 240, 60  # seconds for one mutant
+RAGGED = {
+    "varlen": ("honest_ragged.packed", "VARLEN"),
+    "cache": ("honest_ragged.cached", "CACHE"),
+    "paged": ("honest_ragged.paged", "PAGED"),
+    "rotary": ("rotated.Honest", "ROTARY"),
+    "mla": ("rotated.Honest", "MLA"),
+    "determinism": ("steady.Steady", "DETERMINISM,BATCH"),
+}  # families of many sequences: an honest kernel that asks for the same answers, and the chapters
 SHOWN = {"silent": "rightly none", "survived": "did not fail"}  # verdicts in other words on the page
 OBSERVED = {*PLAIN, "coarse arithmetic"}  # facts that stand under "found": no mistake is named
 
@@ -57,10 +69,9 @@ def said(fault: Fault) -> list[str]:
     if kind == "choice":
         choice, _, value = rest.partition("=")
         return [CHOICES[choice].mistake_of(value)]
-    own = {"inputs", "memory", "global", "answer", "earlier", "misfits", "rate", "coarse"}
-    return (
-        [first] if kind in own else [kind] if kind in ("raised", "type", "shape", "dtype", "device", "missing", "changed") else []
-    )
+    if first in {*BY_CLAUSE.values(), "coarse arithmetic"}:
+        return [first]
+    return [kind] if kind in ("raised", "type", "shape", "dtype", "device", "missing", "changed") else []
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -80,12 +91,18 @@ def measured(name: str) -> dict[str, Any]:
 
     explain.diagnose, explain.Explainer.reduce = timed(diagnose), timed(reduce)  # type: ignore[method-assign]
     impl, began = f"mutants.implementations.{name}", time.perf_counter()
-    own = f"--clauses={load()[name].clause}"
-    for options, tier in (((own,), "smoke"), ((), "smoke"), ((own,), "standard")):
+    one = load()[name]
+    ragged = one.family in RAGGED  # tests/test_ragged_diagnosis.py runs scripts of these
+    own = f"--clauses={one.clause}"
+    asked: list[tuple[tuple[str, ...], str]] = [((own,), "smoke"), ((), "smoke"), ((own,), "standard")]
+    if ragged:
+        chapter = f"--clauses={RAGGED[one.family][1]}"
+        asked = [(("--impl-dtypes=float32", clauses), "smoke") for clauses in (own, chapter)]
+    for options, tier in asked:
         outcome = judge(impl, "-x", *options, tier=tier)
         if any(index()[failure.clause].binding for failure in outcome.failures):
             break
-    scripts = [script for failure in outcome.failures if (script := failure.data["repro"])]
+    scripts = [script for failure in outcome.failures if not ragged and (script := failure.data["repro"])]
     faults = [
         {
             "clause": fault.failure.clause,
@@ -125,7 +142,7 @@ def alone(name: str) -> dict[str, Any]:
     there.close()
     result: dict[str, Any] = {"error": "timeout", "faults": []}
     try:
-        if here.poll(LIMIT):
+        if here.poll(LIMIT_RAGGED if load()[name].family in RAGGED else LIMIT):
             result = here.recv()
     except EOFError:
         result = {"error": "the process ended without a word", "faults": []}
@@ -146,23 +163,32 @@ def verdict(one: dict[str, Any], expected: dict[str, list[str]]) -> str:
     return "survived" if not one["faults"] else "missed" if right else "silent"
 
 
-def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]]) -> str:
-    """The page: rates, costs, and every mutant with what was said of it."""
+def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]], ragged: bool = False) -> str:
+    """The page: rates, costs, and every mutant with what was said of it. ragged: of many sequences, or of all other families."""
     mutants = load()
-    every = [name for name, one in mutants.items() if one.kind != "liar"]
-    results = {name: one for name, one in results.items() if name in mutants}
+    every = [name for name, one in mutants.items() if one.kind != "liar" and (one.family in RAGGED) == ragged]
+    results = {name: one for name, one in results.items() if name in every}
     verdicts = {name: verdict(one, expected) for name, one in results.items()}
     counts = Counter(verdicts.values())
     asked = sum(counts.values()) - counts["survived"]
     good = counts["right"] + counts["silent"]
     costs = [one["longest"] for one in results.values() if one.get("longest")]
     scripts = {name: one["script"] for name, one in results.items() if one.get("script") is not None}
-    lines = [
-        "# Is the right mistake named?",
-        "",
-        f"`python {Path(__file__).relative_to(ROOT)} --markdown docs/diagnosis.md` wrote this page. It asks each mutant the",
+    this = f"python {Path(__file__).relative_to(ROOT)}"
+    asks = [
+        f"`{this} --markdown docs/diagnosis.md` wrote this page. It asks each mutant the",
         "tests of its own clause in tier smoke. If they pass it asks all of smoke, and if that passes, too, the tests of its own",
         "clause in standard, each time up to the first failure. A name is right if tests/mutants/diagnoses.json expects it. If the",
+    ]
+    asks_ragged = [
+        f"`{this} --ragged --markdown …` wrote this page. It asks each mutant of many sequences, and of determinism, the",
+        "tests of its own clause in float32 and tier smoke. If they pass it asks those of its chapter, each time up to the first",
+        "failure. Which bits vary has no name. A name is right if tests/mutants/diagnoses.json expects it. If the",
+    ]
+    lines = [
+        f"# Is the right mistake named?{' Calls of many sequences' * ragged}",
+        "",
+        *(asks_ragged if ragged else asks),
         "suite says “either …, or …”, one of the two must be expected. Any other name is wrong; if none is expected, every name",
         "is. We wrote mutants and mistakes side by side. For a kernel that we did not think of, expect fewer names, given with the",
         "same care.",
@@ -176,9 +202,16 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
         f"The vocabulary has {len(MISTAKES)} mistakes. It took {median(costs or [0.0]):.1f} s at the median, and at most",
         f"{max(costs, default=0.0):.1f} s, to reduce or to diagnose one failure, on a machine that others used as well.",
         "",
-        f"{len(scripts)} mutants got a script with their first failure. {list(scripts.values()).count(1)} of these scripts show",
-        "the fault without the suite." + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
-        "",
+        *(
+            [
+                f"{len(scripts)} mutants got a script with their first failure. {list(scripts.values()).count(1)} of these show",
+                "the fault without the suite."
+                + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
+                "",
+            ]
+            if scripts
+            else []
+        ),
         "| family | mutants | right | rightly none | missed | wrong | did not fail |",
         "|---|" + "---|" * 6,
     ]
@@ -200,6 +233,7 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]])
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ragged", action="store_true", help="the families of many sequences, and no others")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[])
     parser.add_argument("--part", default="0/1", metavar="N/M")
     parser.add_argument("--into", type=Path, default=Path(tempfile.gettempdir()) / "attnspec-diagnosis")
@@ -210,13 +244,15 @@ def main() -> int:
     arguments.into.mkdir(parents=True, exist_ok=True)
     path, (part, parts) = arguments.into / "diagnosis.jsonl", map(int, arguments.part.split("/"))
     # By the hash of their names, so that results so far are a sample of all.
-    every = sorted((name for name, one in load().items() if one.kind != "liar"), key=lambda x: sha256(x.encode()).digest())
+    among = (name for name, one in load().items() if one.kind != "liar" and (one.family in RAGGED) == arguments.ragged)
+    every = sorted(among, key=lambda x: sha256(x.encode()).digest())
     names = arguments.only or every[part::parts]
     todo = [] if arguments.tabulate else [name for name in names if arguments.again or name not in read(path)]
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))
     if len(todo) > 20:
         subject.solve = remember  # type: ignore[assignment]
-        judge("honest.tiled")
+        for honest, chapter in {RAGGED[load()[name].family] for name in todo} if arguments.ragged else [("honest.tiled", "")]:
+            judge(honest, *(["--impl-dtypes=float32", f"--clauses={chapter}"] if chapter else []))
     for name in todo:
         result = alone(name)
         with path.open("a", encoding="utf-8") as file:
@@ -227,7 +263,7 @@ def main() -> int:
             flush=True,
         )
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(read(path), expected), encoding="utf-8")
+        arguments.markdown.write_text(markdown(read(path), expected, arguments.ragged), encoding="utf-8")
     return 0
 
 

@@ -73,7 +73,7 @@ class RaggedExact(Exact):
 @implements("PAGED-1", "PAGED-5", "PAGED-6", "PAGED-8", "PAGED-9")
 def solve_ragged(problem: Problem, dialect: Dialect, each: Solve) -> RaggedExact:
     """The exact answer to a problem with a carrier. each: solves a dense problem."""
-    parts = tuple(each(_as_it_turns(problem, dialect, n, one)) for n, one in enumerate(sequences(problem)))
+    parts = tuple(each(as_it_turns(problem, dialect, n, one)) for n, one in enumerate(sequences(problem)))
 
     def put(name: str, of: Callable[[Exact], Array]) -> Array:
         return joined(problem, name, [of(x) for x in parts], parts)
@@ -107,7 +107,7 @@ def solve_ragged(problem: Problem, dialect: Dialect, each: Solve) -> RaggedExact
 
 
 @implements("ROTARY-1", "ROTARY-2", "ROTARY-3", "ROTARY-4", "ROTARY-5", "ROTARY-7", "ROTARY-9")
-def _as_it_turns(problem: Problem, dialect: Dialect, n: int, one: Problem) -> Problem:
+def as_it_turns(problem: Problem, dialect: Dialect, n: int, one: Problem) -> Problem:
     """A sequence as a call of this dialect sees it whose new keys and queries are turned.
 
     A problem holds them turned, by the pairs that its carrier names, and queries by positions of their own. Where the call does not

@@ -26,8 +26,8 @@ from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.match import look, screen
 from attnspec.conformance.diagnosis.names import COARSE, Diagnosis, names_to_print, other_choice, sentence
 from attnspec.conformance.judging.judge import judge
-from attnspec.conformance.mistakes.table import kernel_at
-from attnspec.conformance.mistakes.vocabulary import MISTAKES
+from attnspec.conformance.mistakes.table import Chapter, kernel_at
+from attnspec.conformance.mistakes.vocabulary import CHAPTERS, MISTAKES
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.words import describe
 from attnspec.conformance.report import failure as report
@@ -119,6 +119,14 @@ def test_where_a_mistake_is_made_is_said_of_the_problem_that_is_shown() -> None:
 def test_what_mutants_should_be_called_is_in_the_vocabulary() -> None:
     assert EXPECTED.keys() <= load().keys()
     assert {name for names in EXPECTED.values() for name in names} <= MISTAKES.keys() | OBSERVED
+
+
+def test_no_mistake_has_the_name_of_another() -> None:
+    """One of the lse hid one of backward for as long as both were called lse_without_maximum."""
+    assert {"lse_without_maximum", "lse_without_maximum_in_backward"} <= MISTAKES.keys()
+    with pytest.raises(ValueError, match="two mistakes are called lse_zero"):
+        Chapter().special("lse_zero", "another one", lambda x: None)
+    assert sum(len(chapter.mistakes) for chapter in CHAPTERS) == len(MISTAKES)
 
 
 # NO NAME RATHER THAN A WRONG ONE

@@ -23,7 +23,7 @@ from attnspec.adapters.forms.parts import apart, filling, look_at, nobodys, side
 from attnspec.adapters.restrictions import sizes
 from attnspec.adapters.within import Call
 from attnspec.spec import Problem
-from attnspec.spec.ragged import FORMS, Carrier, Paged
+from attnspec.spec.ragged import FORMS, Carrier, Kept, Paged
 from attnspec.spec.turns import cos_and_sin, turned
 
 
@@ -120,7 +120,8 @@ def offered(adapter: Any) -> str:
 def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) -> Problem:
     """A dense problem in a form, whose batch items are sequences of one length. Raises Unsupported where it can't be one.
 
-    Where it has rows that are nobody's, they hold finite numbers: what those do is for problems that have a carrier to show.
+    Where it has rows that are nobody's, they hold finite numbers: what those do is for problems that have a carrier to show. Who
+    always appends gets a new key for each query.
     """
     if problem.mask is not None or problem.bias is not None or problem.shared:
         what = "one shared head" if problem.shared else "a mask" if problem.mask is not None else "a bias"
@@ -128,6 +129,10 @@ def as_a_form(problem: Problem, feature: str, restrictions: Iterable[str] = ()) 
     carrier: Carrier = FORMS[feature]((problem.i,) * problem.b, (problem.j,) * len(problem.k))
     if isinstance(carrier, Paged):
         carrier = replace(carrier, poison="lure", size=sizes(restrictions).get("page_size", carrier.size))
+    if isinstance(carrier, Kept) and "always_append" in restrictions:
+        if problem.i > problem.j:
+            raise Unsupported(f"a {feature} call that appends a key for each query has no fewer keys than queries")
+        carrier = replace(carrier, new=carrier.q_lengths)
     found = copy.copy(problem)  # and not checked: sizes that do not fit are for the implementation to refuse
     object.__setattr__(found, "carrier", carrier)
     return found

@@ -22,5 +22,6 @@ SHIPPED = {
         ("attnspec.adapters.shipped.onnx", "nodes"),
     ),
     "transformers-packed": ("attnspec.adapters.shipped.transformers", "packed"),
+    **dict.fromkeys(("torch-paged", "transformers-paged"), ("attnspec.adapters.shipped.paged", "paged")),
     "openvino": ("attnspec.adapters.shipped.openvino", "compiled"),
 }

@@ -18,7 +18,7 @@ import numpy as np
 from attnspec.adapters.watch.spent import spent
 from attnspec.conformance.diagnosis.blame import ROUNDED
 from attnspec.conformance.diagnosis.dropped import dropped
-from attnspec.conformance.diagnosis.evidence import ENORMOUS, EVIDENCE, calmer, dense, finer, probes, shuffled, steady
+from attnspec.conformance.diagnosis.evidence import ENORMOUS, EVIDENCE, calmer, dense, finer, poisoned, probes, shuffled, steady
 from attnspec.conformance.diagnosis.match import CLOSE, Fit, Seen, look, place, screen, shows, touches
 from attnspec.conformance.diagnosis.names import COARSE, FEW, SPECIAL, Diagnosis, exceptions_of, names_to_print
 from attnspec.conformance.mistakes.vocabulary import MISTAKES
@@ -94,7 +94,9 @@ def _evidence(
     made: list[Asked] = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
     if made and cases and right(cases[0]):
         cases, evidence = [], []  # it is the test that makes it fail
-    return [problem, *made[:1], *dict.fromkeys(evidence), partial(dense, problem), *made[1:], *others]
+    # Of NaN that comes through, numbers in its place say whether they have a weight.
+    numbers: list[Asked] = [partial(poisoned, problem, "lure"), partial(poisoned, problem, "huge")] if problem.carrier else []
+    return [problem, *made[:1], *dict.fromkeys(evidence), *numbers, partial(dense, problem), *made[1:], *others]
 
 
 def _diagnose(

@@ -83,6 +83,12 @@ def shuffled(problem: Problem, seed: int) -> Problem:
     return problem.replace(**other)
 
 
+def poisoned(problem: Problem, poison: str) -> Problem:
+    """The problem with something else where nobody may read."""
+    assert problem.carrier is not None
+    return problem.replace(carrier=replace(problem.carrier, poison=poison))
+
+
 def dense(problem: Problem) -> Problem:
     """The problem with contiguous tensors."""
     return problem.replace(**{name: x.contiguous() for name, x in problem.inputs().items()})

@@ -27,6 +27,9 @@ BY_CLAUSE = {
     "ERROR-2": "answered sizes that do not fit",
     "ERROR-4": "accepted a bad rate",
     "ERROR-5": "read foreign memory",
+    "VARLEN-13": "remembered an earlier call",
+    "CACHE-11": "remembered an earlier call",
+    "PAGED-12": "remembered an earlier call",
 }
 PLAIN = {"output_nan", "output_zero"}  # mistakes that are no more than what was found
 

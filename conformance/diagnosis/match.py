@@ -119,7 +119,8 @@ class Fit:
 def look(subject: Subject, problem: Problem, exact: Exact | None = None) -> Seen | None:
     """The problem asked (once more), or None where no answer of the right form came."""
     answer = subject.run(problem)
-    if answer.refusal is not None or answer.changed:
+    # Where a form lays out the call, it is copies that the call wrote to: what it answered is an answer to this problem.
+    if answer.refusal is not None or (answer.changed and problem.carrier is None):
         return None
     exact = exact if exact is not None else subject.solve(problem)
     tolerance = exact.tolerance(subject.required_class(str(problem.dtype)[6:]))

@@ -259,7 +259,7 @@ special(
 )
 special("lse_of_row_before", "backward uses the lse of the previous row", lambda x: again(x, lse=lambda y: np.roll(y, 1, 2)), "do")
 special("lse_of_first_head", "backward uses the lse of head 0", lambda x: again(x, lse=lambda y: y[:, :1]), "do")
-special("lse_without_maximum", "backward's lse lacks the maximum", lambda x: again(x, lse=lambda y: y - x.m), "do")
+special("lse_without_maximum_in_backward", "backward's lse lacks the maximum", lambda x: again(x, lse=lambda y: y - x.m), "do")
 
 
 def other_scale(x: Kernel, scale: float) -> Wrong:

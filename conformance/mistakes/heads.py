@@ -35,13 +35,13 @@ enter("first_kv_head", "all query heads use key/value head 0", lambda x: of_firs
 enter("first_item", "all batch items use the keys and values of item 0", lambda x: of_first_kv(x, 0))
 
 
-def kv_at(x: Kernel, head: Array, keys: bool = True) -> Wrong:
-    """Query head n uses values and, if `keys`, keys of head[n]; None where those are its own."""
+def kv_at(x: Kernel, head: Array, keys: bool = True, values: bool = True) -> Wrong:
+    """Query head n uses keys and values of head[n], or one of them; None where those are its own."""
     if np.array_equal(head, x.kv_head) or x.k.ndim == 3:
         return None
-    k, v = x.k[:, head if keys else x.kv_head], x.v[:, head]
-    wrong = x.on(k=k, v=v)
-    for name, a, at in (("dk", x.k, head if keys else x.kv_head), ("dv", x.v, head)):
+    of_keys, of_values = (head if asked else x.kv_head for asked in (keys, values))
+    wrong = x.on(k=x.k[:, of_keys], v=x.v[:, of_values])
+    for name, a, at in (("dk", x.k, of_keys), ("dv", x.v, of_values)):
         if name in wrong:
             total = np.zeros_like(a)
             for n, g in enumerate(at):
@@ -88,6 +88,7 @@ special(
 special(
     "values_of_first_head", "all query heads use the values of head 0", lambda x: kv_at(x, np.zeros_like(x.kv_head), keys=False)
 )
+special("keys_of_first_head", "all query heads use the keys of head 0", lambda x: kv_at(x, np.zeros_like(x.kv_head), values=False))
 special("next_item", "keys and values of the next batch item are used", lambda x: of_item(x, -1))
 special("previous_item", "keys and values of the previous batch item are used", lambda x: of_item(x, 1), of="next_item")
 special(

@@ -125,7 +125,7 @@ enter("lse_empty_minus_inf", "the lse of a row without a key is −∞", lambda 
 enter("lse_empty_plus_inf", "the lse of a row without a key is +∞", lambda x: of_empty(x, inf), "lse")
 enter("lse_empty_sentinel", "the lse of a row without a key is a very negative number", lambda x: of_empty(x, 5 * SENTINEL), "lse")
 
-special("lse_empty_zero", "the lse of a row without a key is zero", lambda x: of_empty(x, 0.0), "lse")
+enter("lse_empty_zero", "the lse of a row without a key is zero", lambda x: of_empty(x, 0.0), "lse", special=True)
 special("lse_zero", "the lse is zero", lambda x: {"lse": np.zeros_like(right(x))}, "lse", coarse=True)
 special("lse_nan", "the lse is NaN", lambda x: {"lse": np.full(right(x).shape, np.nan)}, "lse", coarse=True)
 special("lse_negated", "the lse has the other sign", lambda x: {"lse": -right(x)}, "lse")

@@ -30,20 +30,28 @@ def enter(
     *,
     special: bool = False,
     of: str = "",
+    values: Rows | None = None,
 ) -> None:
-    """Enter a mistake: the rows that each sequence reads, where its queries start, in which forms, and where it can be made."""
+    """Enter a mistake: the rows that each sequence reads, where its queries start, in which forms, and where it can be made.
+
+    values: as many rows, where those of the values are others.
+    """
 
     def wrong(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
         if problem.carrier is None or problem.carrier.feature not in forms or not isinstance(exact, RaggedExact):
             return None
         x = sequences_at(problem, dialect)
-        if not holds(x) or (rows is None and not x.placed):
+        if not holds(x) or (rows is None and values is None and not x.placed):
             return None
-        read = reads(x, lambda n: x.rows(n) if rows is None else rows(x, n), None if start is None else lambda n: start(x, n))
+        read = reads(
+            x,
+            lambda n: x.rows(n) if rows is None else rows(x, n),
+            None if start is None else lambda n: start(x, n),
+            None if values is None else lambda n: values(x, n),
+        )
         return x.reading(exact, read)
 
-    assert name not in RAGGED.mistakes, f"two mistakes are called {name}"
-    RAGGED.mistakes[name] = Mistake(name, says, wrong, special=special, of=of)
+    RAGGED.add(Mistake(name, says, wrong, special=special, of=of))
 
 
 def from_rows(x: Sequences, n: int) -> None:
@@ -118,6 +126,27 @@ both(
     "length_of_slot", "the room of a slot is taken for the number of keys in it", longer(lambda x, n: x.room), ("padded", "cached")
 )
 both(
+    "length_of_first_at_most",
+    "no sequence has more keys than the first",
+    longer(lambda x, n: min(x.j[n], x.j[x.turn[0]] or x.j[n])),
+    holds=several,
+    special=True,
+)
+both("length_of_queries", "no sequence has more keys than queries", longer(lambda x, n: min(x.i[n], x.j[n])), special=True)
+both(
+    "length_to_the_end",
+    "the keys of the last sequence go on to the end of the tensor",
+    lambda x, n: np.arange(x.starts[n], x.count) if n == x.turn[-1] else x.rows(n),
+    ("packed",),
+    special=True,
+)
+enter(
+    "no_keys_is_one_key",
+    "a sequence without keys attends to one row, the first of its room or of the pool",
+    lambda x, n: x.rows(n) if x.j[n] else np.zeros(min(x.count, 1), int) if x.form == "paged" else x.rows(n, 1),
+    special=True,
+)
+both(
     "slot_read_whole",
     "the rows behind a sequence in its own slot are read as its keys",
     longer(lambda x, n: x.j[n] + getattr(x.carrier, "k_gap", 0)),
@@ -173,6 +202,14 @@ both(
     longer(lambda x, n: x.j[n] + x.new[n]),
     ("cached", "paged"),
     holds=appends,
+)
+both(
+    "new_keys_as_many_as_first",
+    "no sequence has more new keys than the first",
+    longer(lambda x, n: x.j[n] - x.new[n] + min(x.new[n], x.new[0])),
+    ("paged",),
+    holds=appends,
+    special=True,
 )
 enter(
     "new_keys_alone",
@@ -277,6 +314,14 @@ enter(
     special=True,
 )
 enter(
+    "one_key_early",
+    "each sequence attends to the row before its first key, too",
+    lambda x, n: np.append(x.rows(n)[:1] - 1, x.rows(n)) if x.j[n] and x.rows(n)[0] else x.rows(n),
+    from_rows,
+    ("packed", "cached"),
+    special=True,
+)
+enter(
     "gaps_ignored",
     "where a sequence begins is computed from lengths, as if there were no room between them",
     lambda x, n: np.arange(x.j[n]) + sum(x.j[m] for m in x.turn[: x.turn.index(n)]),
@@ -302,130 +347,6 @@ enter(
     several,
 )
 
-# SLOTS AND PAGES
-
-enter(
-    "slots_ignored",
-    "each sequence has the slot of its own number, whatever the call says",
-    lambda x, n: x.rows(n) % x.room + n * x.room,
-    None,
-    ("cached",),
-    lambda x: x.given.get("slots") is not None,
-)
-both(
-    "left_ignored",
-    "the rows before the first key are attended to as keys",
-    lambda x, n: x.rows(n, 0) if not x.j[n] else np.concatenate([np.arange(x.rows(n)[0] - x.left[n], x.rows(n)[0]), x.rows(n)]),
-    ("cached",),
-    holds=lambda x: any(x.left),
-)
-both(
-    "left_not_added",
-    "each sequence's keys are read from the beginning of its slot, and as many as it has",
-    lambda x, n: x.rows(n) - x.left[n],
-    ("cached",),
-    holds=lambda x: any(x.left),
-    special=True,
-)
-both(
-    "left_added_to_length",
-    "the rows before the first key are added to the length, which counts them already",
-    longer(lambda x, n: x.j[n] + x.left[n]),
-    ("cached",),
-    holds=lambda x: any(x.left),
-    special=True,
-)
-both(
-    "left_taken_twice",
-    "the rows before the first key are taken off the length twice",
-    longer(lambda x, n: x.j[n] - x.left[n]),
-    ("cached",),
-    holds=lambda x: any(x.left),
-    special=True,
-)
-enter(
-    "placed_with_left",
-    "the queries stand at their rows of the slot, and the keys at their numbers from the first key on",
-    None,
-    lambda x, n: x.start(n) + x.left[n],
-    ("cached",),
-    lambda x: any(x.left),
-)
-enter(
-    "placed_without_left",
-    "the keys stand at their rows of the slot, and the queries at their numbers from the first key on",
-    None,
-    lambda x, n: x.start(n) - x.left[n],
-    ("cached",),
-    lambda x: any(x.left),
-    special=True,
-)
-
-
-def through(pages: Callable[[Sequences, int], Array]) -> Rows:
-    """With these pages in the place of those that the table names."""
-
-    def rows(x: Sequences, n: int) -> Array:
-        found = x.in_pages(pages(x, n), np.arange(x.j[n]))
-        return found[found >= 0]
-
-    return rows
-
-
-def in_order(x: Sequences, n: int) -> Array:
-    """The pages of a sequence where all are dealt out one after the other."""
-    counts = [-(-j // x.size) for j in x.j]
-    return np.arange(counts[n]) + sum(counts[:n])
-
-
-def exchanged(x: Sequences, n: int) -> Array:
-    """A row of the table whose memory is read column by column."""
-    return x.table.reshape(-1)[(n + np.arange(x.table.shape[1]) * x.b) % max(x.table.size, 1)]
-
-
-enter("table_ignored", "the table is not read: pages are taken one after the other", through(in_order), None, ("paged",))
-enter(
-    "table_from_page_zero",
-    "the table is not read: each sequence's pages begin with the first one",
-    through(lambda x, n: np.arange(x.count // x.size)),
-    None,
-    ("paged",),
-    special=True,
-    of="table_ignored",
-)
-enter("table_turned", "the rows and columns of the table are exchanged", through(exchanged), None, ("paged",), several)
-enter(
-    "first_page_for_all",
-    "each sequence's first page is read in the place of all of its pages",
-    through(lambda x, n: np.repeat(x.table[n][:1], x.table.shape[1])),
-    None,
-    ("paged",),
-)
-enter(
-    "pages_reversed",
-    "the pages of each sequence are read in reverse order",
-    through(lambda x, n: x.table[n][: -(-x.j[n] // x.size)][::-1]),
-    None,
-    ("paged",),
-    special=True,
-)
-enter(
-    "page_of_16",
-    "pages are read as if they had 16 rows",
-    lambda x, n: np.array(
-        [
-            row
-            for j in range(x.j[n])
-            if j // 16 < x.table.shape[1] and 0 <= (row := x.table[n][j // 16] * x.size + j % 16) < x.count
-        ],
-        int,
-    ),
-    None,
-    ("paged",),
-    lambda x: x.size != 16,
-    special=True,
-)
-
 # WHERE THE QUERIES STAND
 
 
@@ -445,6 +366,38 @@ for name, says, start, forms in (
     enter(
         f"placed_by_{name}", says, None, start, forms, bottom, special=name not in ("longest", "longest_keys", "room"), of=""
     )  # fmt: skip
+for name, says, start in (
+    ("sizes", "positions follow from the padded numbers of queries and keys", lambda x, n: x.problem.j - x.problem.i),
+    ("queries", "positions follow from the padded number of queries", lambda x, n: x.j[n] - x.problem.i),
+):
+    enter(f"placed_by_padded_{name}", says, None, start, ("padded",), bottom, special=True)
+for name, says, step in (("late", "late", 1), ("early", "early", -1)):
+    enter(
+        f"placed_one_{name}",
+        f"queries stand one position too {says}",
+        None,
+        lambda x, n, step=step: x.start(n) + step,
+        ALL,
+        bottom,
+        special=True,
+    )
+enter(
+    "placed_by_slack",
+    "queries stand as many places too late as the longest length that the call gives exceeds the true one",
+    None,
+    lambda x, n: x.start(n) + told(x) - max(x.j),
+    ("packed",),
+    special=True,
+)
+enter(
+    "placed_by_slots",
+    "positions follow from the room of slots, and not from the rows that are used",
+    None,
+    lambda x, n: x.start(n) + getattr(x.carrier, "k_gap", 0) - getattr(x.carrier, "q_gap", 0),
+    ("packed",),
+    bottom,
+    special=True,
+)
 enter(
     "placed_in_pack",
     "positions are places in the pack, and not in the sequence",
@@ -477,7 +430,7 @@ def slopes_of(name: str, says: str, other: Callable[[Sequences, int], int | None
         wrong = x.reading(exact, lambda n: None if (m := other(x, n)) is None else x.own(n)._replace(slopes=m))
         return None if wrong is None else {key: value for key, value in wrong.items() if key != "dalibi_slopes"}
 
-    RAGGED.mistakes[name] = Mistake(name, says, wrong, special=special)
+    RAGGED.add(Mistake(name, says, wrong, special=special))
 
 
 slopes_of("slopes_of_first_sequence", "all sequences have the slopes of the first", lambda x, n: 0)

@@ -45,45 +45,59 @@ def laid_out(problem: Problem) -> dict[str, Any]:
     raise AssertionError("a form calls what it is given")
 
 
+def contiguously(x: torch.Tensor) -> torch.Tensor:
+    """What reads a tensor that takes its memory for contiguous."""
+    strides = torch.empty(x.shape, device="meta").stride()
+    return torch.as_strided(x, x.shape, strides, x.storage_offset())
+
+
 class Read(NamedTuple):
     """What one sequence attends to: rows of the keys' memory, where its first query stands among them, and whose slopes it has.
 
-    start: None where the alignment follows from how many rows are read.
+    start: None where the alignment follows from how many rows are read. values: as many rows, where the values are of others than
+    the keys.
     """
 
     rows: Array
     start: int | None
     slopes: int
+    values: Array | None = None
+
+    @property
+    def of_values(self) -> Array:
+        """The rows of the values."""
+        return self.rows if self.values is None else self.values
 
 
 class Sequences:
     """A ragged problem: which rows of memory each sequence has. Rows are numbered through all slots, pages or batch items.
 
     keys, values: (rows g d), as they are when attention begins, with new rows written. Behind them come the same rows as they were
-    before the call: row r before is row `count` + r.
+    before the call: row r before is row `count` + r. Row 2 `count` + r is row r of who takes the memory for contiguous.
     """
 
     def __init__(self, problem: Problem, dialect: Dialect) -> None:
         assert problem.carrier is not None
         self.problem, self.dialect, self.carrier = problem, dialect, problem.carrier
         self.form, self.b = problem.carrier.feature, problem.b
-        self.each = sequences_of(problem)
+        self.each = sequences_of(problem, dialect)
         self.i, self.j = list(self.carrier.q_lengths), list(self.carrier.k_lengths)
         self.new: list[int] = list(getattr(self.carrier, "new", ()) or [0] * self.b)
         self.left: list[int] = list(getattr(self.carrier, "left", ()) or [0] * self.b)
         self.given = laid_out(problem)
         keys, values = (self.given[name] for name in HELD_IN[self.form])
-        k, v = (
-            self._rows(x) for x in (keys, keys[..., : problem.e] if values is None else values)
-        )  # of latents keys alone are there
+        both = (keys, keys[..., : problem.e] if values is None else values)  # of latents keys alone are there
+        k, v = map(self._rows, both)
+        flat_k, flat_v = (self._rows(contiguously(x)) for x in both)
+        self.strided = not all(x.is_contiguous() for x in both)
         self.count, self.size = len(k), int(getattr(self.carrier, "size", 0))
         after_k, after_v = k.copy(), v.copy()
         for n in range(self.b):
             old = self.j[n] - self.new[n]
-            for whole, own in ((after_k, problem.k), (after_v, problem.v)):
-                written = to_float64(own[n, :, old : self.j[n]].detach()).swapaxes(0, 1)
+            for whole, own in ((after_k, self.each[n].k), (after_v, self.each[n].v)):
+                written = to_float64(own[0, :, old : self.j[n]].detach()).swapaxes(0, 1)
                 whole[self.rows(n)[old:]] = written
-        self.keys, self.values = np.concatenate([after_k, k]), np.concatenate([after_v, v])
+        self.keys, self.values = np.concatenate([after_k, k, flat_k]), np.concatenate([after_v, v, flat_v])
 
     def _rows(self, x: torch.Tensor) -> Array:
         whole = to_float64(x)
@@ -97,6 +111,10 @@ class Sequences:
     def room(self) -> int:
         """How many rows a slot has: of a cache or of padding."""
         return int(self.given["k_cache"].shape[1]) if self.form == "cached" else self.problem.j
+
+    def slot(self, n: int) -> int:
+        """The slot of a sequence in a cache; its own number elsewhere."""
+        return int((getattr(self.carrier, "slots", ()) or range(self.b))[n])
 
     @cached_property
     def table(self) -> Array:
@@ -136,8 +154,7 @@ class Sequences:
             found = np.where(place < self.room, n * self.room + place, -1)
         elif self.form == "cached":
             place = self.left[n] + place
-            slot = (getattr(self.carrier, "slots", ()) or range(self.b))[n]
-            found = np.where(place < self.room, slot * self.room + place, -1)
+            found = np.where(place < self.room, self.slot(n) * self.room + place, -1)
         else:
             found = self.in_pages(self.table[n], place)
         return found[(found >= 0) & (found < self.count)]
@@ -181,10 +198,10 @@ class Sequences:
             other = own if other is None else other
             if self._same(own, other):
                 found.append(None)
-                self._add(gradients, n, own.rows, dict(exact.parts[n].values))
+                self._add(gradients, n, own, dict(exact.parts[n].values))
                 continue
             wrong = self.attended(n, other)
-            self._add(gradients, n, other.rows, wrong)
+            self._add(gradients, n, other, wrong)
             found.append({name: x for name, x in wrong.items() if name not in gradients})
             changed = True
         if not changed:
@@ -192,7 +209,7 @@ class Sequences:
         return (put_together(self.problem, exact, found) or {}) | gradients
 
     def _same(self, own: Read, other: Read) -> bool:
-        if len(own.rows) == len(other.rows) and np.array_equal(own.rows, other.rows):
+        if np.array_equal(own.rows, other.rows) and np.array_equal(own.of_values, other.of_values):
             slopes = self.problem.alibi_slopes
             start = own.start if other.start is not None else None
             alike = slopes is None or slopes.ndim < 2 or own.slopes == other.slopes
@@ -202,7 +219,7 @@ class Sequences:
     def attended(self, n: int, read: Read) -> dict[str, Array]:
         """What the queries of a sequence give with these rows; NaN where one of them is not finite, whoever sees it."""
         one, rows = self.each[n], read.rows
-        k, v = (x[rows].swapaxes(0, 1)[None] for x in (self.keys, self.values))
+        k, v = (x[of].swapaxes(0, 1)[None] for x, of in ((self.keys, rows), (self.values, read.of_values)))
         if not (np.isfinite(k).all() and np.isfinite(v).all()):
             exact = solve(one, self.dialect)
             return {
@@ -218,10 +235,10 @@ class Sequences:
             changes["q_start"] = read.start
         return dict(solve(one.replace(**changes), self.dialect).values)
 
-    def _add(self, gradients: dict[str, Array], n: int, rows: Array, values: dict[str, Array]) -> None:
+    def _add(self, gradients: dict[str, Array], n: int, read: Read, values: dict[str, Array]) -> None:
         """Add the gradients of rows to those of the keys that they hold."""
         for name, total in gradients.items():
-            for at, row in enumerate(rows):
+            for at, row in enumerate(read.rows if name == "dk" else read.of_values):
                 owner = self.owners.get(int(row))
                 if owner is not None:
                     total[owner[0], :, owner[1]] += values[name][0, :, at]
@@ -231,15 +248,21 @@ sequences_at = lru_cache(maxsize=4)(Sequences)
 
 
 def reads(
-    x: Sequences, rows: Callable[[int], Array | None], start: Callable[[int], int | None] | None = None
+    x: Sequences,
+    rows: Callable[[int], Array | None],
+    start: Callable[[int], int | None] | None = None,
+    values: Callable[[int], Array | None] | None = None,
 ) -> Callable[[int], Read | None]:
-    """Each sequence reads these rows, None for its own; its queries stand where they are to, or at `start`."""
+    """Each sequence reads these rows, None for its own; its queries stand where they are to, or at `start`.
+
+    values: as many rows, where the values are of others.
+    """
 
     def read(n: int) -> Read | None:
         found = rows(n)
         if found is None:
             return None
         own = x.own(n)
-        return Read(found, own.start if start is None else start(n), own.slopes)
+        return Read(found, own.start if start is None else start(n), own.slopes, None if values is None else values(n))
 
     return read

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy import ndarray as Array
 
 from attnspec.conformance.mistakes.kernel import Kernel, Wrong
 from attnspec.reference import Exact
-from attnspec.reference.ragged import RaggedExact, joined
+from attnspec.reference.ragged import RaggedExact, as_it_turns, joined
 from attnspec.spec import Dialect, Problem
 from attnspec.spec.ragged import sequences
 
@@ -40,14 +40,28 @@ class Mistake:
 
 # All mistakes are asked of one problem after the other, as given and as presented, or of its sequences.
 kernel_at = lru_cache(maxsize=12)(Kernel)
-sequences_of = lru_cache(maxsize=4)(sequences)
+
+
+@lru_cache(maxsize=4)
+def sequences_of(problem: Problem, dialect: Dialect) -> tuple[Problem, ...]:
+    """The sequences of a ragged problem as a call of this dialect attends to them, each as a dense problem."""
+    return tuple(as_it_turns(problem, dialect, n, one) for n, one in enumerate(sequences(problem)))
 
 
 class Chapter:
-    """The mistakes of one chapter, by name, in the order in which they are entered."""
+    """The mistakes of one chapter, by name, in the order in which they are entered. No two of all chapters share a name."""
+
+    taken: ClassVar[set[str]] = set()
 
     def __init__(self) -> None:
         self.mistakes: dict[str, Mistake] = {}
+
+    def add(self, mistake: Mistake) -> None:
+        """Enter a mistake as it is. Raises ValueError where another one has its name: the vocabulary would lose one of the two."""
+        if mistake.name in self.taken:
+            raise ValueError(f"two mistakes are called {mistake.name}")
+        self.taken.add(mistake.name)
+        self.mistakes[mistake.name] = mistake
 
     def enter(self, name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", **of: Any) -> None:
         """Enter a canonical mistake, by which every problem is measured. `needs`: fields that a problem must have to show it."""
@@ -58,8 +72,7 @@ class Chapter:
                 return of_each(given, problem, dialect, exact)
             return None if lacking else wrong(kernel_at(problem, dialect))
 
-        assert name not in self.mistakes, f"two mistakes are called {name}"
-        self.mistakes[name] = Mistake(name, says, given, **of)
+        self.add(Mistake(name, says, given, **of))
 
     def special(
         self, name: str, says: str, wrong: Callable[[Kernel], Wrong], needs: str = "", of: str = "", coarse: bool = False
@@ -75,7 +88,7 @@ class Chapter:
 def of_each(wrong: Callable[[Problem, Dialect, Exact], Wrong], problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
     """What a mistake gives that is made in each sequence of a ragged problem; None where it can show in none of them."""
     assert isinstance(exact, RaggedExact)
-    each = sequences_of(problem)
+    each = sequences_of(problem, dialect)
     found = [wrong(one, dialect, right) for one, right in zip(each, exact.parts, strict=True)]
     return put_together(problem, exact, found)
 

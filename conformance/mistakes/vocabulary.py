@@ -8,6 +8,7 @@ bounds it does; :mod:`attnspec.conformance.diagnosis.diagnose` compares a failin
 
 from __future__ import annotations
 
+from attnspec.conformance.mistakes import apart, caches, pages  # noqa: F401  they enter mistakes in RAGGED
 from attnspec.conformance.mistakes.alibi import ALIBI
 from attnspec.conformance.mistakes.bias import BIAS
 from attnspec.conformance.mistakes.causal import CAUSAL
@@ -16,6 +17,7 @@ from attnspec.conformance.mistakes.empty import EMPTY
 from attnspec.conformance.mistakes.gradients import GRADIENTS
 from attnspec.conformance.mistakes.heads import HEADS
 from attnspec.conformance.mistakes.keys import KEYS
+from attnspec.conformance.mistakes.latents import LATENTS
 from attnspec.conformance.mistakes.lse import LSE
 from attnspec.conformance.mistakes.mask import MASK
 from attnspec.conformance.mistakes.memory import MEMORY
@@ -28,6 +30,7 @@ from attnspec.conformance.mistakes.sink import SINK
 from attnspec.conformance.mistakes.softcap import SOFTCAP
 from attnspec.conformance.mistakes.softmax import SOFTMAX
 from attnspec.conformance.mistakes.table import Mistake
+from attnspec.conformance.mistakes.turns import TURNS
 from attnspec.conformance.mistakes.window import WINDOW
 
 CHAPTERS = (
@@ -51,8 +54,10 @@ CHAPTERS = (
     POSITION,
     RAGGED,
     RAGGED_GRADIENTS,
+    TURNS,
+    LATENTS,
 )
-OF_SEQUENCES = RAGGED.mistakes | RAGGED_GRADIENTS.mistakes
+OF_SEQUENCES = RAGGED.mistakes | RAGGED_GRADIENTS.mistakes | TURNS.mistakes | LATENTS.mistakes
 # Of two special mistakes that explain a failure equally well, the one of these chapters is named first.
 NAMED_FIRST = (EMPTY, SCALE, SOFTMAX, OUTPUT, GRADIENTS)
 

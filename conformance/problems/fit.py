@@ -136,14 +136,17 @@ def _restricted(case: Case, restrictions: set[str]) -> Case:
     if "padding_only" in restrictions and case.mask != "none":
         changes["mask"] = "padding"
     case = replace(case, **changes)
-    if "always_append" in restrictions and form_of(case) == "cached":
+    if "always_append" in restrictions and form_of(case) in ("cached", "paged"):
         most = max(case.i, case.keys)
         case = replace(case, j=most if most > case.keys else case.j)
-        k_lengths = lengths_of(case)[1]
-        if min(k_lengths, default=case.i) < case.i:
-            case = replace(case, lengths="/".join(f"{case.i}:{max(n, case.i)}" for n in k_lengths))
-        if "append" not in case.carrier.split("+"):
-            case = replace(case, carrier=case.carrier.replace("cached", "cached+append"))
+        q_lengths, k_lengths = lengths_of(case)
+        q_lengths = q_lengths if form_of(case) == "paged" else (case.i,) * case.b
+        if any(i > j for i, j in zip(q_lengths, k_lengths, strict=True)):
+            case = replace(case, lengths="/".join(f"{i}:{max(i, j)}" for i, j in zip(q_lengths, k_lengths, strict=True)))
+        form, *words = case.carrier.split("+")
+        if "append" not in words:
+            size = [word for word in words if word.isdecimal()]
+            case = replace(case, carrier="+".join([form, *size, "append", *(word for word in words if word not in size)]))
     for n, (a, b) in enumerate((("mask", "bias"), ("mask", "causal"), ("bias", "causal"))):
         if f"{a}_or_{b}" in restrictions and getattr(case, a) != PLAIN[a] and getattr(case, b) != PLAIN[b]:
             dropped = a if case.seed >> n & 1 or (b == "causal" and causal) else b

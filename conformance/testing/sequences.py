@@ -79,8 +79,9 @@ def asked(subject: Subject, case: Case, **levels: Any) -> Problem:
         subject.adapter,
     )
     wanted = {name: level for name, level in levels.items() if name in ("carrier", "lengths")}
-    if "always_append" in subject.adapter.restrictions and wanted["carrier"] == "cached":
-        wanted = {"carrier": "cached+append"}
+    words = {*wanted["carrier"].split("+")}
+    if "always_append" in subject.adapter.restrictions and words & {"cached", "paged"} and "append" not in words:
+        wanted = {"carrier": found.carrier if words | {"append"} == {*found.carrier.split("+")} else ""}
     if "equal_lengths" in subject.adapter.restrictions:
         wanted.pop("lengths", None)
     if any(getattr(found, name) != level for name, level in wanted.items()):
