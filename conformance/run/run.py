@@ -256,7 +256,12 @@ class Run:
                 self.record.note(failure.remark)
 
     def look_at_originals(self) -> None:
-        """Say where the implementation has replaced a function that verdicts go through: those since then say nothing."""
+        """Say where the implementation has replaced a function that verdicts go through: those since then say nothing.
+
+        One that is isolated runs nowhere in this process.
+        """
+        if all(subject.adapter.isolated for subject in self.subjects):
+            return
         found = [name for name in (self.originals.put_back() if self.originals is not None else []) if name not in self.replaced]
         if found:
             self.replaced += found
