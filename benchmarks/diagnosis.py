@@ -185,6 +185,12 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]],
         "tests of its own clause in float32 and tier smoke. If they pass it asks those of its chapter, each time up to the first",
         "failure. Which bits vary has no name. A name is right if tests/mutants/diagnoses.json expects it. If the",
     ]
+    shown = list(scripts.values()).count(1)
+    of_scripts = [
+        f"{len(scripts)} mutants got a script with their first failure. {shown} of these scripts show",
+        "the fault without the suite." + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
+        "",
+    ]
     lines = [
         f"# Is the right mistake named?{' Calls of many sequences' * ragged}",
         "",
@@ -202,16 +208,7 @@ def markdown(results: dict[str, dict[str, Any]], expected: dict[str, list[str]],
         f"The vocabulary has {len(MISTAKES)} mistakes. It took {median(costs or [0.0]):.1f} s at the median, and at most",
         f"{max(costs, default=0.0):.1f} s, to reduce or to diagnose one failure, on a machine that others used as well.",
         "",
-        *(
-            [
-                f"{len(scripts)} mutants got a script with their first failure. {list(scripts.values()).count(1)} of these show",
-                "the fault without the suite."
-                + "".join(f" {name} ends with {code}." for name, code in scripts.items() if code != 1),
-                "",
-            ]
-            if scripts
-            else []
-        ),
+        *([] if ragged else of_scripts),
         "| family | mutants | right | rightly none | missed | wrong | did not fail |",
         "|---|" + "---|" * 6,
     ]
