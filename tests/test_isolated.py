@@ -140,6 +140,24 @@ def test_what_ends_the_process_ends_one_call(where: Isolated, i: int, ended: str
     assert sum(where.endings.values()) == 1
 
 
+def test_a_reply_that_an_interruption_left_is_nobodys(where: Isolated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes when the question is sent and nobody waits for the answer yet: what is asked then has its own answer."""
+    expected = where.ask(problem(2)).o
+    sent = Peer._sent
+
+    def interrupted(*given):
+        sent(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Peer, "_sent", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        where.ask(problem(1))
+    monkeypatch.undo()
+    assert where.script(problem(2)).source
+    assert same_bits(where.ask(problem(2)).o, expected)
+    assert where.peer.starts == 1, "the process goes on"
+
+
 def test_a_crash_shows_where_it_was(where: Isolated) -> None:
     """The log has Python's own words."""
     log = "\n".join(where.ask(problem(3)).log)

@@ -65,6 +65,7 @@ class Peer:
     _sender: Sender = field(default_factory=Sender)
     _settled: dict[int, dict[str, Any]] = field(default_factory=dict)  # by implementation, as the process knows it
     _requests: int = 0
+    _unanswered: set[int] = field(default_factory=set)  # requests that were sent, and whose reply nobody has read
     _outstanding: Callable[[], Any] | None = None
     _late: bool = False  # whether a call was too slow: others then have less time, or a hang costs the run
     _answered: bool = False  # whether this process has answered a call
@@ -87,6 +88,7 @@ class Peer:
             self.process.limit_memory(self.limits.memory)  # ours in Python sets it once torch is imported
         self.starts, self._answered, self._knows = self.starts + 1, False, True
         self._settled.clear()
+        self._unanswered.clear()
         try:
             reply = self._talk(
                 "start",
@@ -137,11 +139,16 @@ class Peer:
     def _sent(self, op: str, message: dict[str, Any]) -> tuple[Process, int]:
         assert self.process is not None
         self._requests += 1
+        self._unanswered.add(self._requests)
         self.process.send({"op": op, "id": self._requests, **message})
         return self.process, self._requests
 
     def _received(self, process: Process, op: str, number: int, seconds: float) -> dict[str, Any]:
         reply = process.receive(seconds)
+        while reply.get("id") != number and reply.get("id") in self._unanswered:  # Ctrl-C came before anybody waited for it
+            self._unanswered.discard(reply["id"])
+            reply = process.receive(seconds)
+        self._unanswered.clear()
         if (reply.get("op"), reply.get("id")) != (op, number):
             raise Misspoken(f"it answered {reply.get('op')!r} {reply.get('id')!r} where {op!r} {number} was asked")
         if "failed" in reply:

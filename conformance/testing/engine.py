@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from attnspec.adapters.reading import handlers, interrupted
+from attnspec.adapters.reading import handlers, interrupted, words
 from attnspec.adapters.within import PLAINLY
 from attnspec.conformance.diagnosis.blame import ALONE
 from attnspec.conformance.diagnosis.explained import By, Explained
@@ -124,7 +124,10 @@ class Asking(Telling):
             yield
         except BaseException as error:
             if interrupted(error, handlers()):
-                self._cut(case, finding)
+                try:
+                    self._cut(case, finding)
+                except Exception as own:  # it must not stand in the place of what ends the run
+                    self.run.record.interrupt(f"what {self.main.id} found last could not be told: {words(own)}")
             raise
 
     def _cut(self, case: Case, finding: Finding) -> None:
