@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,16 @@ def test_after_an_interruption_the_line_is_gone(tmp_path):
     assert code == 2
     assert not re.search(r"\d+ of \d+ tests ·", left)
     assert "INCOMPLETE · MUST clauses" in left
+
+
+@pytest.mark.parametrize("options", [("-p", "no:logging"), ("--log-cli-level=DEBUG",), ()])
+def test_what_tests_log_is_looked_for_where_somebody_asks(tmp_path, options):
+    """Without pytest's plugin for logs nobody can."""
+    (tmp_path / "kernel.py").write_text(KERNEL, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "--impl=kernel.py:attend", "--tier=smoke", "--impl-dtypes=float32"]
+    command += ["--clauses=SHAPE-4", "--without=backward", "-p", "no:cacheprovider", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 # WHERE

@@ -171,11 +171,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if run is None:
         return
     run.collected = len(session.items)
+    from attnspec.conformance.plugin.live import shows_logs
+
     ours = all(hasattr(getattr(item, "function", None), "clauses") for item in session.items)
-    if ours and config.pluginmanager.hasplugin("logging-plugin"):
-        wanted = any(config.getoption(name, None) or config.getini(name) for name in ("log_cli_level", "log_file"))
-        if not (wanted or config.getini("log_cli")):
-            config.pluginmanager.unregister(name="logging-plugin")
+    if ours and config.pluginmanager.hasplugin("logging-plugin") and not shows_logs(config):
+        config.pluginmanager.unregister(name="logging-plugin")
 
 
 @pytest.hookimpl(tryfirst=True)

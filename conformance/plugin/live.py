@@ -36,11 +36,18 @@ def goes_on_in_a_line(config: pytest.Config) -> bool:
     silent = option("capture") in ("fd", "sys") and option("verbose") <= 0 and not option("setupshow", False)
     debugged = option("usepdb", False) or option("trace", False)
     alone = option("dist", "no") == "no" and not hasattr(config, "workerinput") and not option("collectonly")
-    logged = option("log_cli_level", None) or config.getini("log_cli")
     # With a budget the first problems come before any test, and what a kernel in this process prints there is not captured.
     heard = option("--in-process", False) and option("--budget", None) is not None
     dots = hasattr(_reporter(config), "_show_progress_info")  # those of pytest's own reporter, in whose place the line stands
-    return pictures(config) and dots and silent and alone and not (debugged or logged or heard)
+    return pictures(config) and dots and silent and alone and not (debugged or shows_logs(config) or heard)
+
+
+def shows_logs(config: pytest.Config) -> bool:
+    """Whether somebody asked for what tests log."""
+    if config.pluginmanager.get_plugin("logging-plugin") is None:
+        return False
+    asked = any(config.getoption(name, None) or config.getini(name) for name in ("log_cli_level", "log_file"))
+    return asked or bool(config.getini("log_cli"))
 
 
 def _reporter(config: pytest.Config) -> Any:
