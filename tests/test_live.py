@@ -45,6 +45,7 @@ def on_a_terminal(folder: Path, *options: str, name: str = "attend", interrupt: 
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(folder)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell has it ignored, and so have its children
         os.execve(command[0], [*command, "-p", "no:cacheprovider", "--without=backward", *options], environment)
     said = b""
     while True:
