@@ -25,6 +25,7 @@ def write(tmp_path, monkeypatch):
     """Write a module into an importable folder; it is forgotten afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+    sys.modules.pop("kernel", None)  # another test's
     before = set(sys.modules)
 
     def write(name: str, text: str) -> Path:
