@@ -5,12 +5,12 @@ python benchmarks/bounds_picture.py
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy import ndarray as Array
+from picture import INK, picture
 
 from attnspec.reference import solve, to_float64
 from attnspec.spec import CANONICAL, Problem
@@ -18,7 +18,6 @@ from attnspec.spec import CANONICAL, Problem
 PICTURE = Path(__file__).parent.parent / "docs" / "bounds.svg"
 SIZES = tuple(10.0**n for n in range(-6, 4))  # of the values, one for each head
 KEYS, QUERIES, WIDTH, TOLERANCE = 17, 2, 8, 1e-3
-INK = "#808080"
 
 
 def points() -> dict[str, Array]:
@@ -41,16 +40,9 @@ def points() -> dict[str, Array]:
 
 def draw(path: Path) -> None:
     """The picture, readable on white and on black."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
     at = {name: x.reshape(len(SIZES), -1) for name, x in points().items()}
     spread = np.array(SIZES)[:, None] * np.logspace(-0.35, 0.35, QUERIES * WIDTH)  # the elements of a head side by side
-    look = {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK}
-    with mpl.rc_context(look | {"font.size": 12, "svg.fonttype": "none", "svg.hashsalt": "bounds"}):
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    with picture(path, size=(8, 5), font=12) as (_, axes):
         axes.plot(spread, at["wrong"], "x", color="#d0342c", markersize=4)
         axes.plot(spread, at["correct"], "o", color="#3b82c4", markersize=2.5)
         axes.plot(spread, at["bound"], "_", color="#3f9a64", markersize=5)
@@ -69,9 +61,6 @@ def draw(path: Path) -> None:
         axes.set_ylabel("error of an element of the output")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=INK, alpha=0.2, linewidth=0.5)
-        figure.savefig(path, transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 import corridor_tally
 import numpy as np
 import torch
-from corridor_report import picture, table
+from corridor_report import plot, table
 from corridor_tally import Tally, distributions, shares
 from numpy.random import Generator, default_rng
 
@@ -509,7 +509,7 @@ def publish(store: Store, options: argparse.Namespace, command: str) -> int:
     svg = ""
     if options.markdown is not None:
         try:
-            picture(tally, options.markdown.with_suffix(".svg"))
+            plot(tally, options.markdown.with_suffix(".svg"))
             svg = options.markdown.with_suffix(".svg").name
         except ImportError:
             print("matplotlib is not installed: no plot", file=sys.stderr)

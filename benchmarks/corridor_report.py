@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from corridor_tally import BINS, LEAST, STEP, Share, Tally
+from picture import INK, picture
 
 from attnspec.conformance.problems.factors import LEVELS
 from attnspec.spec.words import CLASSES, OUTPUTS
@@ -127,20 +127,12 @@ def table(tally: Tally, header: dict[str, Any], command: str, picture: str) -> l
     return lines
 
 
-def picture(tally: Tally, path: Path) -> None:
+def plot(tally: Tally, path: Path) -> None:
     """Distributions of error/bound: a panel for each output, a row for each class and dtype. Readable on white and black."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    ink = "#808080"
-    look = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
     colours = {"float32": "#3b82c4", "float64": "#7a68b3", "bfloat16": "#c9772b", "float16": "#3f9a64"}
     rows, outputs = groups(tally)[::-1], asked_for(tally)
     edges = (LEAST + STEP * np.arange(BINS))[::2]
-    with mpl.rc_context(look | {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "corridor"}):
-        figure, panels = plt.subplots(1, len(outputs), figsize=(13, 1.4 + 0.42 * len(rows)), sharey=True, layout="constrained")
+    with picture(path, 1, len(outputs), size=(13, 1.4 + 0.42 * len(rows)), sharey=True) as (figure, panels):
         for output, axes in zip(outputs, panels, strict=True):
             for y, (class_, dtype) in enumerate(rows):
                 share = pooled(tally, class_, dtype, output)
@@ -150,17 +142,14 @@ def picture(tally: Tally, path: Path) -> None:
                 shown = (edges > -6.2) & (height > 0)
                 axes.fill_between(edges[shown], y, y + 0.85 * height[shown] / height.max(), color=colours[dtype], linewidth=0)
                 axes.plot([np.log10(max(share.quantile(0.5), 1e-9))] * 2, [y, y + 0.85], color="#222222", linewidth=1)
-                axes.plot(np.log10(min(share.largest, 2.0)), y + 0.12, "D", color=colours[dtype], markeredgecolor=ink, markersize=4)
+                axes.plot(np.log10(min(share.largest, 2.0)), y + 0.12, "D", color=colours[dtype], markeredgecolor=INK, markersize=4)
             axes.axvline(0, color="#d0342c", linewidth=1.2)
-            axes.set_title(output, color=ink)
+            axes.set_title(output, color=INK)
             axes.set_xlim(-6.2, 0.4)
             axes.set_xticks(range(-6, 1, 2), [f"$10^{{{n}}}$" if n else "1" for n in range(-6, 1, 2)])
             axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(axis="y", length=0)
-            axes.grid(axis="x", color=ink, alpha=0.25, linewidth=0.5)
+            axes.grid(axis="x", color=INK, alpha=0.25, linewidth=0.5)
             axes.set_xlabel("error / bound")
         panels[0].set_yticks([y + 0.3 for y in range(len(rows))], [f"{dtype}  {class_}" for class_, dtype in rows])
-        figure.suptitle("Correct kernels: elements with an error.  │ median   ◆ largest   red: the bound", color=ink, fontsize=10)
-        figure.savefig(path, transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    path.write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")), encoding="utf-8")  # half the size
+        figure.suptitle("Correct kernels: elements with an error.  │ median   ◆ largest   red: the bound", color=INK, fontsize=10)

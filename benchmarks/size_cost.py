@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from picture import INK, picture
 
 from attnspec.adapters import resolve
 from attnspec.conformance.judging.judge import judge
@@ -77,18 +78,10 @@ def table(found: Seconds) -> list[str]:
     return lines[1:]
 
 
-def picture(found: Seconds, path: Path) -> None:
+def draw(found: Seconds, path: Path) -> None:
     """Seconds against the length, one panel a kind of size. Readable on white and black."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    ink = "#808080"
-    look = {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": ink}
-    colours = dict(zip(SERIES, ("#3b82c4", "#c9772b", "#3f9a64", ink), strict=True))
-    with mpl.rc_context(look | {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "cost"}):
-        figure, panels = plt.subplots(1, len(found), figsize=(10, 3.6), sharey=True, layout="constrained")
+    colours = dict(zip(SERIES, ("#3b82c4", "#c9772b", "#3f9a64", INK), strict=True))
+    with picture(path, 1, len(found), size=(10, 3.6), sharey=True) as (_, panels):
         for (kind, of_size), axes in zip(found.items(), panels, strict=True):
             for part in SERIES:
                 label = f"{part}, exponent {exponent(of_size, part):.1f}"
@@ -96,12 +89,10 @@ def picture(found: Seconds, path: Path) -> None:
             axes.set(xscale="log", yscale="log", title=kind, xlabel="length n")
             axes.set_xticks([2**n for n in of_size][::2], [f"$2^{{{n}}}$" for n in of_size][::2])
             axes.minorticks_off()
-            axes.grid(color=ink, alpha=0.25, linewidth=0.5)
+            axes.grid(color=INK, alpha=0.25, linewidth=0.5)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, labelcolor=ink)
+            axes.legend(frameon=False, labelcolor=INK)
         panels[0].set_ylabel("seconds a problem")
-        figure.savefig(path, transparent=True, metadata={"Date": None})
-        plt.close(figure)
 
 
 def main() -> None:
@@ -119,7 +110,7 @@ def main() -> None:
     print("\n".join(lines))
     if options.into:
         (options.into / "cost.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        picture(found, options.into / "cost.svg")
+        draw(found, options.into / "cost.svg")
 
 
 if __name__ == "__main__":

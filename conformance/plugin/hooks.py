@@ -120,10 +120,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if run is None:
         return
     from attnspec.conformance.testing.audit import audit
-    from attnspec.conformance.testing.clause import wanted
+    from attnspec.conformance.testing.clause import clauses_of, wanted
     from attnspec.spec import index
 
-    ours = [item for item in items if hasattr(getattr(item, "function", None), "clauses")]
+    ours = [item for item in items if clauses_of(item)]
     strangers = [item.nodeid for item in items if Path(str(item.path)).parent == TESTS and item not in ours]
     problems = audit(complete={Path(str(item.path)) for item in ours} >= set(TESTS.glob("test_*.py")))
     problems += [f"{name} is a test without a clause" for name in strangers]
@@ -134,7 +134,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     order = {id_: n for n, id_ in enumerate(index())}
 
     def rank(item: Any) -> int:
-        return min((order[id_] for id_ in getattr(getattr(item, "function", None), "clauses", ())), default=-1)
+        return min((order[id_] for id_ in clauses_of(item)), default=-1)
 
     sweep = min(map(rank, ours), default=-1)
 
@@ -154,7 +154,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if item not in keep])
         items[:] = keep
     if run.shard is not None:
-        keep = [item for item in items if run.shard.owns(getattr(getattr(item, "function", None), "clauses", ()), run.clauses)]
+        keep = [item for item in items if run.shard.owns(clauses_of(item), run.clauses)]
         if not keep:
             raise pytest.UsageError(f"--shard {run.shard}: it has no clause, because there are more shards than clauses; use fewer")
         config.hook.pytest_deselected(items=[item for item in items if item not in keep])
@@ -172,9 +172,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     run.collected = len(session.items)
     from attnspec.conformance.plugin.live import shows_logs
+    from attnspec.conformance.testing.clause import clauses_of
 
-    ours = all(hasattr(getattr(item, "function", None), "clauses") for item in session.items)
-    if ours and config.pluginmanager.hasplugin("logging-plugin") and not shows_logs(config):
+    if all(map(clauses_of, session.items)) and config.pluginmanager.hasplugin("logging-plugin") and not shows_logs(config):
         config.pluginmanager.unregister(name="logging-plugin")
 
 
@@ -184,7 +184,9 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     run = session.config.stash.get(_RUN, None)
     if run is None or session.config.getoption("collectonly") or hasattr(session.config, "workerinput") or session.testsfailed:
         return
-    ours = [item for item in session.items if hasattr(getattr(item, "function", None), "clauses")]
+    from attnspec.conformance.testing.clause import clauses_of
+
+    ours = [item for item in session.items if clauses_of(item)]
     askings = (item.function.asking(run, *(item.callspec.params[name] for name in ("subject", "dtype"))) for item in ours)  # type: ignore[attr-defined]
     most = session.config.getvalue("maxfail") or float("inf")
     run.begin(askings, lambda: bool(session.shouldstop) or sum(bool(asking.shown) for asking in run.begun.values()) >= most)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from attnspec.conformance.run.run import Run
+from attnspec.conformance.testing.clause import clauses_of
 from attnspec.conformance.verdicts.record import Failure
 
 EACH = 0.2  # seconds between two lines
@@ -72,7 +73,7 @@ class Live:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Any:
         """While the tests run the line stands in the place of pytest's dots."""
-        if not all(hasattr(getattr(item, "function", None), "clauses") for item in session.items):
+        if not all(map(clauses_of, session.items)):
             return (yield)
         self.reporter.showfspath = self.reporter._show_progress_info = False
         self.run.tell = self._tell

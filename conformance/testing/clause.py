@@ -67,6 +67,11 @@ def dtypes_of(test: Any, run: Run, subject: Subject) -> tuple[str, ...]:
     return (subject.dtypes[crc32(test.__name__.encode()) % len(subject.dtypes)],)
 
 
+def clauses_of(item: Any) -> tuple[str, ...]:
+    """The clauses that an item of pytest decides; () for a test that is not of the suite."""
+    return getattr(getattr(item, "function", None), "clauses", ())
+
+
 def wanted(test: Any, clauses: tuple[str, ...], spec: str | None = None) -> bool:
     """Whether a test decides one of these clauses or chapters (() for all) as of a version of the spec."""
     ids = ids_of(test, spec)
