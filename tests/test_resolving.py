@@ -215,7 +215,8 @@ def test_mistakes_have_the_shapes_of_the_answer() -> None:
             for name, value in (wrong or {}).items():
                 assert value.shape == exact.values[name].shape, (mistake.name, name, n)
         assert not any(np.isnan(times) for times in power(problem, exact, "A").values())
-    assert {name for name in MISTAKES if not name.startswith("dropout_")} - applied == set()
+    # Those of many sequences have problems of their own: tests/test_ragged_diagnosis.py.
+    assert {name for name in MISTAKES if not name.startswith("dropout_")} - applied - OF_SEQUENCES.keys() == set()
 
 
 # The mistake, the mutant that makes it, and the levels with which it makes nothing else: torch's convention

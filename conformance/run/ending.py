@@ -10,6 +10,7 @@ from attnspec.conformance.verdicts.verdict import BROKEN, Verdict
 from attnspec.spec import index
 
 CONFORMS, BROKE, INTERRUPTED, NOTHING = 0, 1, 2, 5
+REASONS = 3  # why nothing was tested: so many of the reasons are said
 SAID = {
     Why.TIME: "because the time was up",
     Why.INTERRUPTION: "because the run was interrupted",
@@ -46,7 +47,10 @@ def exit_code(run: Run, said: int = CONFORMS) -> int:
 def nothing_judged(run: Run) -> str:
     """Why what passed says nothing; '' where it does say something."""
     if not judged(run.record):
-        return "nothing was tested: none of the selected clauses applies to what this implementation offers"
+        reasons = list(dict.fromkeys(run.record.reasons.values()))
+        more = f"; and {len(reasons) - REASONS} more" if len(reasons) > REASONS else ""
+        why = f" ({'; '.join(reasons[:REASONS])}{more})" if reasons else ""
+        return f"nothing was tested: none of the selected clauses applies to what this implementation offers{why}"
     compared, answers = sum(len(s.compared) for s in run.subjects), sum(s.judged for s in run.subjects)
     if compared > answers:
         return f"{compared} problems were compared with the reference and {answers} answers judged: something replaced the judge"
