@@ -33,7 +33,9 @@ from mutants.base import load  # noqa: E402
 from attnspec.spec import index  # noqa: E402
 
 HEADING = re.compile(r"(?:[A-Z]+-\d+ · )|(?:.*attnspec itself failed)")
+# As a user has it: what Python compiled is kept, whatever this shell says.
 ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT / "tests")}
+ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class Took(NamedTuple):
