@@ -64,12 +64,33 @@ def test_the_counts_of_the_readme_are_those_of_the_spec() -> None:
     assert tuple(map(int, found.groups())) == counted
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_files_for_the_host_of_the_repository_follow_its_schemas(schema: str) -> None:
+# What a schema objects to: a file without this key.
+NEEDED = {
+    "vendor.citation-file-format": "authors",
+    "vendor.github-actions": "runs",
+    "vendor.github-issue-forms": "body",
+    "vendor.github-issue-config": "",  # it needs none, and knows all that there may be
+}
+
+
+def checked(schema: str, files: list[Path]) -> tuple[int, str]:
+    """Exit code and words of the check of some files."""
     pytest.importorskip("check_jsonschema")
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, SCHEMAS[schema])]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_files_for_the_host_of_the_repository_follow_its_schemas(schema: str, tmp_path: Path) -> None:
+    code, said = checked(schema, SCHEMAS[schema])
+    assert code == 0, said
+    whole = yaml.safe_load(SCHEMAS[schema][0].read_text(encoding="utf-8"))
+    wrong = {key: value for key, value in whole.items() if key != NEEDED[schema]} if NEEDED[schema] else {**whole, "unknown": 1}
+    (tmp_path / "wrong.yml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    code, said = checked(schema, [tmp_path / "wrong.yml"])
+    assert code == 1, said
+    assert (NEEDED[schema] or "unknown") in said
 
 
 def test_there_is_a_form_for_each_kind_of_fault_of_ours() -> None:
