@@ -20,7 +20,7 @@ from attnspec.adapters import device
 from attnspec.adapters.answer import KEPT, Answer, Unsupported
 from attnspec.adapters.conventions.layout import AS_IT_IS, Reading
 from attnspec.adapters.forms import BY_FEATURE, Form, as_a_form, carried, features_of, offered
-from attnspec.adapters.memory import address_of, changed_in, leaves_of, memories_of
+from attnspec.adapters.memory import address_of, changed_in, leaves_of, memories_of, same_bytes
 from attnspec.adapters.otherwise import queued, second
 from attnspec.adapters.reading import Elsewhere, Unreadable, handlers, interrupted, pair, plain, raised_in, text
 from attnspec.adapters.restrictions import NO_BACKWARD, RESTRICTIONS, forbidden, undeclared, unknown
@@ -297,7 +297,7 @@ class Adapter:
             answer = Answer(unsupported=text(answer.error))
         if answer.unsupported is not None and (why_not := undeclared(self.offers, self.restrictions, problem)):
             answer = Answer(error=Unsupported(f"{answer.unsupported}; {why_not}"))
-        written = [at for at, memory in memories.items() if not torch.equal(memory, before[at])]
+        written = [at for at, memory in memories.items() if not same_bytes(memory, before[at])]
         changed = tuple(name for at in written for name in changed_in(problem, at, before[at]))
         for at in written:  # problems are shared between tests
             memories[at].copy_(before[at])

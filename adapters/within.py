@@ -155,13 +155,21 @@ def _other_threads(adapter: Any, device: str) -> Iterator[None]:
 def _flagged(adapter: Any, device: str) -> Iterator[None]:
     """The same bits are asked for: by torch's flag, and by a parameter `deterministic` where there is one."""
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    _set_flag(True, True)
     adapter.flagged = True
     try:
         yield
     finally:
         adapter.flagged = False
-        torch.use_deterministic_algorithms(before, warn_only=warns)
+        _set_flag(before, warns)
+
+
+def _set_flag(on: bool, warns: bool) -> None:
+    """Set torch's flag. The usual way imports all of torch's compiler, to tell it; where nobody has imported it, nobody compiles."""
+    if "torch._dynamo" in sys.modules or "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(on, warn_only=warns)
+    else:
+        torch.set_deterministic_debug_mode(int(on) * (1 if warns else 2))
 
 
 LOADED, OTHER_THREADS, FLAGGED = "under load", "another number of threads", "a flag for the same bits"

@@ -61,15 +61,20 @@ def paged(
         fresh = counts[n] - len(first)
         table.append([*first, *places[taken : taken + fresh]])
         taken += fresh
+    filled = [k_lengths[n] - new_of[n] for n in range(b)]
     ints = {"dtype": torch.int32, "device": q.device}
     width = max(counts, default=0) + columns
+
+    def places(n, first, last):
+        """The pages of some keys of a sequence, and their rows in these."""
+        keys = torch.arange(first, last, device=q.device)
+        return torch.tensor(table[n], dtype=torch.int64, device=q.device)[keys // size], keys % size
 
     def pool(x):
         """The pages with what was there before, and poison elsewhere."""
         found = nobodys(x, (own + spare, size, x.shape[1], x.shape[3]), poison)
         for n in range(b):
-            for j in range(k_lengths[n] - new_of[n]):
-                found[table[n][j // size], j % size] = x.detach()[n, :, j]
+            found[places(n, 0, filled[n])] = x.detach()[n, :, : filled[n]].transpose(0, 1)
         return found
 
     def packed(x, begins, ends):
@@ -81,7 +86,6 @@ def paged(
         whole = torch.cat(pieces) if pieces else x.new_zeros(0, x.shape[1], x.shape[3])
         return whole, torch.tensor(starts, **ints)
 
-    filled = [k_lengths[n] - new_of[n] for n in range(b)]
     rows, cu_q = packed(q, [0] * b, q_lengths)
     given = {"q": rows, "cu_q": cu_q, "k_pages": pool(k), "v_pages": None if latent else pool(v)}
     if fused and not latent:
@@ -111,15 +115,14 @@ def paged(
         returned = (returned["o"], returned["lse"]) if lse else returned["o"]
     if rotary and found["k_pages"].shape == after["k_pages"].shape:
         found = {**found, "k_pages": found["k_pages"].clone()}
-    for n in range(b):
-        for j in range(filled[n], k_lengths[n]):
-            place = table[n][j // size], j % size
-            for name, x in (("k_pages", k), ("v_pages", v)):
-                if name in after:
-                    after[name][place] = x.detach()[n, :, j]
-            if rotary and found["k_pages"].shape == after["k_pages"].shape:  # a zero that was turned has any sign
-                found["k_pages"][place] += 0.0
-                after["k_pages"][place] += 0.0
+    for n in range(b) if new else ():
+        place = places(n, filled[n], k_lengths[n])
+        for name, x in (("k_pages", k), ("v_pages", v)):
+            if name in after:
+                after[name][place] = x.detach()[n, :, filled[n] : k_lengths[n]].transpose(0, 1)
+        if rotary and found["k_pages"].shape == after["k_pages"].shape:  # a zero that was turned has any sign
+            found["k_pages"][place] += 0.0
+            after["k_pages"][place] += 0.0
     look_at(found, after, spoilt)
     o, of_rows = returned if lse else (returned, None)
     begins, most = cu_q.tolist()[:b], q.shape[2]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from attnspec.adapters import Adapter
@@ -16,7 +17,6 @@ from attnspec.conformance.problems.factors.sizes import heads_of
 from attnspec.spec import Dialect
 
 SQUARE = 5 * COST  # of as many queries as keys, so that four heads of 1025 fit, and one of 2049: a gigabyte
-RULED = [(name, factor.fitted) for name, factor in FACTORS.items() if factor.ruled]
 
 
 def decodes(case: Case) -> bool:
@@ -55,6 +55,13 @@ def thinner(trial: Case, case: Case, adapter: Adapter) -> Case:
     return affordable(replace(trial, b=1) if alone else trial, adapter, SQUARE)
 
 
+@cache
+def _rules(features: frozenset[str]) -> list[tuple[str, Callable[[Case, Offer], Any]]]:
+    """What fitting to an offer of these features may change, in the order of the factors of a case, and how."""
+    rules = ((name, factor.fitting(features)) for name, factor in FACTORS.items())
+    return [(name, rule) for name, rule in rules if rule is not None]
+
+
 def fit(case: Case, adapter: Adapter) -> Case:
     """The nearest case that uses nothing but what is offered, and nothing that a restriction leaves out."""
     if adapter.restrictions:
@@ -63,7 +70,7 @@ def fit(case: Case, adapter: Adapter) -> Case:
     fitted = object.__new__(Case)  # a copy that is still in the making: what a rule reads of it is fitted already
     levels = vars(fitted)
     levels.update(vars(case))
-    for name, rule in RULED:
+    for name, rule in _rules(offer.features):
         levels[name] = rule(fitted, offer)
     if fitted.carrier != "none":
         levels.update(_ragged(fitted, offer))
@@ -88,6 +95,8 @@ def _ragged(case: Case, offer: Offer) -> dict[str, Any]:
 def _lengths(case: Case, restrictions: Iterable[str]) -> dict[str, Any]:
     """The lengths of sequences that have all one number of queries, or as many queries as keys."""
     number, same = sizes(restrictions).get("queries"), "equal_lengths" in restrictions and form_of(case) in ("packed", "padded")
+    if not number and not same:
+        return {}
     q_lengths, k_lengths = lengths_of(case)
     wanted = tuple(number or (k if same else q) for q, k in zip(q_lengths, k_lengths, strict=True))
     return {} if wanted == q_lengths else {"lengths": "/".join(f"{q}:{k}" for q, k in zip(wanted, k_lengths, strict=True))}

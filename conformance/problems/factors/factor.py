@@ -142,18 +142,19 @@ class Factor:
             return self.reads(text)
         raise ValueError(f"{self.name} can't be {text!r}; it can be {', '.join(self._by_text)}")
 
-    def fitted(self, case: Case, offer: Offer) -> Any:
-        """The nearest value to that of a case which an offer leaves. The factors before this one are fitted already."""
-        if self.rule is not None:
-            return self.rule(case, offer)
-        value = getattr(case, self.name)
-        idle = self.of is not None and getattr(case, self.of.name) == self.of.plain
-        return self.plain if idle or (self.needs and self.needs not in offer.features) else value
+    def fitting(self, features: frozenset[str]) -> Callable[[Case, Offer], Any] | None:
+        """How the nearest value to that of a case is found which an offer of these features leaves; None where every value stays.
 
-    @property
-    def ruled(self) -> bool:
-        """Whether fitting may change it."""
-        return bool(self.rule or self.needs or self.of)
+        It reads a case of which the factors before this one are fitted already.
+        """
+        if self.rule is not None:
+            return self.rule
+        if self.needs and self.needs not in features:
+            return lambda case, offer: self.plain
+        if self.of is None:
+            return None
+        name, plain, of, idle = self.name, self.plain, self.of.name, self.of.plain
+        return lambda case, offer: plain if getattr(case, of) == idle else getattr(case, name)
 
     def simplified(self, case: Case) -> Iterable[Changes]:
         """Changes that make this factor of a case simpler, the greatest simplification first."""

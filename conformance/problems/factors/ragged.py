@@ -217,10 +217,12 @@ def lengths_offered(case: Case, offer: Offer) -> str:
     if case.carrier == "none":
         return "full"
     form = form_of(case)
-    q_lengths, k_lengths = lengths_of(case)
     needed = {"padded": "padded_queries", "paged": "paged_queries"}.get(form, form)
+    if form == "cached" or needed in offer.features:
+        return case.lengths
+    q_lengths, k_lengths = lengths_of(case)
     same = all(n == case.i for n in q_lengths) if form == "padded" else len(set(q_lengths)) == 1
-    if form == "cached" or same or needed in offer.features:
+    if same:
         return case.lengths
     return "/".join(f"{case.i}:{k}" for k in k_lengths)
 
