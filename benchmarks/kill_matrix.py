@@ -4,6 +4,7 @@
     python benchmarks/kill_matrix.py --tabulate --markdown docs/kill-matrix.md      # what the results say so far
     python benchmarks/kill_matrix.py --check docs/kill-matrix.json [--sample 90]    # exit 1 where a killed mutant survives now
     python benchmarks/kill_matrix.py --processes 10                                 # seconds of whole commands, for a sample
+    python benchmarks/kill_matrix.py --enter RESULTS … --json docs/kill-matrix.json --markdown docs/kill-matrix.md
 
 Each mutant runs in a process of its own, forked with the exact answers that an honest kernel has asked for, so that a mutant
 costs only what its own answers cost. A run ends at its first broken MUST. If that is not the mutant's own clause, the script asks
@@ -11,6 +12,9 @@ the tests of that clause, too. It appends results to INTO/TIER.jsonl, and the sa
 
 own: the mutant's own clause stopped it. chapter: another MUST of the same chapter did. other: a MUST of another chapter did.
 survived, errored, timeout: nothing stopped it. A mutant that breaks only a SHOULD is asked with --enforce-should.
+
+--enter measures nothing: what the lines of RESULTS say goes into the file of verdicts and into the last table of the page, and all
+else in both stays. So mutants that are new, or that benchmarks/ragged_kills.py asked, need no run of all others.
 """
 
 from __future__ import annotations
@@ -312,11 +316,64 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
             f"Time from the command to the first failure, for whole processes of {len(processes)} mutants in smoke: {worst}.",
             "",
         ]
-    lines += ["## Public bugs without a mutant", "", "| bug | why |", "|---|---|"]
+    lines += latest({tier: summary(results) for tier, results in tiers.items()})
+    lines += [AFTER, "", "| bug | why |", "|---|---|"]
     lines += [f"| {bug} | {reason} |" for bug, reason in NOT_EMULATED.items()]
     lines += ["", "## Changes that look like a fault and are right", "", "| change | why |", "|---|---|"]
     lines += [f"| {change} | {proof} |" for change, proof in EQUIVALENT.items()]
     return "\n".join(lines) + "\n"
+
+
+LATEST, AFTER = "## The latest verdict of each mutant", "## Public bugs without a mutant"
+
+
+def latest(stored: dict[str, dict[str, Any]]) -> list[str]:
+    """The section of the page that follows from the file of verdicts."""
+    lines = [
+        LATEST,
+        "",
+        "From docs/kill-matrix.json. Some were asked apart, and some in one dtype alone: results/ says which, and how.",
+        "",
+        "| family | tier | mutants | own clause | its chapter | another | survived | errored | timeout | not measured |",
+        "|---|" + "---|" * 9,
+    ]
+    alive = []
+    for family in FAMILIES:
+        names = [name for name, one in load().items() if one.clause and one.family == family]
+        for tier, found in stored.items():
+            verdicts = found["verdicts"]
+            counts = Counter(verdicts.get(name, "not measured") for name in names)
+            row = (len(names), *(counts[verdict] or "·" for verdict in (*STOPPED, *NOT_STOPPED, "not measured")))
+            lines.append(f"| {family} | {tier} | " + " | ".join(map(str, row)) + " |")
+            alive += [(tier, name, verdicts[name]) for name in names if verdicts.get(name) in NOT_STOPPED]
+    lines += ["", "| tier | not stopped there | clause | verdict |", "|---|---|---|---|"]
+    lines += [f"| {tier} | {name} | {load()[name].clause} | {verdict} |" for tier, name, verdict in sorted(alive)]
+    return [*lines, ""]
+
+
+def entered(stored: dict[str, dict[str, Any]], results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The file of verdicts with what these results say; a later one counts."""
+    verdicts = {tier: dict(found["verdicts"]) for tier, found in stored.items()}
+    for one in results:
+        if one["name"] in load():
+            verdicts.setdefault(one["tier"], {})[one["name"]] = one["verdict"]
+    alarms = {tier: stored.get(tier, {}).get("false alarms", []) for tier in verdicts}
+    left = {tier: sorted(asked_of_all().keys() - found.keys()) for tier, found in verdicts.items()}
+    return {
+        tier: {"verdicts": dict(sorted(found.items())), "false alarms": alarms[tier], "not measured": left[tier]}
+        for tier, found in verdicts.items()
+    }
+
+
+def enter(arguments: argparse.Namespace) -> None:
+    """Enter results into the file of verdicts, and say what that is now in its section of the page."""
+    results = [one for path in arguments.enter for one in read(path).values()]
+    stored = entered(json.loads(arguments.json.read_text(encoding="utf-8")), results)
+    arguments.json.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    if arguments.markdown:
+        page = arguments.markdown.read_text(encoding="utf-8")
+        before, after = page.partition(AFTER)[0].partition(LATEST)[0], page.partition(AFTER)[2]
+        arguments.markdown.write_text(before + "\n".join([*latest(stored), AFTER]) + after, encoding="utf-8")
 
 
 def check(stored: dict[str, Any], tiers: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
@@ -392,7 +449,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sample", type=int, metavar="N", help="only N of them, by the hash of their names, and the controls")
     parser.add_argument("--check", type=Path, metavar="FILE")
+    parser.add_argument("--enter", nargs="+", type=Path, metavar="RESULTS", help="enter these into --json FILE and --markdown FILE")
     arguments = parser.parse_args()
+    if arguments.enter:
+        if not arguments.json:
+            parser.error("--enter needs --json FILE, into which it enters")
+        enter(arguments)
+        return 0
     arguments.into.mkdir(parents=True, exist_ok=True)
     kernels()  # under their dotted names
     EVERY.extend(["--isolate"] if arguments.isolate else ["--in-process"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +13,17 @@ import torch
 from mutants.determinism import PartsByCapacity, PartsByTheLongest, broken
 from steady import Atomic, Shared, Steady
 
-from attnspec.adapters import Adapter, resolve
+from attnspec.adapters import Adapter, Unsupported, resolve
 from attnspec.adapters.remote.isolated import isolated
+from attnspec.adapters.restrictions import forbidden
 from attnspec.adapters.within import FLAGGED, LOADED, OTHER_THREADS, Call, Within, with_flag
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.report.header import header
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.companions import carried_companies, dense_companies, forms_of, pieces
-from attnspec.conformance.testing.outcomes import Broken, must_keep_bits
+from attnspec.conformance.testing.companions import carried_companies, dense_companies, forms_of, must_be_the_same, pieces
+from attnspec.conformance.testing.outcomes import Broken, NotApplicable, NotOffered, must_keep_bits
 from attnspec.reference import solve
 from attnspec.spec import Dialect, index
 from attnspec.spec.words import FEATURES, PROMISES, REPEATING
@@ -149,9 +152,11 @@ def test_a_promise_is_not_excused_by_what_is_repeated() -> None:
 # CALLS
 
 
-def test_parts_of_a_call_are_what_they_are_alone() -> None:
-    """In the reference: dense, and in each form that is offered."""
-    case, subject = Case(), Subject(Steady(), dialect=Dialect(**Steady.dialect), width=4)
+@pytest.mark.parametrize("alignment", ["bottom_right", "top_left"])
+def test_parts_of_a_call_are_what_they_are_alone(alignment: str) -> None:
+    """In the reference: dense, and in each form that is offered, where a cache has an alignment of its own."""
+    dialect = replace(Dialect(**Steady.dialect), causal_alignment=alignment)
+    case, subject = Case(), Subject(Steady(), dialect=dialect, width=4)
     asked = [*dense_companies(subject, case, wrt="all")]
     assert set(forms_of(subject)) == {"packed", "cached", "paged"}
     for form in forms_of(subject):
@@ -166,6 +171,40 @@ def test_parts_of_a_call_are_what_they_are_alone() -> None:
                 x, a, b = exact.values[name], company.place, company.row
                 there = whole.values[name][a : a + len(x), :, b : b + x.shape[2]]
                 np.testing.assert_allclose(there, x, rtol=1e-12, atol=1e-14, err_msg=f"{company.what}: {name}")
+
+
+def test_who_always_appends_is_asked_in_its_form_with_new_keys() -> None:
+    adapter = offering(Steady, "packed", "paged")
+    adapter.restrictions = frozenset({"always_causal", "always_append"})
+    subject = Subject(adapter, dialect=Dialect(**Steady.dialect), width=4)
+    asked = [*carried_companies(subject, Case(), "cached"), *pieces(subject, Case(), "cached")]
+    assert asked
+    for alone, companies in asked:
+        for problem in (alone, *(company.problem for company in companies)):
+            assert problem.carrier.new == problem.carrier.q_lengths  # type: ignore[union-attr]
+            assert not forbidden(adapter.restrictions, problem)
+
+
+def test_a_form_without_words_hides_no_other() -> None:
+    """What is refused in one form is asked in the others. Where nothing is left, a reader is told why."""
+
+    class InPagesAlone(Steady):
+        def attend_cached(self, *arguments: Any, **options: Any) -> Any:
+            raise Unsupported("no words")
+
+    case, subject = Case(dtype="float32"), Subject(offering(InPagesAlone, "packed"), dialect=Dialect(**Steady.dialect), width=4)
+    made = {form: [*pieces(subject, case, form)] for form in ("", "cached", "paged")}
+    must_be_the_same(subject, iter(made["cached"]), iter(made["paged"]), bits=True)
+    with pytest.raises(NotOffered, match="no words"):
+        must_be_the_same(subject, iter(made["cached"]), bits=True)
+    whole = replace(made["paged"][0][1][0], row=1)
+    with pytest.raises(Broken):
+        must_be_the_same(subject, iter(made["cached"]), iter([(made["paged"][0][0], [whole])]), bits=True)
+    with pytest.raises(NotApplicable):
+        must_be_the_same(subject, bits=False)
+    subject.adapter.restrictions = frozenset({"equal_lengths"})
+    with pytest.raises(NotOffered, match="restricted: equal_lengths"):
+        must_be_the_same(subject, iter([]), bits=False)
 
 
 def test_what_surrounds_a_call_is_gone_after_it() -> None:

@@ -170,6 +170,17 @@ def test_problems_without_memory_are_told() -> None:
     assert " 0 of" not in line
 
 
+def twice(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Wrong everywhere."""
+    return 2 * tiled(q, k, v)
+
+
+def test_why_a_clause_was_not_run_is_told() -> None:
+    outcome = judge("test_faults.twice", "--impl-dtypes=float32", "--clauses=BATCH-2,SHAPE-1")
+    assert "not run, BATCH-2: what is asked alone is wrong already\n" in outcome.screen
+    assert "not run, " not in judge("honest.tiled", "--impl-dtypes=float32", "--clauses=BATCH-2").screen
+
+
 def test_threads_that_are_left_are_told() -> None:
     surroundings, done = Surroundings(), threading.Event()
     assert threads_note(surroundings.new_threads()) == ""

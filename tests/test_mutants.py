@@ -168,3 +168,28 @@ def test_the_matrix_counts_what_it_did_not_stop_and_sees_what_got_worse(matrix, 
         "smoke: dies was stopped and is not: survived",
         "smoke: false alarm on honest.tiled",
     ]
+
+
+def test_results_are_entered_and_all_else_stays(matrix, tmp_path: Path, monkeypatch) -> None:
+    made = {name: SimpleNamespace(clause="MASK-1", family="mask") for name in ("dies", "lives", "new", "later")}
+    monkeypatch.setattr(matrix, "load", lambda: made)
+    verdicts, page, results = tmp_path / "stored.json", tmp_path / "page.md", tmp_path / "smoke.jsonl"
+    stored = {"smoke": {"verdicts": {"dies": "own", "lives": "own"}, "false alarms": [], "not measured": ["later", "new"]}}
+    verdicts.write_text(json.dumps(stored))
+    page.write_text(f"before\n\n{matrix.AFTER}\n\nbehind\n")
+    results.write_text("\n".join(map(json.dumps, (result("new", "chapter"), result("lives", "survived"), result("gone", "own")))))
+    command = ["kill_matrix.py", "--enter", str(results), "--json", str(verdicts), "--markdown", str(page)]
+    for _ in range(2):  # what is entered twice is there once
+        monkeypatch.setattr(sys, "argv", command)
+        assert matrix.main() == 0
+        assert json.loads(verdicts.read_text()) == {
+            "smoke": {
+                "verdicts": {"dies": "own", "lives": "survived", "new": "chapter"},
+                "false alarms": [],
+                "not measured": ["later"],
+            }
+        }
+        before, _, behind = page.read_text().partition("| mask | smoke | 4 | 1 | 1 | · | 1 | · | · | 1 |")
+        assert (before.count(matrix.LATEST), behind.count("| smoke | lives | MASK-1 | survived |")) == (1, 1)
+        assert before.startswith("before\n\n")
+        assert behind.endswith(f"\n\n{matrix.AFTER}\n\nbehind\n")

@@ -168,7 +168,7 @@ def onnxruntime_gqa(  # type: ignore[no-untyped-def]
     if bias is not None:
         given["attention_bias"] = bias[(None,) * (4 - bias.ndim)].expand(-1, -1, q.shape[2], k.shape[2])
     if sinks is not None:
-        given["head_sink"] = sinks
+        given["head_sink"] = sinks.to(q.dtype)
     left, right = window or (None, None)
     if right or (window is not None and not causal):
         raise Unsupported("its window ends with the query")
@@ -272,6 +272,9 @@ def onnxruntime_gqa_cache(  # type: ignore[no-untyped-def]
     softcap=None,
     window=None,
     sinks=None,
+    cos=None,
+    sin=None,
+    interleaved=False,
     one_buffer=False,
 ):
     """com.microsoft GroupQueryAttention beside a past, in buffers with room for the new keys. Its lengths are those after
@@ -279,7 +282,7 @@ def onnxruntime_gqa_cache(  # type: ignore[no-untyped-def]
 
     It has no call without new keys: where there are none, the last ones are given once more, as many as queries. Where past and
     present are not one buffer, rows behind the last key are no part of the present. Several queries of several batch items need
-    query_seqlens.
+    query_seqlens. It turns by tables of cos and sin, whose rows are counted from the first of a slot.
     """
     import torch
 
@@ -306,7 +309,11 @@ def onnxruntime_gqa_cache(  # type: ignore[no-untyped-def]
             raise Unsupported("query_seqlens are for causal alone")
         given["query_seqlens"] = torch.full_like(lengths, a)
     if sinks is not None:
-        given["head_sink"] = sinks
+        given["head_sink"] = sinks.to(q.dtype)
+    if cos is not None:
+        if q.shape[3] % 16:
+            raise Unsupported("it turns where widths are multiples of 16")
+        given |= {"cos": cos, "sin": sin, "do_rotary": 1, "rotary_interleaved": int(interleaved)}
     options = {"causal": (int(causal), 1), "local_window_size": (left, None), "scale": (scale, None), "softcap": (softcap, None)}
     o, *present = function(**given, **{name: x for name, (x, off) in options.items() if x != off}, one_buffer=one_buffer)
     for cache, x in zip((k_cache, v_cache), present, strict=True):
@@ -370,7 +377,7 @@ GQA = Convention(
 CACHED = replace(
     GQA,
     name="com.microsoft GroupQueryAttention, with a past",
-    without=GQA.without | {"backward"},
+    without=GQA.without | {"backward", "rotary_any_width"},
     restrictions=frozenset({"always_causal", "always_append"}),
     attend=None,
     forms={"cached": onnxruntime_gqa_cache},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import torch
 
@@ -74,6 +75,21 @@ def test_the_queries_of_a_prompt_are_turned(subject: Subject, case: Case) -> Non
         for i, j in ((3, 9), (3, 3), (70, 75)):
             problem = small(subject, case, kind, b=2, i=i, j=j, lengths=f"{i}:{j}/{i}:{i}", causal=True)
             must_turn(subject, problem, f"{i} causal queries at the end of {j} and {i} keys")
+
+
+@clause("ROTARY-2")
+@once("rotary", "window")
+def test_queries_under_a_window_are_turned(subject: Subject, case: Case) -> None:
+    """Before, behind and on both sides, beside causal and without it, in each form."""
+    asked = False
+    for kind, window, causal in product(kinds(subject), ("3:", ":1", "2:1"), (False, True)):
+        problem = small(subject, case, kind, window=window, causal=causal)
+        if problem.window is None or problem.causal != causal:  # what is not offered, or only beside the other
+            continue
+        asked = True
+        must_turn(subject, problem, f"{problem.i} queries under a window, each turned by its position")
+    if not asked:
+        raise NotApplicable
 
 
 @clause("ROTARY-3")

@@ -12,7 +12,7 @@ from attnspec.conformance.report.bars import Paint, bars
 from attnspec.conformance.run.ending import incomplete
 from attnspec.conformance.run.run import Run
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.verdicts.lines import Counts, judged, mark, tally
+from attnspec.conformance.verdicts.lines import Counts, Why, judged, mark, standing, tally
 from attnspec.conformance.verdicts.record import Record
 from attnspec.conformance.verdicts.text import visible
 from attnspec.conformance.verdicts.verdict import Verdict
@@ -130,6 +130,16 @@ def without_memory(record: Record) -> list[str]:
     return lines
 
 
+def without_a_case(record: Record) -> list[str]:
+    """The MUST clauses that were asked and of which no problem could show anything, by the reason."""
+    found: dict[str, list[str]] = {}
+    for id_ in (clause.id for clause in index().values() if clause.binding):
+        cells = {cell: counts for cell, counts in record.weighed().items() if cell[0] == id_}
+        if cells and all(standing(counts) == "not run" and record.whys.get(cell) is Why.NO_CASE for cell, counts in cells.items()):
+            found.setdefault("; ".join(dict.fromkeys(record.reasons[cell] for cell in cells)), []).append(id_)
+    return [f"{'not run, ' if not n else ''}{', '.join(ids)}: {why}" for n, (why, ids) in enumerate(found.items())]
+
+
 def explained_by(record: Record, clauses: Iterable[str]) -> list[str]:
     """Clauses of which nobody can say that they hold, each with the clauses by which its problems fail."""
     found = []
@@ -153,7 +163,7 @@ def totals(record: Record, of: str = "") -> list[str]:
         lines.append("known to be broken: " + ", ".join(counted.known))
     if counted.inherited:
         lines.append("known to be broken in the kernel that it calls (i): " + ", ".join(counted.inherited))
-    lines += in_part(record) + without_memory(record)
+    lines += in_part(record) + without_memory(record) + without_a_case(record)
     if counted.should_broken:
         lines.append("SHOULD, broken: " + ", ".join(counted.should_broken))
     return lines

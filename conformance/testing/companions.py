@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -13,9 +14,9 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import restricted
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.outcomes import NotApplicable, is_right, must_agree, must_answer, must_keep_bits
+from attnspec.conformance.testing.outcomes import NotApplicable, NotOffered, is_right, must_agree, must_answer, must_keep_bits
 from attnspec.spec import Problem
-from attnspec.spec.ragged import FORMS
+from attnspec.spec.ragged import FORMS, Kept
 from attnspec.spec.words import RETURNED
 
 # What of a form is room, and none of a sequence's business; the feature that it needs, "" for none but the form.
@@ -49,6 +50,9 @@ class Company:
     row: int = 0
 
 
+Asked = Iterator[tuple[Problem, list[Company]]]  # what is alone, each with the calls in which it is looked at
+
+
 def part(subject: Subject, case: Case, seed: int, **levels: Any) -> Problem:
     """One batch item by itself, of a dense problem with generic numbers."""
     wanted = {"b": 1, "heads": "4/2", "d": subject.width, "lse": "returned", "wrt": "none", **levels}
@@ -56,13 +60,19 @@ def part(subject: Subject, case: Case, seed: int, **levels: Any) -> Problem:
 
 
 def gathered(subject: Subject, form: str, parts: list[Problem], **words: Any) -> Problem | None:
-    """The call of these batch items, in a form or ("") dense; None where a restriction leaves it out."""
+    """The call of these batch items, in a form or ("") dense; None where a restriction leaves it out.
+
+    Who always appends gets a new key for each query.
+    """
     i, j = (max(getattr(one, name) for one in parts) for name in "ij")
     changes: dict[str, Any] = {"q": _stacked([one.q for one in parts], i)}
     changes |= {name: _stacked([getattr(one, name) for one in parts], j, -2) for name in "kv"}
     changes |= {name: _stacked([one.cotangents()[name] for one in parts], i) for name in parts[0].cotangents()}
     if form:
-        changes["carrier"] = FORMS[form](tuple(one.i for one in parts), tuple(one.j for one in parts), **words)
+        counts = tuple(one.i for one in parts)
+        if _kept(form) and "always_append" in subject.adapter.restrictions:
+            words = {"new": counts, **words}
+        changes["carrier"] = FORMS[form](counts, tuple(one.j for one in parts), **words)
     problem = parts[0].replace(**changes)
     if subject.adapter.restrictions:
         problem = restricted(problem, subject.adapter.restrictions)
@@ -79,12 +89,17 @@ def _stacked(tensors: list[Tensor], length: int, axis: int = 2) -> Tensor:
     return out
 
 
+def _kept(form: str) -> bool:
+    """Whether keys are there before a call in this form."""
+    return bool(form) and issubclass(FORMS[form], Kept)
+
+
 def forms_of(subject: Subject) -> list[str]:
     """The forms of calls of many sequences that are offered."""
     return [form for form in FORMS if subject.offers(form)]
 
 
-def dense_companies(subject: Subject, case: Case, **levels: Any) -> Iterator[tuple[Problem, list[Company]]]:
+def dense_companies(subject: Subject, case: Case, **levels: Any) -> Asked:
     """Batch items alone, each with the calls in which it stands among others."""
     for causal in (False, True) if subject.offers("causal") else (False,):
         one, *others = (part(subject, case, n, i=5, j=300, causal=causal, **levels) for n in range(4))
@@ -100,7 +115,7 @@ def dense_companies(subject: Subject, case: Case, **levels: Any) -> Iterator[tup
         yield alone, found
 
 
-def carried_companies(subject: Subject, case: Case, form: str, **levels: Any) -> Iterator[tuple[Problem, list[Company]]]:
+def carried_companies(subject: Subject, case: Case, form: str, **levels: Any) -> Asked:
     """Sequences alone, each with the calls in which it stands among shorter and longer ones, and in more room."""
     levels = levels if form in ("packed", "padded") else {}  # nobody asks the others for gradients
     for causal in (False, True) if subject.offers("causal") else (False,):
@@ -124,14 +139,15 @@ def carried_companies(subject: Subject, case: Case, form: str, **levels: Any) ->
         yield alone, [Company(what, problem, place) for what, problem, place in made if problem is not None]
 
 
-def pieces(subject: Subject, case: Case, form: str) -> Iterator[tuple[Problem, list[Company]]]:
+def pieces(subject: Subject, case: Case, form: str) -> Asked:
     """Some queries of an item as a call of its own, where they stand, with the call of all of them."""
     for causal in (False, True) if subject.offers("causal") else (False,):
         one = part(subject, case, 0, i=5, j=140, causal=causal)
         whole = None if form and one.shared else gathered(subject, form, [one])
         if whole is None or one.i < 5:
             continue
-        first = one.causal and subject.dialect.causal_alignment != "bottom_right"
+        # Beside a cache the last query stands at the last key, whatever dense calls do.
+        first = one.causal and subject.dialect.causal_alignment != "bottom_right" and not _kept(form)
         cuts = [(0, 1), (0, 2)] if first else [(4, 5), (3, 5)] if one.causal else [(0, 1), (4, 5), (1, 4)]
         for a, b in cuts:
             piece = gathered(subject, form, [one.replace(q=one.q[:, :, a:b])])
@@ -146,39 +162,49 @@ def pieces(subject: Subject, case: Case, form: str) -> Iterator[tuple[Problem, l
                 )
 
 
-def must_be_as_alone(subject: Subject, alone: Problem, companies: list[Company], *, bits: bool, gradients: bool = False) -> None:
-    """What is looked at in each of these calls must be what it is alone: bit by bit, or within the bound of both.
+def must_be_as_alone(subject: Subject, alone: Problem, company: Company, *, bits: bool, gradients: bool = False) -> None:
+    """What is looked at in a call must be what it is alone: bit by bit, or within the bound of both.
 
     gradients: whether gradients are looked at, and not the output and the lse.
     """
-    before = must_answer(subject, alone)
+    before, after = must_answer(subject, alone), must_answer(subject, company.problem)
     exact = None if bits else subject.solve(alone)
-    for company in companies:
-        after = must_answer(subject, company.problem)
-        for name in alone.outputs:
-            x, y = before.output(name), after.output(name)
-            if (name in RETURNED) == gradients or not isinstance(x, Tensor) or not isinstance(y, Tensor):
-                continue
-            a, b = company.place, company.row
-            there = y[a : a + x.shape[0], :, b : b + x.shape[2]]
-            if exact is None:
-                must_keep_bits(subject, alone, x, there, name, company.what, company.problem, promised=True)
-            else:
-                must_agree(subject, there, x, exact, name, company.what, company.problem)
-
-
-def must_be_the_same(
-    subject: Subject, asked: Iterator[tuple[Problem, list[Company]]], *, bits: bool, gradients: bool = False
-) -> None:
-    """The same of all that is asked. What is wrong alone is left out where bits aren't asked for: another clause says so.
-
-    Raises NotApplicable where nothing is left.
-    """
-    count = 0
-    for alone, companies in asked:
-        if not bits and not is_right(subject, alone):
+    for name in alone.outputs:
+        x, y = before.output(name), after.output(name)
+        if (name in RETURNED) == gradients or not isinstance(x, Tensor) or not isinstance(y, Tensor):
             continue
-        must_be_as_alone(subject, alone, companies, bits=bits, gradients=gradients)
-        count += len(companies)
-    if not count:
-        raise NotApplicable
+        a, b = company.place, company.row
+        there = y[a : a + x.shape[0], :, b : b + x.shape[2]]
+        if exact is None:
+            must_keep_bits(subject, alone, x, there, name, company.what, company.problem, promised=True)
+        else:
+            must_agree(subject, there, x, exact, name, company.what, company.problem)
+
+
+def must_be_the_same(subject: Subject, *asked: Asked, bits: bool, gradients: bool = False) -> None:
+    """The same of all that is asked, in whatever form.
+
+    What a convention has no words for is left out. So is what is wrong alone, where bits aren't asked for: another clause says so.
+    Raises NotOffered or NotApplicable, with the reason, where nothing is left.
+    """
+    compared = wrong = 0
+    refusal = f"restricted: {', '.join(sorted(subject.adapter.restrictions))}" if asked and subject.adapter.restrictions else ""
+    for alone, companies in chain(*asked):
+        try:
+            if not bits and not is_right(subject, alone):
+                wrong += 1
+                continue
+        except NotOffered as found:
+            refusal = str(found)
+            continue
+        for company in companies:
+            try:
+                must_be_as_alone(subject, alone, company, bits=bits, gradients=gradients)
+                compared += 1
+            except NotOffered as found:
+                refusal = str(found)
+    if compared:
+        return
+    if wrong:
+        raise NotApplicable("what is asked alone is wrong already")
+    raise NotOffered(refusal) if refusal else NotApplicable

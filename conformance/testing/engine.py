@@ -253,8 +253,8 @@ class Asking(Telling):
         except TooLarge as refusal:
             self.reason = self.reason or str(refusal)
             self._count(Verdict.RESOURCE, 1, self.reason)
-        except NotApplicable:
-            pass
+        except NotApplicable as nothing:
+            self.reason = self.reason or str(nothing)
         except DeviceGone as gone:
             self.run.gone = str(gone)
             self._cut(case, Finding("crash", "call", f"crashed: {gone}"))

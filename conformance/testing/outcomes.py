@@ -49,7 +49,7 @@ class TooLarge(Exception):
 
 
 class NotApplicable(Exception):
-    """This case can't show the clause."""
+    """This case can't show the clause; the message says why, where a reader would not guess."""
 
 
 def answer_of(subject: Subject, problem: Problem, within: Within = PLAINLY) -> Answer:
