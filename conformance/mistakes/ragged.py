@@ -101,6 +101,14 @@ both(
 )
 both("length_of_longest", "the longest sequence's number of keys is that of all", longer(lambda x, n: told(x)), holds=several)
 both(
+    "length_of_longest_backwards",
+    "the longest sequence's number of keys is that of all, counted back from the end of each",
+    lambda x, n: np.arange(max(0, x.starts[n] + x.j[n] - told(x)), x.starts[n] + x.j[n]),
+    ("packed",),
+    holds=several,
+    special=True,
+)
+both(
     "length_of_shortest",
     "the shortest sequence's number of keys is that of all",
     longer(lambda x, n: min(x.j)),
@@ -407,6 +415,15 @@ enter(
     special=True,
 )
 enter(
+    "placed_at_rows_of_pack",
+    "queries and keys stand at their rows of the pack",
+    None,
+    lambda x, n: x.query_starts[n] - x.starts[n],
+    ("packed",),
+    special=True,
+    of="placed_in_pack",
+)
+enter(
     "placed_at_zero",
     "the first query stands at the first key, whatever the lengths",
     None,
@@ -435,3 +452,9 @@ def slopes_of(name: str, says: str, other: Callable[[Sequences, int], int | None
 
 slopes_of("slopes_of_first_sequence", "all sequences have the slopes of the first", lambda x, n: 0)
 slopes_of("slopes_of_next_sequence", "each sequence has the slopes of the next one", following, special=True)
+slopes_of(
+    "slopes_of_previous_sequence",
+    "each sequence has the slopes of the one before, and the first those of the last",
+    lambda x, n: x.turn[x.turn.index(n) - 1],
+    special=True,
+)

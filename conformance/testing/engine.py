@@ -359,7 +359,7 @@ class Asking(Telling):
 
     def _tell_broken(self, case: Case, broken: Broken, small: Case) -> bool:
         """Explain a relation that does not hold, from a case that shows it in the same way. Returns False."""
-        made, spent = broken.problem, self.explainer.exhausted
+        made, spent = (broken.problem, broken.other), self.explainer.exhausted
         if not self.plan.once and not spent:
             with self.explainer.purse.timed("explaining"):
                 small = descend(small, self.subject.adapter, partial(self._still, case, broken))
@@ -374,9 +374,13 @@ class Asking(Telling):
         if broken.exact is not None and finding.kind != "relation" and self.main.binding and alone is not False:
             within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
             like = [left] if left is not None else [] if self.plan.once else [case]
-            clause, finding, diagnosis = self.explainer.attribute(clause, problem, finding, broken.exact, like, made, within, left)
+            clause, finding, diagnosis = self.explainer.attribute(
+                clause, problem, finding, broken.exact, like, made[0], within, left
+            )
         elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
-            diagnosis = self.explainer.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
+            both = (problem, problem if broken.other is None else broken.other)
+            at = next((n for n, one in enumerate(both) if self.explainer.wrong_ones((one,))), 0)
+            diagnosis = self.explainer.diagnose(both[at], None, finding, [] if self.plan.once else [case], made[at])
         own = clause == self.main.id
         explained = Explained(
             clause,
