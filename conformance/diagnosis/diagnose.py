@@ -18,7 +18,18 @@ import numpy as np
 from attnspec.adapters.watch.spent import spent
 from attnspec.conformance.diagnosis.blame import ROUNDED
 from attnspec.conformance.diagnosis.dropped import dropped
-from attnspec.conformance.diagnosis.evidence import ENORMOUS, EVIDENCE, calmer, dense, finer, poisoned, probes, shuffled, steady
+from attnspec.conformance.diagnosis.evidence import (
+    ENORMOUS,
+    EVIDENCE,
+    calmer,
+    dense,
+    finer,
+    finite,
+    poisoned,
+    probes,
+    shuffled,
+    steady,
+)
 from attnspec.conformance.diagnosis.match import CLOSE, Fit, Seen, look, place, screen, shows, touches
 from attnspec.conformance.diagnosis.names import COARSE, FEW, NARROWED, SPECIAL, Diagnosis, exceptions_of, names_to_print
 from attnspec.conformance.diagnosis.narrowed import narrowed
@@ -89,6 +100,8 @@ def _evidence(
     """What a mistake has to explain, the problem itself first. right: whether a case by itself is answered rightly."""
     alone = any(right(wide) for case in cases[:1] for wide in finer(case, subject, False)[:-1])
     calm = as_case(problem).biases not in ENORMOUS  # then what fails there fails without them, too
+    small = problem.carrier is None or problem.carrier.poison != "huge"  # the same of what stands where nobody may read
+    cases = [finite(case) if small else case for case in cases]
     first = (calmer(case) if calm else case for case in cases[:1])
     further = (calmer(case) for case in cases[1 : 1 + EVIDENCE])
     evidence: list[Asked] = []
@@ -175,7 +188,7 @@ def _narrowed(alive: dict[str, list[Fit]], against: dict[str, float], looked: Se
 def _costs(
     alive: dict[str, list[Fit]], against: dict[str, float], asked: int, narrow: Container[str] = frozenset()
 ) -> dict[str, float]:
-    """What each of the mistakes costs that may be named, the cheapest first. narrow: those that are made in some sequences alone."""
+    """What each of the mistakes costs that may be named, the cheapest first. narrow: those that only some sequences have."""
     late = all(any(one.late for one in fits) for fits in alive.values())
 
     def may_be_named(name: str, fits: list[Fit]) -> bool:

@@ -27,6 +27,11 @@ def calmer(case: Case) -> Case:
     return replace(case, biases="normal") if case.biases in ENORMOUS else case
 
 
+def finite(case: Case) -> Case:
+    """Without a huge number where nobody may read, beside which the other numbers are lost."""
+    return replace(case, poison="lure") if case.poison == "huge" else case
+
+
 def probes(case: Case, subject: Subject) -> Iterator[Case]:
     """Cases that differ from this one in one thing."""
     if case.biases in ENORMOUS:  # what these do to a row is no more alike than what else is far from zero
@@ -43,7 +48,7 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         apart = replace(case, carrier=carrier, b=max(case.b, 4), i=case.i + 3, j=case.keys + 9, poison="lure")
         seen = replace(apart, causal=False, window="none", first_tokens=0)  # where none of it is hidden
         yield from (fit(replace(one, lengths=lengths), subject.adapter) for one, lengths in ((apart, APART), (seen, "crossed")))
-        yield fit(replace(case, poison="lure" if case.poison != "lure" else "huge"), subject.adapter)
+        yield fit(replace(case, poison="lure" if case.poison != "lure" else "nan"), subject.adapter)
     if case.bias != "none":
         yield replace(case, biases="inf" if case.biases != "inf" else "normal")
     if case.h > 1:

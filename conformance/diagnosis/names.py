@@ -22,9 +22,7 @@ class Diagnosis:
     only: str = ""
     asked: int = 0  # problems that it explains
     whole: bool = False  # in each of them all that the mistake would change is wrong
-    narrowed: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # of mistakes that are made in some sequences alone, in which
+    narrowed: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of mistakes that only some sequences have, which
 
     @property
     def best(self) -> tuple[str, ...]:

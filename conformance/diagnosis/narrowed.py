@@ -22,12 +22,13 @@ BY_ITEM = frozenset({"o", "lse", "dq", "dk", "dv"})  # outputs whose first axis 
 
 
 class One(NamedTuple):
-    """What a sequence is like: its place in the call and how many there are, its queries and keys, and the rows of a page."""
+    """What a sequence is like: its place of how many, its queries and keys, how many of these are new, and the rows of a page."""
 
     place: int
     of: int
     queries: int
     keys: int
+    new: int
     page: int
 
 
@@ -42,6 +43,10 @@ class Kind:
 KINDS = (
     Kind("where there is one query", lambda x: x.queries == 1),
     Kind("where there are several queries", lambda x: x.queries > 1),
+    Kind("where there is one new key", lambda x: x.new == 1),
+    Kind("where there are several new keys", lambda x: x.new > 1),
+    Kind("where there are new keys", lambda x: x.new > 0),
+    Kind("where all keys are new", lambda x: x.new == x.keys > 0),
     Kind("in the first of several sequences", lambda x: x.place == 0 and x.of > 1),
     Kind("in all sequences but the first", lambda x: x.place > 0),
     Kind("in the last of several sequences", lambda x: 0 < x.place == x.of - 1),
@@ -69,9 +74,10 @@ def sequences(problem: Problem) -> list[One]:
     """The sequences of a problem, in the order of its batch items."""
     carrier, b = problem.carrier, problem.b
     if carrier is None:
-        return [One(n, b, problem.i, problem.j, 0) for n in range(b)]
+        return [One(n, b, problem.i, problem.j, 0, 0) for n in range(b)]
     turn, page = list(getattr(carrier, "order", ()) or range(b)), int(getattr(carrier, "size", 0))
-    return [One(turn.index(n), b, carrier.q_lengths[n], carrier.k_lengths[n], page) for n in range(b)]
+    new = getattr(carrier, "new", ()) or [0] * b
+    return [One(turn.index(n), b, carrier.q_lengths[n], carrier.k_lengths[n], new[n], page) for n in range(b)]
 
 
 class Narrow:

@@ -60,7 +60,7 @@ class Recognizer:
             unclear = unclear or (By(known, False) if accounts is None else None)
         # What the test made may have more than the case has; sizes that do not fit have no words of a case, and are to be refused.
         alone = finding.of_numbers or not finding.of_answers
-        wrong = made[:1] if alone else self.wrong_ones(made) if agree else ()
+        wrong = made[:1] if alone else self._wrong_ones(made) if agree else ()
         alike = {
             id(known): known
             for problem in wrong
@@ -199,7 +199,7 @@ class Recognizer:
         """Whether a failure may explain another by where it was met: the side of the regions of known issues."""
         return self.subject.same_side(case, known.case)
 
-    def wrong_ones(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    def _wrong_ones(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
         """Those that are wrong by themselves."""
         with self.purse.timed("comparing"):
             return tuple(problem for problem in problems if self._wrong(problem, self.subject.solve(problem))[1])

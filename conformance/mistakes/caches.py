@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy import ndarray as Array
-from numpy import ndarray as Array
 
 from attnspec.conformance.mistakes.ragged import both, enter, longer, slopes_of
 from attnspec.conformance.mistakes.sequences import Sequences

@@ -237,6 +237,14 @@ enter(
     appends,
 )
 enter(
+    "placed_far_behind",
+    "beside new keys the queries stand far behind all keys, as where what is added up goes on from call to call",
+    None,
+    lambda x, n: x.start(n) + (1 << 12),
+    ("cached", "paged"),
+    appends,
+)
+enter(
     "placed_behind_new_keys",
     "the queries stand as many places too late as there are new keys",
     None,
