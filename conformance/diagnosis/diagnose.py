@@ -108,8 +108,9 @@ def _evidence(
     evidence += [x for case in (*first, *further) for x in finer(case, subject, alone)]
     evidence += [finer(probe, subject, alone)[0] for case in cases[:1] for probe in probes(case, subject)]
     # Copies are made when they are asked for: most failures need none.
-    others: list[Asked] = [partial(shuffled, problem, seed) for seed in range(6)]
-    made: list[Asked] = [] if met is None else [met, *(partial(shuffled, met, seed) for seed in range(4))]
+    shared = bool(getattr(problem.carrier, "shared", 0))  # what lies in one place is the same in all sequences: it keeps its order
+    others: list[Asked] = [] if shared else [partial(shuffled, problem, seed) for seed in range(6)]
+    made: list[Asked] = [] if met is None else [met, *([] if shared else [partial(shuffled, met, seed) for seed in range(4)])]
     if made and cases and right(cases[0]):
         cases, evidence = [], []  # it is the test that makes it fail
     # Of NaN that comes through, numbers in its place say whether they have a weight.
@@ -133,7 +134,7 @@ def _diagnose(
         return None
     best = (names_to_print(cost) or tuple(cost))[0]
     best = best if best in alive else next(name for name in cost if MISTAKES[name].of == best)  # that is what its like is called
-    whole = best not in narrow and not any(one.spared for one in alive[best])
+    whole = not narrow.get(best) and not any(one.spared for one in alive[best])
     return Diagnosis(cost, place(best, seen_at(0)), asked, whole, {name: narrow[name] for name in cost if name in narrow})
 
 

@@ -80,5 +80,5 @@ def sentence(diagnosis: Diagnosis) -> str:
     if not says:
         return ""
     what = says[0] if len(says) == 1 else f"either {says[0]}, or {says[1]}"
-    where = f" ({diagnosis.only} only)" if diagnosis.only and not diagnosis.narrowed else ""
+    where = f" ({diagnosis.only} only)" if diagnosis.only and not any(diagnosis.narrowed.values()) else ""
     return f"{what}{where}; this reproduces the wrong answer on {diagnosis.asked} problem{'s' * (diagnosis.asked != 1)}"

@@ -68,6 +68,7 @@ KINDS = (
     Kind("where the last page is full", lambda x: x.page > 0 and x.keys % x.page == 0 < x.keys),
     Kind("where the last page is not full", lambda x: x.page > 0 and x.keys % x.page > 0),
 )
+ALL = Kind("", lambda x: True)
 
 
 def sequences(problem: Problem) -> list[One]:
@@ -86,6 +87,12 @@ class Narrow:
     def __init__(self, seen: Seen) -> None:
         self.seen, self.each = seen, sequences(seen.problem)
         self.given: dict[str, list[dict[str, Array]]] = {}
+
+    @property
+    def carried(self) -> bool:
+        """Whether the call is one of many sequences, if only as the convention puts it."""
+        put = self.seen.presented
+        return any(problem is not None and problem.carrier is not None for problem in (self.seen.problem, put and put.problem))
 
     @cached_property
     def failing(self) -> Array:
@@ -127,8 +134,19 @@ def within(wrong: dict[str, Array], seen: Seen, made: Array) -> dict[str, Array]
 
 
 def narrowed(names: Iterable[str], seen: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
-    """Of these mistakes those that explain all problems, right ones among them, in the sequences of one kind: which kinds fit."""
+    """Of these mistakes those that explain all problems, right ones among them, in the sequences of one kind: which kinds fit.
+
+    Where calls of many sequences fail, and no others, a dense call may have another kernel, and says nothing of theirs. No kind is
+    told where a mistake explains all of theirs.
+    """
     each = [Narrow(one) for one in seen]
+    if all(one.carried for one in each if one.seen.scope):
+        each = [one for one in each if one.carried]
     kinds = [kind for kind in KINDS if all(one.allows(kind) for one in each if one.seen.scope)]
-    found = {name: tuple(kind.says for kind in kinds if all(one.right_where(name, kind) for one in each)) for name in names}
-    return {name: says for name, says in found.items() if says}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if all(one.right_where(name, ALL) for one in each):
+            found[name] = ()
+        elif fitting := tuple(kind.says for kind in kinds if all(one.right_where(name, kind) for one in each)):
+            found[name] = fitting
+    return found
