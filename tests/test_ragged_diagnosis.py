@@ -313,6 +313,20 @@ def test_who_has_no_dense_call_breaks_the_clause_of_its_form() -> None:
     assert "--clauses=SOFTMAX-1 --case=" in outcome.screen
 
 
+def test_of_two_calls_that_differ_the_wrong_one_is_explained() -> None:
+    """The order of the sequences changes an answer: the first of the two was right, and nothing was said."""
+    outcome = judge("mutants.implementations.none_longer_than_the_first", "-x", "--clauses=VARLEN-7", "--impl-dtypes=float32")
+    assert [failure.clause for failure in outcome.failures] == ["VARLEN-7"]
+    assert "no sequence has more keys than the first" in outcome.screen
+
+
+def test_pages_that_are_shared_are_explained() -> None:
+    """With their numbers in another order they are no longer the same in all sequences."""
+    outcome = judge("mutants.implementations.page_read_once", "-x", "--clauses=PAGED-9", "--impl-dtypes=float32")
+    assert [failure.clause for failure in outcome.failures] == ["PAGED-9"]
+    assert "pages that an earlier sequence has are skipped" in outcome.screen
+
+
 def test_who_has_a_dense_call_by_parameters_has_it_blamed() -> None:
     """A function whose family has a form beside it, as JAX's, was taken for one without a dense call."""
 

@@ -16,13 +16,20 @@ from attnspec.spec import Problem
 from attnspec.spec.memory import expanded
 
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
-APART = "2:3/4:9/1:5"  # lengths of which neither the first nor the last is the longest or the shortest, and none the room there is
+APART = (
+    "2:5/4:9/1:3/3:7"  # lengths of which neither the first nor the last is the longest or the shortest, and none the room there is
+)
 ENORMOUS = ("lowest", "shift")  # biases, beside which a mistake and rounding are hard to tell apart
 
 
 def calmer(case: Case) -> Case:
     """Without enormous biases."""
     return replace(case, biases="normal") if case.biases in ENORMOUS else case
+
+
+def finite(case: Case) -> Case:
+    """Without a huge number where nobody may read, beside which the other numbers are lost."""
+    return replace(case, poison="lure") if case.poison == "huge" else case
 
 
 def probes(case: Case, subject: Subject) -> Iterator[Case]:
@@ -38,10 +45,10 @@ def probes(case: Case, subject: Subject) -> Iterator[Case]:
         # Lengths that differ, room behind them, and finite numbers where nothing may be read: so it shows what is read.
         more = {"packed": "tail", "cached": "room", "paged": "spare"}.get(form_of(case), "")
         carrier = case.carrier if not more or more in case.carrier.split("+") else f"{case.carrier}+{more}"
-        apart = replace(case, carrier=carrier, b=max(case.b, 3), i=case.i + 3, j=case.keys + 9, poison="lure")
+        apart = replace(case, carrier=carrier, b=max(case.b, 4), i=case.i + 3, j=case.keys + 9, poison="lure")
         seen = replace(apart, causal=False, window="none", first_tokens=0)  # where none of it is hidden
         yield from (fit(replace(one, lengths=lengths), subject.adapter) for one, lengths in ((apart, APART), (seen, "crossed")))
-        yield fit(replace(case, poison="lure" if case.poison != "lure" else "huge"), subject.adapter)
+        yield fit(replace(case, poison="lure" if case.poison != "lure" else "nan"), subject.adapter)
     if case.bias != "none":
         yield replace(case, biases="inf" if case.biases != "inf" else "normal")
     if case.h > 1:

@@ -187,6 +187,20 @@ class Explainer(Recognizer):
             warnings.warn(f"attnspec could not diagnose a failure: {type(error).__name__}: {error}; please report it", stacklevel=2)
             return None
 
+    def diagnose_one_of(
+        self, compared: list[tuple[Problem, Problem | None]], finding: Finding, met: list[Case]
+    ) -> Diagnosis | None:
+        """The mistake that explains why two answers differ: what is wrong with the first problem that is wrong by itself.
+
+        compared: the problems, each with what it was before it was made smaller.
+        """
+        wrong: list[tuple[Problem, Problem | None]] = []
+        if finding.of_answers and not self._out_of_time(finding):
+            with contextlib.suppress(Exception):  # no verdict is lost to what would only explain it
+                wrong = [(problem, made) for problem, made in compared if self._wrong_ones((problem,))]
+        problem, made = (wrong or compared)[0]
+        return self.diagnose(problem, None, finding, met, made)
+
     def _names(self) -> set[str]:
         """The mistakes that were found."""
         return {name for known in self.explained if known.diagnosis is not None for name in known.diagnosis.best}

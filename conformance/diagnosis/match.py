@@ -264,11 +264,16 @@ def _far(wrong: dict[str, Array], seen: Seen, values: dict[str, Array], outputs:
     return False
 
 
+def clearly(wrong: dict[str, Array], seen: Seen) -> bool:
+    """Whether what a mistake gives is clearly not what came."""
+    return _far(wrong, seen, seen.got, seen.got)
+
+
 def shows(name: str, seen: Seen) -> bool:
     """Whether a mistake would have shown in a problem that was answered rightly, however it was put."""
     with np.errstate(all="ignore"):
         given = seen.given(name)
-        return bool(given) and all(_far(wrong, seen, seen.got, seen.got) for wrong in given)
+        return bool(given) and all(clearly(wrong, seen) for wrong in given)
 
 
 def touches(name: str, seen: Seen) -> bool:

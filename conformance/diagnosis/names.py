@@ -10,6 +10,8 @@ from attnspec.spec import CHOICES, Dialect
 FEW = 3  # what rests on fewer problems than these may have no exceptions, and be nothing special
 # What a name costs beside the problems that it would have shown in, and did not: one that is special, or fits nearly everything.
 SPECIAL, COARSE = 0.4, 0.7
+NARROWED = 0.01  # what one costs that is made in some sequences alone: more than one that is made in all, less than an exception
+SOME = "in some sequences alone"  # said where several kinds of sequences fit
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Diagnosis:
     only: str = ""
     asked: int = 0  # problems that it explains
     whole: bool = False  # in each of them all that the mistake would change is wrong
+    narrowed: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of mistakes that only some sequences have, which
 
     @property
     def best(self) -> tuple[str, ...]:
@@ -65,11 +68,17 @@ def other_choice(diagnosis: Diagnosis | None, dialect: Dialect) -> str:
     return ""
 
 
+def in_which(diagnosis: Diagnosis, name: str) -> str:
+    """In which sequences a mistake is made, where it is not in all."""
+    kinds = diagnosis.narrowed.get(name) or next((own for one, own in diagnosis.narrowed.items() if MISTAKES[one].of == name), ())
+    return f", {kinds[0] if len(kinds) == 1 else SOME}" if kinds else ""
+
+
 def sentence(diagnosis: Diagnosis) -> str:
     """What is said of it: the mistake, where it shows, and on how much this rests."""
-    says = [MISTAKES[name].says for name in diagnosis.best]
+    says = [MISTAKES[name].says + in_which(diagnosis, name) for name in diagnosis.best]
     if not says:
         return ""
     what = says[0] if len(says) == 1 else f"either {says[0]}, or {says[1]}"
-    where = f" ({diagnosis.only} only)" if diagnosis.only else ""
+    where = f" ({diagnosis.only} only)" if diagnosis.only and not any(diagnosis.narrowed.values()) else ""
     return f"{what}{where}; this reproduces the wrong answer on {diagnosis.asked} problem{'s' * (diagnosis.asked != 1)}"

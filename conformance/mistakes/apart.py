@@ -152,6 +152,13 @@ def mean_of_next(x: Sequences, o: Array) -> None:
             o[n, :, : x.i[n]] = x.values[rows].mean(0).repeat(x.problem.h // x.problem.g, 0)[:, None]
 
 
+def nothing_before(x: Sequences, o: Array) -> None:
+    """NaN in a sequence of which nothing was there before the call."""
+    for n in range(x.b):
+        if x.j[n] == x.new[n]:
+            o[n, :, : x.i[n]] = np.nan
+
+
 def lse_by_rows(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
     """The lse of a pack, (h n), written as (n h) and read as it is."""
     carrier = problem.carrier
@@ -169,6 +176,8 @@ def lse_by_rows(problem: Problem, dialect: Dialect, exact: Exact) -> Wrong:
 
 
 RAGGED.add(Mistake("lse_by_rows", "the memory of the lse is (n h) where it is read as (h n)", lse_by_rows, special=True))
+says = "without a key before the call the output is NaN, also where there are new keys"
+output("nothing_before_nan", says, nothing_before, ("cached", "paged"))
 output("no_keys_mean_of_next", "a sequence without keys gets the mean of the values behind it", mean_of_next, ("packed",))
 
 

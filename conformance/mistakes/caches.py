@@ -27,12 +27,29 @@ enter(
     ("cached",),
     slotted,
 )
+
+
+def from_the_slot(x: Sequences, n: int) -> Array:
+    """A sequence's rows and those before its first key."""
+    begin = x.slot(n) * x.room
+    return np.arange(begin, begin + x.left[n] + x.j[n])
+
+
 both(
     "left_ignored",
     "the rows before the first key are attended to as keys",
-    lambda x, n: x.rows(n, 0) if not x.j[n] else np.concatenate([np.arange(x.rows(n)[0] - x.left[n], x.rows(n)[0]), x.rows(n)]),
+    from_the_slot,
     ("cached",),
     holds=lambda x: any(x.left),
+)
+both(
+    "left_ignored_beside_keys",
+    "the rows before the first key are attended to as keys, where there is a key",
+    lambda x, n: from_the_slot(x, n) if x.j[n] else x.rows(n),
+    ("cached",),
+    holds=lambda x: any(x.left),
+    special=True,
+    of="left_ignored",
 )
 both(
     "left_of_first",

@@ -48,7 +48,42 @@ enter(
     special=True,
     of="table_ignored",
 )
+
+
+def turned_over(x: Sequences, n: int) -> Array:
+    """A row of the table as it is read where the table is taken to be written column by column."""
+    width = x.table.shape[1]
+    return x.table.T.reshape(-1)[n * width : (n + 1) * width]
+
+
 enter("table_turned", "the rows and columns of the table are exchanged", through(exchanged), None, ("paged",), several)
+enter(
+    "table_written_by_columns",
+    "the table is written column by column, and read row by row",
+    through(turned_over),
+    None,
+    ("paged",),
+    several,
+    special=True,
+    of="table_turned",
+)
+
+
+def first_of_previous(x: Sequences, n: int) -> Array:
+    """A sequence's pages, the first of which is that of the sequence before."""
+    before = x.neighbour(n, -1)
+    return x.table[n] if before is None else np.concatenate([x.table[before][:1], x.table[n][1:]])
+
+
+enter(
+    "first_page_of_previous",
+    "the first page of each sequence is that of the one before it",
+    through(first_of_previous),
+    None,
+    ("paged",),
+    several,
+    special=True,
+)
 enter(
     "first_page_for_all",
     "each sequence's first page is read in the place of all of its pages",

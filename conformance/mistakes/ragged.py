@@ -101,6 +101,14 @@ both(
 )
 both("length_of_longest", "the longest sequence's number of keys is that of all", longer(lambda x, n: told(x)), holds=several)
 both(
+    "length_of_longest_backwards",
+    "the longest sequence's number of keys is that of all, counted back from the end of each",
+    lambda x, n: np.arange(max(0, x.starts[n] + x.j[n] - told(x)), x.starts[n] + x.j[n]),
+    ("packed",),
+    holds=several,
+    special=True,
+)
+both(
     "length_of_shortest",
     "the shortest sequence's number of keys is that of all",
     longer(lambda x, n: min(x.j)),
@@ -225,6 +233,14 @@ enter(
     "the last query stands at the last key that was there before the call",
     None,
     lambda x, n: x.start(n) - x.new[n],
+    ("cached", "paged"),
+    appends,
+)
+enter(
+    "placed_far_behind",
+    "beside new keys the queries stand far behind all keys, as where what is added up goes on from call to call",
+    None,
+    lambda x, n: x.start(n) + (1 << 12),
     ("cached", "paged"),
     appends,
 )
@@ -407,6 +423,15 @@ enter(
     special=True,
 )
 enter(
+    "placed_at_rows_of_pack",
+    "queries and keys stand at their rows of the pack",
+    None,
+    lambda x, n: x.query_starts[n] - x.starts[n],
+    ("packed",),
+    special=True,
+    of="placed_in_pack",
+)
+enter(
     "placed_at_zero",
     "the first query stands at the first key, whatever the lengths",
     None,
@@ -435,3 +460,9 @@ def slopes_of(name: str, says: str, other: Callable[[Sequences, int], int | None
 
 slopes_of("slopes_of_first_sequence", "all sequences have the slopes of the first", lambda x, n: 0)
 slopes_of("slopes_of_next_sequence", "each sequence has the slopes of the next one", following, special=True)
+slopes_of(
+    "slopes_of_previous_sequence",
+    "each sequence has the slopes of the one before, and the first those of the last",
+    lambda x, n: x.turn[x.turn.index(n) - 1],
+    special=True,
+)

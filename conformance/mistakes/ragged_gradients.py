@@ -133,6 +133,7 @@ for name in (
     "placed_by_room",
     "placed_by_slots",
     "slot_read_whole",
+    "slot_read_whole_aligned",
     "length_of_longest",
     "no_borders",
 ):

@@ -25,6 +25,11 @@ def ignored(x: Kernel) -> Wrong:
     return wrong | ({"dsinks": np.zeros(x.h)} if "sinks" in x.problem.wrt and "dq" in wrong else {})
 
 
+def without_in_backward(x: Kernel) -> Wrong:
+    """The gradients of a call without sinks."""
+    return {name: gradient for name, gradient in (ignored(x) or {}).items() if name not in ("o", "lse")}
+
+
 def with_sinks(x: Kernel, of: Callable[[Array], Array]) -> Wrong:
     """With other sinks (h); None where they are the same."""
     z = x.z[:, 0, 0]
@@ -117,6 +122,12 @@ enter(
     "sinks_missing_in_backward",
     "backward recomputes the probabilities from the lse of the keys alone",
     lambda x: again(x, lse=lambda own: lse_of_keys(x)),
+    "sinks do",
+)
+special(
+    "sinks_ignored_in_backward",
+    "the gradients are those of a call without sinks",
+    without_in_backward,
     "sinks do",
 )
 enter("sink_gradient_zero", "the gradient of the sinks is zero", lambda x: of_each_row(x, 0 * each(x)), "sinks do")

@@ -136,7 +136,7 @@ special("row_sum_of_last_block", "the output is divided by the row sum of the la
 special(
     "row_sum_of_first_head",
     "the output is divided by the row sum of head 0",
-    lambda x: {"o": (x.e * np.exp(x.m) / (x.e * np.exp(x.m)).sum(-1, keepdims=True)[:, :1]) @ x.heads_v},
+    lambda x: {"o": (x.e * np.exp(x.m) / ((x.e * np.exp(x.m)).sum(-1, keepdims=True) + np.exp(x.z))[:, :1]) @ x.heads_v},
 )
 special("product_overflows", "the unscaled product overflows in float16", overflowing)
 for n in (16, 32, 64, 128):

@@ -359,7 +359,7 @@ class Asking(Telling):
 
     def _tell_broken(self, case: Case, broken: Broken, small: Case) -> bool:
         """Explain a relation that does not hold, from a case that shows it in the same way. Returns False."""
-        made, spent = broken.problem, self.explainer.exhausted
+        first, spent = broken, self.explainer.exhausted
         if not self.plan.once and not spent:
             with self.explainer.purse.timed("explaining"):
                 small = descend(small, self.subject.adapter, partial(self._still, case, broken))
@@ -371,12 +371,16 @@ class Asking(Telling):
             broken, left = self._made_smaller(broken, alone)
         problem = broken.problem if broken.problem is not None else self.subject.problem(small)
         clause, finding, diagnosis = self.main.id, broken.finding, None
+        shared = bool(problem.carrier is not None and getattr(problem.carrier, "shared", 0))  # for which a case has no words
         if broken.exact is not None and finding.kind != "relation" and self.main.binding and alone is not False:
             within = broken.within if broken.margin is None else PLAINLY  # what has bounds of its own is not diagnosed
             like = [left] if left is not None else [] if self.plan.once else [case]
-            clause, finding, diagnosis = self.explainer.attribute(clause, problem, finding, broken.exact, like, made, within, left)
-        elif finding.kind == "relation" and finding.output != "call":  # what breaks a relation may be wrong by itself
-            diagnosis = self.explainer.diagnose(problem, None, finding, [] if self.plan.once else [case], made)
+            clause, finding, diagnosis = self.explainer.attribute(
+                clause, problem, finding, broken.exact, like, first.problem, within, left
+            )
+        elif finding.output != "call" and (finding.kind == "relation" or shared):  # what breaks a relation may be wrong by itself
+            compared = [(problem, first.problem), *([] if broken.other is None else [(broken.other, first.other)])]
+            diagnosis = self.explainer.diagnose_one_of(compared, finding, [] if self.plan.once else [case])
         own = clause == self.main.id
         explained = Explained(
             clause,

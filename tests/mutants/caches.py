@@ -407,7 +407,7 @@ def window_forgotten_in_decode(call: Cached) -> Any:
 
 @ragged("CACHE-8")
 def distances_one_short_in_decode(call: Cached) -> Any:
-    """With one query distances of slopes are one too few."""
+    """A single query that is not causal stands one position too early for slopes."""
     return call.run(lambda one: one.but(start=one.j - 2) if one.i == 1 and one.slopes is not None and not one.causal else one)
 
 

@@ -148,7 +148,7 @@ def slopes_of_the_first_sequence(call: Packed) -> Any:
 
 @ragged("VARLEN-2")
 def slopes_of_the_next_sequence(call: Packed) -> Any:
-    """Slopes of sequences and heads are those of the next sequence, where there are three or more."""
+    """Slopes of sequences and heads are those of the sequence before, where there are three or more."""
     slopes = call.options.get("alibi_slopes")
     return call.run(lambda one: one if slopes is None or slopes.ndim == 1 or call.b < 3 else one.but(slopes=slopes[one.n - 1]))
 

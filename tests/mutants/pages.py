@@ -318,7 +318,7 @@ def prompts_top_left(call: Paged) -> Any:
 
 @ragged("PAGED-1")
 def distance_one_too_far(call: Paged) -> Any:
-    """With one query and no window the distances of slopes are one too many."""
+    """With one query and no window the query stands one position too late, which slopes alone show."""
     return call.run(
         lambda one: one.but(start=one.j, causal=False) if one.slopes is not None and one.i == 1 and not one.window else one
     )
