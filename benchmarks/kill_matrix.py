@@ -13,7 +13,7 @@ the tests of that clause, too. It appends results to INTO/TIER.jsonl, and the sa
 own: the mutant's own clause stopped it. chapter: another MUST of the same chapter did. other: a MUST of another chapter did.
 survived, errored, timeout: nothing stopped it. A mutant that breaks only a SHOULD is asked with --enforce-should.
 
---enter measures nothing: what the lines of RESULTS say goes into the file of verdicts and into the last table of the page, and all
+--enter measures nothing: what the lines of RESULTS say goes into the file of verdicts and to the end of the page, and all
 else in both stays. So mutants that are new, or that benchmarks/ragged_kills.py asked, need no run of all others.
 """
 
@@ -316,19 +316,14 @@ def markdown(tiers: dict[str, dict[str, dict[str, Any]]], processes: list[float]
             f"Time from the command to the first failure, for whole processes of {len(processes)} mutants in smoke: {worst}.",
             "",
         ]
-    lines += latest({tier: summary(results) for tier, results in tiers.items()})
-    lines += [AFTER, "", "| bug | why |", "|---|---|"]
-    lines += [f"| {bug} | {reason} |" for bug, reason in NOT_EMULATED.items()]
-    lines += ["", "## Changes that look like a fault and are right", "", "| change | why |", "|---|---|"]
-    lines += [f"| {change} | {proof} |" for change, proof in EQUIVALENT.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *latest({tier: summary(results) for tier, results in tiers.items()})]) + "\n"
 
 
-LATEST, AFTER = "## The latest verdict of each mutant", "## Public bugs without a mutant"
+LATEST = "## The latest verdict of each mutant"
 
 
 def latest(stored: dict[str, dict[str, Any]]) -> list[str]:
-    """The section of the page that follows from the file of verdicts."""
+    """The end of the page, which follows from the file of verdicts and needs no other result."""
     lines = [
         LATEST,
         "",
@@ -348,7 +343,10 @@ def latest(stored: dict[str, dict[str, Any]]) -> list[str]:
             alive += [(tier, name, verdicts[name]) for name in names if verdicts.get(name) in NOT_STOPPED]
     lines += ["", "| tier | not stopped there | clause | verdict |", "|---|---|---|---|"]
     lines += [f"| {tier} | {name} | {load()[name].clause} | {verdict} |" for tier, name, verdict in sorted(alive)]
-    return [*lines, ""]
+    lines += ["", "## Public bugs without a mutant", "", "| bug | why |", "|---|---|"]
+    lines += [f"| {bug} | {reason} |" for bug, reason in NOT_EMULATED.items()]
+    lines += ["", "## Changes that look like a fault and are right", "", "| change | why |", "|---|---|"]
+    return [*lines, *(f"| {change} | {proof} |" for change, proof in EQUIVALENT.items())]
 
 
 def entered(stored: dict[str, dict[str, Any]], results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -366,14 +364,13 @@ def entered(stored: dict[str, dict[str, Any]], results: Iterable[dict[str, Any]]
 
 
 def enter(arguments: argparse.Namespace) -> None:
-    """Enter results into the file of verdicts, and say what that is now in its section of the page."""
+    """Enter results into the file of verdicts, and say what that is now at the end of the page."""
     results = [one for path in arguments.enter for one in read(path).values()]
     stored = entered(json.loads(arguments.json.read_text(encoding="utf-8")), results)
     arguments.json.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     if arguments.markdown:
-        page = arguments.markdown.read_text(encoding="utf-8")
-        before, after = page.partition(AFTER)[0].partition(LATEST)[0], page.partition(AFTER)[2]
-        arguments.markdown.write_text(before + "\n".join([*latest(stored), AFTER]) + after, encoding="utf-8")
+        measured_ = arguments.markdown.read_text(encoding="utf-8").partition(LATEST)[0]
+        arguments.markdown.write_text(measured_ + "\n".join(latest(stored)) + "\n", encoding="utf-8")
 
 
 def check(stored: dict[str, Any], tiers: dict[str, dict[str, dict[str, Any]]]) -> list[str]:

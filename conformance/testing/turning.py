@@ -6,20 +6,26 @@ from dataclasses import replace
 from typing import Any
 
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.factors.ragged import form_of
+from attnspec.conformance.problems.factors import ragged
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.outcomes import NotApplicable
 from attnspec.conformance.testing.sequences import asked, carried, carrier_of
 from attnspec.spec import Problem
-from attnspec.spec.ragged import Kept
+from attnspec.spec.ragged import Carrier, Kept
 from attnspec.spec.turns import turned
 
 KINDS = ("cached", "paged")
 
 
 def appended(case: Case) -> bool:
-    """A cache or pages, and new keys."""
-    return form_of(case) in KINDS and "append" in case.carrier.split("+")
+    """A cache or pages, and a new key for each query."""
+    return _a_key_for_each_query(ragged.carrier_of(case))
+
+
+def _a_key_for_each_query(carrier: Carrier | None) -> bool:
+    """Whether each sequence has as many new keys as queries: where a query without one stands, documentation leaves open."""
+    new = carrier.new if isinstance(carrier, Kept) else ()
+    return carrier is not None and bool(new) and all(q in (0, own) for q, own in zip(carrier.q_lengths, new, strict=True))
 
 
 def placed(case: Case) -> bool:
@@ -48,14 +54,9 @@ def widths(subject: Subject, d: int) -> list[int]:
 
 
 def turning(subject: Subject, problem: Problem, **changes: Any) -> Problem:
-    """The problem as a call that turns new keys and queries by itself. Raises NotApplicable where it has none, or others.
-
-    Each sequence has as many new keys as queries: where a query without a new key stands, documentation leaves open.
-    """
+    """The problem as a call that turns new keys and queries by itself. Raises NotApplicable where it has none, or others."""
     carrier = carrier_of(problem)
-    if not isinstance(carrier, Kept) or not carrier.new or not subject.offers(f"{carrier.feature}_rotary"):
-        raise NotApplicable
-    if any(q not in (0, new) for q, new in zip(carrier.q_lengths, carrier.new, strict=True)):
+    if not _a_key_for_each_query(carrier) or not subject.offers(f"{carrier.feature}_rotary"):
         raise NotApplicable
     changes = {"rotary": widths(subject, problem.d)[0], **pairs(subject)[0]} | changes
     return carried(problem, **changes)

@@ -201,6 +201,20 @@ class AtomicGradientsOfPacks(Steady):
         return anyhow(j) if about.form == "packed" else PLAIN
 
 
+@bits("DETERMINISM-3", "Dao-AILab/flash-attention#2510")
+class AtomicGradientsOfGroups(Steady):
+    """Where several query heads share keys, backward adds up in the order in which blocks come."""
+
+    grouped = False
+
+    def sequence(self, q: Tensor, k: Tensor, v: Tensor, about: About, scale: float | None) -> Both:
+        self.grouped = len(q) != len(k)
+        return super().sequence(q, k, v, about, scale)
+
+    def backward_plan(self, about: About, j: int) -> Plan:
+        return anyhow(j) if self.grouped else PLAIN
+
+
 # FLAGS AND THREADS
 
 

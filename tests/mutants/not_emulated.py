@@ -8,7 +8,7 @@ NOT_EMULATED: dict[str, str] = {
     "jax-ml/jax#36702": "vmap of a gradient: a transform of JAX, and no way to call an implementation that the spec knows",
     "proger/hippogriff#7": "a negative sliding window: no problem has one, and WINDOW gives it no meaning",
     "vllm-project/vllm#945": "ALiBi shifted by a constant in each row: softmax takes no notice, so the answer is right (BIAS-4)",
-    "fla-org/flash-linear-attention#45": "rotary positions shifted by padding: positions are no part of attention here",
+    "QwenLM/Qwen3.8#104": "positions of three dimensions are taken for a pack by the model, which then calls with wrong lengths",
     "tracel-ai/cubecl#1070": "a fault of a judge, not of a kernel: tests/test_judge.py sees NaN fail against a number",
     "pytorch/pytorch#152290": "one device's nightly was wrong in a model; neither cause nor symptom was isolated",
     "ml-explore/mlx#3383": "vmap over grouped heads hangs: a transform of MLX; a hang has no answer to judge",

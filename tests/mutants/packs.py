@@ -45,6 +45,17 @@ def previous_key_read_by_the_last_sequence(call: Packed) -> Any:
     return call.run(spans=[(a, b, c - (n and n == call.b - 1 and c > 0), d) for n, (a, b, c, d) in enumerate(call.spans)])
 
 
+@ragged("VARLEN-1", "flashinfer-ai/flashinfer#3801")
+def queries_begin_at_the_number_of_their_sequence(call: Packed) -> Any:
+    """The queries of sequence n are read from row n on: the stride of the batch is that of one row."""
+
+    def moved(one: One) -> One:
+        first = max(min(one.n, len(call.q) - one.i), 0)
+        return one.but(q=call.q[first : first + one.i])
+
+    return call.run(moved)
+
+
 @ragged("VARLEN-1")
 def longest_taken_for_the_length(call: Packed) -> Any:
     """Every sequence has as many keys as the longest."""
@@ -293,7 +304,7 @@ def without_keys_nan(call: Packed) -> Any:
     return call.run(attend=lambda one: dense(one) if one.j else both(dense(one), lambda o: o + nan))
 
 
-@ragged("VARLEN-3")
+@ragged("VARLEN-3", "flashinfer-ai/flashinfer#3779")
 def without_keys_unwritten(call: Packed) -> Any:
     """Rows of a sequence without keys, beside others that have some, hold what another call left there."""
     return call.run(attend=lambda one: dense(one) if one.j or not len(call.k) else both(dense(one), lambda o: o + 0.7))

@@ -67,6 +67,17 @@ class RotaryRowsOfTheFirstSequence(Honest):
         return [at - one.length + int(one.lengths[0]) for at in super().of_queries(one)]
 
 
+@rotary("ROTARY-1", "fla-org/flash-linear-attention#45")
+class RotaryRowsOfTheShortestSequence(Honest):
+    """All sequences are turned by positions that count from the end of the shortest."""
+
+    def of_keys(self, one: Sequence) -> list[int]:
+        return [at - one.length + int(one.lengths.min()) for at in super().of_keys(one)]
+
+    def of_queries(self, one: Sequence) -> list[int]:
+        return [at - one.length + int(one.lengths.min()) for at in super().of_queries(one)]
+
+
 @rotary("ROTARY-1")
 class RotaryRowsWithinAPage(Honest):
     """In pages a position is the row of its page."""
