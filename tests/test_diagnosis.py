@@ -375,7 +375,7 @@ def test_what_is_called_like_another_mistake_is_named_although_that_one_does_not
     like = ("hidden_scores_of_lowest", "hidden_scores_of_1e+09")
     assert {MISTAKES[name].of for name in like} == {"hidden_scores_of_10000"} == {*names_to_print(dict.fromkeys(like, 0.0))}
     explains = [SimpleNamespace(spared=False)]
-    monkeypatch.setattr(diagnosing, "_weighed", lambda *_: (dict.fromkeys(like, explains), {}, 3))
+    monkeypatch.setattr(diagnosing, "_weighed", lambda *_: (dict.fromkeys(like, explains), {}, []))
     monkeypatch.setattr(diagnosing, "_costs", lambda *_: dict.fromkeys(like, 0.0))
     monkeypatch.setattr(diagnosing, "place", lambda name, seen: name)
     found = diagnosing._diagnose(lambda n: None, [None], MISTAKES)

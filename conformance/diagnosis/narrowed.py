@@ -40,6 +40,16 @@ class Kind:
     holds: Callable[[One], bool]
 
 
+def of_blocks(n: int) -> tuple[Kind, ...]:
+    """Sequences by how their keys fill blocks of n."""
+    return (
+        Kind(f"where the number of keys is a multiple of {n}", lambda x: x.keys % n == 0 < x.keys),
+        Kind(f"where the number of keys is no multiple of {n}", lambda x: x.keys % n > 0),
+        Kind(f"where there are more than {n} keys", lambda x: x.keys > n),
+        Kind(f"where there are {n} keys at most", lambda x: x.keys <= n),
+    )
+
+
 KINDS = (
     Kind("where there is one query", lambda x: x.queries == 1),
     Kind("where there are several queries", lambda x: x.queries > 1),
@@ -54,16 +64,7 @@ KINDS = (
     Kind("in all sequences but the last", lambda x: x.place < x.of - 1),
     Kind("where there are two sequences or more", lambda x: x.of > 1),
     Kind("where there are three sequences or more", lambda x: x.of > 2),
-    *(
-        kind
-        for n in (16, 32, 64, 128)
-        for kind in (
-            Kind(f"where the number of keys is a multiple of {n}", lambda x, n=n: x.keys % n == 0 < x.keys),
-            Kind(f"where the number of keys is no multiple of {n}", lambda x, n=n: x.keys % n > 0),
-            Kind(f"where there are more than {n} keys", lambda x, n=n: x.keys > n),
-            Kind(f"where there are {n} keys at most", lambda x, n=n: x.keys <= n),
-        )
-    ),
+    *(kind for n in (16, 32, 64, 128) for kind in of_blocks(n)),
     Kind("where there are several pages", lambda x: x.keys > x.page > 0),
     Kind("where the last page is full", lambda x: x.page > 0 and x.keys % x.page == 0 < x.keys),
     Kind("where the last page is not full", lambda x: x.page > 0 and x.keys % x.page > 0),
@@ -92,7 +93,7 @@ class Narrow:
     def carried(self) -> bool:
         """Whether the call is one of many sequences, if only as the convention puts it."""
         put = self.seen.presented
-        return any(problem is not None and problem.carrier is not None for problem in (self.seen.problem, put and put.problem))
+        return self.seen.problem.carrier is not None or (put is not None and put.problem.carrier is not None)
 
     @cached_property
     def failing(self) -> Array:
