@@ -158,7 +158,8 @@ def test_what_was_not_read_to_its_end_gets_none(read: int, monkeypatch: pytest.M
     subject = subject_of(load()["float32_exponential_in_half"].make())
     case = Case.parse("i=5,j=7")
     assert subject.judgement(case).findings
-    assert diagnose(subject, subject.problem(case), None, [case]) is None
+    found = diagnose(subject, subject.problem(case), None, [case])
+    assert found is None or (found.cut and not found.best)
 
 
 def test_beside_enormous_biases_others_that_are_as_large_are_asked() -> None:
