@@ -2,7 +2,8 @@
 
 A kernel has several paths, and a fault is often in one of them. Then the mistake explains what fails, and would have shown as well
 in what is right. Here each mistake is tried in the sequences of one kind alone. It has its name if nothing is left that it would
-have shown in. Batch items of a dense problem count as sequences of one length.
+have shown in. Only calls of many sequences are looked at. Where a convention puts a dense problem as one, its batch items are
+sequences of one length.
 """
 
 from __future__ import annotations
@@ -137,12 +138,13 @@ def within(wrong: dict[str, Array], seen: Seen, made: Array) -> dict[str, Array]
 def narrowed(names: Iterable[str], seen: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
     """Of these mistakes those that explain all problems, right ones among them, in the sequences of one kind: which kinds fit.
 
-    Where calls of many sequences fail, and no others, a dense call may have another kernel, and says nothing of theirs. No kind is
-    told where a mistake explains all of theirs.
+    None where a dense call fails, too. One that is right may have another kernel, and says nothing of calls of many sequences. No
+    kind is told where a mistake explains all of these.
     """
-    each = [Narrow(one) for one in seen]
-    if all(one.carried for one in each if one.seen.scope):
-        each = [one for one in each if one.carried]
+    every = [Narrow(one) for one in seen]
+    each = [one for one in every if one.carried]
+    if not all(one.carried for one in every if one.seen.scope):
+        return {}
     kinds = [kind for kind in KINDS if all(one.allows(kind) for one in each if one.seen.scope)]
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
