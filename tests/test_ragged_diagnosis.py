@@ -21,6 +21,7 @@ from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.convention import Convention
 from attnspec.adapters.conventions.function import adapted
 from attnspec.adapters.conventions.layout import AS_IT_IS
+from attnspec.conformance.diagnosis import diagnose as diagnosing
 from attnspec.conformance.diagnosis.explain import Explainer
 from attnspec.conformance.diagnosis.explained import Explained
 from attnspec.conformance.diagnosis.names import sentence
@@ -325,6 +326,12 @@ def test_pages_that_are_shared_are_explained() -> None:
     outcome = judge("mutants.implementations.page_read_once", "-x", "--clauses=PAGED-9", "--impl-dtypes=float32")
     assert [failure.clause for failure in outcome.failures] == ["PAGED-9"]
     assert "pages that an earlier sequence has are skipped" in outcome.screen
+
+
+def test_a_failure_says_that_the_time_for_its_name_was_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosing, "SECONDS", 0.0)
+    outcome = judge("mutants.implementations.scale_missing", "-x", "--clauses=SCALE-1", "--impl-dtypes=float32")
+    assert "named     not: the time to find its name was used up" in outcome.screen
 
 
 def test_who_has_a_dense_call_by_parameters_has_it_blamed() -> None:

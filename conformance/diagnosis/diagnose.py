@@ -47,6 +47,10 @@ MOST = 24  # mistakes that are tried in some sequences alone, those with the few
 CERTAIN = 7.0  # decimal digits by which failing elements must agree with a mistake rather than with the right answer, in all
 
 
+class TimeUp(Exception):
+    """The time for one failure was up."""
+
+
 def diagnose(
     subject: Subject,
     problem: Problem,
@@ -88,10 +92,13 @@ def diagnose(
     if not steady(subject, problem):
         drops = problem.dropout and steady(subject, problem.replace(dropout=0.0))
         return Diagnosis({"dropout_in_evaluation": 0.0}, "", 1, True) if drops else None
-    known = _diagnose(seen_at, evidence, before) if before else None
-    if known is not None and not min(exceptions_of(known.cost).values()):
-        return known
-    return _diagnose(seen_at, evidence, MISTAKES, before)
+    try:
+        known = _diagnose(seen_at, evidence, before) if before else None
+        if known is not None and not min(exceptions_of(known.cost).values()):
+            return known
+        return _diagnose(seen_at, evidence, MISTAKES, before)
+    except TimeUp:
+        return Diagnosis(cut=True)
 
 
 def _evidence(
@@ -143,7 +150,7 @@ def _weighed(
 ) -> tuple[dict[str, list[Fit]], dict[str, float], list[Seen]]:
     """The mistakes that explain it all, and how well; how much speaks against each; the problems that this rests on.
 
-    None of them explains it where the time is up before all of it is read: what is left may speak against each.
+    Raises TimeUp where the time is up before all of it is read: what is left may speak against each.
     """
     started, cases = spent(), any(isinstance(this, Case) for this in evidence)
     alive: dict[str, list[Fit]] | None = None
@@ -154,7 +161,7 @@ def _weighed(
         if alive is not None and not alive:
             break
         if spent() - started > SECONDS:
-            return {}, against, looked
+            raise TimeUp
         if n > 1 and cases and asked > 2 and not isinstance(this, Case):
             break  # only where it was the test that made the problem do cases say little of it
         seen = seen_at(n)

@@ -208,7 +208,8 @@ class Explainer(Recognizer):
     def name_at_last(self, explained: Explained) -> Diagnosis | None:
         """The mistake that explains a failure which had no name when it was met, beside those that have got one since."""
         finding = explained.finding
-        nameless = finding.of_numbers and not finding.hint and explained.diagnosis is None and explained.by_case
+        unread = explained.diagnosis is None or explained.diagnosis.cut
+        nameless = finding.of_numbers and not finding.hint and explained.by_case and unread
         if not nameless or not self._names() or self.purse.used():
             return None
         return self.diagnose(explained.problem, explained.exact, finding, explained.failed_on, at_last=True)

@@ -11,6 +11,7 @@ FEW = 3  # what rests on fewer problems than these may have no exceptions, and b
 # What a name costs beside the problems that it would have shown in, and did not: one that is special, or fits nearly everything.
 SPECIAL, COARSE = 0.4, 0.7
 NARROWED = 0.01  # what one costs that is made in some sequences alone: more than one that is made in all, less than an exception
+PART = 0.5  # where problems speak against each, a part of one more or less tells none apart
 SOME = "in some sequences alone"  # said where several kinds of sequences fit
 
 
@@ -23,6 +24,7 @@ class Diagnosis:
     asked: int = 0  # problems that it explains
     whole: bool = False  # in each of them all that the mistake would change is wrong
     narrowed: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of mistakes that only some sequences have, which
+    cut: bool = False  # the time was up before all of the evidence was read, so that nothing has a name
 
     @property
     def best(self) -> tuple[str, ...]:
@@ -42,7 +44,8 @@ def names_to_print(cost: dict[str, float]) -> tuple[str, ...]:
     if any(MISTAKES[name].coarse for name in cost):  # as plain a thing as zeros explains it all: nothing special with exceptions
         special = {name for name, x in exceptions.items() if x and MISTAKES[name].special and not MISTAKES[name].coarse}
         plain, cost = ({name: x for name, x in values.items() if name not in special} for values in (plain, cost))
-    tied = [name for name in cost if plain[name] <= min(plain.values()) + 1e-9]
+    least = min(plain.values(), default=0.0)
+    tied = [name for name in cost if plain[name] <= least + (PART if least >= 1 else 1e-9)]
     families: dict[str, list[str]] = {}
     for name in tied:
         families.setdefault(MISTAKES[name].of or name, []).append(name)

@@ -2,7 +2,8 @@
 
 A kernel has several paths, and a fault is often in one of them. Then the mistake explains what fails, and would have shown as well
 in what is right. Here each mistake is tried in the sequences of one kind alone. It has its name if nothing is left that it would
-have shown in. Batch items of a dense problem count as sequences of one length.
+have shown in. Only calls of many sequences are looked at. Where a convention puts a dense problem as one, its batch items are
+sequences of one length.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ class Kind:
     holds: Callable[[One], bool]
 
 
+def of_blocks(n: int) -> tuple[Kind, ...]:
+    """Sequences by how their keys fill blocks of n."""
+    return (
+        Kind(f"where the number of keys is a multiple of {n}", lambda x: x.keys % n == 0 < x.keys),
+        Kind(f"where the number of keys is no multiple of {n}", lambda x: x.keys % n > 0),
+        Kind(f"where there are more than {n} keys", lambda x: x.keys > n),
+        Kind(f"where there are {n} keys at most", lambda x: x.keys <= n),
+    )
+
+
 KINDS = (
     Kind("where there is one query", lambda x: x.queries == 1),
     Kind("where there are several queries", lambda x: x.queries > 1),
@@ -54,16 +65,7 @@ KINDS = (
     Kind("in all sequences but the last", lambda x: x.place < x.of - 1),
     Kind("where there are two sequences or more", lambda x: x.of > 1),
     Kind("where there are three sequences or more", lambda x: x.of > 2),
-    *(
-        kind
-        for n in (16, 32, 64, 128)
-        for kind in (
-            Kind(f"where the number of keys is a multiple of {n}", lambda x, n=n: x.keys % n == 0 < x.keys),
-            Kind(f"where the number of keys is no multiple of {n}", lambda x, n=n: x.keys % n > 0),
-            Kind(f"where there are more than {n} keys", lambda x, n=n: x.keys > n),
-            Kind(f"where there are {n} keys at most", lambda x, n=n: x.keys <= n),
-        )
-    ),
+    *(kind for n in (16, 32, 64, 128) for kind in of_blocks(n)),
     Kind("where there are several pages", lambda x: x.keys > x.page > 0),
     Kind("where the last page is full", lambda x: x.page > 0 and x.keys % x.page == 0 < x.keys),
     Kind("where the last page is not full", lambda x: x.page > 0 and x.keys % x.page > 0),
@@ -92,7 +94,7 @@ class Narrow:
     def carried(self) -> bool:
         """Whether the call is one of many sequences, if only as the convention puts it."""
         put = self.seen.presented
-        return any(problem is not None and problem.carrier is not None for problem in (self.seen.problem, put and put.problem))
+        return self.seen.problem.carrier is not None or (put is not None and put.problem.carrier is not None)
 
     @cached_property
     def failing(self) -> Array:
@@ -136,12 +138,13 @@ def within(wrong: dict[str, Array], seen: Seen, made: Array) -> dict[str, Array]
 def narrowed(names: Iterable[str], seen: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
     """Of these mistakes those that explain all problems, right ones among them, in the sequences of one kind: which kinds fit.
 
-    Where calls of many sequences fail, and no others, a dense call may have another kernel, and says nothing of theirs. No kind is
-    told where a mistake explains all of theirs.
+    None where a dense call fails, too. One that is right may have another kernel, and says nothing of calls of many sequences. No
+    kind is told where a mistake explains all of these.
     """
-    each = [Narrow(one) for one in seen]
-    if all(one.carried for one in each if one.seen.scope):
-        each = [one for one in each if one.carried]
+    every = [Narrow(one) for one in seen]
+    each = [one for one in every if one.carried]
+    if not all(one.carried for one in every if one.seen.scope):
+        return {}
     kinds = [kind for kind in KINDS if all(one.allows(kind) for one in each if one.seen.scope)]
     found: dict[str, tuple[str, ...]] = {}
     for name in names:

@@ -61,6 +61,8 @@ def failure(
     if not explained.reduced:
         how = "in part" if explained.failed_on and explained.case not in explained.failed_on else "not"
         lines.append(f"  reduced   {how}: the time for explanations was used up; --explain-budget=120 gives more")
+    elif explained.diagnosis is not None and explained.diagnosis.cut:
+        lines.append("  named     not: the time to find its name was used up")
     lines.append(f"  re-run    {again}")
     data = {
         "title": clause.title,
