@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from attnspec.conformance.judging.finding import Judgement
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.fit import sized
+from attnspec.conformance.problems.fit import fit, sized, thinner
 from attnspec.conformance.problems.tensors import build, restricted
 from attnspec.conformance.problems.words import describe_problem
 from attnspec.conformance.verdicts.lines import Share, worse
@@ -105,6 +105,8 @@ class Subject:
     measured: dict[str, Share] = field(default_factory=dict)  # the worst right answers since the asking test began
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
     _solved: Solved | None = None
+    _fitted: dict[tuple[Case, tuple[tuple[str, Any], ...]], Case] = field(default_factory=dict)
+    _offer: tuple[Any, ...] = ()  # to which these cases are fitted
 
     @property
     def label(self) -> str:
@@ -161,6 +163,22 @@ class Subject:
             "called",
         )
         return Subject(**{name: getattr(self, name) for name in (*settled, *refused)})
+
+    def fitted(self, case: Case, levels: tuple[tuple[str, Any], ...]) -> Case:
+        """The case with these levels, as near to it as the adapter offers.
+
+        A square of many queries, which may cost a thousand times as much as the case, is made smaller. What was found is
+        remembered, for many tests want the same levels of the same rows.
+        """
+        adapter, known = self.adapter, (case, levels)
+        offer = adapter.offers, adapter.widths, adapter.restrictions
+        if self._offer != offer or len(self._fitted) > 30_000:
+            self._offer, self._fitted = offer, {}
+        found = self._fitted.get(known)
+        if found is None:
+            wanted = thinner(replace(case, **dict(levels)), case, adapter) if levels else case
+            found = self._fitted[known] = fit(wanted, adapter)
+        return found
 
     # ASKING
 
