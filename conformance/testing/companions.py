@@ -13,7 +13,8 @@ from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import restricted
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.outcomes import NotApplicable, is_right, must_agree, must_answer, must_keep_bits
+from attnspec.conformance.testing.outcomes import NotApplicable, must_agree, must_answer, must_keep_bits, right
+from attnspec.reference import Exact
 from attnspec.spec import Problem
 from attnspec.spec.ragged import FORMS
 from attnspec.spec.words import RETURNED
@@ -146,13 +147,15 @@ def pieces(subject: Subject, case: Case, form: str) -> Iterator[tuple[Problem, l
                 )
 
 
-def must_be_as_alone(subject: Subject, alone: Problem, companies: list[Company], *, bits: bool, gradients: bool = False) -> None:
+def must_be_as_alone(
+    subject: Subject, alone: Problem, companies: list[Company], *, exact: Exact | None, gradients: bool = False
+) -> None:
     """What is looked at in each of these calls must be what it is alone: bit by bit, or within the bound of both.
 
-    gradients: whether gradients are looked at, and not the output and the lse.
+    exact: the answer alone, where it is the bound that counts. gradients: whether gradients are looked at, and not the output and
+    the lse.
     """
     before = must_answer(subject, alone)
-    exact = None if bits else subject.solve(alone)
     for company in companies:
         after = must_answer(subject, company.problem)
         for name in alone.outputs:
@@ -176,9 +179,10 @@ def must_be_the_same(
     """
     count = 0
     for alone, companies in asked:
-        if not bits and not is_right(subject, alone):
+        exact = None if bits else right(subject, alone)
+        if exact is None and not bits:
             continue
-        must_be_as_alone(subject, alone, companies, bits=bits, gradients=gradients)
+        must_be_as_alone(subject, alone, companies, exact=exact, gradients=gradients)
         count += len(companies)
     if not count:
         raise NotApplicable
