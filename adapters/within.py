@@ -165,7 +165,7 @@ def _flagged(adapter: Any, device: str) -> Iterator[None]:
 
 
 def _set_flag(on: bool, warns: bool) -> None:
-    """Set torch's flag. The usual way imports all of torch's compiler, to tell it; where nobody has imported it, nobody compiles."""
+    """Set torch's flag. The usual way imports torch's compiler, to tell it, too; where nobody has imported it, nobody compiles."""
     if "torch._dynamo" in sys.modules or "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(on, warn_only=warns)
     else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from steady import Atomic, Shared, Steady
 from attnspec.adapters import Adapter, Unsupported, resolve
 from attnspec.adapters.remote.isolated import isolated
 from attnspec.adapters.restrictions import forbidden
-from attnspec.adapters.within import FLAGGED, LOADED, OTHER_THREADS, Call, Within, with_flag
+from attnspec.adapters.within import FLAGGED, LOADED, OTHER_THREADS, SURROUNDINGS, Call, Within, with_flag
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.tensors import build
 from attnspec.conformance.report.header import header
@@ -225,6 +227,22 @@ def test_what_surrounds_a_call_is_gone_after_it() -> None:
     assert loaded == (before[0] + 2, *before[1:])
     assert threads == (before[0], 1 if before[1] > 1 else 3, before[2])
     assert flag == (*before[:2], True)
+
+
+def test_torchs_compiler_is_told_of_the_flag_where_somebody_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on, *, warn_only: told.append((on, warn_only)))
+    for name in ("torch._dynamo", "torch._inductor"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with SURROUNDINGS[FLAGGED].enter(SimpleNamespace(), "cpu"):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not told
+    monkeypatch.setitem(sys.modules, "torch._dynamo", SimpleNamespace())
+    with SURROUNDINGS[FLAGGED].enter(SimpleNamespace(), "cpu"):
+        pass
+    assert told == [(True, True), (False, False)]
 
 
 def test_a_parameter_for_the_same_bits_is_given_where_nobody_else_gives_it() -> None:

@@ -65,7 +65,7 @@ def paged(
     ints = {"dtype": torch.int32, "device": q.device}
     width = max(counts, default=0) + columns
 
-    def places(n, first, last):
+    def where(n, first, last):
         """The pages of some keys of a sequence, and their rows in these."""
         keys = torch.arange(first, last, device=q.device)
         return torch.tensor(table[n], dtype=torch.int64, device=q.device)[keys // size], keys % size
@@ -74,7 +74,7 @@ def paged(
         """The pages with what was there before, and poison elsewhere."""
         found = nobodys(x, (own + spare, size, x.shape[1], x.shape[3]), poison)
         for n in range(b):
-            found[places(n, 0, filled[n])] = x.detach()[n, :, : filled[n]].transpose(0, 1)
+            found[where(n, 0, filled[n])] = x.detach()[n, :, : filled[n]].transpose(0, 1)
         return found
 
     def packed(x, begins, ends):
@@ -116,7 +116,7 @@ def paged(
     if rotary and found["k_pages"].shape == after["k_pages"].shape:
         found = {**found, "k_pages": found["k_pages"].clone()}
     for n in range(b) if new else ():
-        place = places(n, filled[n], k_lengths[n])
+        place = where(n, filled[n], k_lengths[n])
         for name, x in (("k_pages", k), ("v_pages", v)):
             if name in after:
                 after[name][place] = x.detach()[n, :, filled[n] : k_lengths[n]].transpose(0, 1)

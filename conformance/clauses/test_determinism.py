@@ -12,7 +12,7 @@ from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.clause import clause
 from attnspec.conformance.testing.companions import forms_of
-from attnspec.conformance.testing.outcomes import NotApplicable, is_right, must_agree, must_answer, must_be_right, must_keep_bits
+from attnspec.conformance.testing.outcomes import NotApplicable, must_agree, must_answer, must_be_right, must_keep_bits, right
 from attnspec.conformance.testing.plan import once
 from attnspec.spec import Problem
 from attnspec.spec.words import RETURNED
@@ -64,9 +64,10 @@ def test_many_calls_agree(subject: Subject, case: Case) -> None:
     differed: dict[str, None] = {}
     asked = False
     for problem, times in calls(subject, case, 0):
-        if not is_right(subject, problem):
+        exact = right(subject, problem)
+        if exact is None:
             continue  # another clause says so
-        asked, exact, answers = True, subject.solve(problem), iter(repeated(subject, problem, times))
+        asked, answers = True, iter(repeated(subject, problem, times))
         _, first = next(answers)
         for said, answer in answers:
             for name in problem.outputs:
@@ -120,9 +121,10 @@ def must_be_right_within(subject: Subject, problems: Iterable[Problem], within: 
     """Where an answer is right, it must be right in other surroundings, too."""
     asked = False
     for problem in problems:
-        if is_right(subject, problem):
+        exact = right(subject, problem)
+        if exact is not None:
             asked = True
-            must_be_right(subject, problem, what, within=within, alone=False)
+            must_be_right(subject, problem, what, exact=exact, within=within, alone=False)
     if not asked:
         raise NotApplicable
 

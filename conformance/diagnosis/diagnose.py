@@ -68,7 +68,9 @@ def diagnose(
     if problem.training and problem.dropout:  # what is right depends on what was drawn
         found, asked = dropped(subject, problem)
         return Diagnosis(dict.fromkeys(found, 0.0), "", asked, True) if found else None
-    cases, before = list(dict.fromkeys(cases)), [name for name in before if name in MISTAKES]
+    already = frozenset(before)
+    # In the order of all mistakes: a set has another one in each process, and a message names two in the order of their coming.
+    cases, before = list(dict.fromkeys(cases)), [name for name in MISTAKES if name in already]
 
     @cache
     def seen_in(case: Case) -> Seen | None:

@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from attnspec.conformance.judging.finding import Judgement
 from attnspec.conformance.judging.judge import judge
 from attnspec.conformance.judging.lean import LONG, LongRows, long_rows
 from attnspec.conformance.problems.case import Case
-from attnspec.conformance.problems.fit import sized
+from attnspec.conformance.problems.fit import fit, sized, thinner
 from attnspec.conformance.problems.tensors import build, restricted
 from attnspec.conformance.problems.words import describe_problem
 from attnspec.conformance.verdicts.lines import Share, worse
@@ -30,33 +30,11 @@ from attnspec.spec.words import DTYPES, FEATURES, REPEATING, RETURNED
 
 ORACLE = "arb" if find_spec("flint") else "float64"
 OBSERVED, ASSUMED = "observed", "assumed canonical"  # how the source of a choice begins that nobody promised
-REMEMBERED = 1 << 18  # pairs of a query and a key, of all heads, up to which the last exact answer is remembered
 ASK = compile("ask()", "<attnspec>", "eval")
 
 
 class DeviceGone(KeyboardInterrupt):
     """The device answers nothing any more in this process: the run ends as an interrupted one does."""
-
-
-class Solved(NamedTuple):
-    """A problem, and its exact answer."""
-
-    problem: Problem
-    dialect: Dialect
-    certain: bool
-    states: tuple[int, ...]
-    exact: Exact
-
-    def answers(self, problem: Problem, dialect: Dialect, certain: bool) -> bool:
-        """Whether this is what is asked. Some tests write other numbers into the tensors of a problem."""
-        same = problem is self.problem and certain == self.certain and dialect == self.dialect
-        return same and states_of(problem) == self.states
-
-
-def states_of(problem: Problem) -> tuple[int, ...]:
-    """How often torch saw each tensor of a problem written; none where it does not count that."""
-    tensors = (problem.inputs() | problem.cotangents()).values()
-    return () if any(x.is_inference() for x in tensors) else tuple(x._version for x in tensors)
 
 
 @dataclass
@@ -104,7 +82,8 @@ class Subject:
     compared: set[Case] = field(default_factory=set)  # cases that tests had compared with the reference
     measured: dict[str, Share] = field(default_factory=dict)  # the worst right answers since the asking test began
     _judgements: OrderedDict[Case, Judgement] = field(default_factory=OrderedDict)
-    _solved: Solved | None = None
+    _fitted: dict[tuple[Case, tuple[tuple[str, Any], ...]], Case] = field(default_factory=dict)
+    _offer: tuple[Any, ...] = ()  # to which these cases are fitted
 
     @property
     def label(self) -> str:
@@ -161,6 +140,22 @@ class Subject:
             "called",
         )
         return Subject(**{name: getattr(self, name) for name in (*settled, *refused)})
+
+    def fitted(self, case: Case, levels: tuple[tuple[str, Any], ...]) -> Case:
+        """The case with these levels, as near to it as the adapter offers.
+
+        A square of many queries, which may cost a thousand times as much as the case, is made smaller. What was found is
+        remembered, for many tests want the same levels of the same rows.
+        """
+        adapter, known = self.adapter, (case, levels)
+        offer = adapter.offers, adapter.widths, adapter.restrictions
+        if self._offer != offer or len(self._fitted) > 30_000:
+            self._offer, self._fitted = offer, {}
+        found = self._fitted.get(known)
+        if found is None:
+            wanted = thinner(replace(case, **dict(levels)), case, adapter) if levels else case
+            found = self._fitted[known] = fit(wanted, adapter)
+        return found
 
     # ASKING
 
@@ -227,21 +222,11 @@ class Subject:
         return self.run(self.problem(case), Within("after a draw")).disturbed
 
     def solve(self, problem: Problem, keep: np.ndarray | None = None, *, certain: bool = False) -> Exact:
-        """The exact answer in the dialect of this subject. `certain`: from ball arithmetic, where it is installed.
-
-        The last one is remembered: many tests ask first whether an answer is right, and then what it may be.
-        """
-        last = self._solved
-        if last is not None and keep is None and last.answers(problem, self.dialect, certain):
-            return last.exact
-        self._solved = None  # its memory is free before the next is made
+        """The exact answer in the dialect of this subject. `certain`: from ball arithmetic, where it is installed."""
         try:
-            exact = solve(problem, self.dialect, keep, oracle=ORACLE if certain else "float64")
+            return solve(problem, self.dialect, keep, oracle=ORACLE if certain else "float64")
         except ArithmeticError:  # numbers so far apart that 4096 bits do not hold them
-            exact = solve(problem, self.dialect, keep)
-        if keep is None and problem.b * problem.h * problem.i * problem.j <= REMEMBERED and (states := states_of(problem)):
-            self._solved = Solved(problem, self.dialect, certain, states, exact)
-        return exact
+            return solve(problem, self.dialect, keep)
 
     def judge(self, answer: Answer, exact: Exact) -> Judgement:
         """Compare, and remember which accuracy class the right answers have held so far."""

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from attnspec.adapters import Answer
 from attnspec.adapters.restrictions import forbidden
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.problems.tensors import restricted
 from attnspec.conformance.subject.subject import Subject
-from attnspec.conformance.testing.outcomes import NotApplicable, NotOffered, is_right, must_agree, must_answer, must_keep_bits
+from attnspec.conformance.testing.outcomes import NotApplicable, NotOffered, must_agree, must_answer, must_keep_bits, right
+from attnspec.reference import Exact
 from attnspec.spec import Problem
 from attnspec.spec.ragged import FORMS, Kept
 from attnspec.spec.words import RETURNED
@@ -162,13 +164,15 @@ def pieces(subject: Subject, case: Case, form: str) -> Asked:
                 )
 
 
-def must_be_as_alone(subject: Subject, alone: Problem, company: Company, *, bits: bool, gradients: bool = False) -> None:
+def must_be_as_alone(
+    subject: Subject, alone: Problem, before: Answer, company: Company, *, exact: Exact | None, gradients: bool = False
+) -> None:
     """What is looked at in a call must be what it is alone: bit by bit, or within the bound of both.
 
-    gradients: whether gradients are looked at, and not the output and the lse.
+    before: what came of it alone. exact: the answer alone, where it is the bound that counts. gradients: whether gradients are
+    looked at, and not the output and the lse.
     """
-    before, after = must_answer(subject, alone), must_answer(subject, company.problem)
-    exact = None if bits else subject.solve(alone)
+    after = must_answer(subject, company.problem)
     for name in alone.outputs:
         x, y = before.output(name), after.output(name)
         if (name in RETURNED) == gradients or not isinstance(x, Tensor) or not isinstance(y, Tensor):
@@ -191,15 +195,17 @@ def must_be_the_same(subject: Subject, *asked: Asked, bits: bool, gradients: boo
     refusal = f"restricted: {', '.join(sorted(subject.adapter.restrictions))}" if asked and subject.adapter.restrictions else ""
     for alone, companies in chain(*asked):
         try:
-            if not bits and not is_right(subject, alone):
+            exact = None if bits else right(subject, alone)
+            if exact is None and not bits:
                 wrong += 1
                 continue
+            before = must_answer(subject, alone)
         except NotOffered as found:
             refusal = str(found)
             continue
         for company in companies:
             try:
-                must_be_as_alone(subject, alone, company, bits=bits, gradients=gradients)
+                must_be_as_alone(subject, alone, before, company, exact=exact, gradients=gradients)
                 compared += 1
             except NotOffered as found:
                 refusal = str(found)

@@ -72,10 +72,18 @@ def refused(answer: Answer, problem: Problem) -> str | None:
     return answer.refusal
 
 
+def right(subject: Subject, problem: Problem) -> Exact | None:
+    """The exact answer where the implementation's agrees with it, else None.
+
+    Raises NotOffered where the convention has no words for the problem.
+    """
+    answer, exact = subject.answered(problem)
+    return None if subject.judge(offered(answer), exact).findings else exact
+
+
 def is_right(subject: Subject, problem: Problem) -> bool:
     """Whether the answer agrees with the reference. Raises NotOffered where the convention has no words for the problem."""
-    answer, exact = subject.answered(problem)
-    return not subject.judge(offered(answer), exact).findings
+    return right(subject, problem) is not None
 
 
 def must_be_right(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from attnspec.conformance.diagnosis.explain import anything
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.extension import EXTENSIONS
-from attnspec.conformance.problems.fit import fit, thinner
 from attnspec.conformance.run.tier import Tier
 from attnspec.conformance.subject.subject import Subject
 from attnspec.spec.words import OUTPUTS, RAGGED
@@ -46,12 +45,10 @@ class Plan:
     def narrow(self, case: Case, subject: Subject) -> Case | None:
         """The case with the levels that this test wants, or None where it can't show the clause.
 
-        A square of many queries, which may cost a thousand times as much as the case, is made smaller. What changes a dense call
-        does not know lengths: a relation is asked of calls of many sequences only where it is about them.
+        What changes a dense call does not know lengths: a relation is asked of calls of many sequences only where it is about them.
         """
-        wanted = dict(self.like)
-        case = fit(thinner(replace(case, **wanted), case, subject.adapter) if wanted else case, subject.adapter)
-        kept = all(getattr(case, name) == value for name, value in wanted.items())
+        case = subject.fitted(case, self.like)
+        kept = all(getattr(case, name) == value for name, value in self.like)
         if not kept or not self.where(case) or (not self.comparison and case.cost > RELATION_COST):
             return None
         if case.carrier != "none" and not self.comparison and not set(RAGGED) & set(self.offering):
