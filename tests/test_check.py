@@ -223,7 +223,7 @@ def test_state_is_as_it_was(tmp_path, monkeypatch, capfd) -> None:
         check("honest_copy.py:absent", **QUICK)
     assert state() == before
     assert capfd.readouterr() == ("", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["honest_copy.py"]
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"honest_copy.py"}  # Python may write the former
 
 
 def test_a_module_and_an_adapter_stay_their_owners() -> None:
