@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from honest import Plan, eager, split_k, tiled, widen
 from judging import judge
 from numpy.random import default_rng
+from threads import one_thread  # noqa: F401  a fixture
 from torch import Tensor
 from variants import kernel
 
@@ -25,14 +26,6 @@ from attnspec.conformance.testing.systematic import LIMIT, Meter, generic
 HONEST = str(Path(__file__).with_name("honest.py:tiled"))
 PROBLEMS = 200  # of tier standard
 BITS = {torch.bfloat16: 16, torch.float16: 13}  # of float32's significand that the type has not
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def truncated(x: Tensor, dtype: torch.dtype) -> Tensor:

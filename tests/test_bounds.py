@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ from chains import FILLED, torchs_math_in_half, with_sdpa_signature
 from honest import eager, tiled
 from numpy.random import Generator, default_rng
 from random_problems import draw
+from threads import one_thread  # noqa: F401  a fixture
 from torch import Tensor
 from variants import HONEST, tf32
 
@@ -40,15 +41,6 @@ LADDERS = {dtype: ["R", "A", "B", "C", "D"] for dtype in DTYPES} | {
     "bfloat16*": ["C", "C*"],
 }
 PER_REGIME = 15  # problems per dtype and value regime of the suite: 600 in all
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small matmuls wait for their threads forty times longer than they take, on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ORDER

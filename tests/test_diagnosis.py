@@ -13,6 +13,7 @@ import honest
 import pytest
 import torch
 from mutants.base import load, with_sdpa_signature
+from threads import one_thread  # noqa: F401  a fixture
 
 from attnspec.adapters import resolve
 from attnspec.conformance.clauses.test_dropout import readable
@@ -41,14 +42,6 @@ EXPECTED = json.loads((Path(__file__).parent / "mutants" / "diagnoses.json").rea
 OBSERVED = {"raised", "shape", "dtype", "missing", "changed", "inputs changed", "coarse arithmetic"}
 OBSERVED |= {"answered sizes that do not fit", "accepted a bad rate"}
 OBSERVED |= {"remembered an earlier call", "answer varies", "memory shared", "global state changed"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def subject_of(function: Any) -> Subject:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from many import Plan, Told, Wrong, each, kernel
+from threads import one_thread  # noqa: F401  a fixture
 
 from attnspec.adapters import resolve
 from attnspec.conformance.diagnosis.explain import Explainer
@@ -14,14 +12,6 @@ from attnspec.conformance.diagnosis.names import sentence
 from attnspec.conformance.problems.case import Case
 from attnspec.conformance.problems.fit import fit
 from attnspec.conformance.subject.meeting import meet
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def said(wrong: Wrong, form: str, token: str) -> str:

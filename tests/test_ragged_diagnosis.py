@@ -16,6 +16,7 @@ import rotated
 import torch
 from judging import judge
 from many import Plan, Told, Wrong, each, kernel, keys, of, start
+from threads import one_thread  # noqa: F401  a fixture
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.convention import Convention
@@ -54,14 +55,6 @@ EVERY = (
     "carrier=paged+3+fused,lengths=zero_middle",
     "carrier=cached+fused+room,lengths=zero_middle",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def no_borders(plans: list[Plan], told: Told) -> None:

@@ -15,6 +15,7 @@ import test_sink
 import torch
 from mutants.base import load
 from random_problems import draw
+from threads import one_thread  # noqa: F401  a fixture
 
 from attnspec.adapters import Adapter, resolve
 from attnspec.adapters.conventions.function import FunctionAdapter
@@ -70,14 +71,6 @@ def powers(name: str, fitted: str, every: int = 1) -> Found:
 def powers_of(case: Case, dialect: Dialect) -> dict[str, float]:
     problem = build(case)
     return power(problem, solve(problem, dialect), default_class(case.dtype))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

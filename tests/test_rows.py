@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from honest import tiled
 from judging import judge
 from numpy.random import default_rng
+from threads import one_thread  # noqa: F401  a fixture
 from torch import Tensor
 
 from attnspec.adapters import Answer, resolve
@@ -25,15 +25,6 @@ from attnspec.conformance.subject.subject import Subject
 from attnspec.conformance.testing.long_rows import judge_rows, long_problem, needles
 from attnspec.reference import SampledRows, rows, solve
 from attnspec.spec import CANONICAL, CHOICES, Dialect, Problem
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 # THE SAME AS THE WHOLE
 

@@ -16,9 +16,8 @@ from attnspec.spec import Problem
 from attnspec.spec.memory import expanded
 
 EVIDENCE = 6  # failing problems of the run that one diagnosis must explain, beside its own two and the probes
-APART = (
-    "2:5/4:9/1:3/3:7"  # lengths of which neither the first nor the last is the longest or the shortest, and none the room there is
-)
+# Lengths of which neither the first nor the last is the longest or the shortest, and none the room there is.
+APART = "2:5/4:9/1:3/3:7"
 ENORMOUS = ("lowest", "shift")  # biases, beside which a mistake and rounding are hard to tell apart
 
 

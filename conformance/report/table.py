@@ -133,8 +133,9 @@ def without_memory(record: Record) -> list[str]:
 def without_a_case(record: Record) -> list[str]:
     """The MUST clauses that were asked and of which no problem could show anything, by the reason."""
     found: dict[str, list[str]] = {}
+    weighed = record.weighed()
     for id_ in (clause.id for clause in index().values() if clause.binding):
-        cells = {cell: counts for cell, counts in record.weighed().items() if cell[0] == id_}
+        cells = {cell: counts for cell, counts in weighed.items() if cell[0] == id_}
         if cells and all(standing(counts) == "not run" and record.whys.get(cell) is Why.NO_CASE for cell, counts in cells.items()):
             found.setdefault("; ".join(dict.fromkeys(record.reasons[cell] for cell in cells)), []).append(id_)
     return [f"{'not run, ' if not n else ''}{', '.join(ids)}: {why}" for n, (why, ids) in enumerate(found.items())]
